@@ -1,0 +1,6 @@
+"""ftcore: fine-tuning in which everything is a plugin. See docs/plugins.md to write one."""
+
+from ftcore.hookspecs import hookimpl
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "hookimpl"]

@@ -1,0 +1,295 @@
+"""What a plugin offers: eight kinds of component, each a frozen dataclass with a name, a summary and options.
+
+A component describes; it never holds the state of a run. Nothing here imports torch: components are listed and their
+options checked in a fraction of a second, and a component's methods import what they need when they are called.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+    from ftcore.inference import Chunk, Prompt
+    from ftcore.memory import Architecture
+    from ftcore.plan import Plan
+    from ftcore.run import Run
+    from ftcore.samples import Sample
+
+
+class OptionGroup(BaseModel):
+    """Base of every owner's options: frozen, unknown keys forbidden, docstrings under the fields are the help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """What all kinds share.
+
+    Args:
+        name: how a YAML file selects it; unique within its kind when it is used.
+        summary: one line for ``ft plugins list``.
+        aliases: further names that select it.
+        default: whether it is used when the file names none of its kind.
+    """
+
+    kind: ClassVar[str] = ""
+    """The kind's name in the plan, in ``ft plugins list`` and in error messages."""
+    option: ClassVar[str] = ""
+    """The option by which a file selects one of this kind, such as ``stage``; empty where it is selected otherwise."""
+    Options: ClassVar[type[OptionGroup]] = OptionGroup
+    """The options that this component owns; the plan binds them and refuses what they refuse."""
+
+    name: str
+    summary: str
+    aliases: tuple[str, ...] = ()
+    default: bool = False
+
+    def resolve(self, values: Mapping[str, Any]) -> str:
+        """The name of the component that takes this one's place under these raw option values; usually itself."""
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFormat(Component, ABC):
+    """Reads one row of a dataset into a sample.
+
+    Args:
+        columns: role -> column that holds it unless ``dataset_info.json`` says otherwise.
+        tags: the same for names inside a column, such as the key that holds a message's role.
+    """
+
+    kind = "dataset_format"
+    option = "formatting"
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @abstractmethod
+    def matches(self, columns: frozenset[str]) -> bool:
+        """Whether a dataset with these columns, and no ``formatting``, has this format."""
+
+    @abstractmethod
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> Sample:
+        """The row as a sample.
+
+        Args:
+            row: column -> value.
+            columns: role -> column, the format's own completed by what the dataset's description says.
+            tags: likewise.
+
+        Raises:
+            RowError: with the field, its value, the reason and the cure.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate(Component):
+    """One Jinja source with ``{% generation %}`` marks around what the model says, its end-of-turn included.
+
+    It makes the training mask, the prompt at inference and the ``chat_template`` saved with the tokenizer.
+
+    Args:
+        path: the Jinja file; or
+        text: the source itself.
+        stop: what ends the model's turn, the first being the one that training teaches.
+        default_system: the system message that the template writes when the conversation has none.
+        tool_dialect: how tools are offered and called, such as ``json`` or ``xml``; None where the model has no tools.
+        thinking: whether the template renders ``reasoning_content``.
+    """
+
+    kind = "chat_template"
+    option = "template"
+
+    path: Path | None = None
+    text: str = ""
+    stop: tuple[str, ...] = ()
+    default_system: str | None = None
+    tool_dialect: str | None = None
+    thinking: bool = False
+
+    def source(self) -> str:
+        """The Jinja source."""
+        return self.path.read_text(encoding="utf-8") if self.path else self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model that a plugin brings along, selected by ``model_name_or_path: name``.
+
+    Args:
+        name: how a file names it.
+        summary: one line.
+        config: the model's ``config.json``, so that memory is estimated before anything is fetched.
+        fetch: ``module:function``; called without arguments it returns the local folder, fetching on first use.
+        hub_id: the same model on the hub, for the records.
+    """
+
+    name: str
+    summary: str
+    config: Mapping[str, Any]
+    fetch: str
+    hub_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFamily(Component):
+    """What is known of an architecture: which models belong to it, and the defaults that suit them.
+
+    Args:
+        model_types: values of ``model_type`` in config.json.
+        template: name of the chat template; None where only the tokenizer knows.
+        lora_targets: module names that LoRA's ``all`` means; empty for every linear layer but the head.
+        models: models that the plugin offers by name.
+        defaults: option -> value, used where the file is silent; the plan shows their origin as ``family``.
+    """
+
+    kind = "model_family"
+
+    model_types: tuple[str, ...] = ()
+    template: str | None = None
+    lora_targets: tuple[str, ...] = ()
+    models: tuple[ModelSource, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def matches(self, config: Mapping[str, Any], name: str) -> int:
+        """How well a model fits: 0 not at all; the highest of all families wins.
+
+        Args:
+            config: its config.json.
+            name: ``model_name_or_path`` as written.
+        """
+        return int(config.get("model_type") in self.model_types)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Component, ABC):
+    """Which parameters are trained, and how they are loaded, saved and counted."""
+
+    kind = "method"
+    option = "finetuning_type"
+
+    saves_adapter: ClassVar[bool] = False
+    """Whether a run leaves an adapter beside the base model rather than a model."""
+
+    def load_kwargs(self, plan: Plan) -> dict[str, Any]:
+        """Keyword arguments for ``from_pretrained``, a quantisation config for instance."""
+        return {}
+
+    @abstractmethod
+    def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
+        """The model with its trainable parameters in place, in float32, and all others frozen."""
+
+    @abstractmethod
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
+        """Writes what was trained, as safetensors."""
+
+    @abstractmethod
+    def load(self, model: PreTrainedModel, folder: Path) -> None:
+        """Reads back, in place and exactly, what `save` wrote.
+
+        Raises:
+            RunError: when names or shapes differ.
+        """
+
+    @abstractmethod
+    def count(self, architecture: Architecture, options: OptionGroup) -> tuple[float, int]:
+        """``(bytes of the base weights, number of trainable parameters)`` for the memory estimate.
+
+        Args:
+            architecture: shapes read off config.json.
+            options: this method's options.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Component, ABC):
+    """Turns samples into a dataset and a trainer."""
+
+    kind = "stage"
+    option = "stage"
+
+    samples: ClassVar[tuple[str, ...]] = ()
+    """Names of the sample classes that it eats, such as ``Chat``."""
+    head: ClassVar[str] = "causal_lm"
+    """``causal_lm``, or ``sequence_classification`` with one label."""
+    copies: ClassVar[float] = 1.0
+    """Full sequences that one row costs (two for a pair), for the memory estimate."""
+
+    @abstractmethod
+    def trainer(self, run: Run) -> Trainer:
+        """The trainer over the run's model, tokenizer and datasets (see `ftcore.engine.trainer`)."""
+
+    @abstractmethod
+    def datasets(self, run: Run) -> Any:
+        """Tokenised train and evaluation data with their accounting (see `ftcore.data`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Component, ABC):
+    """Makes a torch optimizer."""
+
+    kind = "optimizer"
+    option = "optim"
+
+    state_bytes: float = 8.0
+    """Bytes of state per trained parameter, for the memory estimate (AdamW: two float32)."""
+
+    @abstractmethod
+    def create(self, plan: Plan, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer over parameter groups, which already carry ``lr`` and ``weight_decay``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher(Component, ABC):
+    """Decides in which processes a run takes place."""
+
+    kind = "launcher"
+    option = "launcher"
+
+    @abstractmethod
+    def launch(self, plan: Plan, work: Callable[[Plan], int]) -> int:
+        """Runs ``work`` on the plan, here or in other processes, and returns the exit status."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceEngine(Component, ABC):
+    """Generates."""
+
+    kind = "inference_engine"
+    option = "infer_backend"
+
+    @abstractmethod
+    def load(self, plan: Plan) -> Generator:
+        """Loads model and adapters once; what comes back answers until it is dropped."""
+
+
+class Generator(ABC):
+    """A loaded model that answers."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @abstractmethod
+    def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
+        """Pieces of text as they are made, each with the index of its prompt; batched."""
+
+
+KINDS: tuple[type[Component], ...] = (
+    DatasetFormat,
+    ChatTemplate,
+    ModelFamily,
+    Method,
+    Stage,
+    Optimizer,
+    Launcher,
+    InferenceEngine,
+)

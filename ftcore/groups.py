@@ -1,0 +1,203 @@
+"""The core's own options, in the names that users' files hold (the LLaMA-Factory vocabulary).
+
+Whatever belongs to one component stands beside that component. Fields of ``transformers.TrainingArguments`` that are
+not listed here are taken too (`ftcore.training_fields`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ftcore.components import OptionGroup
+
+
+def _names(value: Any) -> Any:
+    """``a,b`` and ``[a, b]`` are the same list of names."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+class ModelOptions(OptionGroup):
+    """Which model, and how it is loaded."""
+
+    model_name_or_path: str | None = None
+    """Hub id, local folder, or a name that an installed plugin offers (``ft plugins list --kind model_family``)."""
+    adapter_name_or_path: Names = ()
+    """LoRA adapters, comma separated: merged in order, the last one stays trainable; or used to infer with."""
+    model_revision: str = "main"
+    """Branch, tag or commit on the hub."""
+    cache_dir: str | None = None
+    """Where hub downloads are kept; unset, the hub library's own cache."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a model may run. Read it first."""
+    use_fast_tokenizer: Literal[True] = True
+    """Tokenizers are the fast ones: masks are made from their offsets."""
+    low_cpu_mem_usage: bool = True
+    """Taken and without effect: transformers 5 always loads in this way."""
+    hf_hub_token: str | None = Field(None, repr=False)
+    """Token for gated models; better in the environment variable ``HF_TOKEN``. Never written to logs or manifests."""
+    infer_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the weights when generating; ``auto`` is bfloat16 where the hardware has it, float32 where not."""
+
+
+class DataOptions(OptionGroup):
+    """Which data, and how it becomes tokens."""
+
+    dataset: Names = ()
+    """Names in ``dataset_info.json``, or files or folders, comma separated."""
+    eval_dataset: Names = ()
+    """The same for evaluation."""
+    dataset_dir: str = "data"
+    """Folder of ``dataset_info.json`` and the files that it names."""
+    cutoff_len: Annotated[int, Field(ge=2)] = 2048
+    """Longest sequence, in tokens."""
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """At most so many rows of each dataset, the first ones."""
+    val_size: Annotated[float, Field(ge=0)] = 0.0
+    """Share (below 1) or number of rows split off for evaluation."""
+    train_on_prompt: bool = False
+    """Whether the loss also covers what the model reads."""
+    mask_history: bool = False
+    """Whether only the last answer of a conversation is trained."""
+    default_system: str | None = None
+    """System message for conversations that have none; unset, the template's own; empty, none."""
+    enable_thinking: bool | None = None
+    """Passed to the template: whether the model thinks before it answers; unset, the template's own default."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """``fail`` names every bad row and stops; ``skip`` leaves them out and counts them."""
+    overwrite_cache: bool = False
+    """Taken: nothing is cached between runs yet, so that each run reads its data anew."""
+    preprocessing_num_workers: Annotated[int, Field(ge=1)] | None = None
+    """Threads that tokenise; unset, all cores."""
+    preprocessing_batch_size: Annotated[int, Field(ge=1)] = 1000
+    """Rows that are tokenised at a time."""
+    disable_shuffling: bool = False
+    """Whether rows keep their order in training."""
+
+
+class TrainingOptions(OptionGroup):
+    """How the run trains, evaluates, logs and saves."""
+
+    do_train: bool = False
+    """Whether to train; without it the run only evaluates."""
+    do_eval: bool = False
+    """Whether to evaluate at the end; implied by ``eval_strategy`` and, where there is evaluation data, by ``val_size``."""
+    output_dir: str | None = None
+    """Where the run's files go; unset, ``saves/<model>/<method>/<stage>``."""
+    overwrite_output_dir: bool = False
+    """Start anew where an earlier run's files stand. Only files that ft wrote are replaced."""
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows per device and step."""
+    per_device_eval_batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows per device when evaluating."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients make one optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak learning rate."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    """How often the data is seen."""
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Stop after so many optimizer steps; -1 leaves it to ``num_train_epochs``."""
+    lr_scheduler_type: str = "linear"
+    """linear, cosine, cosine_with_restarts, constant, constant_with_warmup, and the rest that transformers knows."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the steps in which the learning rate rises."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0
+    """Number of such steps; above 0 it wins over ``warmup_ratio``."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay, on weight matrices only."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    bf16: bool = False
+    """bfloat16 mixed precision. Where the hardware only emulates it the run is in float32, and says so."""
+    fp16: bool = False
+    """float16 mixed precision, on CUDA only."""
+    pure_bf16: bool = False
+    """Not only compute but also trained weights in bfloat16. Where the hardware only emulates it: float32."""
+    strict_precision: bool = False
+    """Make it an error when the hardware lacks the precision that the file asks for."""
+    seed: int = 42
+    """Seed of everything random."""
+    ddp_timeout: Annotated[int, Field(gt=0)] = 1800
+    """Seconds that processes wait for each other."""
+    disable_gradient_checkpointing: bool | None = None
+    """true: activations are kept; false: recomputed; unset: recomputed only where the memory estimate needs it."""
+    logging_steps: Annotated[float, Field(gt=0)] = 10
+    """Steps between log lines (below 1, a share of all steps)."""
+    save_strategy: Literal["no", "steps", "epoch", "best"] = "steps"
+    """When checkpoints are written."""
+    save_steps: Annotated[float, Field(gt=0)] = 500
+    """Steps between checkpoints (below 1, a share of all steps)."""
+    save_total_limit: Annotated[int, Field(ge=1)] | None = None
+    """How many checkpoints are kept; the best and the last whole one always are."""
+    save_only_model: bool = False
+    """Checkpoints without optimizer and random state; they cannot be resumed from."""
+    resume_from_checkpoint: bool | str | None = None
+    """``auto`` (also true and unset): the last whole checkpoint in ``output_dir``, if any; a path; or ``never``."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    """When to evaluate during training."""
+    eval_steps: Annotated[float, Field(gt=0)] | None = None
+    """Steps between evaluations; unset, ``logging_steps``."""
+    plot_loss: bool = False
+    """Draw ``training_loss.png``, and ``training_eval_loss.png`` where there are evaluations."""
+    report_to: Names = ("none",)
+    """Experiment trackers: none, tensorboard, wandb, mlflow, swanlab, trackio."""
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load batches; 0 loads them in the run's own process."""
+
+
+class GenerationOptions(OptionGroup):
+    """How answers are sampled."""
+
+    do_sample: bool = True
+    """Draw from the distribution; false always takes the likeliest token."""
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    """Randomness: below 1 sharper, above 1 flatter; 0 is the same as ``do_sample: false``."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Draw from the likeliest tokens that make up this share."""
+    top_k: Annotated[int, Field(ge=0)] = 50
+    """Draw from so many likeliest tokens; 0 for all."""
+    num_beams: Annotated[int, Field(ge=1)] = 1
+    """Beams; above 1, answers do not stream."""
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompt and answer together; ``max_new_tokens`` wins."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Tokens of the answer."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1, tokens that came before become less likely."""
+    length_penalty: float = 1.0
+    """With beams: above 0 favours longer answers."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text that is shown."""
+
+
+class MediaOptions(OptionGroup):
+    """Limits of images and videos, for models with a media processor."""
+
+    image_max_pixels: Annotated[int, Field(ge=1)] = 768 * 768
+    """Largest image, width times height; larger ones are scaled down."""
+    image_min_pixels: Annotated[int, Field(ge=1)] = 32 * 32
+    """Smallest image."""
+    video_max_pixels: Annotated[int, Field(ge=1)] = 256 * 256
+    """Largest video frame."""
+    video_min_pixels: Annotated[int, Field(ge=1)] = 16 * 16
+    """Smallest video frame."""
+    video_fps: Annotated[float, Field(gt=0)] = 2.0
+    """Frames taken per second."""
+    video_maxlen: Annotated[int, Field(ge=1)] = 128
+    """Frames taken at most."""
+
+
+GROUPS: dict[str, type[OptionGroup]] = {
+    "model": ModelOptions,
+    "data": DataOptions,
+    "training": TrainingOptions,
+    "generation": GenerationOptions,
+    "media": MediaOptions,
+}
