@@ -1,0 +1,135 @@
+"""``dataset_info.json``: what a user's file says about its datasets, with the line of every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ftcore.errors import Problem
+
+INFO = "dataset_info.json"
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "file_name": (str, "a text"),
+    "hf_hub_url": (str, "a text"),
+    "ms_hub_url": (str, "a text"),
+    "script_url": (str, "a text"),
+    "cloud_file_name": (str, "a text"),
+    "formatting": (str, "a text"),
+    "ranking": (bool, "true or false"),
+    "subset": (str, "a text"),
+    "split": (str, "a text"),
+    "folder": (str, "a text"),
+    "num_samples": (int, "a number from 1 on"),
+    "columns": (dict, "an object of texts"),
+    "tags": (dict, "an object of texts"),
+}
+_UNREAD = {
+    "ms_hub_url": "ModelScope is not read; give hf_hub_url, or download it and give file_name",
+    "script_url": "dataset scripts run foreign code and are not read; give file_name",
+    "cloud_file_name": "cloud storage is not read; download it and give file_name",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """One entry; keys that it leaves out keep these defaults."""
+
+    where: str
+    file_name: str = ""
+    hub_id: str = ""
+    formatting: str | None = None
+    ranking: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    subset: str | None = None
+    split: str = "train"
+    folder: str | None = None
+    num_samples: int | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+def describe(folder: Path) -> tuple[dict[str, Description], list[Problem]]:
+    """All entries of the folder's ``dataset_info.json``, and what makes the file unreadable as a whole.
+
+    The problems of one entry stay with it: only a run that uses it is concerned. No file, no entries.
+    """
+    path = folder / INFO
+    if not path.is_file():
+        return {}, []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        entries = json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        return {}, [Problem(f"not JSON: {error.msg}", f"{path}:{error.lineno}:{error.colno}")]
+    except UnicodeDecodeError as error:
+        return {}, [Problem(f"not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}", str(path))]
+    except OSError as error:
+        return {}, [Problem(f"cannot be read: {error.strerror}", str(path))]
+    except _Twice as error:
+        return {}, [Problem(f"{error.key!r} stands twice in one object", f"{path}:{_line(text, error.key, last=True)}")]
+    if not isinstance(entries, dict):
+        return {}, [Problem("must be an object: dataset name -> description", f"{path}:1")]
+    return {name: _entry(name, entry, path, text) for name, entry in entries.items()}, []
+
+
+class _Twice(Exception):
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in entries:
+            raise _Twice(key)
+        entries[key] = value
+    return entries
+
+
+def _entry(name: str, entry: Any, path: Path, text: str) -> Description:
+    line = _line(text, name)
+    where = f"{path}:{line}"
+    if not isinstance(entry, dict):
+        return Description(where=where, problems=(Problem(f"dataset {name!r} must be an object", where),))
+    problems = []
+    for key, value in entry.items():
+        if problem := _wrong(name, key, value, f"{path}:{_line(text, key, after=line)}"):
+            problems.append(problem)
+    if not entry.get("file_name") and not entry.get("hf_hub_url") and not problems:
+        problems.append(Problem(f"dataset {name!r} has no source", where, "write file_name or hf_hub_url"))
+    if problems:
+        return Description(where=where, problems=tuple(problems))
+    known = {key: entry[key] for key in Description.__dataclass_fields__ if entry.get(key) is not None}
+    return Description(where=where, **known | {"hub_id": entry.get("hf_hub_url") or ""})
+
+
+def _wrong(name: str, key: str, value: Any, where: str) -> Problem | None:
+    if key not in _KINDS:
+        near = get_close_matches(key, _KINDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KINDS)}"
+        return Problem(f"dataset {name!r} has an unknown key {key!r}", where, hint)
+    if value is None:
+        return None
+    if key in _UNREAD:
+        return Problem(f"dataset {name!r}: {key} is known, but not supported", where, _UNREAD[key])
+    kind, what = _KINDS[key]
+    fits = isinstance(value, kind)
+    if isinstance(value, dict):
+        fits = fits and all(isinstance(item, str) for item in value.values())
+    elif isinstance(value, int) and kind is int:
+        fits = value >= 1 and not isinstance(value, bool)
+    return None if fits else Problem(f"dataset {name!r}: {key} must be {what}, not {value!r}", where)
+
+
+def _line(text: str, key: str, *, after: int = 1, last: bool = False) -> int:
+    """The line on which ``"key":`` stands, from line ``after`` on; ``after`` when it is written with escapes."""
+    start = len("".join(text.splitlines(keepends=True)[: after - 1]))
+    found = [match.start() for match in re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text)]
+    found = [position for position in found if position >= start]
+    return text.count("\n", 0, found[-1 if last else 0]) + 1 if found else after
