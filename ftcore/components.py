@@ -69,7 +69,6 @@ class DatasetFormat(Component, ABC):
     """
 
     kind = "dataset_format"
-    option = "formatting"
 
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -154,6 +153,7 @@ class ModelFamily(Component):
     """
 
     kind = "model_family"
+    option = "model_family"
 
     model_types: tuple[str, ...] = ()
     template: str | None = None
@@ -281,6 +281,21 @@ class Generator(ABC):
     @abstractmethod
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
         """Pieces of text as they are made, each with the index of its prompt; batched."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignOption:
+    """An option of another tool's files that nothing here owns.
+
+    Args:
+        advice: what to do instead.
+        same_as: the option that it is another name of; its value is passed on.
+        harmless: values, besides null, under which leaving it out changes nothing; None for every value.
+    """
+
+    advice: str = ""
+    same_as: str = ""
+    harmless: tuple[Any, ...] | None = ()
 
 
 KINDS: tuple[type[Component], ...] = (

@@ -87,7 +87,7 @@ class TrainingOptions(OptionGroup):
     do_train: bool = False
     """Whether to train; without it the run only evaluates."""
     do_eval: bool = False
-    """Whether to evaluate at the end; implied by ``eval_strategy`` and, where there is evaluation data, by ``val_size``."""
+    """Whether to evaluate at the end; implied by ``eval_strategy``."""
     output_dir: str | None = None
     """Where the run's files go; unset, ``saves/<model>/<method>/<stage>``."""
     overwrite_output_dir: bool = False
@@ -114,12 +114,10 @@ class TrainingOptions(OptionGroup):
     """Decoupled weight decay, on weight matrices only."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
-    bf16: bool = False
-    """bfloat16 mixed precision. Where the hardware only emulates it the run is in float32, and says so."""
+    bf16: bool | None = None
+    """bfloat16: true where the hardware has it (else float32, and it says so); false never; unset, where it is fast."""
     fp16: bool = False
     """float16 mixed precision, on CUDA only."""
-    pure_bf16: bool = False
-    """Not only compute but also trained weights in bfloat16. Where the hardware only emulates it: float32."""
     strict_precision: bool = False
     """Make it an error when the hardware lacks the precision that the file asks for."""
     seed: int = 42
@@ -139,7 +137,7 @@ class TrainingOptions(OptionGroup):
     save_only_model: bool = False
     """Checkpoints without optimizer and random state; they cannot be resumed from."""
     resume_from_checkpoint: bool | str | None = None
-    """``auto`` (also true and unset): the last whole checkpoint in ``output_dir``, if any; a path; or ``never``."""
+    """``auto`` (or true, unset): the last whole checkpoint in ``output_dir``, if any; a path; ``never`` (or false)."""
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
     """When to evaluate during training."""
     eval_steps: Annotated[float, Field(gt=0)] | None = None

@@ -73,10 +73,10 @@ def ft_inference_engines() -> Iterable[c.InferenceEngine]:  # type: ignore[empty
 
 
 @hookspec
-def ft_foreign_options() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Options of other tools' files that have no owner here: name -> what to use instead.
+def ft_foreign_options() -> Mapping[str, c.ForeignOption]:  # type: ignore[empty-body]
+    """Options of other tools' files that have no owner here: name -> its new name, or what to do instead.
 
-    Called while options are bound: such a key is answered with this text rather than as unknown.
+    Called while options are bound, so that such a key is never passed over and never merely unknown.
     """
 
 

@@ -18,8 +18,8 @@ from ftcore.components import (
     Method,
     ModelFamily,
     ModelSource,
-    OptionGroup,
     Optimizer,
+    OptionGroup,
     Stage,
 )
 from ftcore.groups import DataOptions, GenerationOptions, MediaOptions, ModelOptions, TrainingOptions

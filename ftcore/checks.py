@@ -1,0 +1,126 @@
+"""What the core checks of a bound plan, and what it works out from the hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from ftcore.errors import Problem
+from ftcore.hardware import Hardware
+from ftcore.plan import Plan, Precision
+
+MANIFEST = "ft_run.json"
+MEMORY_SHARE = 0.9
+"""Share of the memory that a run may fill before activations are recomputed instead of kept."""
+
+
+def place(plan: Plan, option: str) -> str:
+    """Where the user wrote an option, else the file."""
+    bound = plan.options.get(option)
+    return bound.origin if bound and bound.origin not in ("default", "family") else plan.file
+
+
+def precision(plan: Plan, machine: Hardware) -> tuple[Precision, list[Problem]]:
+    """The dtype that the run computes in: what the file asks for, where the hardware has it; else float32."""
+    training = plan.training
+    if training.bf16 and training.fp16:
+        return Precision(), [Problem("bf16 and fp16 are both true", place(plan, "fp16"), "keep one")]
+    if training.fp16:
+        asked, there, lacks = "float16", machine.cuda is not None, f"{machine.name} computes float16 only on CUDA"
+    elif training.bf16 or (training.bf16 is None and machine.bf16):
+        asked, there, lacks = "bfloat16", machine.bf16, f"{machine.name} only emulates bfloat16, many times slower"
+    else:
+        return Precision(), []
+    if there:
+        return Precision(compute=asked), []
+    if training.strict_precision:
+        option = "fp16" if training.fp16 else "bf16"
+        hint = f"drop {option}, or strict_precision to train in float32"
+        return Precision(), [Problem(lacks, place(plan, option), hint)]
+    return Precision(reason=f"float32 instead of {asked}: {lacks}"), []
+
+
+def check(plan: Plan) -> list[Problem]:
+    """Mistakes that no single option shows."""
+    return [*_check_data(plan), *_check_output(plan), *_check_resume(plan), *_check_adapters(plan)]
+
+
+def _check_data(plan: Plan) -> Iterable[Problem]:
+    training, data = plan.training, plan.data
+    if training.do_train and not data.dataset:
+        yield Problem(
+            "do_train is true, but there is no dataset", place(plan, "do_train"), "write dataset: NAME or a file"
+        )
+    wants = "eval_strategy" if training.eval_strategy != "no" else "do_eval" if training.do_eval else ""
+    folders = any(spec.path and spec.path.is_dir() for spec in plan.datasets)
+    if wants and not (data.eval_dataset or data.val_size or folders or any(spec.hub_id for spec in plan.datasets)):
+        yield Problem(
+            f"{wants} asks to evaluate, but there is nothing to evaluate on",
+            place(plan, wants),
+            "write val_size or eval_dataset",
+        )
+    if data.val_size and data.eval_dataset:
+        yield Problem("val_size and eval_dataset are both set", place(plan, "val_size"), "keep one")
+    if data.val_size > 1 and data.val_size != int(data.val_size):
+        yield Problem(f"val_size: {data.val_size} is neither a share nor a number of rows", place(plan, "val_size"))
+
+
+def _check_output(plan: Plan) -> Iterable[Problem]:
+    if not plan.training.do_train or plan.training.overwrite_output_dir:
+        return
+    folder = plan.output_dir
+    if folder.exists() and not folder.is_dir():
+        yield Problem(f"output_dir {folder} is a file", place(plan, "output_dir"), "write another folder")
+    elif folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
+        hint = "write another folder, or overwrite_output_dir: true to replace the files of the same names"
+        yield Problem(f"output_dir {folder} holds files that no run of ft left", place(plan, "output_dir"), hint)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a run of ft left what lies in a folder."""
+    return (folder / MANIFEST).is_file() or any(folder.glob("checkpoint-*/MANIFEST.json")) or any(folder.glob(".tmp-*"))
+
+
+def _check_resume(plan: Plan) -> Iterable[Problem]:
+    resume = plan.training.resume_from_checkpoint
+    if isinstance(resume, str) and resume not in ("auto", "never") and not Path(resume).is_dir():
+        yield Problem(
+            f"there is no checkpoint {resume!r}",
+            place(plan, "resume_from_checkpoint"),
+            "write auto, never, or a checkpoint's folder",
+        )
+
+
+def _check_adapters(plan: Plan) -> Iterable[Problem]:
+    for name in plan.model.adapter_name_or_path:
+        folder = Path(name).expanduser()
+        if folder.is_dir() and not (folder / "adapter_config.json").is_file():
+            yield Problem(f"{name} is no adapter: it has no adapter_config.json", place(plan, "adapter_name_or_path"))
+        elif not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") != 1):
+            yield Problem(
+                f"there is no adapter {name!r}", place(plan, "adapter_name_or_path"), "write a folder or a hub id"
+            )
+
+
+def warnings(plan: Plan) -> Iterable[str]:
+    """What is worth a line, and no error."""
+    if plan.precision.reason:
+        yield plan.precision.reason
+    for plugin in plan.plugins.broken:
+        yield f"plugin {plugin.id} is broken: {plugin.status}"
+    if not plan.training.do_train and not plan.training.do_eval:
+        yield "do_train and do_eval are both false: ft run will do nothing"
+
+
+def with_memory(plan: Plan, machine: Hardware) -> Plan:
+    """The plan with its memory estimate, and activations recomputed where they would not fit."""
+    from ftcore.estimating import estimate_plan
+
+    wanted = plan.training.disable_gradient_checkpointing
+    plan = replace(plan, gradient_checkpointing=wanted is False)
+    plan = replace(plan, memory=estimate_plan(plan))
+    if wanted is None and plan.memory and plan.memory.total > MEMORY_SHARE * machine.memory:
+        plan = replace(plan, gradient_checkpointing=True)
+        plan = replace(plan, memory=estimate_plan(plan))
+    return plan

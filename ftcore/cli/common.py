@@ -1,0 +1,40 @@
+"""What commands share: the FILE and ``key=value`` arguments, and JSON out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def file_and_overrides(command: F) -> F:
+    """``FILE [key=value ...]``."""
+    command = click.argument("overrides", nargs=-1, metavar="[key=value]...")(command)
+    return click.argument("file", type=click.Path(path_type=Path))(command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Facts as JSON on standard output.")
+
+
+def echo_json(value: Any) -> None:
+    """One JSON document, readable, with anything unusual as text."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=plain))
+
+
+def plain(value: Any) -> Any:
+    """What json does not know, as something that it does."""
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    return str(value)
+
+
+def kind_names() -> list[str]:
+    """Every kind of component."""
+    from ftcore.components import KINDS
+
+    return [kind.kind for kind in KINDS]

@@ -1,0 +1,70 @@
+"""``ft options``: what a file may hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ftcore.cli.common import echo_json, json_option
+from ftcore.cli.plugins import names_of
+from ftcore.errors import Problem, UsageError
+from ftcore.options import OptionInfo, list_options, owner_of
+from ftcore.plugins import Plugins, load
+from ftcore.schema import json_schema
+
+
+@click.command(name="options")
+@click.argument("what", required=False, metavar="[KIND|NAME|OPTION]")
+@click.option("--schema", is_flag=True, help="A JSON schema of the whole file, for editors.")
+@json_option
+def command(what: str | None, schema: bool, as_json: bool) -> None:
+    """Every option with its owner, type, default and meaning; or those of a group, kind, component, or one."""
+    plugins = load()
+    if schema:
+        echo_json(json_schema(plugins))
+        return
+    options = select(list_options(plugins), what, plugins)
+    if as_json:
+        echo_json([as_dict(option) for option in options])
+        return
+    for owner in dict.fromkeys(option.owner for option in options):
+        click.secho(f"\n{owner}", bold=True)
+        for option in (option for option in options if option.owner == owner):
+            default = "" if option.default in (None, ()) else f" = {show(option.default)}"
+            click.echo(f"  {click.style(option.name, fg='cyan')}: {option.type}{default}\n      {option.help}")
+
+
+def select(options: list[OptionInfo], what: str | None, plugins: Plugins) -> list[OptionInfo]:
+    """The options that a word names: a group, a kind, a component, or one option."""
+    if what is None:
+        return options
+    owners = {owner_of(o.component.kind, o.component.name) for o in plugins.offers if what in names_of(o)}
+    kind = what.replace("_", " ")
+    found = [
+        option
+        for option in options
+        if option.owner in owners or what in (option.owner, option.name) or option.owner.rpartition(" ")[0] == kind
+    ]
+    if not found and not owners and kind not in {offer.component.kind.replace("_", " ") for offer in plugins.offers}:
+        groups = ", ".join(dict.fromkeys(option.owner for option in options))
+        raise UsageError(Problem(f"nothing is called {what!r}", "", f"write an option, or one of: {groups}"))
+    return found
+
+
+def as_dict(option: OptionInfo) -> dict[str, Any]:
+    """One option for ``--json``."""
+    return {
+        "name": option.name,
+        "owner": option.owner,
+        "type": option.type,
+        "default": option.default,
+        "help": option.help,
+    }
+
+
+def show(value: Any) -> str:
+    """A value as a YAML file has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,79 @@
+"""``ft plan``: the run, decided, without carrying it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ftcore.cli.common import echo_json, file_and_overrides, json_option
+from ftcore.cli.options import show
+from ftcore.plan import Plan
+
+
+@click.command(name="plan")
+@file_and_overrides
+@click.option("--all", "everything", is_flag=True, help="Options at their defaults too.")
+@json_option
+def command(file: Path, overrides: tuple[str, ...], everything: bool, as_json: bool) -> None:
+    """What a run would do: components, options with their origins, precision, memory. Imports no torch."""
+    from ftcore.planning import make_plan
+
+    plan = make_plan(file, overrides)
+    if as_json:
+        echo_json(as_dict(plan))
+    else:
+        print_plan(plan, everything)
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan for ``--json`` and for the manifest; secrets are left out."""
+    return {
+        "file": plan.file,
+        "components": {kind: selected.full_name for kind, selected in plan.components.items()},
+        "options": {
+            name: {"value": None if name in SECRETS else bound.value, "owner": bound.owner, "origin": bound.origin}
+            for name, bound in plan.options.items()
+        },
+        "datasets": [spec.name for spec in plan.datasets],
+        "eval_datasets": [spec.name for spec in plan.eval_datasets],
+        "precision": {"compute": plan.precision.compute, "trained": plan.precision.trained},
+        "gradient_checkpointing": plan.gradient_checkpointing,
+        "effective_batch_size": effective_batch(plan),
+        "ignored": list(plan.ignored),
+        "warnings": list(plan.warnings),
+        "memory": plan.memory.as_dict() if plan.memory else None,
+    }
+
+
+SECRETS = frozenset({"hf_hub_token"})
+
+
+def effective_batch(plan: Plan) -> int:
+    """Rows per optimizer step on one device."""
+    return plan.training.per_device_train_batch_size * plan.training.gradient_accumulation_steps
+
+
+def print_plan(plan: Plan, everything: bool = False) -> None:
+    """The plan for people."""
+    click.secho("components", bold=True)
+    for kind, selected in plan.components.items():
+        click.echo(
+            f"  {kind.replace('_', ' '):<17} {selected.full_name} {selected.version}  {selected.component.summary}"
+        )
+    if plan.template is None:
+        click.echo(f"  {'chat template':<17} the tokenizer's own")
+    click.secho("options", bold=True)
+    for name, bound in plan.options.items():
+        if (everything or bound.origin != "default") and name not in SECRETS and bound.owner != "selection":
+            click.echo(f"  {name} = {show(bound.value)}  {click.style(bound.origin, dim=True)}")
+    precision = plan.precision
+    click.echo(f"precision: {precision.compute}, trained parameters in {precision.trained}")
+    click.echo(f"effective batch size: {effective_batch(plan)} rows per device and optimizer step")
+    if plan.memory:
+        click.echo(str(plan.memory))
+    for line in plan.ignored:
+        click.secho(line, dim=True)
+    for line in plan.warnings:
+        click.echo(click.style("warning: ", fg="yellow") + line)

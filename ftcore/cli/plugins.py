@@ -1,0 +1,129 @@
+"""``ft plugins list`` and ``ft plugins show``."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import click
+
+from ftcore.cli.common import echo_json, json_option, kind_names
+from ftcore.components import KINDS
+from ftcore.errors import Problem, UsageError
+from ftcore.options import option_info, owner_of
+from ftcore.plugins import Listed, Offer, Plugins, load
+
+
+@click.group(name="plugins")
+def command() -> None:
+    """What is installed."""
+
+
+@command.command(name="list")
+@click.option("--kind", type=click.Choice(kind_names()), help="One kind of component only.")
+@json_option
+def list_(kind: str | None, as_json: bool) -> None:
+    """Every component, where it comes from, and plugins that are broken or turned off."""
+    found = [row for row in rows(load()) if kind in (None, row["kind"])]
+    if as_json:
+        echo_json(found)
+        return
+    for title in dict.fromkeys(row["kind"] for row in found):
+        click.secho(f"\n{title.replace('_', ' ')}", bold=True)
+        for row in (row for row in found if row["kind"] == title):
+            status = "" if row["status"] == "ok" else click.style(f"  [{row['status']}]", fg="red")
+            source = click.style(f"({row['distribution']} {row['version']})", dim=True)
+            click.echo(f"  {row['name']:<18} {row['summary']} {source}{status}")
+
+
+@command.command()
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """One component or plugin, whole. NAME is a name, an alias or a full name."""
+    plugins = load()
+    shown = [detail(offer, plugins) for offer in plugins.offers if name in names_of(offer)]
+    shown += [plugin_row(listed) for listed in plugins.listed if name in (listed.id, listed.id.partition("/")[2])]
+    if not shown:
+        known = sorted(
+            {known for offer in plugins.offers for known in names_of(offer)} | {p.id for p in plugins.listed}
+        )
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "ft plugins list shows all"
+        raise UsageError(Problem(f"there is no component or plugin {name!r}", "", hint))
+    if as_json:
+        echo_json(shown)
+        return
+    for row in shown:
+        _print(row)
+
+
+def names_of(offer: Offer[Any]) -> tuple[str, ...]:
+    """Whatever selects it."""
+    return (offer.full_name, offer.component.name, *offer.component.aliases)
+
+
+def rows(plugins: Plugins) -> list[dict[str, Any]]:
+    """Components, with clashes as their status; then plugins that are broken, turned off, or offer no component."""
+    offering = {offer.plugin for offer in plugins.offers}
+    return [component_row(offer, plugins) for offer in plugins.offers] + [
+        plugin_row(plugin) for plugin in plugins.listed if plugin.status != "ok" or plugin.id not in offering
+    ]
+
+
+def plugin_row(plugin: Listed) -> dict[str, Any]:
+    """One plugin for the list."""
+    return {
+        "kind": "plugin",
+        "name": plugin.id.partition("/")[2],
+        "full_name": plugin.id,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "status": plugin.status,
+        "summary": "a plugin's hooks",
+    }
+
+
+def component_row(offer: Offer[Any], plugins: Plugins) -> dict[str, Any]:
+    """One component for the list."""
+    component = offer.component
+    kind = next(kind for kind in KINDS if isinstance(component, kind))
+    names = {component.name, *component.aliases}
+    clashing = sorted(
+        other.full_name for other in plugins.of(kind) if other is not offer and names.intersection(names_of(other))
+    )
+    return {
+        "kind": component.kind,
+        "name": component.name,
+        "full_name": offer.full_name,
+        "distribution": offer.distribution,
+        "version": offer.version,
+        "status": f"also offered as {', '.join(clashing)}: write the full name" if clashing else "ok",
+        "summary": component.summary,
+        "aliases": list(component.aliases),
+        "default": component.default,
+    }
+
+
+def detail(offer: Offer[Any], plugins: Plugins) -> dict[str, Any]:
+    """One component whole, its options included."""
+    component = offer.component
+    owner = owner_of(component.kind, component.name)
+    options = [option_info(name, owner, info) for name, info in component.Options.model_fields.items()]
+    return component_row(offer, plugins) | {
+        "plugin": offer.plugin,
+        "selected_by": component.option,
+        "options": [
+            {"name": option.name, "type": option.type, "default": option.default, "help": option.help}
+            for option in options
+        ],
+    }
+
+
+def _print(row: dict[str, Any]) -> None:
+    click.secho(f"{row['kind'].replace('_', ' ')} {row['name']}", bold=True, nl=False)
+    click.echo(f"  {row['full_name']} {row['version']}  [{row['status']}]\n  {row['summary']}")
+    if row.get("aliases"):
+        click.echo(f"  also: {', '.join(row['aliases'])}")
+    for option in row.get("options", ()):
+        click.echo(f"  {option['name']}: {option['type']} = {option['default']}\n      {option['help']}")

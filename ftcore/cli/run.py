@@ -1,0 +1,30 @@
+"""``ft run``: does what the file says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ftcore.cli.common import file_and_overrides
+
+
+@click.command(name="run")
+@file_and_overrides
+@click.option("--dry-run", is_flag=True, help="Only print the plan.")
+@click.option("--force", is_flag=True, help="Resume although data, template or options differ from the checkpoint's.")
+def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+    """Trains and evaluates as FILE says; every key=value replaces a line of it."""
+    from ftcore.planning import make_plan
+
+    plan = make_plan(file, overrides)
+    if dry_run:
+        from ftcore.cli.plan import print_plan
+
+        print_plan(plan)
+        return
+    from ftcore.run import run
+
+    launcher = plan.launcher.component
+    sys.exit(launcher.launch(plan, lambda decided: run(decided, force=force)))

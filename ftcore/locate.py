@@ -1,0 +1,107 @@
+"""Which model a name means, and its config.json, without the network: a plugin's, a folder's, or the hub cache's."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftcore.components import ModelFamily, ModelSource
+from ftcore.errors import Problem
+from ftcore.plugins import Offer, Plugins
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What a model name means.
+
+    Args:
+        source: set when a plugin offers it.
+        config: config.json, or None where only the network knows it.
+        family: the family that offers it, if a plugin does.
+    """
+
+    source: ModelSource | None = None
+    config: Mapping[str, Any] | None = None
+    family: Offer[ModelFamily] | None = None
+
+
+def locate(name: str, plugins: Plugins, where: str, cache_dir: str | None = None) -> tuple[Located, list[Problem]]:
+    """What ``model_name_or_path`` means, or why it means nothing."""
+    offered = [
+        (offer, source)
+        for offer in plugins.of(ModelFamily)
+        for source in offer.component.models
+        if name in (source.name, f"{offer.distribution}:{source.name}")
+    ]
+    if len(offered) == 1:
+        offer, source = offered[0]
+        return Located(source, source.config, offer), []
+    if offered:
+        names = " or ".join(f"{offer.distribution}:{source.name}" for offer, source in offered)
+        return Located(), [Problem(f"model {name!r} is offered more than once", where, f"write {names}")]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path, name, where)
+    if path.exists():
+        return Located(), [Problem(f"model {name!r} is a file, not a folder", where)]
+    if HUB_ID.fullmatch(name):
+        return Located(config=_cached_config(name, cache_dir)), []
+    return Located(), [Problem(f"there is no model {name!r}", where, _near(name, plugins))]
+
+
+def _folder(path: Path, name: str, where: str) -> tuple[Located, list[Problem]]:
+    file = path / "config.json"
+    if not file.is_file():
+        is_adapter = (path / "adapter_config.json").is_file()
+        hint = "it is an adapter: write it as adapter_name_or_path" if is_adapter else "is it a model's folder?"
+        return Located(), [Problem(f"{name} has no config.json", where, hint)]
+    try:
+        return Located(config=json.loads(file.read_text(encoding="utf-8"))), []
+    except (OSError, ValueError) as error:
+        return Located(), [Problem(f"{file} cannot be read: {error}", where)]
+
+
+def _near(name: str, plugins: Plugins) -> str:
+    names = [source.name for offer in plugins.of(ModelFamily) for source in offer.component.models]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return (
+        f"write a folder, a hub id, or a model that a plugin offers ({', '.join(sorted(names)) or 'none is installed'})"
+    )
+
+
+def _cached_config(name: str, cache_dir: str | None) -> Mapping[str, Any] | None:
+    """config.json of a hub model that was downloaded before (layout of huggingface_hub's cache)."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(cache_dir or os.environ.get("HF_HUB_CACHE") or home / "hub")
+    for file in sorted((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*/config.json")):
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def choose_family(
+    located: Located, name: str, plugins: Plugins, where: str
+) -> tuple[Offer[ModelFamily] | None, list[Problem]]:
+    """The family that fits best; None when none does; a tie between distributions is a problem, never a guess."""
+    if located.family:
+        return located.family, []
+    offers = plugins.of(ModelFamily)
+    scores = [offer.component.matches(located.config or {}, name) for offer in offers]
+    best = max(scores, default=0)
+    found = [offer for offer, score in zip(offers, scores, strict=True) if score == best > 0]
+    if len(found) < 2:
+        return (found[0] if found else None), []
+    names = " or ".join(sorted(offer.full_name for offer in found))
+    return None, [Problem(f"more than one model family fits {name!r}", where, f"write model_family: {names}")]

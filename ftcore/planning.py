@@ -1,0 +1,240 @@
+"""From what the user wrote to a plan: components chosen, options bound, everything checked, all mistakes at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ftcore import checks, hardware
+from ftcore.components import KINDS, Component, DatasetFormat, ModelFamily, OptionGroup
+from ftcore.config import COMMAND_LINE, Setting, from_mapping, read_settings
+from ftcore.errors import Problem, UsageError
+from ftcore.groups import GROUPS, ModelOptions, TrainingOptions
+from ftcore.locate import Located, choose_family, locate
+from ftcore.options import TRANSFORMERS, Binding, assign, bind, bound_options, owner_of, rename, selection_options
+from ftcore.plan import Bound, Plan, Selected
+from ftcore.plugins import Offer, Plugins, load
+
+SELECTED_KINDS = [kind for kind in KINDS if kind not in (DatasetFormat, ModelFamily)]
+
+
+def make_plan(
+    file: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    plugins: Plugins | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of a file.
+
+    Args:
+        file: YAML or JSON; None for none.
+        overrides: ``key=value`` words of the command line; they win.
+        plugins: instead of those installed.
+        values: further settings, stronger than the file and weaker than the overrides.
+
+    Raises:
+        UsageError: with every problem found.
+    """
+    plugins = plugins if plugins is not None else load()
+    settings = read_settings(file, overrides)
+    written = {name for name, setting in settings.items() if setting.where == COMMAND_LINE}
+    settings |= from_mapping({k: v for k, v in (values or {}).items() if k not in written}, COMMAND_LINE)
+    planner = _Planner(str(file or ""), plugins, settings)
+    plan = planner.plan()
+    if planner.problems or plan is None:
+        raise UsageError(_distinct(planner.problems))
+    return plan
+
+
+@dataclass
+class _Planner:
+    file: str
+    plugins: Plugins
+    settings: dict[str, Setting]
+    problems: list[Problem] = field(default_factory=list)
+
+    def plan(self) -> Plan | None:
+        self.settings, problems = rename(self.settings, self.plugins)
+        self.problems += problems
+        located = self._locate()
+        family = self._family(located)
+        if family:
+            for name, value in family.component.defaults.items():
+                if self._raw(name) is None:
+                    self.settings[name] = Setting(name, value, "family")
+        chosen = {kind.kind: self._choose(kind, family) for kind in SELECTED_KINDS}
+        chosen[ModelFamily.kind] = family
+        binding, groups = self._bind({kind: offer for kind, offer in chosen.items() if offer})
+        if groups is None or any(chosen[kind.kind] is None for kind in SELECTED_KINDS if kind.kind != "chat_template"):
+            return None
+        return self._assemble(located, chosen, binding, groups)
+
+    def _raw(self, name: str) -> Any:
+        return self.settings[name].value if name in self.settings else None
+
+    def _where(self, name: str) -> str:
+        return self.settings[name].where if name in self.settings else self.file
+
+    def _locate(self) -> Located:
+        name = self._raw("model_name_or_path")
+        if not isinstance(name, str) or not name:
+            missing = "model_name_or_path is missing" if name is None else f"model_name_or_path: {name!r} is not a name"
+            hint = "write a folder, a hub id, or a model that a plugin offers"
+            self.problems.append(Problem(missing, self._where("model_name_or_path"), hint))
+            return Located()
+        cache = self._raw("cache_dir")
+        located, problems = locate(
+            name, self.plugins, self._where("model_name_or_path"), cache if isinstance(cache, str) else None
+        )
+        self.problems += problems
+        return located
+
+    def _family(self, located: Located) -> Offer[ModelFamily] | None:
+        if named := self._raw(ModelFamily.option):
+            return self._find(ModelFamily, named)
+        name = self._raw("model_name_or_path")
+        where = self._where("model_name_or_path")
+        family, problems = choose_family(located, str(name), self.plugins, where)
+        self.problems += problems
+        return family
+
+    def _find(self, kind: type[Component], name: Any) -> Any:
+        where = self._where(kind.option)
+        if not isinstance(name, str):
+            self.problems.append(Problem(f"{kind.option}: {name!r} is not a name", where))
+            return None
+        try:
+            offer = self.plugins.find(kind, name, where)
+            instead = offer.component.resolve({key: setting.value for key, setting in self.settings.items()})
+            return offer if instead == offer.component.name else self.plugins.find(kind, instead, where)
+        except UsageError as error:
+            self.problems += error.problems
+            return None
+
+    def _choose(self, kind: type[Component], family: Offer[ModelFamily] | None) -> Any:
+        name = self._raw(kind.option)
+        if name is None and kind.kind == "chat_template":
+            name = family.component.template if family else None
+            return self._find(kind, name) if name else None
+        if name is not None:
+            return self._find(kind, name)
+        try:
+            offer = self.plugins.default(kind, self.file)
+        except UsageError as error:
+            self.problems += error.problems
+            return None
+        return self._find(kind, offer.full_name)
+
+    def _bind(self, chosen: Mapping[str, Offer[Any]]) -> tuple[Binding, dict[str, OptionGroup] | None]:
+        active: dict[str, type[OptionGroup]] = {owner: group for owner, group in GROUPS.items() if owner != "media"}
+        for kind, offer in chosen.items():
+            active[owner_of(kind, offer.component.name)] = offer.component.Options
+        selecting = selection_options()
+        binding = assign([s for s in self.settings.values() if s.name not in selecting], active, self.plugins)
+        self.problems += binding.problems
+        groups: dict[str, OptionGroup] = {"media": GROUPS["media"]()}
+        complete = True
+        for owner, group in active.items():
+            options, problems = bind(owner, group, binding.values[owner])
+            self.problems += problems
+            if options is None:
+                complete = False
+            else:
+                groups[owner] = options
+        return binding, groups if complete else None
+
+    def _assemble(
+        self,
+        located: Located,
+        chosen: Mapping[str, Offer[Any] | None],
+        binding: Binding,
+        groups: dict[str, OptionGroup],
+    ) -> Plan:
+        def selected(kind: str) -> Any:
+            if (offer := chosen[kind]) is None:
+                return None
+            options = groups[owner_of(kind, offer.component.name)]
+            return Selected(
+                component=offer.component, full_name=offer.full_name, version=offer.version, options=options
+            )
+
+        core: Any = {owner: groups[owner] for owner in GROUPS}
+        core["training"] = self._with_output_dir(core["training"], core["model"], chosen)
+        plan = Plan(
+            file=self.file,
+            stage=selected("stage"),
+            method=selected("method"),
+            optimizer=selected("optimizer"),
+            launcher=selected("launcher"),
+            engine=selected("inference_engine"),
+            family=selected("model_family"),
+            template=selected("chat_template"),
+            **core,
+            transformers={
+                name: setting.value
+                for name, setting in binding.values[TRANSFORMERS].items()
+                if setting.value is not None
+            },
+            plugins=self.plugins,
+            source=located.source,
+            config=located.config,
+            options=self._options(chosen, groups | core, binding),
+            ignored=tuple(binding.ignored),
+        )
+        return self._complete(plan)
+
+    def _options(
+        self, chosen: Mapping[str, Offer[Any] | None], groups: Mapping[str, OptionGroup], binding: Binding
+    ) -> dict[str, Bound]:
+        options: dict[str, Bound] = {}
+        for option, kind in selection_options().items():
+            offer = chosen[kind]
+            written = self.settings[option].where if self._raw(option) is not None else ""
+            origin = written or ("family" if kind == "chat_template" and offer else "default")
+            options[option] = Bound(offer.full_name if offer else None, "selection", origin)
+        active = {owner: group for owner, group in groups.items() if owner != "media"}
+        return options | bound_options(active, binding)
+
+    def _with_output_dir(
+        self, training: TrainingOptions, model: ModelOptions, chosen: Mapping[str, Offer[Any] | None]
+    ) -> TrainingOptions:
+        if training.output_dir:
+            return training
+        name = re.sub(r"[^\w.-]+", "-", Path(str(model.model_name_or_path)).name) or "model"
+        parts = [offer.component.name for kind in ("method", "stage") if (offer := chosen[kind])]
+        return training.model_copy(update={"output_dir": str(Path("saves", name, *parts))})
+
+    def _complete(self, plan: Plan) -> Plan:
+        from ftcore.data.sources import resolve
+
+        data = plan.data
+        datasets, problems = resolve(data.dataset, dataset_dir=data.dataset_dir, where=self._where("dataset"))
+        self.problems += problems
+        evaluation, problems = resolve(
+            data.eval_dataset, dataset_dir=data.dataset_dir, where=self._where("eval_dataset")
+        )
+        self.problems += problems
+        machine = hardware.detect()
+        precision, problems = checks.precision(plan, machine)
+        self.problems += problems
+        plan = replace(plan, datasets=datasets, eval_datasets=evaluation, precision=precision)
+        plan = checks.with_memory(plan, machine)
+        plan = replace(plan, warnings=tuple(checks.warnings(plan)))
+        self.problems += checks.check(plan)
+        for found in self.plugins.hook.ft_check_plan(plan=plan):
+            self.problems += found or ()
+        return plan
+
+
+def _distinct(problems: Sequence[Problem]) -> list[Problem]:
+    """Each problem once, in the order of the file's lines."""
+
+    def line(problem: Problem) -> int:
+        number = problem.where.rpartition(":")[2]
+        return int(number) if number.isdigit() else 0
+
+    return sorted(dict.fromkeys(problems), key=line)
