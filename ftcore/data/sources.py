@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class DatasetSpec:
 
 
 def resolve(
-    names: Sequence[str], *, dataset_dir: str | Path, where: str = ""
+    names: Sequence[str], *, dataset_dir: str | Path, where: str = "", evaluation: bool = False
 ) -> tuple[tuple[DatasetSpec, ...], list[Problem]]:
     """Each name as a dataset, and every mistake in the names and in their descriptions.
 
@@ -64,18 +64,22 @@ def resolve(
         names: what ``dataset`` or ``eval_dataset`` lists.
         dataset_dir: folder of ``dataset_info.json`` and of the files that it names.
         where: the place that lists the names, such as ``x.yaml:12``.
+        evaluation: whether they are to be evaluated on: of a folder with splits, ``validation`` is meant then.
     """
     folder = Path(dataset_dir)
     if not names:
         return (), []
     described, problems = describe(folder)
+    broken = bool(problems)
     specs = []
     for name in names:
         found = _resolve(name, folder, described, where)
         if isinstance(found, DatasetSpec):
+            if evaluation and has_split(found, "validation"):
+                found = replace(found, split="validation")
             specs.append(found)
             problems += split_problems(found)
-        else:
+        elif name in described or not broken:  # what a damaged dataset_info.json describes is not unknown
             problems += found
     return tuple(specs), problems
 

@@ -1,0 +1,148 @@
+"""What became of every row and every token: nothing is dropped unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ftcore.data.preparing import Prepared
+from ftcore.errors import Problem, UsageError
+from ftcore.samples import Place
+
+SHOWN = 20
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """One dataset, counted while it is read.
+
+    ``rows == kept + dropped + untrainable``, and ``tokens == used + cut + left``.
+
+    Args:
+        name: the dataset, as the user wrote it.
+        rows: rows read.
+        kept: rows that are trained or evaluated on.
+        truncated: those of them that were longer than ``cutoff_len``.
+        bad: what is wrong with rows that could not be read.
+        untrainable: reason -> places of rows in which nothing is left to train.
+        tokens: tokens of all rows that could be read.
+        used: tokens of kept rows.
+        cut: tokens of kept rows beyond ``cutoff_len``.
+        trained: tokens whose prediction is in the loss.
+    """
+
+    name: str
+    rows: int = 0
+    kept: int = 0
+    truncated: int = 0
+    bad: list[Problem] = field(default_factory=list)
+    untrainable: dict[str, list[Place]] = field(default_factory=dict)
+    tokens: int = 0
+    used: int = 0
+    cut: int = 0
+    trained: int = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens of untrainable rows."""
+        return self.tokens - self.used - self.cut
+
+    @property
+    def left_out(self) -> int:
+        """Untrainable rows."""
+        return sum(map(len, self.untrainable.values()))
+
+    def add_bad(self, problem: Problem) -> None:
+        """A row that could not be read."""
+        self.rows += 1
+        self.bad.append(problem)
+
+    def add(self, place: Place, row: Prepared) -> None:
+        """A row that could be read."""
+        self.rows += 1
+        length = len(row.labelled.weights)
+        self.tokens += length
+        if row.untrainable:
+            self.untrainable.setdefault(row.untrainable, []).append(place)
+            return
+        self.kept += 1
+        self.truncated += row.kept < length
+        self.used += row.kept
+        self.cut += length - row.kept
+        self.trained += int((row.labelled.weights[1 : row.kept] > 0).sum())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest; of bad and untrainable rows the first places are listed."""
+        return {
+            "rows": self.rows,
+            "kept": self.kept,
+            "truncated": self.truncated,
+            "dropped": len(self.bad),
+            "dropped_rows": [str(problem) for problem in self.bad[:SHOWN]],
+            "untrainable": {reason: len(places) for reason, places in self.untrainable.items()},
+            "untrainable_rows": {
+                reason: [str(place) for place in places[:SHOWN]] for reason, places in self.untrainable.items()
+            },
+            "tokens": self.tokens,
+            "used_tokens": self.used,
+            "cut_tokens": self.cut,
+            "trained_tokens": self.trained,
+        }
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        head = f"{self.name}: {self.kept:,} of {self.rows:,} rows, {self.used:,} tokens, {self.trained:,} trained"
+        lines = [head]
+        if self.truncated:
+            lines.append(f"  truncated: {self.truncated:,} rows, {self.cut:,} tokens beyond cutoff_len")
+        if self.bad:
+            lines.append(f"  dropped: {len(self.bad):,} rows that cannot be read")
+            lines += [f"    {problem}" for problem in self.bad[:SHOWN]]
+            lines += _more(len(self.bad))
+        for reason, places in self.untrainable.items():
+            lines.append(f"  untrainable: {len(places):,} rows, {reason}")
+            lines += [f"    {place}" for place in places[:SHOWN]]
+            lines += _more(len(places))
+        return lines
+
+
+def _more(count: int) -> list[str]:
+    return [f"    and {count - SHOWN:,} more"] if count > SHOWN else []
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """All datasets of a run."""
+
+    train: tuple[Counts, ...] = ()
+    eval: tuple[Counts, ...] = ()
+    split_off: int = 0
+    """Rows that ``val_size`` took from training."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest: dataset -> counts."""
+        return {
+            "train": {counts.name: counts.as_dict() for counts in self.train},
+            "eval": {counts.name: counts.as_dict() for counts in self.eval},
+            "split_off": self.split_off,
+        }
+
+    def summary(self) -> str:
+        """For the terminal."""
+        lines = [line for counts in self.train for line in counts.lines()]
+        lines += [f"evaluation: {line}" for counts in self.eval for line in counts.lines()]
+        if self.split_off:
+            lines.append(f"evaluation: {self.split_off:,} rows split off by val_size")
+        return "\n".join(lines)
+
+
+def bad_rows(counts: Sequence[Counts]) -> UsageError | None:
+    """All bad rows of all datasets as one error: the first ones in full, the others counted."""
+    problems = [problem for one in counts for problem in one.bad]
+    if not problems:
+        return None
+    many = f"{len(problems):,} bad rows" if len(problems) > 1 else "1 bad row"
+    shown = f", of which {SHOWN} are shown" if len(problems) > SHOWN else ""
+    hint = "correct them, or set on_bad_row: skip to leave them out and count them"
+    return UsageError([*problems[:SHOWN], Problem(many + shown, hint=hint)])

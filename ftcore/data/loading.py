@@ -1,0 +1,128 @@
+"""A plan's datasets, tokenised: what stages that train on conversations call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ftcore.data.accounting import Accounting, Counts, bad_rows
+from ftcore.data.dataset import KeptRow, TokenDataset
+from ftcore.data.formats import read_samples, row_problem
+from ftcore.data.preparing import Prepared, prepare
+from ftcore.data.rendering import Renderer
+from ftcore.data.sources import DatasetSpec, has_split
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ftcore.plan import Plan
+
+Progress = Callable[[str, int], None]
+"""Called with a dataset's name and the number of rows done so far."""
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """What a run trains and evaluates on; None where the plan has no such data."""
+
+    train: TokenDataset | None
+    eval: TokenDataset | None
+    accounting: Accounting
+
+
+def chat_datasets(plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None) -> Datasets:
+    """The plan's conversations as tokens, with their accounting.
+
+    Evaluation data is ``eval_dataset``; else what ``val_size`` splits off; else, where the plan evaluates, the
+    ``validation`` files of dataset folders.
+
+    Raises:
+        UsageError: every bad row and every unreadable dataset at once; contradicting options; nothing to train on.
+    """
+    _check(plan)
+    if plan.data.preprocessing_num_workers:
+        # Rust's thread pool reads it when it starts, which is at the first batch of a process.
+        os.environ.setdefault("RAYON_NUM_THREADS", str(plan.data.preprocessing_num_workers))
+    renderer = Renderer.from_plan(plan, tokenizer)
+    train, train_counts, problems = _load(plan.datasets, plan, renderer, progress)
+    held_out, eval_counts, more = _load(eval_specs(plan), plan, renderer, progress)
+    bad = bad_rows([*train_counts, *eval_counts]) if plan.data.on_bad_row == "fail" else None
+    problems = [*problems, *more, *(bad.problems if bad else ())]
+    if problems:
+        raise UsageError(problems)
+    if empty := [counts for counts in (*train_counts, *eval_counts) if not counts.kept]:
+        raise UsageError([_nothing_left(counts) for counts in empty])
+    training = TokenDataset.of(train) if plan.datasets else None
+    evaluation = TokenDataset.of(held_out) if eval_counts else None
+    split_off = 0
+    if training is not None and plan.data.val_size:
+        training, evaluation = training.split(plan.data.val_size, plan.training.seed)
+        split_off = len(evaluation)
+    return Datasets(training, evaluation, Accounting(tuple(train_counts), tuple(eval_counts), split_off))
+
+
+def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:
+    """The datasets that the plan evaluates on, ``val_size`` aside."""
+    wanted = plan.training.do_eval or plan.training.eval_strategy != "no"
+    if plan.eval_datasets or plan.data.val_size or not wanted:
+        return plan.eval_datasets
+    return [
+        replace(spec, split="validation")
+        for spec in plan.datasets
+        if spec.split == "train" and has_split(spec, "validation")
+    ]
+
+
+def _check(plan: Plan) -> None:
+    problems = []
+    if plan.data.train_on_prompt and plan.data.mask_history:
+        problems.append(
+            Problem("train_on_prompt and mask_history contradict each other", plan.file, "keep one of them")
+        )
+    if plan.data.val_size and plan.eval_datasets:
+        problems.append(Problem("val_size and eval_dataset exclude each other", plan.file, "keep one of them"))
+    if problems:
+        raise UsageError(problems)
+
+
+def _load(
+    specs: Sequence[DatasetSpec], plan: Plan, renderer: Renderer, progress: Progress | None
+) -> tuple[list[KeptRow], list[Counts], list[Problem]]:
+    rows: list[KeptRow] = []
+    all_counts: list[Counts] = []
+    problems: list[Problem] = []
+    for spec in specs:
+        counts = Counts(name=spec.name)
+        try:
+            rows += _load_one(spec, plan, renderer, counts, progress)
+        except UsageError as error:  # the other datasets are read all the same: all mistakes at once
+            problems += error.problems
+        all_counts.append(counts)
+    return rows, all_counts, problems
+
+
+def _load_one(
+    spec: DatasetSpec, plan: Plan, renderer: Renderer, counts: Counts, progress: Progress | None
+) -> list[KeptRow]:
+    rows = []
+    for place, row in prepare(read_samples(spec, plan), renderer, plan.data):
+        if isinstance(row, Prepared):
+            counts.add(place, row)
+            if not row.untrainable:
+                rows.append(KeptRow.of(place, row))
+        else:
+            counts.add_bad(row_problem(place, row))
+        if progress is not None and counts.rows % plan.data.preprocessing_batch_size == 0:
+            progress(spec.name, counts.rows)
+    if progress is not None:
+        progress(spec.name, counts.rows)
+    return rows
+
+
+def _nothing_left(counts: Counts) -> Problem:
+    why = [f"{len(places):,} rows: {reason}" for reason, places in counts.untrainable.items()]
+    why += [f"{len(counts.bad):,} bad rows are skipped"] if counts.bad else []
+    return Problem(f"dataset {counts.name!r} has nothing to train on", hint="; ".join(why))

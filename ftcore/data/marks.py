@@ -1,0 +1,135 @@
+"""Private-use characters put around pieces of a conversation, to find these again in the rendered text.
+
+Two things are marked: control tokens inside what people wrote, which are text and not control (the way of
+transformers' ``sanitize_control_tokens``), and where each message that the model reads stands.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from ftcore.errors import RowError
+
+_PLANES = (0xF0000, 0x100000)  # supplementary private use areas A and B
+_FIRST_MESSAGE, _LAST = 0x10, 0xFFFD
+
+Conversation = list[dict[str, Any]]
+"""Messages as templates read them."""
+
+
+class Marks:
+    """Characters that do not occur in a conversation: around control tokens, and one per message.
+
+    Args:
+        conversation, tools: the texts in which they must not occur.
+
+    Raises:
+        RowError: the texts hold characters of both private use areas.
+    """
+
+    def __init__(self, conversation: Conversation, tools: Sequence[Mapping[str, Any]]) -> None:
+        text = "".join(strings([conversation, list(tools)]))
+        for plane in _PLANES:
+            if text.isascii() or not re.search(f"[{chr(plane)}-{chr(plane + _LAST)}]", text):
+                break
+        else:
+            raise RowError("the text holds characters of both private use areas", cure="remove one of the two kinds")
+        self.start, self.end, self.close = chr(plane), chr(plane + 1), chr(plane + 2)
+        self._first = plane + _FIRST_MESSAGE
+        self._places = re.compile(f"[{self.close}{chr(self._first)}-{chr(plane + _LAST)}]")
+        self._controls = re.compile(f"[{self.start}{self.end}]")
+
+    def places(self, conversation: Conversation) -> Conversation:
+        """The conversation with a mark at both ends of every message that the model reads, inside its blanks."""
+        marked = []
+        for number, message in enumerate(conversation):
+            content = message["content"]
+            if message["role"] != "assistant" and (body := content.strip()):
+                left = content[: len(content) - len(content.lstrip())]
+                right = content[len(content.rstrip()) :]
+                opening = chr(self._first + number)
+                message = message | {"content": f"{left}{opening}{body}{self.close}{right}"}
+            marked.append(message)
+        return marked
+
+    def find_places(self, text: str) -> tuple[str, list[tuple[int, int, int]]]:
+        """The text without those marks, and ``(start, end, message)`` of each piece that they enclose."""
+        clean, found = _split(self._places, text)
+        spans, opened = [], (0, -1)
+        for position, mark in found:
+            if mark != self.close:
+                opened = (position, ord(mark) - self._first)
+            elif opened[1] >= 0:
+                spans.append((opened[0], position, opened[1]))
+                opened = (0, -1)
+        return clean, spans
+
+    def controls(self, value: Any, tokens: re.Pattern[str]) -> Any:
+        """Any value with marks around the control tokens in its texts, names of fields included."""
+        return mapped(value, lambda text: tokens.sub(f"{self.start}\\g<0>{self.end}", text))
+
+    def find_controls(self, text: str) -> tuple[str, list[tuple[int, int]], Callable[[int], int]]:
+        """The text without those marks, what they enclose, and where a position of the marked text went."""
+        clean, found = _split(self._controls, text)
+        positions = [position + number for number, (position, _) in enumerate(found)]
+        spans = [
+            (start, end)
+            for (start, opening), (end, closing) in pairwise(found)
+            if opening == self.start and closing == self.end
+        ]
+        return clean, spans, lambda position: position - bisect_left(positions, position)
+
+
+def _split(marks: re.Pattern[str], text: str) -> tuple[str, list[tuple[int, str]]]:
+    """The text without marks, and each mark with the position in that text at which it stood."""
+    pieces, found, last, length = [], [], 0, 0
+    for match in marks.finditer(text):
+        pieces.append(text[last : match.start()])
+        length += match.start() - last
+        found.append((length, match[0]))
+        last = match.end()
+    pieces.append(text[last:])
+    return "".join(pieces), found
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON's kinds, names of fields included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from strings(item)
+
+
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(str(key)): mapped(item, change) for key, item in value.items()}
+    return [mapped(item, change) for item in value] if isinstance(value, list | tuple) else value
+
+
+def control_tokens(tokenizer: Any, source: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What matches control tokens in what the model reads, and in what it says.
+
+    The tokenizer's special tokens are control in both. Its other added tokens are when the template writes them, but
+    only in what the model reads: the model itself says ``<think>`` or ``<tool_call>``, and says them as tokens.
+    """
+    added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+    special = [token.content for token in added if token.special]
+    written = [token.content for token in added if not token.special and token.content in source]
+    return _any_of(special + written), _any_of(special)
+
+
+def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) never matches

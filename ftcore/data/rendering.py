@@ -1,0 +1,307 @@
+"""Conversations as text, with the characters that the model says.
+
+The template is rendered in transformers' own sandboxed environment, from the very source that the tokenizer is saved
+with: training, inference and the exported tokenizer cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ftcore.components import ChatTemplate
+from ftcore.data.marks import Conversation, Marks, control_tokens, strings
+from ftcore.errors import Problem, RowError, UsageError
+from ftcore.samples import Chat, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ftcore.plan import Plan
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters ``start`` to ``end`` (exclusive) of a text, and the message that they come from."""
+
+    start: int
+    end: int
+    message: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text.
+
+    Args:
+        text: what is tokenised.
+        messages: the turns, a default system message included.
+        said: what the model says, ends of turns included.
+        read: contents of the other messages; those that the template alters are not found.
+        literal: control tokens in contents, ``(start, end)``: they are encoded as text.
+    """
+
+    text: str
+    messages: tuple[Message, ...]
+    said: tuple[Span, ...] = ()
+    read: tuple[Span, ...] = ()
+    literal: tuple[tuple[int, int], ...] = ()
+
+
+class Renderer:
+    """A chat template with a tokenizer.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        source: Jinja source; with ``{% generation %}`` marks these are what the model says, without them that is found
+            by rendering prefixes.
+        stop: what ends the model's turn; empty to find it from the template.
+        default_system: system message of conversations that have none; None leaves it to the template, empty is none.
+        enable_thinking: passed to the template; None leaves it to the template.
+
+    Attributes:
+        source: what is to be saved as ``chat_template``; a default system message is part of it.
+
+    Raises:
+        UsageError: the first of ``stop`` is not one token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        source: str,
+        *,
+        stop: Sequence[str] = (),
+        default_system: str | None = None,
+        enable_thinking: bool | None = None,
+    ) -> None:
+        self.tokenizer, self.stop, self.default_system = tokenizer, tuple(stop), default_system
+        self.source = source if default_system is None else _with_default_system(source, default_system)
+        self._marked = bool(_GENERATION.search(source))
+        self._variables = dict(tokenizer.special_tokens_map)
+        if enable_thinking is not None:
+            self._variables["enable_thinking"] = enable_thinking
+        self._controls_read, self._controls_said = control_tokens(tokenizer, source)
+        if self.stop and _token_id(tokenizer, self.stop[0]) is None:
+            raise UsageError(_no_stop(self.stop[0]))
+
+    @classmethod
+    def from_plan(cls, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+        """The plan's template; the tokenizer's own where the plan names none.
+
+        Raises:
+            UsageError: the tokenizer has no template of its own, or not the template's stop token.
+        """
+        stop: Sequence[str] = ()
+        if plan.template is None:
+            source = _own_source(plan, tokenizer)
+        else:
+            template = plan.template.component
+            source, stop = template.source(), template.stop
+            if stop and _token_id(tokenizer, stop[0]) is None:
+                where = plan.options["template"].origin if "template" in plan.options else ""
+                raise UsageError(_no_stop(stop[0], template.name, where))
+        data = plan.data
+        return cls(
+            tokenizer, source, stop=stop, default_system=data.default_system, enable_thinking=data.enable_thinking
+        )
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end the model's turn: those of the template, and the tokenizer's end-of-sequence token."""
+        known = [_token_id(self.tokenizer, stop) for stop in self.stop or self._found_stop()]
+        return tuple(dict.fromkeys(token for token in (*known, self.tokenizer.eos_token_id) if token is not None))
+
+    def render(self, chat: Chat) -> Rendered:
+        """A whole conversation.
+
+        Raises:
+            RowError: the template refuses it, cannot show what is in it, or hides where answers begin.
+        """
+        return self._render(chat.messages, chat.tools)
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Rendered:
+        """A conversation up to where the model's answer begins."""
+        return self._render(messages, tools, prompt=True)
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The tokens of `prompt`.
+
+        Raises:
+            UsageError: the template refuses the conversation.
+        """
+        from ftcore.data.tokenizing import encode
+
+        try:
+            return encode(self.tokenizer, [self.prompt(messages, tools)])[0].ids.tolist()
+        except RowError as error:
+            raise UsageError(Problem(error.reason, hint=error.cure)) from error
+
+    def _render(
+        self, given: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, prompt: bool = False
+    ) -> Rendered:
+        messages = self._with_system(given)
+        self._check(messages, tools)
+        conversation = [message.as_dict() for message in messages]
+        marks = Marks(conversation, tools)
+        literal = self._has_controls(conversation, tools)
+        if literal:
+            conversation, tools = self._mark_controls(marks, conversation, tools)
+        text, said = self._write(conversation, tools, prompt=prompt)
+        placed, _ = self._write(marks.places(conversation), tools, prompt=prompt)
+        clean, places = marks.find_places(placed)
+        read = [Span(*place) for place in places] if clean == text else []
+        spans = () if prompt else self._said(conversation, tools, text, said)
+        if not literal:
+            _check_text(text)
+            return Rendered(text, messages, tuple(spans), tuple(read))
+        text, controls, at = marks.find_controls(text)
+        _check_text(text)
+        spans, read = ([Span(at(s.start), at(s.end), s.message) for s in found] for found in (spans, read))
+        return Rendered(text, messages, tuple(spans), tuple(read), tuple(controls))
+
+    def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        # The source would add it as well; as a message of its own it is counted as what it is.
+        if self.default_system and not (messages and messages[0].role == "system"):
+            return (Message("system", self.default_system), *messages)
+        return tuple(messages)
+
+    def _check(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
+        """What the template would leave out without a word."""
+        there = {
+            "tools": bool(tools),
+            "tool_calls": any(message.tool_calls for message in messages),
+            "reasoning_content": any(message.reasoning for message in messages),
+        }
+        for name, used in there.items():
+            if used and name not in self.source:
+                cure = "choose a template that has them, or remove them from the row"
+                raise RowError(f"the chat template does not write {name}", field=name, cure=cure)
+
+    def _has_controls(self, conversation: Conversation, tools: Sequence[Mapping[str, Any]]) -> bool:
+        said = [message for message in conversation if message["role"] == "assistant"]
+        read = [message for message in conversation if message["role"] != "assistant"]
+        return any(map(self._controls_said.search, strings(said))) or any(
+            map(self._controls_read.search, strings([read, list(tools)]))
+        )
+
+    def _mark_controls(
+        self, marks: Marks, conversation: Conversation, tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[Conversation, Sequence[Mapping[str, Any]]]:
+        marked = [
+            marks.controls(message, self._controls_said if message["role"] == "assistant" else self._controls_read)
+            for message in conversation
+        ]
+        return marked, marks.controls(list(tools), self._controls_read)
+
+    def _write(
+        self, conversation: Conversation, tools: Sequence[Mapping[str, Any]], *, prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Text, and the spans inside ``{% generation %}``."""
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[conversation],
+                tools=list(tools) or None,
+                chat_template=self.source,
+                return_assistant_tokens_mask=self._marked,
+                add_generation_prompt=prompt,
+                **self._variables,
+            )
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            reason = f"the chat template refuses the conversation: {error}"
+            raise RowError(reason, cure="change the row, or choose another template") from error
+        return texts[0], [span for span in spans[0] if span[1] > span[0]] if spans else []
+
+    def _said(
+        self,
+        conversation: Conversation,
+        tools: Sequence[Mapping[str, Any]],
+        text: str,
+        generated: Sequence[tuple[int, int]],
+    ) -> Sequence[Span]:
+        numbers = [number for number, message in enumerate(conversation) if message["role"] == "assistant"]
+        if not self._marked:
+            return self._said_by_prefixes(conversation, tools, text, numbers)
+        if len(generated) != len(numbers):
+            reason = f"the chat template marks {len(generated)} generations for {len(numbers)} assistant turns"
+            raise RowError(reason, cure="write the answers as one turn each, or choose another template")
+        return [Span(*span, number) for span, number in zip(generated, numbers, strict=True)]
+
+    def _said_by_prefixes(
+        self, conversation: Conversation, tools: Sequence[Mapping[str, Any]], text: str, numbers: Sequence[int]
+    ) -> Sequence[Span]:
+        spans = []
+        for number in numbers:
+            before, _ = self._write(conversation[:number], tools, prompt=True)
+            after, _ = self._write(conversation[: number + 1], tools)
+            if not (text.startswith(before) and text.startswith(after) and after.startswith(before)):
+                raise RowError(
+                    f"cannot tell what the model says in turn {number + 1}: the tokenizer's chat template writes a"
+                    " conversation differently once it goes on",
+                    field=f"messages[{number}]",
+                    cure="set template, or split the conversation so that it ends with this turn",
+                )
+            spans.append(Span(len(before), self._end(after), number))
+        return spans
+
+    def _end(self, text: str) -> int:
+        """Where the model's turn ends at the end of the text: blanks after a special token are the template's."""
+        stripped = text.rstrip()
+        return len(stripped) if stripped.endswith(tuple(self.tokenizer.all_special_tokens)) else len(text)
+
+    def _found_stop(self) -> list[str]:
+        """The special token that the template writes after an answer, if any."""
+        probe = self.render(Chat(messages=(Message("user", "?"), Message("assistant", "!"))))
+        said = probe.text[probe.said[0].start : probe.said[0].end]
+        return [token for token in self.tokenizer.all_special_tokens if said.endswith(token)]
+
+
+def _with_default_system(source: str, system: str) -> str:
+    """The template with this default; a template that knows ``default_system`` is told, others get a message."""
+    literal = json.dumps(system, ensure_ascii=False)
+    if "default_system" in source:
+        return f"{{%- set default_system = {literal} %}}{source}"
+    if not system:
+        return source
+    message = f"{{'role': 'system', 'content': {literal}}}"
+    return (
+        "{%- if not messages or messages[0].role != 'system' %}"
+        f"{{%- set messages = [{message}] + messages %}}{{%- endif %}}{source}"
+    )
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
+    return tokenizer.get_vocab().get(token)
+
+
+def _no_stop(token: str, template: str = "", where: str = "") -> Problem:
+    name = f"template {template!r}" if template else "the chat template"
+    hint = "choose the template that the model was made for, or leave template out to use the tokenizer's own"
+    return Problem(f"{name} ends turns with {token!r}, which is not one token in this tokenizer", where, hint)
+
+
+def _own_source(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.chat_template is None:
+        names = ", ".join(sorted(offer.component.name for offer in plan.plugins.of(ChatTemplate)))
+        raise UsageError(Problem("the tokenizer has no chat template of its own", plan.file, f"set template: {names}"))
+    return tokenizer.get_chat_template()
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        value = text[max(error.start - 20, 0) : error.start]
+        reason = f"the text holds half a character: \\u{ord(text[error.start]):04x} without its other half"
+        raise RowError(
+            reason, field=f"after {value!r}", cure="the file was written wrongly; remove or repair it"
+        ) from error

@@ -1,0 +1,170 @@
+"""Rendered conversations as tokens with labels: ids, weight in the loss, and the reason for it.
+
+Whole texts are tokenised in batches, with offsets: the tokens are what `apply_chat_template` gives, and Rust does the
+work. Control tokens that people wrote are text: only rows with such take the slow path, piece by piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ftcore.data.reasons import Reason
+from ftcore.data.rendering import Rendered
+from ftcore.samples import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ints = npt.NDArray[np.int32]
+
+_READ = {"system": Reason.SYSTEM, "user": Reason.USER, "tool": Reason.TOOL}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """T tokens, and the characters ``starts`` to ``ends`` that each stands for.
+
+    Tokens that make up one character together stand for all of it; so do those of a control token that is text.
+    """
+
+    ids: Ints
+    starts: Ints
+    ends: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """T tokens with float32 weights (0: not trained) and uint8 `Reason`."""
+
+    encoded: Encoded
+    weights: npt.NDArray[np.float32]
+    reasons: npt.NDArray[np.uint8]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -> list[Encoded]:
+    """Tokens of each text; nothing is added, cut off or padded."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # tokenizer.json may switch both on
+    backend.no_padding()
+    backend.encode_special_tokens = False
+    fast = [one.text for one in rendered if not one.literal]
+    encodings = iter(backend.encode_batch(fast, add_special_tokens=False))
+    return [_in_pieces(backend, one) if one.literal else _whole(next(encodings)) for one in rendered]
+
+
+def label(
+    encoded: Encoded,
+    rendered: Rendered,
+    stop_ids: Sequence[int],
+    *,
+    train_on_prompt: bool = False,
+    mask_history: bool = False,
+) -> Labelled:
+    """Weight and reason of each token.
+
+    A token is trained when it overlaps what the model says, as in transformers' assistant mask
+    (`PreTrainedTokenizerBase.apply_chat_template`): from the first token of the first character to the first token of
+    the last one.
+
+    Args:
+        encoded, rendered: of one conversation.
+        stop_ids: tokens that end the model's turn.
+        train_on_prompt: everything else is trained too.
+        mask_history: of the answers only the last one is trained.
+    """
+    weights = np.full(len(encoded.ids), 1.0 if train_on_prompt else 0.0, dtype=np.float32)
+    reasons = np.full(len(encoded.ids), Reason.TEMPLATE, dtype=np.uint8)
+    of_message = message_weights(rendered.messages, train_on_prompt=train_on_prompt, mask_history=mask_history)
+    for span in rendered.read:
+        first, last = _overlap(encoded, span.start, span.end)
+        weights[first:last] = of_message[span.message]
+        reasons[first:last] = _READ[rendered.messages[span.message].role]
+    for span in rendered.said:
+        first, last = _overlap(encoded, span.start, span.end)
+        weights[first:last] = of_message[span.message]
+        trained = of_message[span.message] > 0
+        reasons[first:last] = Reason.ASSISTANT if trained else Reason.HISTORY
+        if trained and last > first and encoded.ids[last - 1] in stop_ids:
+            reasons[last - 1] = Reason.END_OF_TURN
+    return Labelled(encoded, weights, reasons)
+
+
+def message_weights(messages: Sequence[Message], *, train_on_prompt: bool, mask_history: bool) -> list[float]:
+    """Each message's weight in the loss: its own where it has one, else what the run says."""
+    last = max((number for number, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    weights = []
+    for number, message in enumerate(messages):
+        if message.train is not None:
+            weights.append(message.train)
+        elif message.role == "assistant":
+            weights.append(0.0 if mask_history and number != last else 1.0)
+        else:
+            weights.append(1.0 if train_on_prompt else 0.0)
+    return weights
+
+
+def _overlap(encoded: Encoded, start: int, end: int) -> tuple[int, int]:
+    """Tokens ``first`` to ``last`` (exclusive) of these characters."""
+    # char_to_token gives the first token that covers a character; offsets never decrease, so that is a bisection.
+    first = int(np.searchsorted(encoded.ends, start, side="right"))
+    last = int(np.searchsorted(encoded.ends, end - 1, side="right"))
+    covered = last < len(encoded.ids) and encoded.starts[last] < end
+    return first, last + 1 if covered else last
+
+
+def _whole(encoding: Any) -> Encoded:
+    offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+    return Encoded(np.array(encoding.ids, dtype=np.int32), offsets[:, 0].copy(), offsets[:, 1].copy())
+
+
+def _in_pieces(backend: Any, rendered: Rendered) -> Encoded:
+    """Literal control tokens by the tokenizer's model alone, what lies between them as usual (as transformers does)."""
+    pieces, position = [], 0
+    for start, end in (*rendered.literal, (len(rendered.text), len(rendered.text))):
+        if position < start:
+            pieces.append(_usual(backend, rendered.text[position:start], position))
+        if start < end:
+            pieces.append(_literal(backend, rendered.text[start:end], start))
+        position = end
+    return Encoded(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("ids", "starts", "ends")))
+
+
+def _usual(backend: Any, text: str, start: int) -> Encoded:
+    if start == 0:
+        return _whole(backend.encode(text, add_special_tokens=False))
+    # After a line break, so that SentencePiece tokenizers do not put a blank before the piece; it is removed again.
+    line_break = backend.encode("\n", add_special_tokens=False).ids
+    encoded = _whole(backend.encode("\n" + text, add_special_tokens=False))
+    count = len(line_break)
+    if encoded.ids[:count].tolist() == line_break:
+        return Encoded(encoded.ids[count:], encoded.starts[count:] + (start - 1), encoded.ends[count:] + (start - 1))
+    encoded = _whole(backend.encode(text, add_special_tokens=False))
+    return Encoded(encoded.ids, encoded.starts + start, encoded.ends + start)
+
+
+def _literal(backend: Any, text: str, start: int) -> Encoded:
+    line_break = _model_ids(backend, "\n")
+    ids = _model_ids(backend, "\n" + text)
+    ids = ids[len(line_break) :] if ids[: len(line_break)] == line_break else _model_ids(backend, text)
+    assert backend.token_to_id(text) not in ids  # else the vocabulary itself holds the control token as a word
+    size = len(ids)
+    return Encoded(
+        np.array(ids, dtype=np.int32),
+        np.full(size, start, dtype=np.int32),
+        np.full(size, start + len(text), dtype=np.int32),
+    )
+
+
+def _model_ids(backend: Any, text: str) -> list[int]:
+    """Tokens by normalizer, pre-tokenizer and model, without any added token."""
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    words = [text]
+    if backend.pre_tokenizer is not None:
+        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    return [token.id for word in words for token in backend.model.tokenize(word)]
