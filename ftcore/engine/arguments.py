@@ -1,0 +1,72 @@
+"""From the plan to transformers' TrainingArguments: what our options are called there, and what the engine fixes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ftcore.plan import Plan
+
+_SAME_NAME = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "lr_scheduler_type",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "ddp_timeout",
+    "logging_steps",
+    "save_strategy",
+    "save_steps",
+    "save_only_model",
+    "eval_strategy",
+    "eval_steps",
+    "dataloader_num_workers",
+)
+
+
+def training_arguments(plan: Plan) -> TrainingArguments:
+    """The plan as transformers' Trainer reads it."""
+    training = plan.training
+    fields: dict[str, Any] = {name: getattr(training, name) for name in _SAME_NAME}
+    fields |= {
+        "output_dir": str(plan.output_dir),
+        "warmup_steps": _warmup(training.warmup_steps, training.warmup_ratio),
+        "report_to": list(training.report_to),
+        "use_cpu": not torch.cuda.is_available(),
+        "include_num_input_tokens_seen": "all",
+    }
+    if training.save_strategy == "best":
+        fields["metric_for_best_model"] = "eval_loss"
+    fields |= plan.transformers
+    fields |= _precision(plan) | {
+        "disable_tqdm": True,  # progress is ours (`ftcore.engine.reports`)
+        "logging_nan_inf_filter": False,  # it hides a loss that is not a number and steps on it
+        "remove_unused_columns": False,
+        # `ftcore.engine.checkpoints` prunes: transformers' own may delete the last checkpoint that is whole
+        "save_total_limit": None,
+        "restore_callback_states_from_checkpoint": True,
+    }
+    arguments = TrainingArguments(**fields)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one device; more are the launcher's to start
+    return arguments
+
+
+def _warmup(steps: float, ratio: float) -> float:
+    """transformers 5 has one field: from 1 on steps, below 1 a share of all steps, rounded up."""
+    return steps if steps > 0 else min(ratio, 1 - 1e-9)
+
+
+def _precision(plan: Plan) -> dict[str, bool]:
+    """Autocast where compute is in half precision and what is trained is not."""
+    mixed = plan.precision.compute != plan.precision.trained
+    return {
+        "bf16": mixed and plan.precision.compute == "bfloat16",
+        "fp16": mixed and plan.precision.compute == "float16",
+    }

@@ -1,0 +1,266 @@
+"""Checkpoints that are whole or not there.
+
+Files are written into ``.tmp-<step>-<pid>``, flushed to the disk, listed with size and sha256 in ``MANIFEST.json``, and
+the folder is then renamed to ``checkpoint-<step>``. Whoever reads takes only folders whose manifest holds, so a process
+may be killed at any moment. sha256 of 0.54 GB takes 0.45 s where writing it takes 1.4 s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftcore.errors import Problem, RunError, UsageError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_TEMPORARY = re.compile(r"\.tmp-\d+-(\d+)")
+
+
+class DamagedError(RunError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What must be the same for a run to go on: option or thing -> its value as text."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all of it."""
+        return hashlib.sha256(_canonical(dict(self.values))).hexdigest()
+
+    def differences(self, now: Setting) -> list[Problem]:
+        """Where another setting is not this one."""
+        names = sorted({*self.values, *now.values})
+        pairs = [(name, self.values.get(name, "unset"), now.values.get(name, "unset")) for name in names]
+        return [Problem(f"{name} was {then}, now it is {new}") for name, then, new in pairs if then != new]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint's MANIFEST.json says.
+
+    Args:
+        step: optimizer steps done.
+        files: relative name -> size in bytes and sha256.
+        setting: of the run that wrote it.
+        resumable: whether it holds more than the weights.
+        versions: distribution -> version, for the records.
+    """
+
+    step: int
+    files: Mapping[str, tuple[int, str]]
+    setting: Setting
+    resumable: bool
+    versions: Mapping[str, str]
+
+    def dump(self) -> str:
+        """The file's text, sealed with a digest of itself."""
+        content = {
+            "format": FORMAT,
+            "step": self.step,
+            "resumable": self.resumable,
+            "plan": self.setting.digest,
+            "setting": dict(self.setting.values),
+            "versions": dict(self.versions),
+            "files": {name: {"size": size, "sha256": digest} for name, (size, digest) in self.files.items()},
+        }
+        return json.dumps(content | {"seal": hashlib.sha256(_canonical(content)).hexdigest()}, indent=1)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a checkpoint, itself checked.
+
+        Raises:
+            DamagedError: when it is missing, altered, or of a format that this version does not know.
+        """
+        file = folder / MANIFEST
+        try:
+            content = json.loads(file.read_bytes())
+            seal = content.pop("seal")
+        except FileNotFoundError:
+            raise DamagedError(f"{file} is missing") from None
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise DamagedError(f"{file} is damaged") from None
+        if seal != hashlib.sha256(_canonical(content)).hexdigest():
+            raise DamagedError(f"{file} is damaged")
+        if content["format"] != FORMAT:
+            raise DamagedError(f"{file} has format {content['format']}, this version reads {FORMAT}")
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+        return cls(content["step"], files, Setting(content["setting"]), content["resumable"], content["versions"])
+
+
+def stage(output_dir: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint's files into."""
+    folder = output_dir / f".tmp-{step}-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit(staged: Path, step: int, setting: Setting, *, resumable: bool, versions: Mapping[str, str]) -> Path:
+    """Seals a staged folder and moves it into place.
+
+    Returns:
+        ``checkpoint-<step>``, which has been read back and found whole.
+    """
+    files = {}
+    for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+        _flush(file)
+        files[file.relative_to(staged).as_posix()] = (file.stat().st_size, _sha256(file))
+    manifest = staged / MANIFEST
+    manifest.write_text(Manifest(step, files, setting, resumable, versions).dump(), encoding="utf-8")
+    for path in (manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
+        _flush(path)
+    final = staged.parent / f"checkpoint-{step}"
+    if final.exists():  # an earlier run's, or one found damaged: out of the way in one move
+        remove(final)
+    staged.rename(final)
+    _flush(final.parent)
+    verify(final)
+    return final
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest of a checkpoint of which every file is as it was written.
+
+    Raises:
+        DamagedError: naming the first file that is not.
+    """
+    manifest = Manifest.read(folder)
+    for name, (size, digest) in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise DamagedError(f"{file} is missing")
+        if file.stat().st_size != size:
+            raise DamagedError(f"{file} has {file.stat().st_size} bytes, not {size}")
+        if _sha256(file) != digest:
+            raise DamagedError(f"{file} is damaged: its sha256 is not the manifest's")
+    return manifest
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Folders named like checkpoints, whole or not, by step."""
+    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
+def find_resumable(output_dir: Path, setting: Setting) -> Path | None:
+    """The newest whole checkpoint to go on from; damaged ones are named in a warning and passed over.
+
+    Raises:
+        UsageError: when it was written under another setting, with every difference.
+    """
+    for folder in reversed(checkpoints(output_dir)):
+        try:
+            manifest = verify(folder)
+        except DamagedError as error:
+            log.warning("%s; the checkpoint before it is taken", error)
+            continue
+        if not manifest.resumable:
+            log.warning("%s holds weights only (save_only_model); it cannot be resumed from", folder)
+            continue
+        check_setting(folder, manifest, setting)
+        return folder
+    return None
+
+
+def check_setting(folder: Path, manifest: Manifest, setting: Setting) -> None:
+    """Refuses a checkpoint of another run.
+
+    Raises:
+        UsageError: with every difference.
+    """
+    if differences := manifest.setting.differences(setting):
+        hint = "write resume_from_checkpoint: never and another output_dir to start anew, or undo the change"
+        raise UsageError([Problem(f"this run cannot go on from {folder}", hint=hint), *differences])
+
+
+def clean(output_dir: Path) -> None:
+    """Removes what processes that are gone left half written or half deleted."""
+    for folder in output_dir.glob(".tmp-*"):
+        match = _TEMPORARY.fullmatch(folder.name)
+        if match and not _alive(int(match[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(output_dir: Path, limit: int | None, best: Path | None) -> None:
+    """Keeps the newest ``limit`` checkpoints; the best and the last whole one always stay. Call it after `commit`."""
+    if limit is None:
+        return
+    whole = [folder for folder in checkpoints(output_dir) if _looks_whole(folder)]
+    kept = {folder.resolve() for folder in whole[-1:]}
+    if best is not None:
+        kept.add(best.resolve())
+    for folder in reversed(whole):
+        if len(kept) < limit:
+            kept.add(folder.resolve())
+    for folder in whole:
+        if folder.resolve() not in kept:
+            remove(folder)
+
+
+def _looks_whole(folder: Path) -> bool:
+    """A cheap `verify`: manifest, names and sizes."""
+    try:
+        manifest = Manifest.read(folder)
+    except DamagedError:
+        return False
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, (size, _) in manifest.files.items()
+    )
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint; a kill in between leaves no half of one under its name."""
+    doomed = folder.parent / f".tmp-0-{os.getpid()}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # what this process left behind is from a run that ended
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

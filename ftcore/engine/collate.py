@@ -1,0 +1,64 @@
+"""Rows of tokens into one batch without padding: sequences end to end, labels already shifted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+IGNORED = -100
+
+Batch = dict[str, Any]
+"""What `collate` returns."""
+
+
+def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """The rows as one batch of N tokens.
+
+    Args:
+        rows: ``input_ids`` int32 ``[L]``, ``weights`` float32 ``[L]`` (a token's weight as a target; 0: not trained)
+            and ``index``, the row's number in its dataset.
+
+    Returns:
+        ``input_ids``, ``position_ids``, ``labels`` int64 ``[1, N]``; ``labels[0, i]`` is the token that follows i in
+        its own sequence, -100 where it is not trained or where the sequence ends. ``weights`` float32 ``[1, N]``,
+        the label's weight. ``positions`` int64 ``[T]``: where labels are. ``cu_seqlens`` int32 ``[rows + 1]``,
+        ``max_len`` int, ``index`` list of int.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.concatenate([np.asarray(row["input_ids"], dtype=np.int64) for row in rows])
+    weights = np.zeros(len(ids), dtype=np.float32)
+    labels = np.full(len(ids), IGNORED, dtype=np.int64)
+    for row, start, end in zip(rows, starts[:-1], starts[1:], strict=True):
+        weights[start : end - 1] = row["weights"][1:]
+        labels[start : end - 1] = ids[start + 1 : end]
+    labels[weights == 0] = IGNORED
+    return {
+        "input_ids": torch.from_numpy(ids)[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        "labels": torch.from_numpy(labels)[None],
+        "weights": torch.from_numpy(weights)[None],
+        "positions": torch.from_numpy(np.flatnonzero(weights)),
+        "cu_seqlens": torch.from_numpy(starts.astype(np.int32)),
+        "max_len": max(lengths),
+        "index": [int(row["index"]) for row in rows],
+    }
+
+
+def padded(batch: Batch) -> dict[str, torch.Tensor]:
+    """The same batch one sequence a row, padded on the right, for models that cannot take sequences end to end.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``rows`` and ``columns`` ``[T]``, where the labels are.
+    """
+    starts, positions = batch["cu_seqlens"].long(), batch["positions"]
+    lengths = starts.diff()
+    columns = torch.arange(batch["max_len"], device=starts.device)
+    mask = columns[None] < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long, device=starts.device)
+    ids[mask] = batch["input_ids"][0]
+    rows = torch.searchsorted(starts, positions, right=True) - 1
+    return {"input_ids": ids, "attention_mask": mask.long(), "rows": rows, "columns": positions - starts[rows]}

@@ -1,0 +1,212 @@
+"""A transformers Trainer whose checkpoints are whole, whose resume is exact, and which signals stop at whole steps."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput
+
+from ftcore.engine import checkpoints, snapshots
+from ftcore.engine.reports import Reports
+from ftcore.engine.signals import InterruptedRunError, StopSignals
+from ftcore.engine.trees import load_tree, save_tree
+from ftcore.errors import Problem, RunError, UsageError
+from ftcore.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+class ResumableTrainer(Trainer):
+    """Overrides what transformers writes into and reads from checkpoints. Whoever makes it sets the attributes.
+
+    Attributes:
+        plan: of the run.
+        tokenizer: saved beside what was trained.
+        reports: closed when the run ends, however it ends.
+        signals: entered while the run trains.
+    """
+
+    plan: Plan
+    tokenizer: Any
+    reports: Reports
+    signals: StopSignals
+
+    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> TrainOutput:
+        """Trains, going on from the checkpoint that the plan asks for.
+
+        Args:
+            resume_from_checkpoint: instead of the plan's ``resume_from_checkpoint``.
+
+        Raises:
+            InterruptedRunError: after SIGTERM or Ctrl-C, when the checkpoint is written.
+            RunError: when a loss or gradient is not a number, or a checkpoint cannot be written.
+            UsageError: when the checkpoint is another run's.
+        """
+        if self.args.should_save:
+            checkpoints.clean(self.plan.output_dir)
+        self.setting = snapshots.setting_of(self.plan, self.tokenizer, self.train_dataset, self.args.world_size)
+        wanted = resume_from_checkpoint or self.plan.training.resume_from_checkpoint
+        self.resumed = _checkpoint(self.plan, self.setting, wanted)
+        if self.resumed is not None:
+            self.reports.say(f"going on from {self.resumed}")
+        try:
+            with self.signals:
+                output = super().train(str(self.resumed) if self.resumed else None, **kwargs)
+        finally:
+            self.reports.close()
+        if "train_loss" not in output.metrics:
+            self.reports.say(f"{self.resumed} is the end of this run: no step was left to do")
+        return output
+
+    # ---- the loop ----
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        if self.resumed is not None:
+            self.add_callback(_Progress(self, self.resumed))
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # a resume of a finished run would take one step more
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Writes a checkpoint and ends the run where a signal came in, in all processes or in none."""
+        number = int(self.signals.received or 0)
+        if self.args.world_size > 1:
+            number = int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
+        if not number:
+            return
+        step, name = self.state.global_step, "Ctrl-C" if number == 2 else "SIGTERM"
+        folder = self.plan.output_dir / f"checkpoint-{step}"
+        if step and not (folder / checkpoints.MANIFEST).is_file():
+            self._save_checkpoint(self.model, None)
+        written = f"{folder} is written" if step else "there was nothing to write yet"
+        raise InterruptedRunError(f"stopped by {name} at step {step}; {written}; the same command goes on", number)
+
+    # ---- writing ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What the method trained, and the tokenizer with its chat template; by the first process alone."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.plan.method.component.save(self.accelerator.unwrap_model(self.model), folder)
+            self.tokenizer.save_pretrained(folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.store_flos()
+        step, folder = self.state.global_step, self.plan.output_dir
+        best = folder / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best.is_dir() or self.state.best_global_step == step):
+            self.state.best_model_checkpoint = str(best)
+        try:
+            self._fill(self._staged(folder, step), step)
+        except OSError as error:
+            checkpoints.clean(folder)
+            raise RunError(f"checkpoint-{step} could not be written to {folder}: {error}") from error
+
+    def _staged(self, folder: Path, step: int) -> Path:
+        """The folder that the first process made, in all of them."""
+        paths = [checkpoints.stage(folder, step) if self.args.should_save else Path()]
+        if self.args.world_size > 1:
+            broadcast_object_list(paths)
+        return paths[0]
+
+    def _fill(self, staged: Path, step: int) -> None:
+        """Writes everything into the staged folder, moves it into place, and only then deletes older ones."""
+        resumable = not self.args.save_only_model
+        if resumable:
+            save_tree(staged, f"random-{self.args.process_index}", snapshots.random_state())
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        self.save_model(str(staged), _internal_call=True)
+        if resumable:
+            snapshots.save_snapshot(self, staged)
+        self._export_callbacks()
+        self.state.save_to_json(str(staged / "trainer_state.json"))
+        checkpoints.commit(staged, step, self.setting, resumable=resumable, versions=snapshots.versions())
+        best = self.state.best_model_checkpoint
+        checkpoints.prune(staged.parent, self.plan.training.save_total_limit, Path(best) if best else None)
+
+    def _export_callbacks(self) -> None:
+        """Puts the states of callbacks that have one into the trainer state, as transformers does."""
+        states: dict[str, Any] = {}
+        for callback in (*self.callback_handler.callbacks, self.control):
+            if isinstance(callback, ExportableState):
+                states.setdefault(type(callback).__name__, []).append(callback.state())
+        self.state.stateful_callbacks = {name: found if len(found) > 1 else found[0] for name, found in states.items()}
+
+    # ---- reading ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.plan.method.component.load(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            snapshots.load_snapshot(self, Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """`snapshots.load_snapshot` has done it."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            snapshots.set_random_state(load_tree(Path(checkpoint), f"random-{self.args.process_index}"))
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        checkpoints.verify(best)
+        self.plan.method.component.load(self.model, best)
+
+
+class _Progress(TrainerCallback):
+    """Puts back what the training loop sets to zero before it calls this."""
+
+    def __init__(self, trainer: ResumableTrainer, folder: Path) -> None:
+        self.trainer, self.folder = trainer, folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        snapshots.load_progress(self.trainer, self.folder)
+
+
+def _checkpoint(plan: Plan, setting: checkpoints.Setting, wanted: Path | str | bool | None) -> Path | None:
+    """Where to go on from. Starting anew takes an earlier run's checkpoints away, if the file allows it."""
+    anew = plan.training.overwrite_output_dir
+    if wanted in (True, "auto") or (wanted is None and not anew):
+        return checkpoints.find_resumable(plan.output_dir, setting)
+    if wanted not in (None, False, "never"):
+        return _given(Path(str(wanted)), setting)
+    earlier = checkpoints.checkpoints(plan.output_dir)
+    if earlier and not anew:
+        names = ", ".join(path.name for path in earlier)
+        hint = "write overwrite_output_dir: true to replace them, or another output_dir"
+        raise UsageError(Problem(f"{plan.output_dir} holds checkpoints of an earlier run: {names}", hint=hint))
+    for path in earlier:
+        checkpoints.remove(path)
+    return None
+
+
+def _given(folder: Path, setting: checkpoints.Setting) -> Path:
+    """A checkpoint that the user names: whole, resumable and of this run."""
+    try:
+        manifest = checkpoints.verify(folder)
+    except checkpoints.DamagedError as error:
+        raise UsageError(Problem(f"resume_from_checkpoint: {error}")) from error
+    if not manifest.resumable:
+        raise UsageError(
+            Problem(f"resume_from_checkpoint: {folder} holds weights only, it was saved by save_only_model")
+        )
+    checkpoints.check_setting(folder, manifest, setting)
+    return folder

@@ -1,0 +1,85 @@
+"""Which rows make which batch: a function of seed and epoch alone, so that a resume needs no replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+class EpochBatches:
+    """Batches of row numbers of one process, in an order that seed and epoch decide.
+
+    Where processes share an epoch, every ``size * processes`` consecutive rows are one batch for all; of the last,
+    short one each takes an even share, and a process for which none is left gets a filler (see `Rows`), so that all
+    take the same number of steps.
+
+    Args:
+        rows: rows in the dataset.
+        size: rows per batch and process.
+        seed: of the order; None keeps the dataset's.
+        process: this process's number.
+        processes: how many there are.
+    """
+
+    def __init__(self, rows: int, size: int, seed: int | None, process: int = 0, processes: int = 1) -> None:
+        self.rows, self.size, self.seed, self.process, self.processes = rows, size, seed, process, processes
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each pass."""
+        self.epoch = epoch
+
+    def order(self) -> list[int]:
+        """All row numbers of this epoch in order."""
+        if self.seed is None:
+            return list(range(self.rows))
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.rows).tolist()
+
+    def __len__(self) -> int:
+        return -(-self.rows // (self.size * self.processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, step = self.order(), self.size * self.processes
+        for start in range(0, self.rows, step):
+            together = order[start : start + step]
+            mine = np.array_split(together, self.processes)[self.process].tolist()
+            yield mine or [-1 - together[0]]
+
+
+class Rows(Dataset):
+    """The dataset, in which row ``-1 - i`` is row i without a weight: a filler that changes no sum."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        if index >= 0:
+            return self.dataset[index]
+        row = self.dataset[-1 - index]
+        return {**row, "weights": np.zeros_like(row["weights"])}
+
+
+class EpochLoader(DataLoader):
+    """A DataLoader that passes the epoch on. It draws nothing from the global random state: a resume depends on it."""
+
+    def __init__(self, dataset: Any, batches: EpochBatches, **options: Any) -> None:
+        super().__init__(Rows(dataset), batch_sampler=batches, generator=torch.Generator().manual_seed(0), **options)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each pass."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+def places(dataset: Any, indices: Sequence[int], limit: int = 8) -> str:
+    """Where rows came from, for a message: ``a.jsonl:3, a.jsonl:9 and 2 more``."""
+    known = getattr(dataset, "places", None)
+    names = [str(known[index]) if known is not None else f"row {index}" for index in indices]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

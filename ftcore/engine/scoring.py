@@ -1,0 +1,172 @@
+"""From a batch to losses: which way through a model is both exact and cheapest, proven on the model itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ftcore.engine import attention
+from ftcore.engine.collate import Batch, collate, padded
+from ftcore.engine.head import Head, token_logps, weighted_nll
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference between two ways to the same logits, relative to the largest logit."""
+
+
+class Scorer:
+    """Computes a causal language model's losses on the labels of a batch.
+
+    Args:
+        model: a transformers model with a vocabulary head, or a PeftModel around one.
+
+    Attributes:
+        packed: sequences go end to end through ``ft_varlen`` attention; else padded, with the model's own attention.
+        fused: hidden states go through `ftcore.engine.head`; else the model's own forward makes the logits, of the
+            trained positions only.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.packed = False
+        self.fused = self._head_module() is not None
+
+    def weighted_nll(self, batch: Batch) -> torch.Tensor:
+        """Weighted sum of the losses at the batch's labels, a scalar."""
+        labels, weights = self._labels(batch), batch["weights"][0, batch["positions"]]
+        if self.fused:
+            return weighted_nll(self.hidden(batch), self.head(), labels, weights)
+        return -(self._own_logps(batch, labels) * weights).sum()
+
+    def logps(self, batch: Batch) -> torch.Tensor:
+        """Log-probabilities ``[T]`` of the batch's labels."""
+        labels = self._labels(batch)
+        return token_logps(self.hidden(batch), self.head(), labels) if self.fused else self._own_logps(batch, labels)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """The decoder's last hidden states ``[T, H]`` at the positions that have a label."""
+        decoder = self.inner.get_decoder()
+        if self.packed:
+            return decoder(**_flat_inputs(batch)).last_hidden_state[0, batch["positions"]]
+        inputs = padded(batch)
+        rows, columns = inputs.pop("rows"), inputs.pop("columns")
+        return decoder(**inputs, use_cache=False).last_hidden_state[rows, columns]
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Logits ``[T, V]`` at the positions that have a label, by the way that is in use; for small batches."""
+        return self.head().logits(self.hidden(batch)) if self.fused else self._own_logits(batch)
+
+    def head(self) -> Head:
+        """The vocabulary head as a formula."""
+        module = self._head_module()
+        assert module is not None
+        config = self.inner.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+    def _head_module(self) -> nn.Linear | None:
+        """The head where it is a plain linear layer; PEFT's trained copy of it where there is one."""
+        module = self.inner.get_output_embeddings()
+        if hasattr(module, "modules_to_save"):
+            module = module.modules_to_save[module.active_adapter]
+        return module if type(module) is nn.Linear else None
+
+    def _labels(self, batch: Batch) -> torch.Tensor:
+        return batch["labels"][0, batch["positions"]]
+
+    def _own_logps(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+        return self._own_logits(batch).log_softmax(-1).gather(1, labels[:, None])[:, 0]
+
+    def _own_logits(self, batch: Batch) -> torch.Tensor:
+        """The model's own logits, ``[T, V]``, in float32 or float64."""
+        if self.packed:
+            logits = self.model(**_flat_inputs(batch), logits_to_keep=batch["positions"]).logits[0]
+        else:
+            inputs = padded(batch)
+            rows, columns = inputs.pop("rows"), inputs.pop("columns")
+            # one set of columns for all rows is what transformers takes: the union of those that a row needs
+            keep, where = columns.unique(return_inverse=True)
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[rows, where]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def choose(self) -> None:
+        """Takes the packed and fused way as far as a probe shows that it gives the model's own logits.
+
+        The model's own padded forward on two short sequences is the arbiter, so a model that keeps state along the
+        row, or makes its logits in a way unknown here, is found out and computed as its authors wrote it.
+        """
+        probe = _probe(self.inner.config.get_text_config().vocab_size)
+        probe = {key: value.to(self.model.device) if hasattr(value, "to") else value for key, value in probe.items()}
+        own_attention = self.inner.config._attn_implementation
+        with _evaluating(self.model):
+            expected = self._own_logits(probe)
+            self.fused = self.fused and _same(_tried(self, probe), expected)
+            if not self.fused:
+                log.warning("the model makes its logits in its own way: its forward is used instead of the fused head")
+            self.packed = self._can_pack()
+            if self.packed:
+                self.inner.set_attn_implementation(attention.NAME)
+                self.packed = _same(_tried(self, probe), expected)
+            if not self.packed:
+                self.inner.set_attn_implementation(own_attention)
+                log.warning("the model needs its own attention: batches are padded")
+
+    def _can_pack(self) -> bool:
+        """What a short probe cannot show: attention in chunks, or a state that runs along the sequence."""
+        config = self.inner.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
+        return kinds <= {"full_attention", "sliding_attention"} and not getattr(config, "attention_chunk_size", None)
+
+
+def _flat_inputs(batch: Batch) -> dict[str, Any]:
+    starts, longest = batch["cu_seqlens"], batch["max_len"]
+    return {
+        "input_ids": batch["input_ids"],
+        "position_ids": batch["position_ids"],
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "use_cache": False,
+    }
+
+
+def _probe(vocabulary: int) -> Batch:
+    """Two sequences, of 9 and 6 tokens, every position labelled."""
+    rows = [(np.arange(length, dtype=np.int32) * 37 + 11 * length) % vocabulary for length in (9, 6)]
+    return collate([{"input_ids": ids, "weights": np.ones(len(ids), np.float32), "index": 0} for ids in rows])
+
+
+def _tried(scorer: Scorer, probe: Batch) -> torch.Tensor | None:
+    """The logits, or None where the model's code does not take the call."""
+    try:
+        return scorer.logits(probe)
+    except (attention.UnsupportedAttentionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        log.warning("%s: %s", type(error).__name__, error)
+        return None
+
+
+def _same(logits: torch.Tensor | None, expected: torch.Tensor) -> bool:
+    if logits is None or logits.shape != expected.shape:
+        return False
+    return bool((logits - expected).abs().max() <= TOLERANCE[expected.dtype] * expected.abs().max())
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Dropout off and no gradients, and the model back in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,120 @@
+"""What a checkpoint holds beside the weights, and what must be the same for a run to go on from it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ftcore.engine.checkpoints import Setting
+from ftcore.engine.trees import load_tree, save_tree
+from ftcore.plan import Plan
+
+_TRAINING = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+)
+_WITHOUT_EFFECT = ("dataloader_", "ddp_", "eval_", "log", "project", "run_name", "save_", "trackio_", "use_cpu")
+"""Beginnings of TrainingArguments' fields that change no weight."""
+
+
+def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Setting:
+    """All that decides the run's weights: options, components with their versions, template, tokenizer, rows."""
+    values: dict[str, Any] = {"processes": processes, "disable_shuffling": plan.data.disable_shuffling}
+    for name in ("model_name_or_path", "model_revision", "adapter_name_or_path"):
+        values[name] = getattr(plan.model, name)
+    values |= {name: getattr(plan.training, name) for name in _TRAINING}
+    values |= {name: value for name, value in plan.transformers.items() if not name.startswith(_WITHOUT_EFFECT)}
+    values |= {"compute dtype": plan.precision.compute, "trained dtype": plan.precision.trained}
+    for selected in (plan.stage, plan.method, plan.optimizer):
+        kind = selected.component.kind
+        values[kind] = f"{selected.full_name} {selected.version}"
+        values |= {f"{kind} {name}": value for name, value in selected.options.model_dump(mode="json").items()}
+    values["chat template"] = _digest(str(getattr(tokenizer, "chat_template", None)).encode())
+    digest = getattr(dataset, "fingerprint", "") or fingerprint(dataset)
+    values["training rows"] = f"{len(dataset)} rows, {digest[:16]}"
+    return Setting({name: json.dumps(value, default=str) for name, value in values.items()})
+
+
+def fingerprint(dataset: Any) -> str:
+    """sha256 over every array and number of every row, for datasets that have no ``fingerprint`` of their own."""
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        for name, value in sorted(dataset[index].items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, for the records."""
+    return {
+        name: importlib.metadata.version(name) for name in ("ftcore", "torch", "transformers", "peft", "accelerate")
+    }
+
+
+def random_state() -> dict[str, Any]:
+    """Every global random state: Python, numpy, torch and its CUDA devices."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts back what `random_state` returned."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_snapshot(trainer: Any, folder: Path) -> None:
+    """Writes optimizer, scheduler, scaler and the loss that was summed since the last log line."""
+    save_tree(folder, "optimizer", trainer.optimizer.state_dict())
+    save_tree(folder, "scheduler", trainer.lr_scheduler.state_dict())
+    save_tree(folder, "progress", {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged})
+    if trainer.accelerator.scaler is not None:
+        save_tree(folder, "scaler", trainer.accelerator.scaler.state_dict())
+
+
+def load_snapshot(trainer: Any, folder: Path) -> None:
+    """Puts back optimizer, scheduler and scaler."""
+    trainer.optimizer.load_state_dict(load_tree(folder, "optimizer"))
+    trainer.lr_scheduler.load_state_dict(load_tree(folder, "scheduler"))
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(load_tree(folder, "scaler"))
+
+
+def load_progress(trainer: Any, folder: Path) -> None:
+    """Puts back the loss that was summed since the last log line; steps of an earlier run count in no mean of this."""
+    progress = load_tree(folder, "progress")
+    trainer._tr_loss = progress["loss"].to(trainer.args.device)
+    trainer._globalstep_last_logged = progress["logged"]
+    trainer._total_loss_scalar = -trainer._tr_loss.item()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

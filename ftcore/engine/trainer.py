@@ -1,0 +1,237 @@
+"""The trainer that the stages share: exact losses over the global batch, whole checkpoints, honest logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, speed_metrics
+
+from ftcore.engine.arguments import training_arguments
+from ftcore.engine.collate import Batch, collate
+from ftcore.engine.noise import EmbeddingNoise
+from ftcore.engine.reports import Reports
+from ftcore.engine.resuming import ResumableTrainer
+from ftcore.engine.sampling import EpochBatches, EpochLoader, places
+from ftcore.engine.scoring import Scorer
+from ftcore.engine.signals import StopSignals
+from ftcore.errors import RunError
+from ftcore.run import Run
+
+
+class FtTrainer(ResumableTrainer):
+    """Trains on the weighted mean of the losses of each global batch's labels.
+
+    A stage with another loss overrides `loss_sum` and `weight`; the mean, accumulation, evaluation, checkpoints, logs
+    and signals stay.
+
+    Args:
+        run: plan, tokenizer and the model to which the method has been applied.
+        train: rows for `collate`, with ``places``; None where the run only evaluates.
+        evaluation: the same; None for none.
+        collator: instead of `collate`.
+        callbacks: further ones; those of plugins (``ft_callbacks``) come on top.
+    """
+
+    loss_is_scaled_for_ga = True
+    neftune_noise_alpha: float | None
+    optimizer: Any
+    control: Any
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        train: Any,
+        evaluation: Any = None,
+        collator: Any = collate,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.plan, self.tokenizer = run.plan, run.tokenizer
+        cached = run.model.config.use_cache if hasattr(run.model.config, "use_cache") else None
+        plugins = [callback for found in run.plan.plugins.hook.ft_callbacks(plan=run.plan) for callback in found]
+        self.reports = Reports(run.plan.output_dir)
+        super().__init__(
+            model=run.model,
+            args=training_arguments(run.plan),
+            data_collator=collator,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            callbacks=[self.reports, *callbacks, *plugins],
+        )
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True
+        if cached is not None:
+            run.model.config.use_cache = cached  # Trainer's own setting would be saved with the model
+        if run.plan.gradient_checkpointing:
+            _recompute(run.model)
+        self.scorer = Scorer(run.model)
+        self.scorer.choose()
+        self.noise = self._noise()
+        self.signals = StopSignals()
+        self._rows_in_step: list[int] = []
+
+    # ---- what a stage may override ----
+
+    def loss_sum(self, batch: Batch) -> torch.Tensor:
+        """Weighted sum of the losses of a micro-batch, a scalar with a gradient."""
+        return self.scorer.weighted_nll(batch)
+
+    def weight(self, batch: Batch) -> float:
+        """The total weight that `loss_sum` is over."""
+        return float(batch["weights"].sum(dtype=torch.float64))
+
+    # ---- the loss ----
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        batches, total = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._rows_in_step = [index for batch in batches for index in batch["index"]]
+        return batches, total
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
+        total = torch.tensor(sum(self.weight(batch) for batch in batch_samples), dtype=torch.float64, device=device)
+        return self.accelerator.gather(total).sum()
+
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        if num_items_in_batch == 0:
+            # without a gradient the optimizer leaves every parameter and every moment as it is
+            return torch.zeros((), device=self.args.device)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        total = self._sum_through(model, inputs)
+        if not torch.isfinite(total):
+            self._refuse("loss", total.item(), inputs["index"])
+        # processes' gradients are averaged, the global batch's loss is a sum over them
+        return total * self.accelerator.num_processes / num_items_in_batch.to(total.dtype)
+
+    def _sum_through(self, model: Any, batch: Batch) -> torch.Tensor:
+        """`loss_sum` inside the wrapper (DDP), if there is one: its forward is what prepares the gradients' sums."""
+        if self.noise is not None:
+            self.noise.expect(batch)
+        with self.accelerator.autocast():
+            if model is self.model:
+                return self.loss_sum(batch)
+            own = self.model.forward
+
+            def through(batch: Batch) -> torch.Tensor:
+                self.model.forward = own
+                return self.loss_sum(batch)
+
+            self.model.forward = through
+            return model(batch)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            self._refuse("gradient", float(norm), self._rows_in_step)
+        return norm
+
+    def _refuse(self, what: str, value: float, rows: Sequence[int]) -> None:
+        """Stops before the optimizer steps on what is not a number."""
+        raise RunError(
+            f"the {what} is {value} at step {self.state.global_step + 1}, learning rate {self._get_learning_rate():g}; "
+            f"its rows: {places(self.train_dataset, rows)}; no step was taken with it"
+        )
+
+    def _noise(self) -> EmbeddingNoise | None:
+        """NEFTune by our own hook instead of transformers'."""
+        alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
+        return None if alpha is None else EmbeddingNoise(self.model.get_input_embeddings(), alpha)
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> EpochLoader:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        order = None if self.plan.data.disable_shuffling else seed
+        return self._loader(self.train_dataset, self._train_batch_size, order)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        return self._loader(
+            self.eval_dataset if eval_dataset is None else eval_dataset, self.args.eval_batch_size, None
+        )
+
+    def _loader(self, dataset: Any, size: int, seed: int | None) -> EpochLoader:
+        batches = EpochBatches(len(dataset), size, seed, self.args.process_index, self.args.world_size)
+        return EpochLoader(
+            dataset,
+            batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.model))
+            trained = [(name, tensor) for name, tensor in self.model.named_parameters() if tensor.requires_grad]
+            groups = [
+                {"params": [tensor for name, tensor in trained if (name in decayed) == decays], "weight_decay": decay}
+                for decays, decay in ((True, self.args.weight_decay), (False, 0.0))
+            ]
+            groups = [group | {"lr": self.args.learning_rate} for group in groups if group["params"]]
+            self.optimizer = self.plan.optimizer.component.create(self.plan, groups)
+        return self.optimizer
+
+    def floating_point_ops(self, inputs: Batch) -> float:
+        if not hasattr(self, "_dense"):
+            self._dense = self.model.num_parameters(exclude_embeddings=True)
+        return 6.0 * inputs["input_ids"].numel() * self._dense
+
+    # ---- evaluation ----
+
+    def evaluation_loop(
+        self,
+        dataloader: EpochLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss over all labels of the set, each as heavy as its weight."""
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.accelerator.autocast():
+                sums += torch.stack([self.loss_sum(inputs).double(), torch.tensor(self.weight(batch)).to(sums)])
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            if self.is_in_train:
+                self.stop_if_asked()
+        total, weight = self.accelerator.reduce(sums, "sum").tolist()
+        if not weight:
+            raise RunError("the evaluation data has no token to be evaluated on: its mean loss does not exist")
+        metrics = {f"{metric_key_prefix}_loss": total / weight}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    # ---- logs ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.state.epoch is not None:
+            logs["epoch"] = round(self.state.epoch, 6)
+        if start_time is not None:
+            tokens = self.state.num_input_tokens_seen - self._initial_num_input_tokens_seen
+            speed = speed_metrics("train", start_time, num_tokens=tokens)
+            logs["throughput"] = speed["train_tokens_per_second"]
+            logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
+        if "train_loss" in logs and self.state.global_step == self._initial_global_step:
+            del logs["train_loss"]  # no step was taken: there is no mean
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+
+def _recompute(model: Any) -> None:
+    """Keeps layers' inputs only and computes the rest again in the backward pass; non-reentrant, as LoRA needs."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

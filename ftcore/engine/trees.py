@@ -1,0 +1,64 @@
+"""Nested states on disk without pickle: structure and numbers as JSON, tensors as safetensors, all of it exact.
+
+JSON writes a float in the shortest form that reads back to the same bits; ints of any size, NaN and infinities too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def save_tree(folder: Path, name: str, tree: Any) -> None:
+    """Writes ``name.json`` and, where the tree holds tensors, ``name.safetensors``.
+
+    Args:
+        tree: dicts (with any of these as keys), lists, tuples, tensors, str, int, float, bool, None.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(_encode(tree, tensors), ensure_ascii=False)
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    if tensors:
+        save_file(tensors, folder / f"{name}.safetensors")
+
+
+def load_tree(folder: Path, name: str) -> Any:
+    """What `save_tree` was given; tensors are on the CPU."""
+    file = folder / f"{name}.safetensors"
+    tensors = load_file(file) if file.is_file() else {}
+    return _decode(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
+
+
+def _encode(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if tree is None or isinstance(tree, str | int | float):
+        return tree
+    if isinstance(tree, torch.Tensor):
+        key = str(len(tensors))
+        tensors[key] = tree.detach().cpu().contiguous()
+        return {"tensor": key}
+    if isinstance(tree, list):
+        return [_encode(item, tensors) for item in tree]
+    if isinstance(tree, tuple):
+        return {"tuple": [_encode(item, tensors) for item in tree]}
+    if isinstance(tree, dict):
+        return {"dict": [[_encode(key, tensors), _encode(value, tensors)] for key, value in tree.items()]}
+    raise TypeError(f"a {type(tree).__name__} cannot be kept in a checkpoint: {tree!r}")
+
+
+def _decode(data: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(data, list):
+        return [_decode(item, tensors) for item in data]
+    if not isinstance(data, dict):
+        return data
+    ((kind, value),) = data.items()
+    if kind == "tensor":
+        return tensors[value]
+    items = _decode(value, tensors)
+    return tuple(items) if kind == "tuple" else dict(items)

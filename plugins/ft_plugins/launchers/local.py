@@ -1,0 +1,19 @@
+"""The run takes place here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ftcore.components import Launcher
+
+if TYPE_CHECKING:
+    from ftcore.plan import Plan
+
+
+class Local(Launcher):
+    """No further process."""
+
+    def launch(self, plan: Plan, work: Callable[[Plan], int]) -> int:
+        """Calls ``work``."""
+        return work(plan)
