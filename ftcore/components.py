@@ -202,13 +202,18 @@ class Method(Component, ABC):
         """
 
     @abstractmethod
-    def count(self, architecture: Architecture, options: OptionGroup) -> tuple[float, int]:
+    def count(self, architecture: Architecture, options: OptionGroup, width: int = 4) -> tuple[float, int]:
         """``(bytes of the base weights, number of trainable parameters)`` for the memory estimate.
 
         Args:
             architecture: shapes read off config.json.
             options: this method's options.
+            width: bytes of a frozen weight in the run's compute dtype.
         """
+
+    def drops_inputs(self, options: OptionGroup) -> bool:
+        """Whether dropout is put on the inputs of what is trained, which keeps further activations."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ftcore.memory import BYTES, Architecture, Estimate, Need, estimate
+
 if TYPE_CHECKING:
-    from ftcore.memory import Estimate
     from ftcore.plan import Plan
 
 
 def estimate_plan(plan: Plan) -> Estimate | None:
-    """The estimate, or None where the model's config.json is not known yet."""
-    return None
+    """The estimate, or None where the model's config.json, or what it says, is not known.
+
+    Rows are taken to be ``cutoff_len`` tokens long: that is what must fit.
+    """
+    architecture = Architecture.from_config(plan.config) if plan.config else None
+    if architecture is None:
+        return None
+    method, options, training = plan.method.component, plan.method.options, plan.training
+    weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
+    return estimate(
+        architecture,
+        Need(
+            weight_bytes=weights,
+            trainable=trainable,
+            adapter=method.saves_adapter,
+            state_bytes=plan.optimizer.component.state_bytes,
+            compute=plan.precision.compute,
+            trained=plan.precision.trained,
+            rows=training.per_device_train_batch_size,
+            cutoff_len=plan.data.cutoff_len,
+            copies=plan.stage.component.copies,
+            gradient_checkpointing=plan.gradient_checkpointing,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            adapter_dropout=method.drops_inputs(options),
+        ),
+    )

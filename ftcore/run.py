@@ -7,22 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from ftcore.plan import Plan
 
 
 @dataclass(kw_only=True)
 class Run:
-    """The state of one run, handed to the stage."""
+    """The state of one run, handed to the stage. What is not loaded yet is None: tokenizer, data, model, in turn."""
 
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
+    model: PreTrainedModel = None  # type: ignore[assignment]
     """The method has been applied: what is to be trained requires gradients."""
-    data: Any
-    """What the stage's ``datasets`` returned."""
+    data: Any = None
+    """What the stage's ``datasets`` returned: ``train``, ``eval`` and ``accounting``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +34,113 @@ class Result:
     output_dir: Path
     metrics: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(plan: Plan) -> int:
+    """Carries the plan out and returns the exit status.
+
+    Raises:
+        UsageError: when the data is wrong; nothing has been written then.
+        RunError: when the run fails.
+    """
+    announce(plan)
+    if not (plan.training.do_train or plan.training.do_eval):
+        return 0
+    from ftcore.lock import locked
+
+    quieten()
+    state = Run(plan=plan, tokenizer=plan.plugins.hook.ft_load_tokenizer(plan=plan))
+    state.data = plan.stage.component.datasets(state)
+    click.echo(state.data.accounting.summary())
+    use_template(state)
+    with locked(plan.output_dir):
+        load_model(state)
+        carry_out(state, plan.stage.component.trainer(state))
+    return 0
+
+
+def announce(plan: Plan) -> None:
+    """What the plan decided that the file does not say."""
+    from ftcore.cli.plan import effective_batch
+
+    for line in plan.ignored:
+        click.secho(line, dim=True)
+    for line in plan.warnings:
+        click.echo(click.style("warning: ", fg="yellow") + line)
+    used = [f"{kind.replace('_', ' ')} {selected.component.name}" for kind, selected in plan.components.items()]
+    click.echo(", ".join(used) + f", {plan.precision.compute}")
+    rows, steps = plan.training.per_device_train_batch_size, plan.training.gradient_accumulation_steps
+    click.echo(f"effective batch size: {rows} rows x {steps} accumulated = {effective_batch(plan)} per device")
+
+
+def quieten() -> None:
+    """Turns off what libraries print of their own accord; warnings stay."""
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging
+
+    logging.set_verbosity_warning()
+    logging.disable_progress_bar()
+
+
+def use_template(state: Run) -> None:
+    """Puts the run's template into the tokenizer, so that it is saved with every checkpoint."""
+    from ftcore.data.rendering import Renderer
+
+    if state.plan.template or state.tokenizer.chat_template:
+        state.tokenizer.chat_template = Renderer.from_plan(state.plan, state.tokenizer).source
+
+
+def load_model(state: Run) -> None:
+    """Base model, method, and what plugins do to them."""
+    import torch
+    from transformers import set_seed
+
+    plan, hook = state.plan, state.plan.plugins.hook
+    set_seed(plan.training.seed)
+    method = plan.method.component
+    kwargs = {"dtype": getattr(torch, plan.precision.compute)} | method.load_kwargs(plan)
+    state.model = method.apply(plan, hook.ft_load_model(plan=plan, kwargs=kwargs))
+    hook.ft_model_ready(plan=plan, model=state.model, tokenizer=state.tokenizer)
+    for name in plan.model.adapter_name_or_path:
+        click.echo(f"loaded adapter: {name}")
+    click.echo(parameter_line(state.model))
+    click.echo(f"trainable parameters are trained in {plan.precision.trained}")
+
+
+def parameter_line(model: PreTrainedModel) -> str:
+    """``trainable params: N || all params: N || trainable%: x``."""
+    trained = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
+    every = sum(tensor.numel() for tensor in model.parameters())
+    return f"trainable params: {trained:,} || all params: {every:,} || trainable%: {100 * trained / every:.4f}"
+
+
+def carry_out(state: Run, trainer: Trainer) -> None:
+    """Trains, evaluates, and writes the run's files."""
+    from ftcore import artifacts
+
+    plan, folder = state.plan, state.plan.output_dir
+    counts = state.data.accounting.as_dict()
+
+    def note(status: str, metrics: Mapping[str, Any]) -> None:
+        noted = artifacts.manifest(plan, state.tokenizer, status=status, counts=counts, metrics=metrics)
+        artifacts.write_manifest(folder, noted)
+
+    note("running", {})
+    train: dict[str, Any] | None = None
+    if plan.training.do_train:
+        train = trainer.train().metrics
+        plan.method.component.save(state.model, folder)
+        state.tokenizer.save_pretrained(folder)
+    evaluation = trainer.evaluate() if state.data.eval is not None else None
+    metrics = artifacts.write_results(folder, train, evaluation)
+    note("finished", metrics)
+    if plan.training.plot_loss and plan.training.do_train:
+        from ftcore.engine.plots import plot_losses
+
+        plot_losses(folder)
+    for name, value in metrics.items():
+        click.echo(f"  {name:<26} {value:,.6g}" if isinstance(value, float) else f"  {name:<26} {value}")
+    click.echo(f"written to {folder}")
+    plan.plugins.hook.ft_run_finished(plan=plan, result=Result(output_dir=folder, metrics=metrics, counts=counts))

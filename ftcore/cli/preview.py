@@ -110,7 +110,7 @@ def _show_json(place: Place, row: Any) -> None:
 
 
 def as_dict(place: Place, row: Any) -> dict[str, Any]:
-    """A row for ``--json``: kept tokens, labels (-100: not trained) and reasons; ``truncated`` counts the tokens cut."""
+    """A row for ``--json``: kept tokens, labels (-100: not trained), reasons; ``truncated`` counts the tokens cut."""
     from ftcore.data.formats import row_problem
     from ftcore.data.preparing import Prepared
     from ftcore.data.reasons import Reason

@@ -13,8 +13,7 @@ from ftcore.cli.common import file_and_overrides
 @click.command(name="run")
 @file_and_overrides
 @click.option("--dry-run", is_flag=True, help="Only print the plan.")
-@click.option("--force", is_flag=True, help="Resume although data, template or options differ from the checkpoint's.")
-def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+def command(file: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Trains and evaluates as FILE says; every key=value replaces a line of it."""
     from ftcore.planning import make_plan
 
@@ -27,4 +26,4 @@ def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) 
     from ftcore.run import run
 
     launcher = plan.launcher.component
-    sys.exit(launcher.launch(plan, lambda decided: run(decided, force=force)))
+    sys.exit(launcher.launch(plan, run))

@@ -1,0 +1,93 @@
+"""What a run leaves beside its weights: the manifest, the results, the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.checks import MANIFEST
+from ftcore.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+PACKAGES = ("accelerate", "ftcore", "peft", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def manifest(
+    plan: Plan,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    status: str,
+    counts: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that is needed to know what made the weights, and to talk to them in the way in which they were trained."""
+    from ftcore.cli.plan import as_dict
+
+    source = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    return {
+        "format": FORMAT,
+        "status": status,
+        **as_dict(plan),
+        "model": {"name_or_path": plan.model.model_name_or_path, "revision": plan.model.model_revision},
+        "adapter": plan.method.component.saves_adapter,
+        "template": {
+            "name": plan.template.component.name if plan.template else None,
+            "full_name": plan.template.full_name if plan.template else None,
+            "sha256": hashlib.sha256(source.encode()).hexdigest(),
+        },
+        "data": {
+            "default_system": plan.data.default_system,
+            "files": {spec.name: file_hash(spec.path) for spec in (*plan.datasets, *plan.eval_datasets) if spec.path},
+        },
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "plugins": {plugin.id: plugin.version for plugin in plan.plugins.listed if plugin.status == "ok"},
+        "counts": dict(counts),
+        "metrics": dict(metrics),
+    }
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, or over the names and bytes of a folder's files."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file()):
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes beside and moves into place, so that a reader never meets half a file."""
+    from ftcore.cli.common import plain
+
+    staged = file.with_name(f".{file.name}.{os.getpid()}")
+    staged.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n", encoding="utf-8")
+    staged.replace(file)
+
+
+def write_results(
+    folder: Path, train: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``train_results.json``, ``eval_results.json`` and, of both, ``all_results.json``."""
+    together: dict[str, Any] = {}
+    for name, metrics in (("train", train), ("eval", evaluation)):
+        if metrics:
+            write_json(folder / f"{name}_results.json", metrics)
+            together |= metrics
+    write_json(folder / "all_results.json", together)
+    return together
+
+
+def write_manifest(folder: Path, value: Mapping[str, Any]) -> None:
+    """``ft_run.json``."""
+    write_json(folder / MANIFEST, value)

@@ -1,0 +1,95 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ftcore.plugins import Candidate, Plugins, installed, load
+
+
+@pytest.fixture(scope="session")
+def built_in() -> Plugins:
+    """Our own plugins, whatever else is installed."""
+    return load([candidate for candidate in installed() if candidate.distribution == "ftcore"], disabled=())
+
+
+@pytest.fixture
+def with_plugins() -> Callable[..., Plugins]:
+    """``with_plugins(acme=plugin_object, ...)``: the built-ins and these, each in a distribution of its own."""
+
+    def make(*, disabled: Iterable[str] = (), **plugins: Any) -> Plugins:
+        own = [candidate for candidate in installed() if candidate.distribution == "ftcore"]
+
+        def loader(plugin: Any) -> Callable[[], Any]:
+            def run() -> Any:
+                if isinstance(plugin, BaseException):
+                    raise plugin
+                return plugin
+
+            return run
+
+        more = [Candidate(name, "1.0", "plugin", loader(plugin)) for name, plugin in plugins.items()]
+        return load([*own, *more], disabled=disabled)
+
+    return make
+
+
+@pytest.fixture
+def hooks() -> Callable[..., Any]:
+    """``hooks(ft_stages=function)``: a plugin object with these hooks."""
+    from ftcore import hookimpl
+
+    def make(**functions: Callable[..., Any]) -> Any:
+        return SimpleNamespace(**{name: hookimpl(function) for name, function in functions.items()})
+
+    return make
+
+
+@pytest.fixture
+def config_dir(tmp_path: Path) -> Path:
+    """A folder that looks like a small Llama to a plan: config.json, no weights."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 418,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    """Three instruction rows."""
+    file = tmp_path / "rows.json"
+    rows = [{"instruction": f"question {number}", "output": f"answer {number}"} for number in range(3)]
+    file.write_text(json.dumps(rows))
+    return file
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, config_dir: Path, rows_file: Path) -> Callable[..., Path]:
+    """``write_config(text, **values)``: a YAML file that plans, with these lines and values on top."""
+
+    def write(text: str = "", **values: Any) -> Path:
+        base = {"model_name_or_path": str(config_dir), "do_train": True, "dataset": str(rows_file)}
+        base |= {"template": "chatml", "output_dir": str(tmp_path / "out")} | values
+        file = tmp_path / "run.yaml"
+        lines = [f"{name}: {json.dumps(value)}" for name, value in base.items() if value is not ...]
+        file.write_text("\n".join(lines) + "\n" + text)
+        return file
+
+    return write

@@ -1,0 +1,284 @@
+"""From files to plans: selection, binding, origins, and every mistake at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ftcore.components import ChatTemplate, ModelFamily, ModelSource, Optimizer, OptionGroup
+from ftcore.errors import Problem, UsageError
+from ftcore.hardware import Hardware
+from ftcore.plan import Plan
+from ftcore.planning import make_plan
+from ftcore.plugins import Plugins
+
+Write = Callable[..., Path]
+
+
+def problems(file: Path, *overrides: str, plugins: Plugins) -> list[str]:
+    with pytest.raises(UsageError) as error:
+        make_plan(file, overrides, plugins=plugins)
+    return str(error.value).replace(f"{file.parent}/", "").splitlines()
+
+
+def test_a_whole_plan(write_config: Write, built_in: Plugins) -> None:
+    plan = make_plan(write_config("lora_rank: 16\nlearning_rate: 1e-4\n"), ["seed=7"], plugins=built_in)
+    assert {kind: selected.full_name for kind, selected in plan.components.items()} == {
+        "stage": "ftcore:sft",
+        "method": "ftcore:lora",
+        "optimizer": "ftcore:adamw",
+        "launcher": "ftcore:local",
+        "inference_engine": "ftcore:huggingface",
+        "model_family": plan.family.full_name,
+        "chat_template": "ftcore:chatml",
+    }
+    bound = {name: (plan.options[name].value, plan.options[name].owner) for name in ("lora_rank", "seed", "cutoff_len")}
+    assert bound == {"lora_rank": (16, "method lora"), "seed": (7, "training"), "cutoff_len": (2048, "data")}
+    origins = [plan.options[name].origin.rpartition("/")[2] for name in ("lora_rank", "seed", "cutoff_len")]
+    assert origins == ["run.yaml:6", "command line", "default"]
+    assert plan.training.learning_rate == 1e-4
+    assert not plan.ignored
+    assert not plan.warnings
+
+
+def test_every_mistake_at_once(write_config: Write, built_in: Plugins) -> None:
+    file = write_config(
+        "learning_rte: 1\nnum_train_epochs: many\nzzzzzz: 1\nper_device_train_batch_size: true\ncutoff_len: -1\n"
+        "adam_beta1: x\nlogging_first_step: 3\n",
+        template="chatlm",
+        dataset="nowhere.json",
+    )
+    found = problems(file, "seed=1.5", plugins=built_in)
+    assert (
+        found[0]
+        == "command line: seed: input should be a valid integer, got a number with a fractional part, found 1.5"
+    )
+    assert found[1].startswith("run.yaml:4: unknown chat template 'chatlm'; did you mean 'chatglm'")
+    assert found[2:] == [
+        "run.yaml:6: unknown option 'learning_rte'; did you mean learning_rate?",
+        "run.yaml:7: num_train_epochs: input should be a valid number, unable to parse string as a number,"
+        " found 'many'",
+        "run.yaml:8: unknown option 'zzzzzz'; ft options lists all that there are",
+        "run.yaml:9: per_device_train_batch_size: expected int, found true",
+        "run.yaml:10: cutoff_len: input should be greater than or equal to 2, found -1",
+        "run.yaml:11: adam_beta1: input should be a valid number, unable to parse string as a number, found 'x'",
+        "run.yaml:12: logging_first_step: 3 is not bool",
+    ]
+
+
+def test_a_missing_dataset_and_a_missing_model(write_config: Write, built_in: Plugins) -> None:
+    found = problems(write_config(dataset="nowhere.json"), plugins=built_in)
+    assert len(found) == 1
+    assert found[0].startswith("run.yaml:3: ")
+    assert "nowhere.json" in found[0]
+    missing = "run.yaml: model_name_or_path is missing; write a folder, a hub id, or a model that a plugin offers"
+    assert problems(write_config(model_name_or_path=...), plugins=built_in) == [missing]
+    found = problems(write_config(model_name_or_path="./none"), plugins=built_in)
+    assert found[0].startswith("run.yaml:1: there is no model './none'; write a folder, a hub id")
+
+
+def test_an_option_of_an_unused_component_is_ignored_with_a_line(write_config: Write, built_in: Plugins) -> None:
+    plan = make_plan(write_config("lora_rank: 4\nimage_max_pixels: 9\n"), ["finetuning_type=full"], plugins=built_in)
+    lines = [line.rpartition("/")[2] for line in plan.ignored]
+    assert lines == [
+        "run.yaml:6: ignored: lora_rank belongs to method lora",
+        "run.yaml:7: ignored: image_max_pixels belongs to media",
+    ]
+    assert "lora_rank" not in plan.options
+
+
+def test_null_leaves_the_default(write_config: Write, built_in: Plugins) -> None:
+    plan = make_plan(write_config("seed: null\ncutoff_len:\nadam_beta1: null\n"), plugins=built_in)
+    assert (plan.training.seed, plan.data.cutoff_len, plan.options["seed"].origin) == (42, 2048, "default")
+
+
+def test_fields_of_transformers_are_passed_on(write_config: Write, built_in: Plugins) -> None:
+    plan = make_plan(write_config("logging_first_step: true\nlr_scheduler_kwargs: {a: 1}\n"), plugins=built_in)
+    assert plan.transformers == {"logging_first_step": True, "lr_scheduler_kwargs": {"a": 1}}
+    assert plan.options["logging_first_step"].owner == "transformers"
+
+
+def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugins) -> None:
+    file = write_config(
+        "evaluation_strategy: epoch\nval_size: 0.5\nflash_attn: fa2\nuse_galore: false\npref_beta: 0.2\n"
+    )
+    plan = make_plan(file, plugins=built_in)
+    assert plan.training.eval_strategy == "epoch"
+    assert [line.rpartition("ignored: ")[2] for line in plan.ignored] == [
+        "flash_attn: attention is chosen by the hardware",
+        "use_galore: lora saves as much memory",
+        "pref_beta: it belongs to a part that this run does not use",
+    ]
+    file = write_config(
+        "evaluation_strategy: 'no'\neval_strategy: epoch\nval_size: 1\nuse_galore: true\nfsdp: full_shard\n"
+    )
+    assert problems(file, plugins=built_in) == [
+        "run.yaml:6: evaluation_strategy is the old name of eval_strategy, which is set too; keep eval_strategy",
+        "run.yaml:9: use_galore is known, not supported here; lora saves as much memory",
+        "run.yaml:10: fsdp is known, not supported here; it comes in a later version",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("eval_strategy: epoch\n", "run.yaml:6: eval_strategy asks to evaluate, but there is nothing to evaluate on"),
+        ("bf16: true\nfp16: true\n", "run.yaml:7: bf16 and fp16 are both true; keep one"),
+        ("val_size: 1.5\n", "run.yaml:6: val_size: 1.5 is neither a share nor a number of rows"),
+        ("resume_from_checkpoint: nowhere\n", "run.yaml:6: there is no checkpoint 'nowhere'"),
+        ("adapter_name_or_path: ./nowhere\n", "run.yaml:6: there is no adapter './nowhere'"),
+    ],
+)
+def test_cross_checks(write_config: Write, built_in: Plugins, text: str, expected: str) -> None:
+    found = problems(write_config(text), plugins=built_in)
+    assert len(found) == 1
+    assert found[0].startswith(expected)
+
+
+def test_training_needs_data(write_config: Write, built_in: Plugins) -> None:
+    assert problems(write_config(dataset=...), plugins=built_in) == [
+        "run.yaml:2: do_train is true, but there is no dataset; write dataset: NAME or a file"
+    ]
+
+
+def test_files_that_are_not_ours_are_not_overwritten(write_config: Write, built_in: Plugins, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("x")
+    found = problems(write_config(), plugins=built_in)
+    assert found[0].startswith("run.yaml:5: output_dir out holds files that no run of ft left; write another folder")
+    assert make_plan(write_config(), ["overwrite_output_dir=true"], plugins=built_in).training.overwrite_output_dir
+
+
+@pytest.mark.parametrize(
+    ("text", "machine", "expected"),
+    [
+        ("", Hardware(1 << 36), ("float32", "")),
+        ("bf16: true\n", Hardware(1 << 36), ("float32", "float32 instead of bfloat16: this CPU only emulates")),
+        ("bf16: true\n", Hardware(1 << 36, cuda=(9, 0)), ("bfloat16", "")),
+        ("", Hardware(1 << 36, cuda=(9, 0)), ("bfloat16", "")),
+        ("bf16: false\n", Hardware(1 << 36, cuda=(9, 0)), ("float32", "")),
+        ("fp16: true\n", Hardware(1 << 36, cuda=(7, 0)), ("float16", "")),
+        ("bf16: true\n", Hardware(1 << 36, cuda=(7, 0)), ("float32", "float32 instead of bfloat16: the GPU")),
+        ("fp16: true\n", Hardware(1 << 36), ("float32", "float32 instead of float16: this CPU")),
+    ],
+)
+def test_precision_follows_the_hardware(
+    write_config: Write, built_in: Plugins, monkeypatch: pytest.MonkeyPatch, text: str, machine: Hardware, expected
+) -> None:
+    monkeypatch.setattr("ftcore.hardware.detect", lambda: machine)
+    plan = make_plan(write_config(text), plugins=built_in)
+    assert plan.precision.compute == expected[0]
+    assert plan.precision.reason.startswith(expected[1])
+    assert bool(plan.precision.reason) is bool(expected[1])
+    assert [line for line in plan.warnings if line == plan.precision.reason] == [plan.precision.reason] * bool(
+        expected[1]
+    )
+
+
+def test_strict_precision_is_an_error(write_config: Write, built_in, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftcore.hardware.detect", lambda: Hardware(1 << 36))
+    found = problems(write_config("bf16: true\nstrict_precision: true\n"), plugins=built_in)
+    assert found[0].startswith("run.yaml:6: this CPU only emulates bfloat16, many times slower; drop bf16")
+
+
+def test_a_family_gives_template_and_defaults(write_config: Write, with_plugins, hooks) -> None:
+    family = ModelFamily(
+        name="zap",
+        summary="a test's family",
+        model_types=("zap",),
+        template="zaptalk",
+        defaults={"cutoff_len": 77, "seed": 1},
+    )
+    template = ChatTemplate(name="zaptalk", summary="a test's template", text="{{ messages }}")
+    plugins = with_plugins(acme=hooks(ft_model_families=lambda: [family], ft_chat_templates=lambda: [template]))
+    file = write_config("seed: 5\n", template=...)
+    config = json.loads((file.parent / "model" / "config.json").read_text()) | {"model_type": "zap"}
+    (file.parent / "model" / "config.json").write_text(json.dumps(config))
+    plan = make_plan(file, plugins=plugins)
+    assert plan.family.full_name == "acme:zap"
+    assert plan.template.full_name == "acme:zaptalk"
+    origins = {
+        name: (bound.value, bound.origin) for name, bound in plan.options.items() if name in ("cutoff_len", "template")
+    }
+    assert origins == {"cutoff_len": (77, "family"), "template": ("acme:zaptalk", "family")}
+    assert plan.training.seed == 5
+
+
+def test_a_model_that_a_plugin_offers(write_config: Write, with_plugins, hooks) -> None:
+    source = ModelSource(name="tiny-zap", summary="x", config={"model_type": "zap"}, fetch="zap:fetch")
+    family = ModelFamily(name="zap", summary="x", models=(source,))
+    plugins = with_plugins(acme=hooks(ft_model_families=lambda: [family]))
+    plan = make_plan(write_config(model_name_or_path="tiny-zap"), plugins=plugins)
+    assert (plan.source, plan.config, plan.family.full_name) == (source, {"model_type": "zap"}, "acme:zap")
+    found = problems(write_config(model_name_or_path="tiny-zup"), plugins=plugins)
+    assert found == ["run.yaml:1: there is no model 'tiny-zup'; did you mean tiny-zap?"]
+
+
+def test_two_families_that_fit_alike_are_never_guessed(write_config: Write, with_plugins, hooks) -> None:
+    def offer() -> list[ModelFamily]:
+        return [ModelFamily(name="zap", summary="x", model_types=("zap",))]
+
+    plugins = with_plugins(acme=hooks(ft_model_families=offer), blob=hooks(ft_model_families=offer))
+    file = write_config()
+    (file.parent / "model" / "config.json").write_text('{"model_type": "zap"}')
+    found = problems(file, plugins=plugins)
+    assert found[0].endswith("; write model_family: acme:zap or blob:zap")
+    assert make_plan(file, ["model_family=blob:zap"], plugins=plugins).family.full_name == "blob:zap"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zap(Optimizer):
+    """An optimizer with options of its own."""
+
+    name: str = "zap"
+    summary: str = "a test's optimizer"
+
+    class Options(OptionGroup):
+        """Its options."""
+
+        zap_power: int = 3
+        """How hard."""
+
+    def create(self, plan, groups):
+        raise NotImplementedError
+
+
+def test_a_third_partys_options_are_bound_like_ours(write_config: Write, with_plugins, hooks) -> None:
+    plugins = with_plugins(acme=hooks(ft_optimizers=lambda: [Zap()]))
+    file = write_config("zap_power: 9\n")
+    plan = make_plan(file, ["optim=zap"], plugins=plugins)
+    assert plan.optimizer.full_name == "acme:zap"
+    assert plan.optimizer.options.zap_power == 9
+    assert make_plan(file, plugins=plugins).ignored[0].endswith("ignored: zap_power belongs to optimizer zap")
+    assert problems(write_config("zap_powr: 9\n"), plugins=plugins) == [
+        "run.yaml:6: unknown option 'zap_powr'; did you mean zap_power?"
+    ]
+
+
+def test_plugins_check_plans(write_config: Write, with_plugins, hooks) -> None:
+    def check(plan: Plan) -> list[Problem]:
+        return [Problem("seed 13 is unlucky", "here")] if plan.training.seed == 13 else []
+
+    plugins = with_plugins(acme=hooks(ft_check_plan=check))
+    assert problems(write_config("seed: 13\n"), plugins=plugins) == ["here: seed 13 is unlucky"]
+    assert make_plan(write_config(), plugins=plugins).training.seed == 42
+
+
+def test_an_optimizer_can_step_aside_for_another(write_config: Write, with_plugins, hooks) -> None:
+    class Aside(Zap):
+        def resolve(self, values) -> str:
+            return "adamw" if values.get("zap_power") == 0 else self.name
+
+    plugins = with_plugins(acme=hooks(ft_optimizers=lambda: [Aside()]))
+    assert (
+        make_plan(write_config(), ["optim=zap", "zap_power=0"], plugins=plugins).optimizer.full_name == "ftcore:adamw"
+    )
+
+
+def test_the_default_output_dir(write_config: Write, built_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert make_plan(write_config(output_dir=...), plugins=built_in).output_dir == Path("saves/model/lora/sft")

@@ -1,0 +1,118 @@
+"""The architecture, guarded."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftcore import hookspecs
+from ftcore.components import KINDS
+from ftcore.plugins import HOOKS
+
+ROOT = Path(__file__).parent.parent
+CORE = sorted((ROOT / "ftcore").rglob("*.py"))
+HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "accelerate", "matplotlib", "safetensors")
+HOOK_NAMES = sorted(name for name in dir(hookspecs) if name.startswith("ft_"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["plugins", "list"], ["plugins", "show", "adamw"], ["options"], ["options", "--schema"],
+     ["plan", "{file}"], ["run", "--dry-run", "{file}"], ["env"], ["chat", "--help"], ["generate", "--help"], ["preview", "--help"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_cold_commands_import_nothing_heavy(words: list[str], write_config) -> None:
+    words = [word.format(file=write_config()) for word in words]
+    code = (
+        "import sys\nfrom ftcore.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit as end: assert not end.code, end.code\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_the_core_names_no_built_in(built_in) -> None:
+    """Strings, attributes and imports of ftcore: no name or alias of a component, and nothing of ft_plugins."""
+    common = {"messages", "text", "local", "full", "none", "default", "instruction", "transformers", "empty"}
+    names = {n for offer in built_in.offers for n in (offer.component.name, *offer.component.aliases)} - common
+    found = []
+    for file in CORE:
+        tree = ast.parse(file.read_text("utf-8"))
+        documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+                found += [
+                    f"{file.name}:{node.lineno}: {node.value}"
+                    for word in re.findall(r"[\w.-]+", node.value)
+                    if word in names
+                ]
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                found += [f"{file.name}:{node.lineno}" for alias in node.names if "ft_plugins" in alias.name]
+                found += [f"{file.name}:{node.lineno}"] * ("ft_plugins" in (getattr(node, "module", "") or ""))
+    assert found == []
+
+
+def test_every_kind_has_its_hook() -> None:
+    assert set(HOOKS) == set(KINDS)
+    assert set(HOOKS.values()) <= set(HOOK_NAMES)
+
+
+@pytest.mark.parametrize("name", HOOK_NAMES)
+def test_every_hook_is_tested(name: str) -> None:
+    tests = "\n".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py") if file != Path(__file__))
+    assert re.search(rf"\b{name}\b", tests)
+
+
+@pytest.mark.parametrize("name", HOOK_NAMES)
+def test_every_hook_is_documented_with_its_signature(name: str) -> None:
+    signature = f"{name}({', '.join(inspect.signature(getattr(hookspecs, name)).parameters)})"
+    assert signature in (ROOT / "docs" / "hooks.md").read_text("utf-8")
+    assert getattr(hookspecs, name).__doc__
+
+
+def test_no_file_has_outgrown_its_room() -> None:
+    files = [*CORE, *(ROOT / "plugins").rglob("*.py")]
+    assert {file.name: lines for file in files if (lines := len(file.read_text("utf-8").splitlines())) > 400} == {}
+
+
+def test_components_are_frozen_and_documented(built_in) -> None:
+    for offer in built_in.offers:
+        with pytest.raises(AttributeError):
+            offer.component.name = "other"
+        for name, field in offer.component.Options.model_fields.items():
+            assert field.description, f"{offer.full_name}: option {name} says nothing of itself"
+
+
+def test_every_option_of_the_core_is_documented() -> None:
+    from ftcore.groups import GROUPS
+
+    assert [
+        name for group in GROUPS.values() for name, field in group.model_fields.items() if not field.description
+    ] == []
+
+
+def test_no_option_has_two_owners_among_the_built_ins(built_in) -> None:
+    """But for components of one kind, of which a run uses one."""
+    from ftcore.options import owners
+
+    kinds: dict[str, set[str]] = {}
+    for owner, group in owners(built_in).items():
+        for name in group.model_fields:
+            kinds.setdefault(name, set()).add(owner.rpartition(" ")[0] or owner)
+    assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
+
+
+@pytest.mark.slow
+def test_generated_pages_are_in_step() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
