@@ -134,7 +134,7 @@ def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Ru
     scores = (query @ key.transpose(-1, -2)) * scale
     if rule.softcap is not None:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     if rule.sinks is not None:
         sinks = rule.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         scores = torch.cat([scores, sinks], -1)

@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_TEMPORARY = re.compile(r"\.tmp-\d+-(\d+)")
 
 
 class DamagedError(RunError):
@@ -191,11 +190,9 @@ def check_setting(folder: Path, manifest: Manifest, setting: Setting) -> None:
 
 
 def clean(output_dir: Path) -> None:
-    """Removes what processes that are gone left half written or half deleted."""
+    """Removes what runs that are gone left half written or half deleted; the run holds the folder's lock."""
     for folder in output_dir.glob(".tmp-*"):
-        match = _TEMPORARY.fullmatch(folder.name)
-        if match and not _alive(int(match[1])):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(output_dir: Path, limit: int | None, best: Path | None) -> None:
@@ -232,18 +229,6 @@ def remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False  # what this process left behind is from a run that ended
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _flush(path: Path) -> None:

@@ -52,7 +52,7 @@ class Full(Method):
             for name, tensor in wanted.items():
                 tensor.copy_(saved[name])
 
-    def count(self, architecture: Architecture, options: OptionGroup) -> tuple[float, int]:
+    def count(self, architecture: Architecture, options: OptionGroup, width: int = 4) -> tuple[float, int]:
         """float32 weights, all of them trained."""
         return 4.0 * architecture.parameters, architecture.parameters
 

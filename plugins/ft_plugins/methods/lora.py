@@ -51,7 +51,6 @@ class Lora(Method):
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
         """The model in a PeftModel: earlier adapters merged in order, the last one or a new one trainable."""
         import torch
-        from peft import PeftModel, get_peft_model
         from transformers import set_seed
 
         options = plan.method.options
@@ -60,12 +59,9 @@ class Lora(Method):
         last = None if options.create_new_adapter or not folders else folders.pop()
         model.requires_grad_(False)
         for folder in folders:
-            model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+            model = _with_adapter(model, folder).merge_and_unload()
         set_seed(plan.training.seed)  # the new adapter's first values
-        if last is not None:
-            adapted = PeftModel.from_pretrained(model, str(last), is_trainable=True)
-        else:
-            adapted = get_peft_model(model, self.config(plan, options))
+        adapted = _with_adapter(model, last or self.config(plan, options))
         adapted.peft_config["default"].base_model_name_or_path = _base_name(plan)
         for tensor in adapted.parameters():
             if tensor.requires_grad:
@@ -114,7 +110,7 @@ class Lora(Method):
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
 
-    def count(self, architecture: Architecture, options: OptionGroup) -> tuple[float, int]:
+    def count(self, architecture: Architecture, options: OptionGroup, width: int = 4) -> tuple[float, int]:
         """All base weights, and ``rank * (in + out)`` parameters for each adapted layer."""
         assert isinstance(options, LoraOptions)
         targets = options.lora_target
@@ -124,7 +120,7 @@ class Lora(Method):
             if targets == ("all",) or name.rsplit(".", 1)[-1] in targets
         )
         trained += len(options.additional_target) * architecture.vocab_size * architecture.hidden_size
-        return 4.0 * architecture.parameters, trained
+        return architecture.bytes_per_weight * architecture.parameters, trained
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, Any]:
@@ -154,6 +150,20 @@ def adapter_folder(plan: Plan, name: str) -> Path:
         hint = "pickled weights (.bin) are not read: convert them with peft's save_pretrained"
         raise UsageError(Problem(f"adapter_name_or_path: {name} has no {' and no '.join(missing)}", hint=hint))
     return folder
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Any) -> PeftModel:
+    """The model with an adapter from a folder, or a fresh one of a configuration, trainable."""
+    import warnings
+
+    from peft import PeftModel, get_peft_model
+
+    with warnings.catch_warnings():
+        # peft 0.21 asks by a name that transformers 5.23 calls deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        if isinstance(adapter, Path):
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        return get_peft_model(model, adapter)
 
 
 def _base_name(plan: Plan) -> str | None:
