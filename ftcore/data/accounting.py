@@ -11,6 +11,8 @@ from ftcore.errors import Problem, UsageError
 from ftcore.samples import Place
 
 SHOWN = 20
+"""Bad rows that an error names, and places that the manifest lists."""
+_LISTED = 5
 
 
 @dataclass(kw_only=True)
@@ -98,17 +100,17 @@ class Counts:
             lines.append(f"  truncated: {self.truncated:,} rows, {self.cut:,} tokens beyond cutoff_len")
         if self.bad:
             lines.append(f"  dropped: {len(self.bad):,} rows that cannot be read")
-            lines += [f"    {problem}" for problem in self.bad[:SHOWN]]
+            lines += [f"    {problem}" for problem in self.bad[:_LISTED]]
             lines += _more(len(self.bad))
         for reason, places in self.untrainable.items():
             lines.append(f"  untrainable: {len(places):,} rows, {reason}")
-            lines += [f"    {place}" for place in places[:SHOWN]]
+            lines += [f"    {place}" for place in places[:_LISTED]]
             lines += _more(len(places))
         return lines
 
 
 def _more(count: int) -> list[str]:
-    return [f"    and {count - SHOWN:,} more"] if count > SHOWN else []
+    return [f"    and {count - _LISTED:,} more"] if count > _LISTED else []
 
 
 @dataclass(frozen=True)

@@ -61,11 +61,11 @@ def find_format(spec: DatasetSpec, columns: frozenset[str], plugins: Plugins) ->
         UsageError: no format fits, several do, or the description gives columns or tags that the format does not have.
     """
     if spec.format is not None:
-        chosen = plugins.find(DatasetFormat, spec.format, spec.where).component  # type: ignore[type-abstract]
+        chosen = plugins.find(DatasetFormat, spec.format, spec.where).component
         if problems := _unknown_roles(spec, chosen):
             raise UsageError(problems)
         return chosen
-    offers = plugins.of(DatasetFormat)  # type: ignore[type-abstract]
+    offers = plugins.of(DatasetFormat)
     fitting = [
         offer
         for offer in offers
@@ -106,6 +106,6 @@ def row_problem(place: Place, error: RowError) -> Problem:
     if error.value is not None:
         shown = json.dumps(error.value, ensure_ascii=False, default=repr)
         short = shown if len(shown) <= 60 else f"{shown[:60]}..."
-        if short not in message and short.strip('"') not in message:
+        if short not in message and repr(error.value) not in message:
             message = f"{message}: {short}"
     return Problem(message, str(place), error.cure)

@@ -14,8 +14,8 @@ from typing import Any
 
 from ftcore.errors import RowError
 
-_PLANES = (0xF0000, 0x100000)  # supplementary private use areas A and B
-_FIRST_MESSAGE, _LAST = 0x10, 0xFFFD
+_AREA = range(0xF0000, 0x10FFFE)  # both supplementary private use areas
+_PRIVATE = re.compile(f"[{chr(_AREA[0])}-{chr(_AREA[-1])}]")
 
 Conversation = list[dict[str, Any]]
 """Messages as templates read them."""
@@ -28,19 +28,15 @@ class Marks:
         conversation, tools: the texts in which they must not occur.
 
     Raises:
-        RowError: the texts hold characters of both private use areas.
+        RowError: the texts hold so many private-use characters that too few are free.
     """
 
     def __init__(self, conversation: Conversation, tools: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(strings([conversation, list(tools)]))
-        for plane in _PLANES:
-            if text.isascii() or not re.search(f"[{chr(plane)}-{chr(plane + _LAST)}]", text):
-                break
-        else:
-            raise RowError("the text holds characters of both private use areas", cure="remove one of the two kinds")
-        self.start, self.end, self.close = chr(plane), chr(plane + 1), chr(plane + 2)
-        self._first = plane + _FIRST_MESSAGE
-        self._places = re.compile(f"[{self.close}{chr(self._first)}-{chr(plane + _LAST)}]")
+        first = _free(text, 3 + len(conversation))
+        self.start, self.end, self.close = chr(first), chr(first + 1), chr(first + 2)
+        self._first = first + 3
+        self._places = re.compile(f"[{self.close}-{chr(self._first + len(conversation))}]")
         self._controls = re.compile(f"[{self.start}{self.end}]")
 
     def places(self, conversation: Conversation) -> Conversation:
@@ -82,6 +78,15 @@ class Marks:
             if opening == self.start and closing == self.end
         ]
         return clean, spans, lambda position: position - bisect_left(positions, position)
+
+
+def _free(text: str, count: int) -> int:
+    """The first of ``count + 1`` private-use characters in a row that the text does not hold."""
+    used = set() if text.isascii() else set(map(ord, _PRIVATE.findall(text)))
+    for first in range(_AREA[0], _AREA[-1] - count, count + 1):
+        if not used or used.isdisjoint(range(first, first + count + 1)):
+            return first
+    raise RowError("the text is full of private-use characters", cure="remove them, or the row")
 
 
 def _split(marks: re.Pattern[str], text: str) -> tuple[str, list[tuple[int, str]]]:

@@ -44,9 +44,8 @@ def required(row: Mapping[str, Any], column: str, cure: str) -> Any:
     """
     value = row.get(column)
     if value is None:
-        reason = (
-            f"{column} is null" if column in row else f"the row has no {column}; it has {', '.join(row) or 'nothing'}"
-        )
+        there = f"it has {', '.join(row)}" if row else "it is empty"
+        reason = f"{column} is null" if column in row else f"the row has no {column}: {there}"
         raise RowError(reason, field=column, value=value, cure=cure)
     return value
 

@@ -1,0 +1,239 @@
+"""Rows with their places, and files that are damaged in every way."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftcore.data.formats import row_problem
+from ftcore.data.json_rows import json_lines, json_values
+from ftcore.data.reading import read_rows
+from ftcore.data.sources import DatasetSpec
+from ftcore.errors import RowError, UsageError
+
+ROWS = [{"a": "x\ny", "b": "é"}, {"a": "z", "b": "你"}]
+
+
+def rows(path: Path) -> list[tuple[str, Any]]:
+    """``(place, row)``; a bad row as its message."""
+    found = []
+    for place, row in read_rows(path):
+        shown = str(row_problem(place, row)) if isinstance(row, RowError) else row
+        found.append((str(place).replace(str(path), path.name), shown))
+    return [(place, row.replace(str(path), path.name) if isinstance(row, str) else row) for place, row in found]
+
+
+def error(path: Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        list(read_rows(path))
+    return str(caught.value).replace(str(path.parent) + "/", "")
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("a.json", json.dumps(ROWS), [1, 1]),
+        ("a.json", json.dumps(ROWS, indent=1), [2, 6]),
+        ("a.json", "\ufeff" + json.dumps(ROWS), [1, 1]),
+        ("a.json", "\n".join(map(json.dumps, ROWS)), [1, 2]),
+        ("a.json", "\n\n".join(json.dumps(row, indent=1) for row in ROWS), [1, 6]),
+        ("a.jsonl", "\r\n\r\n".join(map(json.dumps, ROWS)) + "\r\n", [1, 3]),
+        ("a.jsonl", json.dumps(ROWS, indent=1), [2, 6]),
+        ("a.csv", 'a,b\r\n"x\ny",é\r\nz,你\r\n', [2, 4]),
+        ("a.tsv", 'a\tb\n"x\ny"\té\n\nz\t你\n', [2, 5]),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_rows_and_their_lines(tmp_path: Path, name: str, content: str, lines: list[int], zipped: bool) -> None:
+    name = name + ".gz" * zipped
+    path = write(tmp_path, name, gzip.compress(content.encode()) if zipped else content)
+    assert rows(path) == [(f"{name}:{line}", row) for line, row in zip(lines, ROWS, strict=True)]
+
+
+def test_text_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "one\r\n\n two\n")
+    assert rows(path) == [("a.txt:1", {"text": "one"}), ("a.txt:3", {"text": " two"})]
+
+
+def test_columnar_files(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import ipc, parquet
+
+    table = pa.Table.from_pylist(ROWS)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    for name, opener in (("file.arrow", ipc.new_file), ("stream.arrow", ipc.new_stream)):
+        with opener(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    for name in ("a.parquet", "file.arrow", "stream.arrow"):
+        assert rows(tmp_path / name) == [(f"{name} row 1", ROWS[0]), (f"{name} row 2", ROWS[1])]
+        cut = write(tmp_path, "cut-" + name, (tmp_path / name).read_bytes()[:-200])
+        assert error(cut).startswith(f"cut-{name}: not ")
+        assert error(cut).endswith("; was the file cut off? fetch it again")
+
+
+def test_columnar_files_need_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert error(write(tmp_path, "a.parquet", "PAR1")) == (
+        "a.parquet: reading it needs the package pyarrow; pip install pyarrow"
+    )
+
+
+def test_hub_datasets_need_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftcore.data.reading import read_dataset
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError) as caught:
+        list(read_dataset(DatasetSpec(name="o/n", path=None, hub_id="o/n", where="x.yaml:3")))
+    assert str(caught.value) == (
+        "x.yaml:3: fetching dataset 'o/n' needs the package datasets; "
+        "pip install datasets, or download it and give the file"
+    )
+
+
+CUT = "; was it cut off? fetch or write it again"
+DAMAGED = [
+    ("a.json", "", "a.json: the file is empty"),
+    ("a.jsonl", " \n\n", "a.jsonl: the file is empty"),
+    ("a.json", '[{"a": 1},\n {"a": "tex', "a.json:2: the file ends in the middle of row 2" + CUT),
+    ("a.json", '[{"a": 1},\n {"a": 2}', "a.json:2: the file ends in the middle of row 2" + CUT),
+    ("a.json", '[{"a": 1},\n', "a.json:2: the file ends in the middle of row 2" + CUT),
+    ("a.json", "[", "a.json:1: the file ends in the middle of row 1" + CUT),
+    ("a.json", '{"a": 1', "a.json:1: the file ends in the middle of row 1" + CUT),
+    ("a.json", '[{"a": 1}\n {"a": 2}]', "a.json:2:2: not JSON in row 1: expecting ',' or ']'"),
+    ("a.json", '[{"a": 1}] x', "a.json:1:12: more text after the array's closing ]"),
+    (
+        "a.json",
+        '[{"a": "x\ny"}]',
+        "a.json:1:10: not JSON in row 1: invalid control character; "
+        r"inside a text write \n for a line break and \t for a tab",
+    ),
+    (
+        "a.json",
+        "[{'a': 1}]",
+        "a.json:1:3: not JSON in row 1: expecting property name enclosed in double quotes; "
+        'names stand in double quotes, and no comma before the closing "}"',
+    ),
+    (
+        "a.json",
+        b'[{"a": 1},\0\0\0]',
+        "a.json:1:11: not JSON in row 2: a NUL byte; the file is damaged or not text; fetch it again",
+    ),
+    ("a.json", "[" * 200_000, "a.json:1: nested too deeply"),
+    ("a.json", '[{"a": ' + "1" * 5000 + "}]", "a.json:1: not JSON: Exceeds the limit"),
+    (
+        "a.json",
+        b'[{"a": 1},\n{"a": "\xc4\xe3"}]',
+        "a.json:2:8: not UTF-8: byte 0xc4; save it as UTF-8, for instance: iconv -f gb18030 -t utf-8 a.json",
+    ),
+    (
+        "a.txt",
+        "\ufeffx".encode("utf-16"),
+        "a.txt:1:1: the file is UTF-16; save it as UTF-8, for instance: iconv -f utf-16 -t utf-8 a.txt",
+    ),
+    ("a.txt", "a\nb\0", "a.txt:2:2: a NUL byte; the file is damaged or not text; fetch it again"),
+    ("a.csv", "a,b\n1\0,2\n", "a.csv:2:2: a NUL byte; the file is damaged or not text; fetch it again"),
+    (
+        "a.csv",
+        'a,b\n1,"2\n3,4\n',
+        'a.csv:3: not CSV: unexpected end of data; is a quote left open? a quote inside is ""',
+    ),
+    ("a.csv", "a,a\n1,2\n", "a.csv:1: column 'a' stands twice in the first line; it reads: a, a"),
+    ("a.csv", "a,\n1,2\n", "a.csv:1: a column has no name in the first line; it reads: a, "),
+    ("a.json.gz", gzip.compress(b"[{}]")[:-6], "a.json.gz: damaged gzip: Compressed file ended"),
+    ("a.json.gz", "[{}]", "a.json.gz: damaged gzip: Not a gzipped file"),
+    ("a.parquet", "[]", "a.parquet: not Parquet, or damaged: "),
+    ("a.arrow", "ARROW1", "a.arrow: not Arrow, or damaged: "),
+    ("a.doc", "x", "a.doc: cannot tell the file's format; known: .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), DAMAGED)
+def test_damaged_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    found = error(write(tmp_path, name, content))
+    assert found.startswith(message)
+    assert "\n" not in found
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
+    assert error(tmp_path / "a.json") == "a.json: cannot be read: Is a directory"
+    assert error(tmp_path / "b.json") == "b.json: cannot be read: No such file or directory"
+
+
+def test_bad_rows_do_not_hide_the_good_ones(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"a": 1}\n[1]\n{"a": \n{"a": 1,}\n"x"\n{"a": 2}\n')
+    found = rows(path)
+    assert found[0] == ("a.jsonl:1", {"a": 1})
+    assert found[1] == ("a.jsonl:2", "a.jsonl:2: the row is a list: [1]; a row is an object: {column: value}")
+    assert found[2][1].startswith("a.jsonl:3: not JSON: the line ends in the middle at column 7")
+    assert found[3][1].startswith("a.jsonl:4: not JSON: ")
+    assert found[4] == ("a.jsonl:5", 'a.jsonl:5: the row is a text: "x"; a row is an object: {column: value}')
+    assert found[5] == ("a.jsonl:6", {"a": 2})
+    path = write(tmp_path, "a.csv", "a,b\n1\n1,2\n1,2,3\n")
+    assert [row if isinstance(row, dict) else row.split(";")[0] for _, row in rows(path)] == [
+        'a.csv:2: 1 cells, where the first line names 2 columns: "1"',
+        {"a": "1", "b": "2"},
+        'a.csv:4: 3 cells, where the first line names 2 columns: "3"',
+    ]
+    path = write(tmp_path, "a.json", '[{"a": 1}, null, 3]')
+    assert [row if isinstance(row, dict) else row.split(";")[0] for _, row in rows(path)] == [
+        {"a": 1},
+        "a.json:1: the row is null",
+        "a.json:1: the row is a number: 3",
+    ]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+tables = st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=5)
+
+
+@given(tables, st.sampled_from([None, 0, 2]), st.booleans())
+def test_json_is_read_back_with_true_lines(table: list[Any], indent: int | None, ascii_only: bool) -> None:
+    text = json.dumps(table, indent=indent, ensure_ascii=ascii_only)
+    found = list(json_values("f", text))
+    assert [row for _, row in found] == table
+    assert [place.row for place, _ in found] == list(range(1, len(table) + 1))
+    for place, row in found:
+        rest = "\n".join(text.split("\n")[place.line - 1 :])
+        assert "{" in rest
+        if indent is not None:  # a row begins its line there
+            assert json.JSONDecoder().raw_decode(rest.lstrip(" ").removeprefix("["))[0] == row
+    lines = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in table)
+    if table:
+        found = list(json_lines("f", lines))
+        assert [(place.line, row) for place, row in found] == list(enumerate(table, 1))
+        assert [row for _, row in json_values("f", lines)] == table
+
+
+@settings(max_examples=300)
+@given(tables, st.data())
+def test_cut_or_changed_json_never_gives_a_traceback(table: list[Any], data: st.DataObject) -> None:
+    text = json.dumps(table, indent=1)
+    position = data.draw(st.integers(0, len(text)))
+    insert = data.draw(st.sampled_from(["", "\0", '"', "]", "{", ",", "\n", "x"]))
+    broken = text[:position] + insert + (text[position:] if insert else "")
+    for read in (json_values, json_lines):
+        message = ""
+        try:
+            found = list(read("f", broken))
+        except UsageError as caught:
+            message, found = str(caught), []
+        assert not message or message.startswith("f:")
+        assert all(isinstance(row, dict | RowError) for _, row in found)

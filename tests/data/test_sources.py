@@ -1,0 +1,145 @@
+"""Names, files, folders and hub ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcore.data.sources import DatasetSpec, data_files, has_split, resolve
+
+
+def info(folder: Path, text: Any) -> None:
+    (folder / "dataset_info.json").write_text(text if isinstance(text, str) else json.dumps(text, indent=1))
+
+
+def problems(names: list[str], folder: Path) -> list[str]:
+    return [
+        str(problem).replace(str(folder), "DIR") for problem in resolve(names, dataset_dir=folder, where="x.yaml:3")[1]
+    ]
+
+
+def test_described_dataset(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[]")
+    entry = {"file_name": "a.json", "formatting": "messages", "columns": {"messages": "turns"}, "num_samples": 7}
+    info(tmp_path, {"a": entry, "b": {"hf_hub_url": "org/b", "subset": "s", "split": "test", "folder": "f"}})
+    specs, found = resolve(["a", "b"], dataset_dir=tmp_path, where="x.yaml:3")
+    assert found == []
+    assert specs == (
+        DatasetSpec(
+            name="a",
+            path=tmp_path / "a.json",
+            format="messages",
+            columns={"messages": "turns"},
+            num_samples=7,
+            where="x.yaml:3",
+        ),
+        DatasetSpec(name="b", path=None, hub_id="org/b", subset="s", split="test", folder="f", where="x.yaml:3"),
+    )
+
+
+def test_names_files_and_hub_ids_need_no_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "here.jsonl").write_text("{}")
+    (tmp_path / "data" / "there.csv.gz").write_text("a")
+    monkeypatch.chdir(tmp_path)
+    specs, found = resolve(["here.jsonl", "there.csv.gz", "org/name"], dataset_dir="data")
+    assert found == []
+    assert [(spec.path, spec.hub_id) for spec in specs] == [
+        (Path("here.jsonl"), ""),
+        (Path("data/there.csv.gz"), ""),
+        (None, "org/name"),
+    ]
+
+
+def test_every_mistake_at_once(tmp_path: Path) -> None:
+    (tmp_path / "alpaca.json").write_text("[]")
+    (tmp_path / "notes.md").write_text("")
+    info(
+        tmp_path,
+        {
+            "alpaca": {"file_name": "alpaca.json"},
+            "gone": {"file_name": "alpaca.jsn"},
+            "odd": {"file_name": "alpaca.json", "formating": "x", "ranking": "yes", "columns": {"a": 1}},
+            "bare": {},
+            "script": {"script_url": "x"},
+        },
+    )
+    assert problems(["alpca", "zzz", "data/x.json", "notes.md", "gone", "odd", "bare", "script"], tmp_path) == [
+        "x.yaml:3: no dataset 'alpca'; did you mean alpaca or alpaca.json?",
+        "x.yaml:3: no dataset 'zzz'; DIR/dataset_info.json describes alpaca, bare, gone, odd, script",
+        "x.yaml:3: no dataset 'data/x.json'; did you mean alpaca.json?",
+        "x.yaml:3: dataset 'notes.md': cannot tell the format of DIR/notes.md; "
+        "data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt",
+        "DIR/dataset_info.json:5: dataset 'gone' names DIR/alpaca.jsn, which does not exist; "
+        "near names there: alpaca.json",
+        "DIR/dataset_info.json:10: dataset 'odd' has an unknown key 'formating'; did you mean formatting?",
+        "DIR/dataset_info.json:11: dataset 'odd': ranking must be true or false, not 'yes'",
+        "DIR/dataset_info.json:12: dataset 'odd': columns must be an object of texts, not {'a': 1}",
+        "DIR/dataset_info.json:16: dataset 'bare' has no source; write file_name or hf_hub_url",
+        "DIR/dataset_info.json:18: dataset 'script': script_url is known, but not supported; "
+        "dataset scripts run foreign code and are not read; give file_name",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": {"file_name": "a.json",}\n}', "DIR/dataset_info.json:1:30: not JSON: "),
+        ('{"a": {},\n"a": {}}', "DIR/dataset_info.json:2: 'a' stands twice in one object"),
+        ("[]", "DIR/dataset_info.json:1: must be an object: dataset name -> description"),
+    ],
+)
+def test_broken_description_is_the_only_problem(tmp_path: Path, text: str, expected: str) -> None:
+    info(tmp_path, text)
+    (found,) = problems(["a"], tmp_path)
+    assert found.startswith(expected)
+
+
+def test_no_folder_and_no_description(tmp_path: Path) -> None:
+    assert problems(["a"], tmp_path) == [
+        "x.yaml:3: no dataset 'a'; there is no DIR/dataset_info.json; files there: none"
+    ]
+    assert problems(["a"], tmp_path / "no") == [
+        "x.yaml:3: no dataset 'a'; dataset_dir 'DIR' is not a folder; give a file, or set dataset_dir"
+    ]
+
+
+def test_folder_with_splits(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("train-2.json", "train-1.json", "valid.jsonl", "test.csv", "README.md", "dataset_info.json"):
+        (folder / name).write_text("x")
+    (spec,), found = resolve([str(folder)], dataset_dir=tmp_path)
+    assert found == []
+    assert [file.name for file in data_files(spec)] == ["train-1.json", "train-2.json"]
+    assert has_split(spec, "validation")
+    (spec,), _ = resolve([str(folder)], dataset_dir=tmp_path, evaluation=True)
+    assert [file.name for file in data_files(spec)] == ["valid.jsonl"]
+
+
+def test_folder_without_splits_is_all_training_data(tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text("x")
+    (tmp_path / "a.parquet").write_text("x")
+    (spec,), found = resolve([str(tmp_path)], dataset_dir=tmp_path)
+    assert found == []
+    assert [file.name for file in data_files(spec)] == ["a.parquet", "b.json"]
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    for folder, files in {
+        "empty": ["README.md"],
+        "test_only": ["test.json"],
+        "mixed": ["train.json", "more.json"],
+    }.items():
+        (tmp_path / folder).mkdir()
+        for file in files:
+            (tmp_path / folder / file).write_text("x")
+    assert problems(["empty", "test_only", "mixed"], tmp_path) == [
+        "x.yaml:3: folder DIR/empty holds no data; data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt",
+        "x.yaml:3: folder DIR/test_only has no 'train' split; splits there: test",
+        "x.yaml:3: folder DIR/mixed holds files of splits and others: more.json; "
+        "rename the others to train-..., or move them away",
+    ]
