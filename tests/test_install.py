@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from ftcore.plugins import load
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 CONTRIB = sorted(path.parent for path in ROOT.glob("contrib/*/pyproject.toml"))
-BUILT_IN = {"formats", "templates", "models", "methods", "stages", "optimizers", "launchers", "engines", "vocabulary"}
 
 
 def command(*words: str | Path, cwd: Path) -> str:
@@ -54,18 +55,26 @@ class Environment:
             command(self.bin / "python", "-c", f"import {module}; print({module}.__file__)", cwd=self.folder).strip()
         )
 
-    def plugins(self) -> dict[str, tuple[str, str]]:
-        """Plugin id -> (distribution, status), as listed."""
+    def components(self) -> dict[str, set[str]]:
+        """Distribution -> kinds and full names of what it offers, as listed; nothing listed is broken."""
         listed = json.loads(command(self.bin / "ft", "plugins", "list", "--json", cwd=self.folder))
-        return {plugin["id"]: (plugin["distribution"], plugin["status"]) for plugin in listed["plugins"]}
+        assert {entry["full_name"]: entry["status"] for entry in listed if entry["status"] != "ok"} == {}
+        offered: dict[str, set[str]] = {}
+        for entry in listed:
+            offered.setdefault(entry["distribution"], set()).add(f"{entry['kind']} {entry['full_name']}")
+        return offered
 
 
-def expected_plugins() -> dict[str, tuple[str, str]]:
-    ours = {f"ftcore/{entry}": ("ftcore", "ok") for entry in BUILT_IN}
-    return ours | {
-        "ft-smollm2/smollm2": ("ft-smollm2", "ok"),
-        "ft-template-plain/template-plain": ("ft-template-plain", "ok"),
+def check_plugins(environment: Environment) -> None:
+    """Every built-in that the tested environment has, and the two packages beside them."""
+    offered = environment.components()
+    assert offered.pop("ft-smollm2") == {"model_family ft-smollm2:smollm2-135m"}
+    assert offered.pop("ft-template-plain") == {"chat_template ft-template-plain:plain-dialogue"}
+    built_in = {
+        f"{offer.component.kind} {offer.full_name}" for offer in load().offers if offer.distribution == "ftcore"
     }
+    assert len(built_in) > 10
+    assert {name for name in offered["ftcore"] if not name.startswith("plugin ")} == built_in
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +116,7 @@ def test_wheel_in_a_new_environment(dist: Path, tmp_path: Path) -> None:
     assert environment.file_of("ftcore") == environment.site / "ftcore" / "__init__.py"
     assert environment.file_of("ft_plugins") == environment.site / "ft_plugins" / "__init__.py"
     assert environment.file_of("ft_smollm2") == environment.site / "ft_smollm2" / "__init__.py"
-    assert environment.plugins() == expected_plugins()
+    check_plugins(environment)
 
 
 def test_editable_in_a_new_environment(tmp_path: Path) -> None:
@@ -116,4 +125,4 @@ def test_editable_in_a_new_environment(tmp_path: Path) -> None:
     assert environment.file_of("ftcore") == ROOT / "ftcore" / "__init__.py"
     assert environment.file_of("ft_plugins") == ROOT / "plugins" / "ft_plugins" / "__init__.py"
     assert environment.file_of("ft_template_plain") == ROOT / "contrib/ft-template-plain/ft_template_plain/__init__.py"
-    assert environment.plugins() == expected_plugins()
+    check_plugins(environment)
