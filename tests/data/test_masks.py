@@ -20,7 +20,7 @@ BY_NAME = {template.name: template for template in TEMPLATES}
 EVERY = pytest.mark.parametrize("name", BY_NAME)
 CONTROLS = ("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|user|>", "[gMASK]", "<|endoftext|>")
 
-words = st.sampled_from(["hi", " ", "\n", "你好", "😀", "a{{b}}", "<|im", "_end|>", "ÿ", "Question: ", "\u200d", "é́"])
+words = st.sampled_from(["hi", " ", "\n", "你好", "😀", "a{{b}}", "<|im", "ÿ", "Question: ", "\u200d", "é́"])
 texts = st.lists(words | st.text(max_size=3), min_size=1, max_size=6).map("".join).filter(str.strip)
 
 
@@ -123,8 +123,9 @@ def test_private_use_characters_stay_as_they_are(tokenizer: Any) -> None:
     rendered, one = labelled(renderer("chatml", tokenizer), chat)
     assert rendered.text == f"<|im_start|>user\n{odd}<|im_end|>\n<|im_start|>assistant\n{odd}<|im_end|>\n"
     assert tokenizer.decode(one.encoded.ids) == rendered.text
-    with pytest.raises(RowError, match="both private use areas"):
-        renderer("chatml", tokenizer).render(Chat(messages=(Message("user", odd + "\U00100000"),)))
+    full = "".join(map(chr, range(0xF0000, 0x10FFFE, 2)))
+    with pytest.raises(RowError, match="full of private-use characters"):
+        renderer("chatml", tokenizer).render(Chat(messages=(Message("user", full),)))
 
 
 CHAT = Chat(
@@ -206,9 +207,8 @@ def test_tools_and_tool_answers(tokenizer: Any) -> None:
     assert text_of(tokenizer, one, one.weights > 0) == (
         '<tool_call>\n{"name": "f", "arguments": {"x": "<|im_end|>"}}\n</tool_call><|im_end|>r<|im_end|>'
     )
-    assert (one.encoded.ids == tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == rendered.text.count(
-        "<|im_end|>"
-    ) - 1
+    ends = one.encoded.ids == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ends.sum() == rendered.text.count("<|im_end|>") - 1
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,8 @@ def test_default_system(tokenizer: Any) -> None:
 
 def test_enable_thinking(tokenizer: Any) -> None:
     source = "{{ 'think' if enable_thinking else 'no' if enable_thinking is defined else 'unset' }}"
-    texts = [
-        Renderer(tokenizer, source, enable_thinking=value).prompt(CHAT.messages).text for value in (True, False, None)
-    ]
-    assert texts == ["think", "no", "unset"]
+    for value, text in ((True, "think"), (False, "no"), (None, "unset")):
+        assert Renderer(tokenizer, source, enable_thinking=value).prompt(CHAT.messages).text == text
 
 
 @EVERY
