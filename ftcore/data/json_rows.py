@@ -59,9 +59,10 @@ def _array(file: str, text: str, start: int) -> Rows:
     position, counted, row, line = _skip(text, start + 1), 0, 0, 1
     more = text[position : position + 1] != "]"
     while more:
-        line, counted, row = line + text.count("\n", counted, position), position, row + 1
+        before, line = line if row else 0, line + text.count("\n", counted, position)
+        counted, row = position, row + 1
         value, end = _value(file, text, position, row, line)
-        yield Place(file, row, line), _object(value)
+        yield _place(file, row, line, before), _object(value)
         position = _skip(text, end)
         more = text[position : position + 1] == ","
         if more:
@@ -76,10 +77,16 @@ def _array(file: str, text: str, start: int) -> Rows:
 def _sequence(file: str, text: str, position: int) -> Rows:
     counted, row, line = 0, 0, 1
     while position < len(text):
-        line, counted, row = line + text.count("\n", counted, position), position, row + 1
+        before, line = line if row else 0, line + text.count("\n", counted, position)
+        counted, row = position, row + 1
         value, end = _value(file, text, position, row, line)
-        yield Place(file, row, line), _object(value)
+        yield _place(file, row, line, before), _object(value)
         position = _skip(text, end)
+
+
+def _place(file: str, row: int, line: int, before: int) -> Place:
+    """A line says nothing where the row before stands on it as well: then the row is counted."""
+    return Place(file, row, 0 if line == before else line)
 
 
 def _value(file: str, text: str, position: int, row: int, line: int) -> tuple[Any, int]:

@@ -1,0 +1,162 @@
+"""``ft preview``: whole outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import ft_plugins.formats
+import ft_plugins.templates
+import ftcore
+from ftcore.cli.preview import command
+from ftcore.components import ChatTemplate
+from ftcore.data.sources import resolve
+from ftcore.errors import UsageError
+from ftcore.groups import DataOptions, TrainingOptions
+from ftcore.plugins import Candidate, load
+from ftcore.testing import tiny_tokenizer
+
+ROWS = [
+    {"instruction": "hi", "output": "Hello."},
+    {"instruction": "a\x1b[31mb", "output": "c " * 30},
+    {"instruction": "d " * 40, "output": "e"},
+]
+
+
+class Tokenizers:
+    """A plugin that loads the tiny tokenizer."""
+
+    @ftcore.hookimpl
+    def ft_load_tokenizer(self, plan: Any) -> Any:
+        return tiny_tokenizer()
+
+
+@pytest.fixture
+def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``preview("-n", "1", cutoff_len=30)``: the command over a hand-made plan of a.jsonl."""
+
+    def run(*arguments: str, rows: Any = ROWS, **options: Any) -> Any:
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        modules = {"formats": ft_plugins.formats, "templates": ft_plugins.templates, "models": Tokenizers()}
+        plugins = load([Candidate("ftcore", "0", name, lambda m=module: m) for name, module in modules.items()])
+        datasets, _ = resolve(["a.jsonl"], dataset_dir=tmp_path)
+        plan = SimpleNamespace(
+            file="run.yaml",
+            data=DataOptions(**options),
+            training=TrainingOptions(),
+            template=SimpleNamespace(component=plugins.find(ChatTemplate, "chatml").component),
+            options={},
+            plugins=plugins,
+            datasets=datasets,
+            eval_datasets=(),
+        )
+        monkeypatch.setattr("ftcore.planning.make_plan", lambda file, overrides: plan)
+        result = CliRunner().invoke(command, ["run.yaml", *arguments])
+        return SimpleNamespace(output=result.output.replace(f"{tmp_path}/", ""), error=result.exception)
+
+    return run
+
+
+def size(tokens: str) -> int:
+    return len(tiny_tokenizer()(tokens)["input_ids"])
+
+
+FIRST = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_rows_in_brackets(preview: Any) -> None:
+    found = preview("-n", "1")
+    assert found.error is None
+    total, trained = size(FIRST + "Hello.<|im_end|>\n"), size("Hello.<|im_end|>")
+    assert found.output == (
+        "⟦ ⟧ is trained, ⟨ ⟩ is beyond cutoff_len\n"
+        f"── a.jsonl:1  {total} tokens, {trained} trained\n"
+        f"{FIRST}⟦Hello.<|im_end|>⟧\n"
+        f"a.jsonl: 1 of 1 rows, {total} tokens, {trained} trained\n"
+    )
+
+
+def test_cut_rows_and_control_characters(preview: Any) -> None:
+    found = preview("-n", "0", cutoff_len=50)
+    lines = found.output.split("\n")
+    (second,) = (number for number, line in enumerate(lines) if line.startswith("── a.jsonl:2"))
+    assert lines[second].endswith(" cut off")
+    assert lines[second + 1 : second + 4] == ["<|im_start|>user", "a␛[31mb<|im_end|>", "<|im_start|>assistant"]
+    kept, cut = lines[second + 4].removeprefix("⟦").removesuffix("⟧").split("⟧⟨")
+    assert (kept + cut.removesuffix("⟩")).strip() == "c " * 30 + "<|im_end|>"
+    assert any(
+        line.startswith("── a.jsonl:3  0 tokens, 0 trained")
+        and line.endswith("not trained: its prompt is longer than cutoff_len")
+        for line in lines
+    )
+    assert "\x1b" not in found.output
+
+
+def test_json(preview: Any) -> None:
+    found = preview("--json", cutoff_len=50)
+    rows = [json.loads(line) for line in found.output.splitlines()]
+    assert [row["source"] for row in rows] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
+    first, second, third = rows
+    tokenizer = tiny_tokenizer()
+    assert list(first) == ["source", "text", "input_ids", "labels", "reasons", "truncated", "untrainable"]
+    assert first["text"] == tokenizer.decode(first["input_ids"]) == FIRST + "Hello.<|im_end|>\n"
+    assert tokenizer.decode([label for label in first["labels"] if label != -100]) == "Hello.<|im_end|>"
+    by_reason: dict[str, list[int]] = {}
+    for token, reason in zip(first["input_ids"], first["reasons"], strict=True):
+        by_reason.setdefault(reason, []).append(token)
+    assert {reason: tokenizer.decode(ids) for reason, ids in by_reason.items()} == {
+        "template": "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n\n",
+        "user": "hi",
+        "assistant": "Hello.",
+        "end-of-turn": "<|im_end|>",
+    }
+    assert (first["truncated"], first["untrainable"]) == (0, None)
+    assert second["truncated"] == size(second["text"]) - len(second["input_ids"]) > 0
+    assert (third["input_ids"], third["untrainable"]) == ([], "its prompt is longer than cutoff_len")
+
+
+def test_stats(preview: Any) -> None:
+    found = preview("--stats", cutoff_len=50)
+    assert found.output.startswith("a.jsonl: 2 of 3 rows, ")
+    counts = json.loads(preview("--stats", "--json", cutoff_len=50).output)
+    assert counts["train"]["a.jsonl"]["kept"] == 2
+
+
+def test_bad_rows(preview: Any) -> None:
+    rows = [{"instruction": "hi", "output": ""}, ROWS[0], {"x": 1}]
+    bad = 'a.jsonl:1: output is empty: there is nothing to learn: ""; write the answer in output, or remove the row'
+    found = preview("-n", "2", rows=rows)
+    assert bad in found.output.split("\n")
+    assert isinstance(found.error, UsageError)
+    assert [str(problem).rpartition("/")[2] for problem in found.error.problems] == [
+        bad,
+        "1 bad row; correct them, or set on_bad_row: skip to leave them out and count them",
+    ]
+    found = preview("--json", rows=rows, on_bad_row="skip")
+    assert found.error is None
+    assert json.loads(found.output.splitlines()[0]) == {"source": "a.jsonl:1", "error": bad}
+
+
+def test_colours(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    found = preview("-n", "1")
+    assert "⟦" not in found.output
+    assert "\x1b[1;4;32mHello.\x1b[0m\x1b[1;4;35m<|im_end|>\x1b[0m" in found.output
+    assert click.unstyle(found.output).split("\n")[0] == (
+        "trained: underlined  assistant end-of-turn user system tool history template truncated "
+    )
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert f"{FIRST}⟦Hello.<|im_end|>⟧\n" in preview("-n", "1").output
+
+
+def test_without_a_tokenizer(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Tokenizers, "ft_load_tokenizer")
+    assert str(preview().error) == "run.yaml: no plugin loads this model's tokenizer"
