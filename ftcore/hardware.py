@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,12 +70,12 @@ def _cuda() -> tuple[tuple[int, int], int] | None:
     except OSError:
         return None
     device, major, minor, total = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
-    calls = (
-        lambda: driver.cuInit(0),
-        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+    calls: tuple[Callable[[], int], ...] = (
+        lambda: int(driver.cuInit(0)),
+        lambda: int(driver.cuDeviceGet(ctypes.byref(device), 0)),
         # 75 and 76: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
-        lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device),
-        lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device),
-        lambda: driver.cuDeviceTotalMem_v2(ctypes.byref(total), device),
+        lambda: int(driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)),
+        lambda: int(driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)),
+        lambda: int(driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)),
     )
     return ((major.value, minor.value), total.value) if not any(call() for call in calls) else None

@@ -21,7 +21,7 @@ class Run:
 
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel = None  # type: ignore[assignment]
+    model: PreTrainedModel = None
     """The method has been applied: what is to be trained requires gradients."""
     data: Any = None
     """What the stage's ``datasets`` returned: ``train``, ``eval`` and ``accounting``."""

@@ -1,1 +1,37 @@
-"""Built-in."""
+"""The built-in model families and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ft_plugins.models.families import FAMILIES
+from ftcore import hookimpl
+from ftcore.components import ModelFamily
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ftcore.plan import Plan
+
+
+@hookimpl
+def ft_model_families() -> Iterable[ModelFamily]:
+    """The table."""
+    return FAMILIES
+
+
+@hookimpl(trylast=True)
+def ft_load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
+    """Whatever no other plugin has loaded."""
+    from ft_plugins.models.loading import load_tokenizer
+
+    return load_tokenizer(plan)
+
+
+@hookimpl(trylast=True)
+def ft_load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """Whatever no other plugin has loaded."""
+    from ft_plugins.models.loading import load_model
+
+    return load_model(plan, kwargs)
