@@ -17,7 +17,8 @@ from ftcore.errors import RowError, UsageError
 from ftcore.samples import Chat, Message
 
 BY_NAME = {template.name: template for template in TEMPLATES}
-EVERY = pytest.mark.parametrize("name", BY_NAME)
+# Those whose special tokens our tokenizer has.
+EVERY = pytest.mark.parametrize("name", ["chatml", "chatglm", "llama3", "qwen", "smollm2"])
 CONTROLS = ("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|user|>", "[gMASK]", "<|endoftext|>")
 
 words = st.sampled_from(["hi", " ", "\n", "你好", "😀", "a{{b}}", "<|im", "ÿ", "Question: ", "\u200d", "é́"])
@@ -338,6 +339,5 @@ def test_the_tokenizers_own_template(make_plan: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(UsageError) as caught:
         Renderer.from_plan(make_plan("", template=None), tokenizer)
-    assert str(caught.value) == (
-        "run.yaml: the tokenizer has no chat template of its own; set template: chatglm, chatml, llama3, qwen, smollm2"
-    )
+    names = ", ".join(sorted(BY_NAME))
+    assert str(caught.value) == f"run.yaml: the tokenizer has no chat template of its own; set template: {names}"
