@@ -1,0 +1,41 @@
+"""Every template against its golden renderings, which oracles.py wrote when they agreed with the makers' templates."""
+
+from __future__ import annotations
+
+import pytest
+from harness import BY_NAME, GOLDEN, cases, ours, read_golden
+from oracle_map import ENTRIES, reason
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_renderings(name: str) -> None:
+    template = BY_NAME[name]
+    assert {case: ours(template, CASE).as_json() for case, CASE in cases(template).items()} == read_golden(name)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_what_the_model_says(name: str) -> None:
+    """One span per answer, each ending with a stop token; prompt, answer and blanks are the text."""
+    template, entry = BY_NAME[name], ENTRIES[name]
+    exceptions = entry.get("prompts", {})
+    excused = set()
+    for case_name, case in cases(template).items():
+        rendering = ours(template, case)
+        if rendering.refused:
+            continue
+        answers = [message for message in case.messages if message["role"] == "assistant"]
+        assert len(rendering.said) == len(answers), case_name
+        for said in rendering.said:
+            assert said.endswith(template.stop), (case_name, said)
+        if rendering.prompt + rendering.said[-1] != rendering.text.rstrip():
+            assert reason(exceptions, case_name), f"{case_name}: {rendering.prompt!r} is not where the answer begins"
+            excused.add(case_name)
+    stale = [pattern for pattern in exceptions if not any(reason({pattern: "?"}, case) for case in excused)]
+    assert not stale
+
+
+def test_every_template_is_held_against_something() -> None:
+    """Against an oracle, or it says after what it was written."""
+    assert set(ENTRIES) == set(BY_NAME) == {file.stem for file in GOLDEN.glob("*.json")}
+    for name, entry in ENTRIES.items():
+        assert bool(entry.get("oracles")) != bool(entry.get("layout")), name
