@@ -36,6 +36,9 @@ class ResumableTrainer(Trainer):
     tokenizer: Any
     reports: Reports
     signals: StopSignals
+    evaluating = False
+    """Whether a checkpoint is written in the middle of an evaluation, which the resume then does first."""
+    _saved = _ended = 0
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> TrainOutput:
         """Trains, going on from the checkpoint that the plan asks for.
@@ -79,7 +82,11 @@ class ResumableTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self.stop_if_asked()
+        step = self.state.global_step
+        if float(self.state.epoch).is_integer() and self._ended != step:
+            self._ended = step  # this is called once more for the end of the epoch, which may evaluate
+        else:
+            self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
         """Writes a checkpoint and ends the run where a signal came in, in all processes or in none."""
@@ -90,7 +97,7 @@ class ResumableTrainer(Trainer):
             return
         step, name = self.state.global_step, "Ctrl-C" if number == 2 else "SIGTERM"
         folder = self.plan.output_dir / f"checkpoint-{step}"
-        if step and not (folder / checkpoints.MANIFEST).is_file():
+        if step and self._saved != step:
             self._save_checkpoint(self.model, None)
         written = f"{folder} is written" if step else "there was nothing to write yet"
         raise InterruptedRunError(f"stopped by {name} at step {step}; {written}; the same command goes on", number)
@@ -116,6 +123,7 @@ class ResumableTrainer(Trainer):
         except OSError as error:
             checkpoints.clean(folder)
             raise RunError(f"checkpoint-{step} could not be written to {folder}: {error}") from error
+        self._saved = step
 
     def _staged(self, folder: Path, step: int) -> Path:
         """The folder that the first process made, in all of them."""
@@ -178,7 +186,9 @@ class _Progress(TrainerCallback):
         self.trainer, self.folder = trainer, folder
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        snapshots.load_progress(self.trainer, self.folder)
+        if snapshots.load_progress(self.trainer, self.folder):
+            metrics = self.trainer._evaluate(None, None)
+            self.trainer._determine_best_metric(metrics, None)
 
 
 def _checkpoint(plan: Plan, setting: checkpoints.Setting, wanted: Path | str | bool | None) -> Path | None:

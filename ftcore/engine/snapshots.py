@@ -95,7 +95,8 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
     """Writes optimizer, scheduler, scaler and the loss that was summed since the last log line."""
     save_tree(folder, "optimizer", trainer.optimizer.state_dict())
     save_tree(folder, "scheduler", trainer.lr_scheduler.state_dict())
-    save_tree(folder, "progress", {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged})
+    progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
+    save_tree(folder, "progress", progress)
     if trainer.accelerator.scaler is not None:
         save_tree(folder, "scaler", trainer.accelerator.scaler.state_dict())
 
@@ -108,12 +109,17 @@ def load_snapshot(trainer: Any, folder: Path) -> None:
         trainer.accelerator.scaler.load_state_dict(load_tree(folder, "scaler"))
 
 
-def load_progress(trainer: Any, folder: Path) -> None:
-    """Puts back the loss that was summed since the last log line; steps of an earlier run count in no mean of this."""
+def load_progress(trainer: Any, folder: Path) -> bool:
+    """Puts back the loss that was summed since the last log line; steps of an earlier run count in no mean of this.
+
+    Returns:
+        Whether the run was stopped in an evaluation.
+    """
     progress = load_tree(folder, "progress")
     trainer._tr_loss = progress["loss"].to(trainer.args.device)
     trainer._globalstep_last_logged = progress["logged"]
     trainer._total_loss_scalar = -trainer._tr_loss.item()
+    return bool(progress["evaluating"])
 
 
 def _digest(content: bytes) -> str:

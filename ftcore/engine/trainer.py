@@ -208,7 +208,9 @@ class FtTrainer(ResumableTrainer):
                 sums += torch.stack([self.loss_sum(inputs).double(), torch.tensor(self.weight(batch)).to(sums)])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             if self.is_in_train:
+                self.evaluating = True
                 self.stop_if_asked()
+        self.evaluating = False
         total, weight = self.accelerator.reduce(sums, "sum").tolist()
         if not weight:
             raise RunError("the evaluation data has no token to be evaluated on: its mean loss does not exist")

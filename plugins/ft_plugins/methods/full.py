@@ -9,9 +9,9 @@ from ftcore.components import Method, OptionGroup
 from ftcore.errors import RunError
 
 if TYPE_CHECKING:
-    from ftcore.memory import Architecture
     from transformers import PreTrainedModel
 
+    from ftcore.memory import Architecture
     from ftcore.plan import Plan
 
 

@@ -14,10 +14,10 @@ from ftcore.errors import Problem, UsageError
 from ftcore.groups import Names
 
 if TYPE_CHECKING:
-    from ftcore.memory import Architecture
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from ftcore.memory import Architecture
     from ftcore.plan import Plan
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -61,32 +61,34 @@ class Lora(Method):
         for folder in folders:
             model = _with_adapter(model, folder).merge_and_unload()
         set_seed(plan.training.seed)  # the new adapter's first values
-        adapted = _with_adapter(model, last or self.config(plan, options))
+        adapted = _with_adapter(model, last or self.config(plan, model))
         adapted.peft_config["default"].base_model_name_or_path = _base_name(plan)
         for tensor in adapted.parameters():
             if tensor.requires_grad:
                 tensor.data = tensor.data.to(getattr(torch, plan.precision.trained))
         return adapted
 
-    def config(self, plan: Plan, options: LoraOptions) -> Any:
+    def config(self, plan: Plan, model: PreTrainedModel) -> Any:
         """peft's configuration of a new adapter."""
         from peft import LoraConfig
 
+        options = plan.method.options
+        assert isinstance(options, LoraOptions)
         heads = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
         return LoraConfig(
             task_type=heads[plan.stage.component.head],
             r=options.lora_rank,
             lora_alpha=options.lora_alpha or 2 * options.lora_rank,
             lora_dropout=options.lora_dropout,
-            target_modules=self._targets(plan, options),
+            target_modules=self._targets(plan, options, model),
             modules_to_save=list(options.additional_target) or None,
             use_rslora=options.use_rslora,
         )
 
-    def _targets(self, plan: Plan, options: LoraOptions) -> str | list[str]:
+    def _targets(self, plan: Plan, options: LoraOptions, model: PreTrainedModel) -> list[str]:
         if options.lora_target != ("all",):
             return list(options.lora_target)
-        return list(plan.family.component.lora_targets if plan.family else ()) or "all-linear"
+        return list(plan.family.component.lora_targets if plan.family else ()) or linear_names(model)
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes each time."""
@@ -121,6 +123,22 @@ class Lora(Method):
         )
         trained += len(options.additional_target) * architecture.vocab_size * architecture.hidden_size
         return architecture.bytes_per_weight * architecture.parameters, trained
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers but the heads, without the path to them.
+
+    peft's ``all-linear`` writes every layer's whole path into the adapter, 224 for Llama 3 8B where seven names do.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
+    linears = [
+        name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D) and layer not in heads
+    ]
+    ends = {name: name.rsplit(".", 1)[-1] for name in linears}
+    return sorted({name if end.isdigit() else end for name, end in ends.items()})
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, Any]:
