@@ -62,6 +62,8 @@ def _check_data(plan: Plan) -> Iterable[Problem]:
         )
     if data.val_size and data.eval_dataset:
         yield Problem("val_size and eval_dataset are both set", place(plan, "val_size"), "keep one")
+    if data.train_on_prompt and data.mask_history:
+        yield Problem("train_on_prompt and mask_history contradict each other", place(plan, "mask_history"), "keep one")
     if data.val_size > 1 and data.val_size != int(data.val_size):
         yield Problem(f"val_size: {data.val_size} is neither a share nor a number of rows", place(plan, "val_size"))
 

@@ -156,13 +156,9 @@ def _assign_rest(
         else:
             binding.values[TRANSFORMERS][name] = setting
     else:
-        names = [
-            *selection_options(),
-            *(n for group in groups for n in group.model_fields),
-            *training_fields(),
-            *foreign,
-        ]
-        binding.problems.append(Problem(f"unknown option {name!r}", setting.where, _near(name, names, groups)))
+        ours = [*selection_options(), *(field for group in groups for field in group.model_fields)]
+        names = [*ours, *(field for field in training_fields() if field not in NOT_OBEYED)]
+        binding.problems.append(Problem(f"unknown option {name!r}", setting.where, _near(name, names)))
 
 
 def _answer_foreign(setting: Setting, option: ForeignOption, binding: Binding) -> None:
@@ -179,7 +175,7 @@ def _answer_foreign(setting: Setting, option: ForeignOption, binding: Binding) -
         binding.problems.append(Problem(f"{name} is known, not supported here", where, option.advice))
 
 
-def _near(name: str, names: list[str], groups: list[type[OptionGroup]]) -> str:
+def _near(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, sorted(set(names)), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else "ft options lists all that there are"
 
@@ -231,12 +227,12 @@ def bind(
         for name, value in values.items()
         if isinstance(value, bool) and not _takes_bool(group.model_fields[name].annotation)
     ]
-    if problems:
-        return None, problems
+    wrong = {problem.message.partition(":")[0] for problem in problems}
     try:
-        return group(**values), []
+        options = group(**{name: value for name, value in values.items() if name not in wrong})
     except ValidationError as error:
-        return None, [_validation_problem(group, details, settings) for details in error.errors()]
+        return None, problems + [_validation_problem(group, details, settings) for details in error.errors()]
+    return (None if problems else options), problems
 
 
 def _takes_bool(annotation: Any) -> bool:

@@ -215,7 +215,7 @@ class _Planner:
         datasets, problems = resolve(data.dataset, dataset_dir=data.dataset_dir, where=self._where("dataset"))
         self.problems += problems
         evaluation, problems = resolve(
-            data.eval_dataset, dataset_dir=data.dataset_dir, where=self._where("eval_dataset")
+            data.eval_dataset, dataset_dir=data.dataset_dir, where=self._where("eval_dataset"), evaluation=True
         )
         self.problems += problems
         machine = hardware.detect()

@@ -214,10 +214,12 @@ def _register(manager: pluggy.PluginManager, candidate: Candidate) -> list[str]:
         return [f"import failed: {type(error).__name__}: {_one_line(error)}"]
     try:
         manager.register(plugin, candidate.id)
-    except (pluggy.PluginValidationError, ValueError) as error:
+    except pluggy.PluginValidationError as error:
         if manager.has_plugin(candidate.id):
             manager.unregister(name=candidate.id)
         return [_one_line(error)]
+    except ValueError:
+        return ["another entry point names the same plugin"]
     unknown = [call.name for call in manager.get_hookcallers(plugin) or () if not call.has_spec()]
     if not unknown:
         return []

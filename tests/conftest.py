@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,7 +50,7 @@ def hooks() -> Callable[..., Any]:
     from ftcore import hookimpl
 
     def make(**functions: Callable[..., Any]) -> Any:
-        return SimpleNamespace(**{name: hookimpl(function) for name, function in functions.items()})
+        return type("Plugin", (), {name: staticmethod(hookimpl(function)) for name, function in functions.items()})()
 
     return make
 

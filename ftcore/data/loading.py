@@ -42,7 +42,6 @@ def chat_datasets(plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: P
     Raises:
         UsageError: every bad row and every unreadable dataset at once; contradicting options; nothing to train on.
     """
-    _check(plan)
     if plan.data.preprocessing_num_workers:
         # Rust's thread pool reads it when it starts, which is at the first batch of a process.
         os.environ.setdefault("RAYON_NUM_THREADS", str(plan.data.preprocessing_num_workers))
@@ -74,18 +73,6 @@ def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:
         for spec in plan.datasets
         if spec.split == "train" and has_split(spec, "validation")
     ]
-
-
-def _check(plan: Plan) -> None:
-    problems = []
-    if plan.data.train_on_prompt and plan.data.mask_history:
-        problems.append(
-            Problem("train_on_prompt and mask_history contradict each other", plan.file, "keep one of them")
-        )
-    if plan.data.val_size and plan.eval_datasets:
-        problems.append(Problem("val_size and eval_dataset exclude each other", plan.file, "keep one of them"))
-    if problems:
-        raise UsageError(problems)
 
 
 def _load(

@@ -129,11 +129,19 @@ def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugin
         ("eval_strategy: epoch\n", "run.yaml:6: eval_strategy asks to evaluate, but there is nothing to evaluate on"),
         ("bf16: true\nfp16: true\n", "run.yaml:7: bf16 and fp16 are both true; keep one"),
         ("val_size: 1.5\n", "run.yaml:6: val_size: 1.5 is neither a share nor a number of rows"),
+        ("train_on_prompt: true\nmask_history: true\n", "run.yaml:7: train_on_prompt and mask_history contradict"),
+        (
+            "val_size: 1\neval_dataset: rows.json\ndataset_dir: .\n",
+            "run.yaml:6: val_size and eval_dataset are both set",
+        ),
         ("resume_from_checkpoint: nowhere\n", "run.yaml:6: there is no checkpoint 'nowhere'"),
         ("adapter_name_or_path: ./nowhere\n", "run.yaml:6: there is no adapter './nowhere'"),
     ],
 )
-def test_cross_checks(write_config: Write, built_in: Plugins, text: str, expected: str) -> None:
+def test_cross_checks(
+    write_config: Write, built_in: Plugins, text: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     found = problems(write_config(text), plugins=built_in)
     assert len(found) == 1
     assert found[0].startswith(expected)

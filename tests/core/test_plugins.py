@@ -67,7 +67,7 @@ def test_a_plugin_may_even_exit_on_import(with_plugins) -> None:
 
 
 def test_a_misspelt_hook_is_reported_with_the_right_one(with_plugins, hooks) -> None:
-    plugins = with_plugins(acme=hooks(ft_chat_template=list))
+    plugins = with_plugins(acme=hooks(ft_chat_template=lambda: ()))
     assert plugins.broken[0].status == "unknown hook ft_chat_template, did you mean ft_chat_templates?"
 
 

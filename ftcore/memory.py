@@ -1,0 +1,195 @@
+"""How much memory a training run needs, worked out from config.json and the plan: no torch, nothing is loaded.
+
+What autograd keeps of one decoder layer, per token (read off torch 2.13's saved tensors; tests/test_memory.py repeats
+it). ``h`` hidden size, ``i`` intermediate size, ``q`` and ``k`` widths of all query and of all key heads, ``b`` bytes
+of the compute dtype:
+
+==================================  ======================================================================
+inputs of the norms                 ``norms * h * 4`` (they compute in float32), and as much again where the
+                                    norms' weights are trained; ``q + k`` likewise where these are normed
+attention (fused, per sequence)     ``(2q + 2k) * b`` queries, keys, values, output; ``4 * heads`` logsumexp
+what SwiGLU multiplies              ``3i * b`` gate, its activation, up
+inputs of the linear layers         ``(2h + q + i) * b``; adapters in half precision keep a copy of their own
+                                    for each of q, k, v and gate, up: ``(5h + q + i) * b``
+adapters of rank r                  ``r * linear layers * b``; with dropout also mask and dropped input of
+                                    each layer, ``2 * (5h + q + i) * b`` in place of the shared inputs
+experts, ``a`` of them per token    ``a * (h + 3i) * b`` in place of SwiGLU's, and ``a * (h + i) * b`` where trained
+==================================  ======================================================================
+
+Scores (tokens x tokens) and logits (tokens x vocabulary) are never kept. With gradient checkpointing one ``h * b`` is
+kept per layer, and one layer at a time in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ftcore.architecture import Architecture
+
+__all__ = ["Architecture", "Estimate", "Need", "estimate"]
+
+BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+CHUNK_BYTES = 64 << 20
+"""Float32 logits of one chunk of positions (`ftcore.engine.head.CHUNK_BYTES`, which a test keeps equal)."""
+RUNTIME_BYTES = 750 << 20
+"""Resident memory of a process that trains next to nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a run asks for.
+
+    Args:
+        weight_bytes: of the base model as it is loaded, trained parameters among them unless ``adapter``.
+        trainable: number of trained parameters.
+        adapter: whether these come on top of the base model.
+        state_bytes: optimizer state per trained parameter.
+        compute: dtype of activations.
+        trained: dtype of trained parameters and their gradients.
+        rows: per device and micro-batch.
+        cutoff_len: tokens of the longest row; there is no padding.
+        tokens_per_row: mean length where it is known, else every row is taken to be as long as it may.
+        copies: sequences that one row costs (two for a pair).
+        gradient_checkpointing: whether activations are computed anew in the backward pass.
+        gradient_accumulation_steps: from 2 on, gradients are held through the forward passes.
+        adapter_dropout: whether adapters drop out of their inputs.
+        runtime: bytes of the process itself.
+    """
+
+    weight_bytes: float
+    trainable: int
+    adapter: bool
+    state_bytes: float
+    rows: int
+    cutoff_len: int
+    compute: str = "float32"
+    trained: str = "float32"
+    tokens_per_row: float | None = None
+    copies: float = 1.0
+    gradient_checkpointing: bool = False
+    gradient_accumulation_steps: int = 1
+    adapter_dropout: bool = False
+    runtime: int = RUNTIME_BYTES
+
+    @property
+    def tokens(self) -> float:
+        """Of one micro-batch."""
+        mean = self.cutoff_len if self.tokens_per_row is None else min(self.tokens_per_row, self.cutoff_len)
+        return self.rows * self.copies * mean
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes by what they are for.
+
+    Args:
+        terms: name -> bytes. Gradients and activations do not peak together unless batches are accumulated, so that
+            ``total`` may be less than the sum.
+        total: bytes at the peak.
+        note: what it was worked out for.
+    """
+
+    terms: Mapping[str, int]
+    total: int
+    note: str = ""
+    trainable: int = field(default=0)
+
+    @property
+    def largest(self) -> str:
+        """Name of the largest term."""
+        return max(self.terms, key=lambda name: self.terms[name])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``, in bytes."""
+        return {"total": self.total, "largest": self.largest, "terms": dict(self.terms), "note": self.note}
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in self.terms.items() if size)
+        return f"{_size(self.total)} for {self.note}: {parts}"
+
+
+def estimate(architecture: Architecture, need: Need) -> Estimate:
+    """The memory at the peak of a training step, on one device."""
+    width = BYTES[need.trained]
+    on_top = need.trainable * width
+    kept = _kept(architecture, need) * need.tokens
+    layer = kept / architecture.layers
+    if need.gradient_checkpointing:
+        kept = architecture.layers * architecture.hidden_size * BYTES[need.compute] * need.tokens + layer
+    casts = 0 if need.adapter or need.compute == need.trained else architecture.linear_parameters * BYTES[need.compute]
+    terms = {
+        "weights": need.weight_bytes if need.adapter else need.weight_bytes - on_top,
+        "trained parameters": on_top,
+        "gradients": on_top,
+        "optimizer state": need.trainable * need.state_bytes,
+        # what the backward pass holds at a time is about as much as one layer keeps
+        "activations": kept + layer + casts,
+        "logits chunk": _logits(architecture, need),
+        "runtime": need.runtime,
+    }
+    sizes = {name: round(size) for name, size in terms.items()}
+    return Estimate(sizes, _peak(sizes, need), _note(need), need.trainable)
+
+
+def _peak(sizes: Mapping[str, int], need: Need) -> int:
+    """The backward pass frees activations while it makes gradients: the larger of both counts, unless they pile up."""
+    forward = sizes["activations"] + sizes["logits chunk"]
+    held = sizes["gradients"]
+    moving = forward + held if need.gradient_accumulation_steps > 1 else max(forward, held)
+    return sum(sizes[name] for name in ("weights", "trained parameters", "optimizer state", "runtime")) + moving
+
+
+def _kept(arch: Architecture, need: Need) -> float:
+    """Bytes per token that autograd keeps of all layers, and of what comes before and after them."""
+    hidden, queries, keys, inner = arch.hidden_size, arch.query_size, arch.key_size, arch.intermediate_size
+    width, trained = BYTES[need.compute], not need.adapter
+    norms = arch.norms * hidden + arch.qk_norm * (queries + keys)
+    layer = 4.0 * norms * (1 + trained) + 4.0 * arch.heads
+    layer += width * (2 * queries + 2 * keys)
+    each = sum(size_in for _, size_in, _, _ in arch.linears)
+    shared = 2 * hidden + queries + (0 if arch.experts else inner)
+    own_inputs = need.adapter and width < 4
+    layer += width * (each if own_inputs else shared)
+    if need.adapter and need.adapter_dropout:
+        layer += width * (2 * each - (0 if own_inputs else shared))
+    if arch.experts:
+        layer += width * arch.active_experts * (hidden + 3 * arch.expert_size)
+        layer += width * arch.active_experts * (hidden + arch.expert_size) * trained
+    else:
+        layer += width * 3 * inner
+    if need.adapter:
+        layer += width * _rank(arch, need.trainable) * len(arch.linears)
+    return arch.layers * layer + 4.0 * hidden * (2 + trained)
+
+
+def _rank(arch: Architecture, trainable: int) -> float:
+    """Mean rank of adapters on every linear layer that have so many parameters."""
+    return trainable / sum((size_in + size_out) * count for _, size_in, size_out, count in arch.linears)
+
+
+def _logits(arch: Architecture, need: Need) -> float:
+    """One chunk through the vocabulary head, and what the head's gradient is summed up in."""
+    rows = min(need.tokens, max(16, CHUNK_BYTES // (4 * arch.vocab_size)))
+    chunk = rows * arch.vocab_size * (4 if need.compute == "float32" else 8)
+    hidden = need.tokens * arch.hidden_size * 4 * 2
+    return chunk + hidden + (0 if need.adapter else arch.vocab_size * arch.hidden_size * 4)
+
+
+def _note(need: Need) -> str:
+    rows = f"{need.rows} row" + "s" * (need.rows != 1)
+    known = need.tokens_per_row is not None and need.tokens_per_row < need.cutoff_len
+    tokens = f"{need.tokens_per_row:.0f} tokens in the mean" if known else f"{need.cutoff_len} tokens"
+    pairs = f", {need.copies:g} sequences each," if need.copies != 1 else ""
+    recomputed = ", activations recomputed" if need.gradient_checkpointing else ""
+    return f"{rows}{pairs} of {tokens}{recomputed}"
+
+
+def _size(size: float) -> str:
+    """Decimal units, three digits."""
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB" if size < 1000 else f"{size:.0f} GB"
