@@ -24,7 +24,8 @@ HOOK_NAMES = sorted(name for name in dir(hookspecs) if name.startswith("ft_"))
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["plugins", "list"], ["plugins", "show", "adamw"], ["options"], ["options", "--schema"],
-     ["plan", "{file}"], ["run", "--dry-run", "{file}"], ["env"], ["chat", "--help"], ["generate", "--help"], ["preview", "--help"]],
+     ["plan", "{file}"], ["run", "--dry-run", "{file}"], ["env"], ["chat", "--help"], ["generate", "--help"],
+     ["preview", "--help"]],
     ids=" ".join,
 )  # fmt: skip
 def test_cold_commands_import_nothing_heavy(words: list[str], write_config) -> None:
