@@ -10,6 +10,9 @@
     what the template was written after, where there is no oracle.
 ``tokens``
     special tokens that the template reads, such as ``bos_token``.
+``stops``
+    which answers end with a stop token, which is ``eos_token`` where the template names none: ``every`` (unset),
+    ``last`` (a layout in which earlier answers just end) or ``none``.
 ``vision``
     True where the published template takes images as parts of a message.
 ``prompts``

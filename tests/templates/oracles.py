@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import runpy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +29,7 @@ FOLDERS = {
     "shared": Path("/work/shared/oracle/templates"),
     "trl": Path("/work/oracles/trl/chat_templates"),
 }
+FSCHAT = Path("/work/oracles/fastchat/conversation.py")
 
 Reader = Callable[[str, Case, dict[str, str]], tuple[str, str]]
 """Oracle's name, case, special tokens -> text, prompt. Raises `jinja2.TemplateError` where the oracle refuses."""
@@ -37,7 +40,36 @@ def _published(folder: Path, name: str, case: Case, tokens: dict[str, str]) -> t
     return render(source, case, tokens)[0], render(source, case, tokens, prompt=True)[0]
 
 
-READERS: dict[str, Reader] = {kind: partial(_published, folder) for kind, folder in FOLDERS.items()}
+def _in_parts(folder: Path, name: str, case: Case, tokens: dict[str, str]) -> tuple[str, str]:
+    """A template that takes contents as parts only, as those of processors do."""
+    messages = [
+        message | {"content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else message
+        for message in case.messages
+    ]
+    return _published(folder, name, replace(case, messages=messages), tokens)
+
+
+def _fschat(name: str, case: Case, tokens: dict[str, str]) -> tuple[str, str]:
+    """A conversation of fschat's; its tokenizer puts the begin-of-sequence token in front."""
+    conversation = runpy.run_path(str(FSCHAT))["get_conv_template"](name)
+    start = tokens.get("bos_token", "")
+    for message in case.messages[:-1]:
+        if message["role"] == "system":
+            conversation.set_system_message(message["content"])
+        else:
+            conversation.append_message(conversation.roles[message["role"] == "assistant"], message["content"])
+    conversation.append_message(conversation.roles[1], None)
+    prompt = conversation.get_prompt()
+    conversation.update_last_message(case.messages[-1]["content"])
+    return start + conversation.get_prompt(), start + prompt
+
+
+READERS: dict[str, Reader] = {kind: partial(_published, folder) for kind, folder in FOLDERS.items()} | {
+    "trl-parts": partial(_in_parts, FOLDERS["trl"]),
+    "fschat": _fschat,
+}
 
 
 def published(oracle: str, case: Case, tokens: dict[str, str]) -> Rendering:
