@@ -55,6 +55,13 @@ def test_hooks_page_blocks_load(with_plugins: Callable[..., Plugins]) -> None:
     assert offered(with_plugins(**modules), modules) == set()
 
 
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_readmes_show_the_quickstart_file_as_it_is(page: str) -> None:
+    root = DOCS.parent
+    shown = (root / "examples" / "quickstart.yaml").read_text("utf-8")
+    assert f"```yaml\n{shown}```\n" in (root / page).read_text("utf-8")
+
+
 @pytest.mark.slow
 def test_plugins_page_trains(with_plugins: Callable[..., Plugins], tiny_model_dir: Path, tmp_path: Path) -> None:
     """One run in which stage, method, optimizer, template and format are those of the page."""
