@@ -51,21 +51,28 @@ class ResumableTrainer(Trainer):
             RunError: when a loss or gradient is not a number, or a checkpoint cannot be written.
             UsageError: when the checkpoint is another run's.
         """
-        if self.args.should_save:
-            checkpoints.clean(self.plan.output_dir)
         self.setting = snapshots.setting_of(self.plan, self.tokenizer, self.train_dataset, self.args.world_size)
-        wanted = resume_from_checkpoint or self.plan.training.resume_from_checkpoint
-        self.resumed = _checkpoint(self.plan, self.setting, wanted)
-        if self.resumed is not None:
-            self.reports.say(f"going on from {self.resumed}")
+        self.resumed = self._start(resume_from_checkpoint or self.plan.training.resume_from_checkpoint)
         try:
             with self.signals:
                 output = super().train(str(self.resumed) if self.resumed else None, **kwargs)
         finally:
             self.reports.close()
-        if "train_loss" not in output.metrics:
+        if "train_loss" not in output.metrics and self.args.should_save:
             self.reports.say(f"{self.resumed} is the end of this run: no step was left to do")
         return output
+
+    def _start(self, wanted: Path | str | bool | None) -> Path | None:
+        """Where all processes go on from: the first one looks, and clears away what is half written."""
+        found: list[Path | None] = [None]
+        if self.args.should_save:
+            checkpoints.clean(self.plan.output_dir)
+            found = [_checkpoint(self.plan, self.setting, wanted)]
+            if found[0] is not None:
+                self.reports.say(f"going on from {found[0]}")
+        if self.args.world_size > 1:
+            broadcast_object_list(found)
+        return found[0]
 
     # ---- the loop ----
 

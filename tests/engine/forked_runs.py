@@ -1,8 +1,9 @@
-"""A process that has imported everything and forks runs, which are killed: a fork costs milliseconds, an import ten seconds.
+"""Imports everything once and forks runs, which are killed: a fork costs milliseconds, an import ten seconds.
 
 ``python forked_runs.py SPEC``, a JSON file: ``{"options": {...}, "folder": ..., "kills": n, "seed": n}``. It first lets
 one run end in ``folder/whole``, then kills runs in ``folder/killed`` at random moments, n times, and lets one end.
 Prints a JSON object: how often a killed run had a checkpoint, and how often it died while writing one.
+Without ``kills`` it trains once, here.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ def forked(options: dict[str, Any], folder: Path) -> int:
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
+    if "kills" not in spec:
+        train(spec["options"], Path(spec["folder"]))
+        return
     folder, options, dice = Path(spec["folder"]), spec["options"], random.Random(spec["seed"])
     torch.set_num_threads(1)
     began = time.monotonic()

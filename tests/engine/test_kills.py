@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ftcore.engine.reports import read_log
+
 KILLS = int(os.environ.get("FT_KILLS", "12"))
 """The nightly run sets more."""
 
@@ -45,7 +47,5 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(method: str, tiny_mo
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert list(killed.glob(".tmp-*")) == []
     assert sorted(path.name for path in killed.glob("checkpoint-*")) == ["checkpoint-23", "checkpoint-24"]
-    losses = [
-        [json.loads(line)["loss"] for line in (folder / "trainer_log.jsonl").open()] for folder in (whole, killed)
-    ]
+    losses = [[line["loss"] for line in read_log(folder / "trainer_log.jsonl")] for folder in (whole, killed)]
     assert losses[0] == losses[1]

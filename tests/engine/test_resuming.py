@@ -67,7 +67,7 @@ def trained(trainer_of: Any, tokens: Any, tmp_path: Path) -> Any:
 def outcome(folder: Path) -> dict[str, Any]:
     """Everything that must be equal: weights, optimizer, scheduler, random states, and what was logged."""
     last = checkpoints.checkpoints(folder)[-1]
-    names = [path for path in last.glob("*.safetensors")] + [last / "scheduler.json", last / "optimizer.json"]
+    names = [*last.glob("*.safetensors"), last / "scheduler.json", last / "optimizer.json"]
     files = {f"{last.name}/{path.name}": path.read_bytes() for path in names}
     files |= {path.name: path.read_bytes() for path in [*folder.glob("*.safetensors"), *folder.glob("adapter*.json")]}
     clock = {"throughput", "elapsed_time", "remaining_time"}
@@ -77,7 +77,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_stopped_after_each_step_it_goes_on_to_the_same_bytes(method: str, trained: Any) -> None:
-    """Dropout, accumulation, a short last batch, evaluation, log lines between checkpoints, and epochs past the first."""
+    """Dropout, accumulation, a short last batch, evaluation, logs between checkpoints, and epochs past the first."""
     expected = outcome(trained("whole", finetuning_type=method))
     assert len(expected["lines"]) == 6
     for step in (1, 3, 4, 6, 7) if method == "lora" else (2, 5):
@@ -137,7 +137,7 @@ def test_a_finished_run_has_nothing_left_to_do(
 
 
 def test_train_loss_is_over_this_runs_steps(trained: Any, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
-    """Stopped between two log lines: the sum that the checkpoint carries is logged, and counted in no mean of this run."""
+    """Stopped between two log lines: the sum in the checkpoint is logged, and counted in no mean of this run."""
     whole = trained("whole", logging_steps=1)
     losses = [line["loss"] for line in read_log(whole / "trainer_log.jsonl") if "loss" in line]
     trained("stopped", stop=5, logging_steps=3)
@@ -200,7 +200,7 @@ def test_a_named_checkpoint_is_taken_or_its_damage_named(trained: Any, tmp_path:
     found = outcome(trained("other", resume_from_checkpoint=str(chosen)))
     assert found["adapter_model.safetensors"] == expected["adapter_model.safetensors"]
     (chosen / "scheduler.json").unlink()
-    with pytest.raises(UsageError, match="resume_from_checkpoint: .*scheduler.json is missing"):
+    with pytest.raises(UsageError, match=r"resume_from_checkpoint: .*scheduler\.json is missing"):
         trained("third", resume_from_checkpoint=str(chosen))
 
 

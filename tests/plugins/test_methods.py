@@ -195,9 +195,7 @@ def adapters(plan_of: Any, base: Any, tmp_path: Path) -> list[Path]:
     return folders
 
 
-def test_several_adapters_are_merged_and_the_last_stays_trainable(
-    plan_of: Any, base: Any, adapters: list[Path]
-) -> None:
+def test_adapters_are_merged_and_the_last_stays_trainable(plan_of: Any, base: Any, adapters: list[Path]) -> None:
     from peft import PeftModel
 
     plan = plan_of(adapter_name_or_path=",".join(map(str, adapters)))
