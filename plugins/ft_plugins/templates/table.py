@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,31 @@ from ftcore.components import ChatTemplate
 _FOLDER = Path(__file__).parent
 
 
-def template(name: str, summary: str, *stop: str, file: str = "", **more: Any) -> ChatTemplate:
-    """A template whose source is ``<file or name>.jinja`` in this folder; ``stop`` is what ends the model's turn."""
-    return ChatTemplate(name=name, summary=summary, path=_FOLDER / f"{file or name}.jinja", stop=stop, **more)
+def template(
+    name: str, summary: str, *stop: str, file: str = "", settings: Mapping[str, Any] | None = None, **more: Any
+) -> ChatTemplate:
+    """A template whose source is ``<file or name>.jinja`` in this folder.
+
+    Args:
+        name, summary, more: as `ChatTemplate` takes them.
+        stop: what ends the model's turn.
+        file: the Jinja file, without its suffix, where several templates share it.
+        settings: variables set in front of the file; with ``file``, `default_system` is among them. They become part of
+            the source, because what is saved with a tokenizer must stand alone.
+    """
+    path = _FOLDER / f"{file or name}.jinja"
+    values = dict(settings or {})
+    if file and more.get("default_system"):
+        values["default_system"] = more["default_system"]
+    if not values:
+        return ChatTemplate(name=name, summary=summary, path=path, stop=stop, **more)
+    text = "\n".join([*(_setting(*item) for item in values.items()), path.read_text(encoding="utf-8")])
+    return ChatTemplate(name=name, summary=summary, text=text, stop=stop, **more)
+
+
+def _setting(variable: str, value: Any) -> str:
+    """A Jinja statement: JSON's texts, numbers, lists, objects and booleans are Jinja's as well."""
+    statement = f"{{%- set {variable} = {json.dumps(value, ensure_ascii=False)} %}}"
+    if variable != "default_system":
+        return statement
+    return f"{{%- if default_system is not defined %}}{statement}{{%- endif %}}"  # a run may bring its own
