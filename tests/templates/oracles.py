@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import jinja2
+import readers
 from conversations import Case
 from harness import BY_NAME, Rendering, cases, ours, render, write_golden
 from oracle_map import ENTRIES, reason
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = {
     "shared": Path("/work/shared/oracle/templates"),
     "trl": Path("/work/oracles/trl/chat_templates"),
+    "xinference": Path("/work/oracles/more/xinference"),
+    "llamacpp": Path("/work/oracles/more/llamacpp"),
 }
 FSCHAT = Path("/work/oracles/fastchat/conversation.py")
 
@@ -66,9 +69,37 @@ def _fschat(name: str, case: Case, tokens: dict[str, str]) -> tuple[str, str]:
     return start + conversation.get_prompt(), start + prompt
 
 
+def _transformers(name: str, case: Case, tokens: dict[str, str]) -> tuple[str, str]:
+    """The default template of a processor of transformers."""
+    from transformers.models.qwen2_audio.processing_qwen2_audio import Qwen2AudioProcessor
+
+    processors = {"qwen2_audio": Qwen2AudioProcessor}
+    source = processors[name].default_chat_template.fget(None)
+    return render(source, case, tokens)[0], render(source, case, tokens, prompt=True)[0]
+
+
+def _fschat_closed(name: str, case: Case, tokens: dict[str, str]) -> tuple[str, str]:
+    """The same, where the next turn's begin-of-sequence token is taken for the end of the last one."""
+    text, prompt = _fschat(name, case, tokens)
+    return text.removesuffix(tokens["bos_token"]), prompt
+
+
 READERS: dict[str, Reader] = {kind: partial(_published, folder) for kind, folder in FOLDERS.items()} | {
     "trl-parts": partial(_in_parts, FOLDERS["trl"]),
     "fschat": _fschat,
+    "fschat-closed": _fschat_closed,
+    "transformers": _transformers,
+    "closed-by-next": readers.closed_by_next,
+    "granite": readers.granite,
+    "mistral": readers.mistral,
+    "mistral-common": readers.mistral_common,
+    "parsed": readers.parsed,
+    "processor": readers.processor,
+    "thinking": readers.thinking,
+    "thoughts-in-parts": readers.thoughts_in_parts,
+    "tools-of-model-card": readers.tools_of_model_card,
+    "with-empty-thought": readers.with_empty_thought,
+    "without-opening": readers.without_opening,
 }
 
 
