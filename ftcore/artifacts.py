@@ -38,6 +38,7 @@ def manifest(
         **as_dict(plan),
         "model": {"name_or_path": plan.model.model_name_or_path, "revision": plan.model.model_revision},
         "adapter": plan.method.component.saves_adapter,
+        "adapters_beneath": list(plan.method.component.beneath(plan)),
         "template": {
             "name": plan.template.component.name if plan.template else None,
             "full_name": plan.template.full_name if plan.template else None,

@@ -189,6 +189,10 @@ class Method(Component, ABC):
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
         """The model with its trainable parameters in place, in float32, and all others frozen."""
 
+    def beneath(self, plan: Plan) -> tuple[str, ...]:
+        """Adapters of ``adapter_name_or_path`` that are merged into the base model under the one that a run leaves."""
+        return plan.model.adapter_name_or_path[:-1]
+
     @abstractmethod
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """Writes what was trained, as safetensors."""

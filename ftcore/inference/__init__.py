@@ -17,7 +17,7 @@ class Prompt:
         messages: the turns so far.
         tools: JSON schemas, in OpenAI's shape.
         settings: overrides of the plan's generation options for this prompt, such as ``{"temperature": 0.0}``.
-        seed: makes sampling repeatable.
+        seed: makes sampling repeatable: the same prompts in one call get the same answers.
     """
 
     messages: tuple[Message, ...]

@@ -1,31 +1,22 @@
-"""The built-in inference engine."""
+"""Inference engines: what generates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from ft_plugins.engines.huggingface import HuggingFace
 from ftcore import hookimpl
-from ftcore.components import Generator, InferenceEngine
-from ftcore.plan import Plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class HuggingFace(InferenceEngine):
-    """Generates with transformers."""
-
-    def load(self, plan: Plan) -> Generator:
-        """Model and adapters in this process."""
-        from ft_plugins.engines.huggingface import load
-
-        return load(plan)
+from ftcore.components import InferenceEngine
 
 
 @hookimpl
 def ft_inference_engines() -> Iterable[InferenceEngine]:
-    """One engine."""
+    """The one engine."""
     return [
         HuggingFace(
-            name="huggingface", summary="transformers, in this process", aliases=("transformers", "hf"), default=True
+            name="huggingface",
+            summary="transformers' own generate, in this process",
+            aliases=("transformers", "hf"),
+            default=True,
         )
     ]

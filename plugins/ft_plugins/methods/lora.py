@@ -90,6 +90,13 @@ class Lora(Method):
             return list(options.lora_target)
         return list(plan.family.component.lora_targets if plan.family else ()) or linear_names(model)
 
+    def beneath(self, plan: Plan) -> tuple[str, ...]:
+        """All of them where a new adapter is begun; else the last one is trained further and saved again."""
+        options = plan.method.options
+        assert isinstance(options, LoraOptions)
+        earlier = plan.model.adapter_name_or_path
+        return earlier if options.create_new_adapter else earlier[:-1]
+
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes each time."""
         from safetensors.torch import save_file

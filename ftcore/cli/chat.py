@@ -1,0 +1,167 @@
+"""``ft chat``: a conversation in the terminal, or piped."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ftcore.cli.inferring import Words, names_a_model, system_messages
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from ftcore.samples import Message
+
+BLOCK = '"""'
+HELP = """\
+/system TEXT   set the system message (none: TEXT left out), and begin anew
+/clear         begin anew
+/save FILE     write the conversation as one JSON line, in the messages format
+/help          this
+/exit          leave; so does the end of input
+A backslash at the end of a line goes on in the next; so does everything between two lines of \"\"\"."""
+
+
+@click.command(name="chat")
+@names_a_model
+@click.option("--system", metavar="TEXT", help="System message; unset, the template's own.")
+@click.option("--seed", metavar="N", type=click.IntRange(0), help="Makes answers repeatable.")
+def command(words: Words, system: str | None, seed: int | None) -> None:
+    """Talk to a model, with or without an adapter.
+
+    FILE is a training file: then the talk is with what its run left, else with its base model. The chat template and
+    the base model of an adapter come from the run that trained it.
+    """
+    target = words.find()
+    interactive = sys.stdin.isatty()
+    if interactive:
+        click.echo(f"{target}; /help shows commands", err=True)
+    chat = Chat(words.load(target), system, secrets.randbits(31) if seed is None else seed)
+    for text in turns(_lines(interactive)):
+        if not chat.take(text):
+            break
+
+
+class Chat:
+    """A conversation that goes on.
+
+    Args:
+        generator: answers.
+        system: system message, None for the template's own.
+        seed: the n-th answer is sampled with ``seed + n``.
+    """
+
+    def __init__(self, generator: Any, system: str | None, seed: int) -> None:
+        self.generator, self.seed, self.answers = generator, seed, 0
+        self.messages: tuple[Message, ...] = system_messages(system)
+
+    def take(self, text: str) -> bool:
+        """One turn or command; false when it was the last."""
+        try:
+            if text.startswith("/"):
+                return self._obey(text)
+            if text.strip():
+                self._answer(text)
+        except UsageError as error:
+            for problem in error.problems:
+                click.echo(click.style("error: ", fg="red", bold=True) + str(problem), err=True)
+        return True
+
+    def _obey(self, text: str) -> bool:
+        name, _, rest = text.partition(" ")
+        rest = rest.strip()
+        if name == "/exit":
+            return False
+        if name == "/system":
+            self.messages = system_messages(rest or None)
+        elif name == "/clear":
+            self.messages = tuple(message for message in self.messages if message.role == "system")
+        elif name == "/save":
+            self._save(rest)
+        elif name == "/help":
+            click.echo(HELP)
+        else:
+            raise UsageError(Problem(f"there is no command {name}", hint="/help shows them"))
+        return True
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise UsageError("/save needs a file's name")
+        line = json.dumps({"messages": [message.as_dict() for message in self.messages]}, ensure_ascii=False)
+        write_new(Path(name).expanduser(), line + "\n")
+        click.echo(f"written to {name}", err=True)
+
+    def _answer(self, text: str) -> None:
+        """Streams the answer; Ctrl-C stops it, and what was said is kept."""
+        from ftcore.inference import Prompt
+        from ftcore.samples import Message
+
+        messages = (*self.messages, Message("user", text))
+        stream = self.generator.stream([Prompt(messages, seed=self.seed + self.answers)])
+        said = ""
+        try:
+            for chunk in stream:
+                click.echo(chunk.text, nl=False)
+                said += chunk.text
+                if chunk.finish == "length":
+                    click.echo(click.style(" [max_new_tokens]", dim=True), nl=False, err=True)
+        except KeyboardInterrupt:
+            stream.close()
+        click.echo()
+        self.messages, self.answers = (*messages, Message("assistant", said)), self.answers + 1
+
+
+def write_new(file: Path, text: str) -> None:
+    """Writes a file that must not exist.
+
+    Raises:
+        UsageError: when it does, or cannot be written.
+    """
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UsageError(Problem(f"{file} exists", hint="write another name")) from None
+    except OSError as error:
+        raise UsageError(Problem(f"{file} cannot be written: {error.strerror}")) from error
+
+
+def turns(lines: Iterator[str]) -> Iterator[str]:
+    r"""Lines put together: one that ends in a backslash goes on; a block stands between two lines of \"\"\"."""
+    for line in lines:
+        if line.strip() == BLOCK:
+            yield "\n".join(_until_block_ends(lines))
+            continue
+        parts = [line]
+        while parts[-1].endswith("\\"):
+            parts[-1] = parts[-1][:-1]
+            parts.append(next(lines, ""))
+        yield "\n".join(parts)
+
+
+def _until_block_ends(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        if line.strip() == BLOCK:
+            return
+        yield line
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    """Without their ends; on a terminal with a prompt and the keys of readline."""
+    if not interactive:
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+        return
+    import readline  # noqa: F401  (input() edits lines with it)
+
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt):
+            click.echo()
+            return

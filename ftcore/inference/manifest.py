@@ -1,0 +1,125 @@
+"""What a run of ours left in a folder: the model, template and system message that its weights were trained with.
+
+Weights answer well only in the form in which they were trained, so this is read from the run's manifest, and a
+conversation in another form is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.checks import MANIFEST
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ftcore.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a manifest says of a run.
+
+    Args:
+        folder: where it lies.
+        model: base model, as the run was told.
+        revision: of it.
+        adapter: whether the run left an adapter.
+        beneath: adapters that were merged into the base model under it.
+        finished: whether it ended well.
+        template: full name of its chat template; None for the tokenizer's own.
+        sha256: of the template's source, default system message included.
+        default_system: the run's own; None for the template's.
+    """
+
+    folder: Path
+    model: str
+    revision: str
+    adapter: bool
+    beneath: tuple[str, ...]
+    finished: bool
+    template: str | None
+    sha256: str
+    default_system: str | None
+
+    def values(self) -> dict[str, Any]:
+        """Options that put a conversation in the form that was trained."""
+        values: dict[str, Any] = {}
+        if self.template:
+            values["template"] = self.template
+        # a whole model's own template has the system message in it already
+        if self.default_system is not None and (self.adapter or self.template):
+            values["default_system"] = self.default_system
+        if self.adapter:
+            values |= {"model_name_or_path": self.model, "model_revision": self.revision}
+            values["adapter_name_or_path"] = (*self.beneath, str(self.folder))
+        return values
+
+
+def read_trained(folder: Path) -> Trained | None:
+    """The run that left this folder, or of which it is a checkpoint; None where there is no manifest.
+
+    Raises:
+        UsageError: when the manifest cannot be read.
+    """
+    places = [folder, folder.parent] if folder.name.startswith("checkpoint-") else [folder]
+    file = next((found for place in places if (found := place / MANIFEST).is_file()), None)
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        model, template, data = found["model"], found["template"], found["data"]
+        return Trained(
+            folder=folder,
+            model=model["name_or_path"],
+            revision=model["revision"],
+            adapter=found["adapter"],
+            beneath=tuple(found["adapters_beneath"]),
+            finished=found["status"] == "finished",
+            template=template["full_name"],
+            sha256=template["sha256"],
+            default_system=data["default_system"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(Problem(f"{file} cannot be read: {error!r}", hint="is it the manifest of a run?")) from error
+
+
+def base_of(adapter: Path) -> Mapping[str, Any]:
+    """The base model that peft wrote into an adapter, as options; empty where it says none."""
+    try:
+        found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+    return {"model_name_or_path": base} if base else {}
+
+
+def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, trained: Trained) -> None:
+    """Refuses a template that is not the one trained with.
+
+    A default system message that the user sets is no other template: the comparison leaves it out.
+
+    Raises:
+        UsageError: naming both.
+    """
+    from ftcore.data.rendering import Renderer
+
+    system = trained.values().get("default_system")
+    same = replace(plan, data=plan.data.model_copy(update={"default_system": system}))
+    if trained.sha256 == hashlib.sha256(b"").hexdigest():
+        return  # trained on plain text
+    source = Renderer.from_plan(same, tokenizer).source
+    if hashlib.sha256(source.encode()).hexdigest() == trained.sha256:
+        return
+    used = plan.template.full_name if plan.template else "the tokenizer's own"
+    was = trained.template or "the tokenizer's own"
+    what = f"template {used} is not what {trained.folder} was trained with"
+    hint = f"that was {was}" if was != used else "its source has changed since"
+    where = plan.options["template"].origin if "template" in plan.options else ""
+    raise UsageError(Problem(what, where if where != "default" else "", f"{hint}; --force takes it all the same"))

@@ -1,0 +1,99 @@
+"""Prompts out of a JSONL file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ftcore.errors import Problem, UsageError
+from ftcore.inference import Prompt
+from ftcore.samples import ROLES, Message
+
+FIELDS = ("prompt", "messages", "system", "tools", "settings", "seed")
+
+
+def text_prompt(text: str, system: str | None = None) -> Prompt:
+    """A user's turn, after a system message if there is one."""
+    head = (Message("system", system),) if system is not None else ()
+    return Prompt((*head, Message("user", text)))
+
+
+def read_prompts(file: Path, system: str | None) -> tuple[list[Mapping[str, Any]], list[Prompt]]:
+    """Rows and their prompts.
+
+    Args:
+        file: JSON objects, one a line; empty lines are passed over.
+        system: of rows that have no system message.
+
+    Raises:
+        UsageError: with every bad line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UsageError(Problem(f"{file} cannot be read: {error.strerror}", "--input")) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(Problem(f"byte {error.start} is not UTF-8", str(file), "save the file as UTF-8")) from error
+    rows, prompts, problems = [], [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompts.append(_prompt(row, system))
+            rows.append(row)
+        except (ValueError, _BadRowError) as error:
+            reason = str(error) if isinstance(error, _BadRowError) else f"not JSON: {error}"
+            problems.append(Problem(reason, f"{file}:{number}"))
+    if problems:
+        raise UsageError(problems)
+    if not prompts:
+        raise UsageError(Problem("there is no prompt in it", str(file)))
+    return rows, prompts
+
+
+class _BadRowError(Exception):
+    """What is wrong with a row."""
+
+
+def _prompt(row: Any, system: str | None) -> Prompt:
+    if not isinstance(row, dict):
+        raise _BadRowError('a line must be an object, such as {"prompt": "..."}')
+    if ("prompt" in row) == ("messages" in row):
+        raise _BadRowError("a row needs either prompt or messages")
+    given = row.get("system", system)
+    settings, seed, tools = row.get("settings"), row.get("seed"), row.get("tools") or []
+    for name, value, kind in (("system", given, str), ("settings", settings, dict), ("seed", seed, int)):
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise _BadRowError(f"{name} must be {kind.__name__}, not {value!r:.60}")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise _BadRowError("tools must be a list of objects")
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str):
+            raise _BadRowError(f"prompt must be str, not {row['prompt']!r:.60}")
+        messages = text_prompt(row["prompt"], given).messages
+    else:
+        messages = _messages(row["messages"], given)
+    return Prompt(messages, tuple(tools), settings, seed)
+
+
+def _messages(found: Any, system: str | None) -> tuple[Message, ...]:
+    if not isinstance(found, list) or not found:
+        raise _BadRowError("messages must be a list of turns")
+    messages = []
+    for place, turn in enumerate(found):
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES:
+            raise _BadRowError(f"messages[{place}].role must be one of {', '.join(ROLES)}")
+        content, calls = turn.get("content") or "", turn.get("tool_calls") or []
+        if not isinstance(content, str):
+            raise _BadRowError(f"messages[{place}].content must be str, not {content!r:.60}")
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise _BadRowError(f"messages[{place}].tool_calls must be a list of objects")
+        messages.append(Message(turn["role"], content, turn.get("reasoning_content"), tuple(calls)))
+    if messages[-1].role == "assistant":
+        raise _BadRowError("the last turn is the assistant's: there is nothing to answer")
+    if system is not None and messages[0].role != "system":
+        messages.insert(0, Message("system", system))
+    return tuple(messages)

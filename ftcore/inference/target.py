@@ -1,0 +1,150 @@
+"""Which model a command talks to: from a training file, a model, an adapter, or a folder that a run left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.config import read_settings
+from ftcore.errors import Problem, UsageError
+from ftcore.inference.manifest import Trained, base_of, check_template, read_trained
+from ftcore.planning import make_plan
+
+if TYPE_CHECKING:
+    from ftcore.components import Generator
+    from ftcore.plan import Plan
+    from ftcore.plugins import Plugins
+
+# A training file names data and training that have no part in this, and that need not be there any more.
+UNUSED: dict[str, Any] = {
+    "dataset": (),
+    "eval_dataset": (),
+    "do_train": False,
+    "do_eval": False,
+    "eval_strategy": "no",
+    "val_size": 0.0,
+    "resume_from_checkpoint": "never",
+    "deepspeed": None,
+    "fsdp": None,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A plan for inference, and the run that trained what it names, if one of ours did."""
+
+    plan: Plan
+    trained: Trained | None = None
+
+    def load(self, *, force: bool = False) -> Generator:
+        """The generator.
+
+        Args:
+            force: take a template that differs from the one trained with.
+
+        Raises:
+            UsageError: when it differs; and as the engine says.
+        """
+        plan = self.plan
+        if self.trained and self.trained.sha256 and not force:
+            check_template(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan), self.trained)
+        return plan.engine.component.load(plan)
+
+    def __str__(self) -> str:
+        model = self.plan.model
+        adapters = "".join(f" + {name}" for name in model.adapter_name_or_path)
+        template = self.plan.template.component.name if self.plan.template else "the tokenizer's own"
+        return f"{model.model_name_or_path}{adapters}, template {template}"
+
+
+def find_target(
+    file: str | Path | None,
+    *,
+    model: str | None = None,
+    adapters: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    plugins: Plugins | None = None,
+) -> Target:
+    """What to talk to.
+
+    With a training file: what its run left in ``output_dir``, if that is finished, else its base model. ``model`` and
+    ``adapters`` win over the file. Template, system message and, for an adapter, the base model come from the manifest
+    of the run that trained it, unless the file or the command line says otherwise.
+
+    Raises:
+        UsageError: when nothing is named, or what is named is wrong.
+    """
+    model, adapters, overrides = _named(model, adapters, overrides)
+    written = {name: setting.value for name, setting in read_settings(file, overrides).items()}
+    written = {name: value for name, value in written.items() if value is not None}
+    values: dict[str, Any] = {name: value for name, value in UNUSED.items() if name in written}
+    if file is None and not model and not adapters:
+        raise UsageError("no model is named; write a training file, --model or --adapter")
+    named: dict[str, Any] = {"model_name_or_path": model, "adapter_name_or_path": tuple(adapters)}
+    named = {name: value for name, value in named.items() if value}
+    if file is not None and not named:
+        named = _left_by(make_plan(file, overrides, plugins=plugins, values=values))
+    names = written | named
+    trained = _trained(names.get("adapter_name_or_path")) or _trained(names.get("model_name_or_path"))
+    known = _from_training(trained, names)
+    values |= named | {name: value for name, value in known.items() if name not in written}
+    return Target(plan=make_plan(file, overrides, plugins=plugins, values=values), trained=trained)
+
+
+def _named(
+    model: str | None, adapters: Sequence[str], overrides: Sequence[str]
+) -> tuple[str | None, list[str], list[str]]:
+    """The same, with ``model_name_or_path=M`` and ``adapter_name_or_path=A`` taken as --model and --adapter."""
+    adapters, rest = list(adapters), []
+    for word in overrides:
+        name, _, value = word.partition("=")
+        if name == "model_name_or_path":
+            model = model or value
+        elif name == "adapter_name_or_path":
+            adapters = adapters or _list(value)
+        else:
+            rest.append(word)
+    return model, adapters, rest
+
+
+def _from_training(trained: Trained | None, names: Mapping[str, Any]) -> dict[str, Any]:
+    """What needs not be said, because the run that left the model or adapter, or the adapter's own file, says it."""
+    known = trained.values() if trained else {}
+    adapters = _list(names.get("adapter_name_or_path"))
+    if len(adapters) > 1:
+        known.pop("adapter_name_or_path", None)  # the user says what lies beneath
+    if "model_name_or_path" in names:
+        known = {name: value for name, value in known.items() if name not in ("model_name_or_path", "model_revision")}
+    elif adapters and "model_name_or_path" not in known:
+        known |= base_of(Path(adapters[-1]))
+        if "model_name_or_path" not in known:
+            hint = "add --model"
+            raise UsageError(Problem(f"adapter {adapters[-1]} does not say which model it belongs to", hint=hint))
+    return known
+
+
+def _left_by(plan: Plan) -> dict[str, Any]:
+    """Options that select what the plan's own run left in its ``output_dir``; empty where it has not finished."""
+    folder = plan.output_dir
+    trained = read_trained(folder) if folder.is_dir() else None
+    if trained is None or not trained.finished:
+        return {}
+    if not trained.adapter:
+        return {"model_name_or_path": str(folder), "adapter_name_or_path": ()}
+    return {"adapter_name_or_path": (*trained.beneath, str(folder))}
+
+
+def _list(names: Any) -> list[str]:
+    """``a,b`` or a list, as a list."""
+    parts = names.split(",") if isinstance(names, str) else names or ()
+    return [name for part in parts if (name := str(part).strip())]
+
+
+def _trained(names: Any) -> Trained | None:
+    """The run that left the last of these folders."""
+    if not (found := _list(names)):
+        return None
+    folder = Path(found[-1]).expanduser()
+    return read_trained(folder) if folder.is_dir() else None

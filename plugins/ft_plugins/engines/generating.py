@@ -1,0 +1,205 @@
+"""A loaded model that answers: one prompt as a stream, several in batches."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from ft_plugins.engines.detokenizing import Detokenizer
+from ft_plugins.engines.settings import Settings
+from ftcore.components import Generator
+from ftcore.data.rendering import Renderer
+from ftcore.inference import Chunk, Prompt
+from ftcore.plan import Plan
+
+NOT_SHORTER = 2.0
+"""Prompts share a batch while the longest is at most this many times the shortest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One prompt, ready.
+
+    Args:
+        index: of the prompt.
+        ids: its tokens.
+        settings: how it is answered.
+        new_tokens: limit of the answer.
+        seed: for sampling.
+    """
+
+    index: int
+    ids: tuple[int, ...]
+    settings: Settings
+    new_tokens: int
+    seed: int | None
+
+    @property
+    def batchable(self) -> tuple[Any, ...]:
+        """Prompts with the same value may share a batch."""
+        seed = self.seed if self.settings.samples else None
+        # a repetition penalty would also count the tokens that pad
+        length = len(self.ids) if self.settings.options.repetition_penalty != 1 else None
+        return (self.settings, self.new_tokens, seed, length)
+
+
+class TransformersGenerator(Generator):
+    """Answers until it is dropped; one call at a time, further callers wait.
+
+    Args:
+        plan: generation options, and the batch size (``per_device_eval_batch_size``).
+        model: ready to infer.
+        renderer: makes the prompt's tokens, the same as in training.
+    """
+
+    def __init__(self, plan: Plan, model: PreTrainedModel, renderer: Renderer) -> None:
+        self.plan, self.model, self.renderer, self.tokenizer = plan, model, renderer, renderer.tokenizer
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own] if own is not None else []
+        self.stop_ids = frozenset(renderer.stop_ids) | frozenset(own)
+        pad = self.tokenizer.pad_token_id
+        self.pad = pad if pad is not None else min(self.stop_ids, default=0)
+        # transformers completes what it is told by the model's own: sampling must be what the plan says
+        model.generation_config = GenerationConfig()
+        self._lock = threading.Lock()
+
+    def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
+        """Pieces of a single prompt's answer as they are made; whole answers, batch by batch, of several.
+
+        Raises:
+            UsageError: for a prompt or a setting that cannot be; before anything is generated.
+        """
+        tasks = [self._task(index, prompt) for index, prompt in enumerate(prompts)]
+        if len(tasks) == 1 and tasks[0].settings.options.num_beams == 1:
+            yield from self._stream(tasks[0])
+            return
+        for batch in self._batches(tasks):
+            with self._lock:
+                answers = self._generate(batch)
+            for task, ids in zip(batch, answers, strict=True):
+                yield self._last(task, ids, self._text(task, ids))
+
+    def _task(self, index: int, prompt: Prompt) -> Task:
+        settings = Settings.of(self.plan, prompt.settings)
+        ids = self.renderer.prompt_ids(prompt.messages, prompt.tools)
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return Task(index, tuple(ids), settings, settings.new_tokens(len(ids), context), prompt.seed)
+
+    def _batches(self, tasks: Sequence[Task]) -> Iterator[list[Task]]:
+        """Tasks of one kind and like length together."""
+        groups: dict[tuple[Any, ...], list[Task]] = {}
+        for task in tasks:
+            groups.setdefault(task.batchable, []).append(task)
+        size = self.plan.training.per_device_eval_batch_size
+        for group in groups.values():
+            batch: list[Task] = []
+            for task in sorted(group, key=lambda task: len(task.ids)):
+                if batch and (len(batch) == size or len(task.ids) > NOT_SHORTER * len(batch[0].ids)):
+                    yield batch
+                    batch = []
+                batch.append(task)
+            yield batch
+
+    def _generate(self, batch: Sequence[Task], **more: Any) -> list[list[int]]:
+        """New tokens of each, cut after the first that stops."""
+        longest = max(len(task.ids) for task in batch)
+        rows = [[self.pad] * (longest - len(task.ids)) + list(task.ids) for task in batch]
+        ids = torch.tensor(rows, device=self.model.device)
+        real = torch.tensor([[0] * (longest - len(task.ids)) + [1] * len(task.ids) for task in batch])
+        config = batch[0].settings.config(batch[0].new_tokens, self.stop_ids, self.pad)
+        with _seeded(batch[0].seed, self.model.device), torch.inference_mode():
+            out = self.model.generate(
+                input_ids=ids, attention_mask=real.to(ids.device), generation_config=config, **more
+            )
+        return [self._cut(row) for row in out[:, longest:].tolist()]
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        end = next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids) - 1)
+        return ids[: end + 1]
+
+    def _stream(self, task: Task) -> Iterator[Chunk]:
+        """Generates in a thread; leaving the iteration, or Ctrl-C in it, stops the thread at its next token."""
+        channel = _Channel()
+        worker = threading.Thread(target=self._work, args=(task, channel), daemon=True)
+        detokenizer = Detokenizer(self.tokenizer, task.settings.options.skip_special_tokens)
+        ids: list[int] = []
+        worker.start()
+        try:
+            for token in channel.tokens():
+                ids.append(token)
+                if not self._hidden(task, token) and (text := detokenizer.add(token)):
+                    yield Chunk(task.index, text)
+            yield self._last(task, ids, detokenizer.rest())
+        finally:
+            channel.cancelled.set()
+            worker.join()
+
+    def _work(self, task: Task, channel: _Channel) -> None:
+        try:
+            with self._lock:
+                self._generate([task], streamer=channel, stopping_criteria=[channel])
+        except BaseException as error:  # handed to the thread that asked
+            channel.queue.put(error)
+        else:
+            channel.queue.put(None)
+
+    def _hidden(self, task: Task, token: int) -> bool:
+        """Whether a token is the end of the turn, which is no text, special token or not."""
+        return token in self.stop_ids and task.settings.options.skip_special_tokens
+
+    def _text(self, task: Task, ids: list[int]) -> str:
+        shown = ids[:-1] if ids and self._hidden(task, ids[-1]) else ids
+        return Detokenizer(self.tokenizer, task.settings.options.skip_special_tokens).decode(shown)
+
+    def _last(self, task: Task, ids: list[int], text: str) -> Chunk:
+        finish = "stop" if ids and ids[-1] in self.stop_ids else "length"
+        return Chunk(task.index, text, finish, prompt_tokens=len(task.ids), tokens=len(ids))
+
+
+class _Channel(BaseStreamer, StoppingCriteria):
+    """Carries tokens from the thread that generates, and the wish to stop back to it."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        self.cancelled = threading.Event()
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called by ``generate``, with the prompt first."""
+        if self._prompt_seen:
+            for token in value.flatten().tolist():
+                self.queue.put(token)
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """The end is told by `_work`, which also knows of errors."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Whether to stop, ``[rows]``."""
+        return torch.full((input_ids.shape[0],), self.cancelled.is_set(), device=input_ids.device)
+
+    def tokens(self) -> Iterator[int]:
+        """Until the end; an error in the other thread is raised here."""
+        while (item := self.queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Repeatable inside, and outside the random state goes on as if nothing had been."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,74 @@
+"""Generation with transformers, in this process: base model, adapters, tokenizer, template."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ftcore import hardware
+from ftcore.checks import place
+from ftcore.components import Generator, InferenceEngine
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ftcore.plan import Plan
+
+
+class HuggingFace(InferenceEngine):
+    """Loads what the plan names and answers with ``generate``."""
+
+    def load(self, plan: Plan) -> Generator:
+        """Tokenizer and template first, so that what is wrong with them is said before the weights are read."""
+        from ft_plugins.engines.generating import TransformersGenerator
+        from ftcore.data.rendering import Renderer
+
+        head = plan.stage.component.head
+        if head != "causal_lm":
+            reason = f"stage {plan.stage.component.name} makes a model that scores and does not answer"
+            raise UsageError(Problem(reason, place(plan, "stage"), "choose another run's model or adapter"))
+        tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
+        renderer = Renderer.from_plan(plan, tokenizer)
+        return TransformersGenerator(plan, load_adapted(plan), renderer)
+
+
+def load_adapted(plan: Plan) -> PreTrainedModel:
+    """The base model in ``infer_dtype``, with the adapters of ``adapter_name_or_path``, ready to infer.
+
+    Adapters are merged in order, as training does; the last one too in float32. In half precision it stays beside the
+    weights: merged into bfloat16 (8 bits) a small change would be rounded away.
+
+    Raises:
+        UsageError: when the model or an adapter cannot be loaded.
+    """
+    import torch
+    from peft import PeftModel
+
+    from ft_plugins.methods.lora import adapter_folder
+
+    dtype = getattr(torch, infer_dtype(plan))
+    kwargs: dict[str, Any] = plan.method.component.load_kwargs(plan) | {"dtype": dtype}
+    model = plan.plugins.hook.ft_load_model(plan=plan, kwargs=kwargs)
+    names = plan.model.adapter_name_or_path
+    for number, name in enumerate(names, start=1):
+        model = _with_adapter(PeftModel, model, adapter_folder(plan, name), plan, name)
+        if number < len(names) or dtype == torch.float32:
+            model = model.merge_and_unload()
+    return model.eval()
+
+
+def _with_adapter(peft_model: Any, model: Any, folder: Any, plan: Plan, name: str) -> Any:
+    try:
+        return peft_model.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError) as error:
+        reason = f"adapter {name} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
+        raise UsageError(
+            Problem(reason, place(plan, "adapter_name_or_path"), "write the model that it was trained on")
+        ) from error
+
+
+def infer_dtype(plan: Plan) -> str:
+    """What ``auto`` means here."""
+    if plan.model.infer_dtype != "auto":
+        return plan.model.infer_dtype
+    return "bfloat16" if hardware.detect().bf16 else "float32"
