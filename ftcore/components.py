@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -40,6 +40,7 @@ class Component:
         summary: one line for ``ft plugins list``.
         aliases: further names that select it.
         default: whether it is used when the file names none of its kind.
+        selected_by: options of its own that select it as well, where the file names none of its kind.
     """
 
     kind: ClassVar[str] = ""
@@ -53,10 +54,15 @@ class Component:
     summary: str
     aliases: tuple[str, ...] = ()
     default: bool = False
+    selected_by: tuple[str, ...] = ()
 
     def resolve(self, values: Mapping[str, Any]) -> str:
         """The name of the component that takes this one's place under these raw option values; usually itself."""
         return self.name
+
+    def configured(self, options: OptionGroup) -> Self:
+        """What the plan holds in this one's place once its options are bound; usually itself."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

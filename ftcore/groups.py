@@ -42,6 +42,12 @@ class ModelOptions(OptionGroup):
     """Taken and without effect: transformers 5 always loads in this way."""
     hf_hub_token: str | None = Field(None, repr=False)
     """Token for gated models; better in the environment variable ``HF_TOKEN``. Never written to logs or manifests."""
+    bos_token: str | None = None
+    """Begin-of-sequence token instead of the tokenizer's own; its vocabulary must hold it, as the next two."""
+    eos_token: str | None = None
+    """End-of-sequence token instead of the tokenizer's own."""
+    pad_token: str | None = None
+    """Padding token instead of the tokenizer's own."""
     infer_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the weights when generating; ``auto`` is bfloat16 where the hardware has it, float32 where not."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcore import checks, hardware
-from ftcore.components import KINDS, Component, DatasetFormat, ModelFamily, OptionGroup
+from ftcore.components import KINDS, ChatTemplate, Component, DatasetFormat, ModelFamily, OptionGroup
 from ftcore.config import COMMAND_LINE, Setting, from_mapping, read_settings
 from ftcore.errors import Problem, UsageError
 from ftcore.groups import GROUPS, ModelOptions, TrainingOptions
@@ -17,6 +17,7 @@ from ftcore.locate import Located, choose_family, locate
 from ftcore.options import TRANSFORMERS, Binding, assign, bind, bound_options, owner_of, rename, selection_options
 from ftcore.plan import Bound, Plan, Selected
 from ftcore.plugins import Offer, Plugins, load
+from ftcore.template_files import is_template_file, read_template_file
 
 SELECTED_KINDS = [kind for kind in KINDS if kind not in (DatasetFormat, ModelFamily)]
 
@@ -117,17 +118,45 @@ class _Planner:
 
     def _choose(self, kind: type[Component], family: Offer[ModelFamily] | None) -> Any:
         name = self._raw(kind.option)
-        if name is None and kind.kind == "chat_template":
-            name = family.component.template if family else None
-            return self._find(kind, name) if name else None
+        if kind is ChatTemplate and is_template_file(name):
+            return self._template_file(name)
         if name is not None:
             return self._find(kind, name)
+        if claims := self._claims(kind):
+            return self._claimed(kind, claims)
+        if kind is ChatTemplate:
+            name = family.component.template if family else None
+            return self._find(kind, name) if name else None
         try:
             offer = self.plugins.default(kind, self.file)
         except UsageError as error:
             self.problems += error.problems
             return None
         return self._find(kind, offer.full_name)
+
+    def _template_file(self, name: str) -> Offer[ChatTemplate] | None:
+        try:
+            return read_template_file(name, self._where(ChatTemplate.option))
+        except UsageError as error:
+            self.problems += error.problems
+            return None
+
+    def _claims(self, kind: type[Component]) -> list[tuple[Offer[Any], str]]:
+        """Components of a kind with the option that the file has of theirs."""
+        return [
+            (offer, written[0])
+            for offer in self.plugins.of(kind)
+            if (written := [name for name in offer.component.selected_by if self._raw(name) is not None])
+        ]
+
+    def _claimed(self, kind: type[Component], claims: Sequence[tuple[Offer[Any], str]]) -> Any:
+        offer, option = claims[0]
+        if len(claims) == 1:
+            return offer
+        names = [offer.full_name for offer, _ in claims]
+        message = f"{option} selects a {kind.kind.replace('_', ' ')}, and there are {' and '.join(names)}"
+        self.problems.append(Problem(message, self._where(option), f"write {kind.option}: {' or '.join(names)}"))
+        return None
 
     def _bind(self, chosen: Mapping[str, Offer[Any]]) -> tuple[Binding, dict[str, OptionGroup] | None]:
         active: dict[str, type[OptionGroup]] = {owner: group for owner, group in GROUPS.items() if owner != "media"}
@@ -158,9 +187,8 @@ class _Planner:
             if (offer := chosen[kind]) is None:
                 return None
             options = groups[owner_of(kind, offer.component.name)]
-            return Selected(
-                component=offer.component, full_name=offer.full_name, version=offer.version, options=options
-            )
+            component = offer.component.configured(options)
+            return Selected(component=component, full_name=offer.full_name, version=offer.version, options=options)
 
         core: Any = {owner: groups[owner] for owner in GROUPS}
         core["training"] = self._with_output_dir(core["training"], core["model"], chosen)
@@ -193,8 +221,9 @@ class _Planner:
         options: dict[str, Bound] = {}
         for option, kind in selection_options().items():
             offer = chosen[kind]
-            written = self.settings[option].where if self._raw(option) is not None else ""
-            origin = written or ("family" if kind == "chat_template" and offer else "default")
+            selecting = [option, *(offer.component.selected_by if offer else ())]
+            written = [self._where(name) for name in selecting if self._raw(name) is not None]
+            origin = written[0] if written else "family" if kind == ChatTemplate.kind and offer else "default"
             options[option] = Bound(offer.full_name if offer else None, "selection", origin)
         active = {owner: group for owner, group in groups.items() if owner != "media"}
         return options | bound_options(active, binding)

@@ -58,6 +58,7 @@ def test_the_core_names_no_built_in(built_in) -> None:
         "instruction",
         "transformers",
         "empty",
+        "index",
         "huggingface",
         *LAYOUTS,
     }

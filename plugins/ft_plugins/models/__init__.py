@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ft_plugins.models.families import FAMILIES
@@ -27,6 +27,19 @@ def ft_load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
     from ft_plugins.models.loading import load_tokenizer
 
     return load_tokenizer(plan)
+
+
+@hookimpl(wrapper=True, specname="ft_load_tokenizer")
+def replace_special_tokens(
+    plan: Plan,
+) -> Generator[None, PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    """The user's ``bos_token``, ``eos_token`` and ``pad_token``, whoever has loaded the tokenizer."""
+    from ft_plugins.models.special_tokens import replace_tokens
+
+    tokenizer = yield
+    if tokenizer is not None:
+        replace_tokens(plan, tokenizer)
+    return tokenizer
 
 
 @hookimpl(trylast=True)

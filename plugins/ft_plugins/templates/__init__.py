@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from ft_plugins.templates import chatml_like, plain, vendors
+from ft_plugins.templates import chatml_like, own_separators, plain, vendors
 from ftcore import hookimpl
 from ftcore.components import ChatTemplate
+
+if TYPE_CHECKING:
+    from ftcore.errors import Problem
+    from ftcore.plan import Plan
 
 TEMPLATES: tuple[ChatTemplate, ...] = (*chatml_like.TEMPLATES, *vendors.TEMPLATES, *plain.TEMPLATES)
 
 
 @hookimpl
 def ft_chat_templates() -> Iterable[ChatTemplate]:
-    """The templates above."""
-    return TEMPLATES
+    """The templates above, and the one that is made of the user's separators."""
+    return (*TEMPLATES, own_separators.SEPARATORS)
+
+
+@hookimpl
+def ft_check_plan(plan: Plan) -> Iterable[Problem]:
+    """The user's separators."""
+    return own_separators.check(plan)

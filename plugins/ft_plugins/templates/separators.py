@@ -15,7 +15,11 @@ BOS, EOS = "{{ bos_token }}", "{{ eos_token }}"
 
 _BODY = Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
 _TOKENS = re.compile(f"({re.escape(BOS)}|{re.escape(EOS)})")
-# eos_token has no default: a tokenizer without one must be refused, as it would be taught never to stop.
+_NEEDS_EOS = (
+    "{%- if not eos_token %}\n"
+    "    {{- raise_exception('it ends answers with eos_token, which the tokenizer does not have') }}\n"
+    "{%- endif %}"
+)
 _EXPRESSIONS = {BOS: "bos_token | default('')", EOS: "eos_token"}
 
 
@@ -72,6 +76,8 @@ class Separators:
             "trimmed": self.trim,
         }
         head += [f"{{%- set {name} = {str(value).lower()} %}}" for name, value in switches.items()]
+        if EOS in "".join(values.values()):
+            head.insert(0, _NEEDS_EOS)
         if default_system is not None:
             head.insert(0, f"{{%- set default_system = default_system | default({_literal(default_system)}) %}}")
         return "\n".join([*head, _BODY])

@@ -1,0 +1,38 @@
+"""``bos_token``, ``eos_token`` and ``pad_token``: the tokenizer's own, replaced by the user's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ftcore.checks import place
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ftcore.plan import Plan
+
+
+def replace_tokens(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the tokenizer the plan's tokens, in place.
+
+    Raises:
+        UsageError: naming each that the vocabulary does not hold: a new one would have no weights.
+    """
+    wanted = {name: getattr(plan.model, name) for name in ("bos_token", "eos_token", "pad_token")}
+    tokens = {name: token for name, token in wanted.items() if token is not None}
+    vocabulary = tokenizer.get_vocab() if tokens else {}
+    missing = [
+        Problem(
+            f"{name} {token!r} is not one token of this model's tokenizer",
+            place(plan, name),
+            f"leave it out to keep {getattr(tokenizer, name)!r}, or choose a token of its vocabulary",
+        )
+        for name, token in tokens.items()
+        if token not in vocabulary
+    ]
+    if missing:
+        raise UsageError(missing)
+    if tokens:
+        # As special tokens, so that they are read as one token also where they stand in the vocabulary as mere words.
+        tokenizer.add_special_tokens(tokens)

@@ -1,0 +1,75 @@
+"""The user's own separators: ``user_token: "Human:"`` and its kin make a template, without code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+from ft_plugins.templates.separators import BOS, Separators
+from ftcore.checks import place
+from ftcore.components import ChatTemplate, OptionGroup
+from ftcore.errors import Problem
+
+if TYPE_CHECKING:
+    from ftcore.plan import Plan
+
+
+class SeparatorOptions(OptionGroup):
+    """What stands before each turn. A blank follows a token that ends with a colon; a line break ends each turn."""
+
+    user_token: str | None = None
+    """Before what the user says, such as ``Human:``."""
+    assistant_token: str | None = None
+    """Before an answer, such as ``Assistant:``; the answer ends with the tokenizer's ``eos_token``."""
+    system_token: str | None = None
+    """Before the system message, such as ``System:``; unset, the message stands alone in front."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSeparators(ChatTemplate):
+    """A template whose source is made of its options."""
+
+    Options = SeparatorOptions
+
+    def configured(self, options: OptionGroup) -> Self:
+        """The template with these separators."""
+        assert isinstance(options, SeparatorOptions)
+        answer = options.assistant_token or ""
+        separators = Separators(
+            start=BOS,
+            system=(_before(options.system_token), "\n"),
+            user=(_before(options.user_token), "\n"),
+            answer=answer,
+            lead=" " if answer.endswith(":") else "",
+            gap="\n",
+        )
+        return replace(self, text=separators.source())
+
+
+SEPARATORS = OwnSeparators(
+    name="separators",
+    summary="the user's own: user_token, assistant_token, system_token",
+    selected_by=("user_token", "assistant_token", "system_token"),
+)
+
+
+def check(plan: Plan) -> Iterable[Problem]:
+    """Both sides of the conversation must be marked, else answers could not be told from questions."""
+    if plan.template is None or not isinstance(options := plan.template.options, SeparatorOptions):
+        return
+    values = {"user_token": options.user_token, "assistant_token": options.assistant_token}
+    examples = {"user_token": '"Human:"', "assistant_token": '"Assistant:"'}
+    there = [name for name in ("user_token", "assistant_token", "system_token") if getattr(options, name)]
+    for name, value in values.items():
+        if value:
+            continue
+        message = f"{name} is empty" if value is not None else f"{name} is missing"
+        if there and value is None:
+            message = f"{there[0]} is set, and {name} is missing"
+        where = name if value is not None else there[0] if there else "template"
+        yield Problem(message, place(plan, where), f"write {name}: {examples[name]}")
+
+
+def _before(token: str | None) -> str:
+    return f"{token} " if token and token.endswith(":") else token or ""
