@@ -84,10 +84,17 @@ def _fschat_closed(name: str, case: Case, tokens: dict[str, str]) -> tuple[str, 
     return text.removesuffix(tokens["bos_token"]), prompt
 
 
+def _fschat_ended(name: str, case: Case, tokens: dict[str, str]) -> tuple[str, str]:
+    """The same, with an end-of-sequence token after the conversation, which fschat never teaches."""
+    text, prompt = _fschat(name, case, tokens)
+    return text + tokens["eos_token"], prompt
+
+
 READERS: dict[str, Reader] = {kind: partial(_published, folder) for kind, folder in FOLDERS.items()} | {
     "trl-parts": partial(_in_parts, FOLDERS["trl"]),
     "fschat": _fschat,
     "fschat-closed": _fschat_closed,
+    "fschat-ended": _fschat_ended,
     "transformers": _transformers,
     "closed-by-next": readers.closed_by_next,
     "granite": readers.granite,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ft_plugins.templates import vendor_separators
 from ft_plugins.templates.table import template
 from ftcore.components import ChatTemplate
 
@@ -114,24 +115,51 @@ _DEEPSEEKS = (
         thinking=True,
     ),
     template("deepseek3_1", "DeepSeek V3.1", *_DEEPSEEK, tool_dialect="deepseek", thinking=True),
+    template(
+        "deepseek3_2",
+        "DeepSeek V3.2",
+        *_DEEPSEEK,
+        file="deepseek3_2",
+        settings={"block": "function_calls"},
+        tool_dialect="dsml",
+        thinking=True,
+    ),
+    template(
+        "deepseek4",
+        "DeepSeek V4",
+        *_DEEPSEEK,
+        file="deepseek3_2",
+        settings={"block": "tool_calls"},
+        tool_dialect="dsml",
+        thinking=True,
+    ),
 )
 _GLMS = (
     template("chatglm", "ChatGLM3", "<|user|>", "<|observation|>", aliases=("chatglm3",)),
     template(
         "glm4",
-        "GLM 4 and GLM 4.1V",
+        "GLM 4 and GLM OCR",
         *_GLM,
         file="glm4",
-        settings={"opening": ""},
+        settings={"opening": "", "tagged": False},
         tool_dialect="glm4",
-        aliases=("glm4v", "glm_ocr"),
+        aliases=("glm_ocr",),
+    ),
+    template(
+        "glm4v",
+        "GLM 4.1V, whose thoughts and answers stand in tags",
+        *_GLM,
+        file="glm4",
+        settings={"opening": "", "tagged": True},
+        tool_dialect="glm4",
+        thinking=True,
     ),
     template(
         "glmz1",
         "GLM Z1, which always thinks",
         *_GLM,
         file="glm4",
-        settings={"opening": "\n<think>"},
+        settings={"opening": "\n<think>", "tagged": False},
         tool_dialect="glm4",
         thinking=True,
     ),
@@ -199,4 +227,12 @@ _OTHERS = (
         thinking=True,
     ),
 )
-TEMPLATES: tuple[ChatTemplate, ...] = (*_LLAMA, *_MISTRAL, *_GEMMA, *_DEEPSEEKS, *_GLMS, *_OTHERS)
+TEMPLATES: tuple[ChatTemplate, ...] = (
+    *_LLAMA,
+    *_MISTRAL,
+    *_GEMMA,
+    *_DEEPSEEKS,
+    *_GLMS,
+    *_OTHERS,
+    *vendor_separators.TEMPLATES,
+)

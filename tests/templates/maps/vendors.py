@@ -32,11 +32,13 @@ _R1 = {
         "thinking_on_reasoning",
     )
 }
+_UNASKED = dict.fromkeys(
+    ("reasoning", "reasoning_system", "reasoning_history", "reasoning_tools*"),
+    "the published template drops reasoning unless enable_thinking is set; a row that has some wants it learned",
+)
+_PLAIN = ("one_turn", "many_turns", "system", "empty_system", "chinese", "emoji", "control_tokens", "blanks")
 _THOUGHTLESS = dict.fromkeys(
-    (
-        *("one_turn", "many_turns", "system", "empty_system", "chinese", "emoji", "control_tokens", "blanks"),
-        *("reasoning_in_history_only", "thinking_on"),
-    ),
+    (*_PLAIN, "reasoning_in_history_only", "thinking_on"),
     "the prompt asks for a thought, and the answer has none",
 )
 _THOUGHTLESS_TOOLS = dict.fromkeys(("tools*", "tool_call*", "parallel_calls"), _THOUGHTLESS["one_turn"])
@@ -167,7 +169,22 @@ ORACLES: dict[str, dict[str, Any]] = {
         },
         "tokens": _DEEPSEEK,
     },
+    "deepseek3_2": {
+        "oracles": {"shared/deepseek-ai-DeepSeek-V3.2.jinja": _UNASKED | _PRESERVED},
+        "tokens": _DEEPSEEK,
+        "prompts": dict.fromkeys(
+            (*_PLAIN, "tool*", "parallel_calls", "reasoning_in_history_only", "thinking_in_content", "thinking_off*"),
+            "the published template closes an empty thought in the prompt, and only closes it in the text",
+        )
+        | {"reasoning*": _THOUGHT},
+    },
+    "deepseek4": {
+        "oracles": {"shared/deepseek-ai-DeepSeek-V4.jinja": _UNASKED | _PRESERVED},
+        "tokens": _DEEPSEEK,
+        "prompts": {"reasoning*": _THOUGHT},
+    },
     "chatglm": {"layout": "the model card of ChatGLM3-6B"},
+    "glm4v": {"layout": "glm4, with the tags that the model card of GLM-4.1V-9B-Thinking shows"},
     "glm4": {"layout": "GLM-4-9B-0414's tokenizer, with the end of the last answer"},
     "glmz1": {
         "layout": "GLM-Z1-9B-0414's tokenizer, with the end of the last answer",
@@ -215,4 +232,28 @@ ORACLES: dict[str, dict[str, Any]] = {
         "stops": "last",
         "prompts": {"tool_call_text": "what was thought before a call is dropped once there is an answer"},
     },
+    "deepseek": {"layout": "the tokenizer of DeepSeek-Coder-V2", "tokens": _DEEPSEEK},
+    "deepseekcoder": {
+        "layout": "the tokenizer of deepseek-coder-1.3b-instruct",
+        "tokens": {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<|EOT|>"},
+    },
+    "phi_small": {
+        "layout": "LLaMA-Factory's, without the <|endoftext|> that the tokenizer puts after a conversation",
+        "tokens": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    },
+    "phi4": {"layout": "LLaMA-Factory's, and the model card of phi-4"},
+    "phi4_mini": {"layout": "the model card of Phi-4-mini-instruct"},
+    "exaone": {"layout": "the tokenizer of EXAONE-3.5-7.8B-Instruct"},
+    "falcon": {
+        "oracles": {"fschat-ended/falcon-chat": {}},
+        "tokens": {"eos_token": "<|endoftext|>"},
+        "stops": "last",
+    },
+    "falcon_h1": {
+        "layout": "LLaMA-Factory's: ChatML after <|begin_of_text|>",
+        "tokens": {"bos_token": "<|begin_of_text|>"},
+    },
+    "dbrx": {"layout": "the tokenizer of dbrx-instruct, and a line break after the last answer"},
+    "granite3_vision": {"layout": "LLaMA-Factory's"},
+    "olmo": {"layout": "the model card of OLMo-7B-Instruct", "tokens": {"eos_token": "<|endoftext|>"}},
 }
