@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from ft_plugins.templates.separators import BOS, EOS, Separators
-from ft_plugins.templates.table import template
 from ftcore.components import ChatTemplate
 
 _VICUNA_SYSTEM = (
@@ -31,6 +30,16 @@ _BREEZE_SYSTEM = (
     "You are a helpful AI assistant built by MediaTek Research. "
     "The user you are helping speaks Traditional Chinese and comes from Taiwan."
 )
+
+_MEDIA: dict[str, Any] = {"image": "<image>\n", "video": "<video>\n"}
+_CHATML: dict[str, Any] = {
+    "system": ("<|im_start|>system\n", "<|im_end|>\n"),
+    "system_when": "given",
+    "user": ("<|im_start|>user\n", "<|im_end|>\n"),
+    "answer": "<|im_start|>assistant\n",
+    "stop": "<|im_end|>",
+    "gap": "\n",
+}
 
 
 def _plain(
@@ -91,6 +100,7 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
         user=("USER: ", " "),
         answer="ASSISTANT:",
         lead=" ",
+        **_MEDIA,
     ),
     _plain(
         "zephyr",
@@ -185,19 +195,36 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
         user=("[INST] ", " [/INST]"),
         lead=" ",
         gap=" ",
+        **_MEDIA,
     ),
-    template("llava_next_llama3", "LLaVA-NeXT on Llama 3", "<|eot_id|>", "<|end_of_text|>", file="llama3"),
-    template("llava_next_yi", "LLaVA-NeXT on Yi", "<|im_end|>", file="chatml", aliases=("llava_next_video_yi",)),
+    _plain(
+        "llava_next_llama3",
+        "LLaVA-NeXT on Llama 3",
+        tokens=("<|eot_id|>", "<|end_of_text|>"),
+        start=BOS,
+        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+        system_when="given",
+        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+        answer="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        stop="<|eot_id|>",
+        trim=True,
+        **_MEDIA,
+    ),
+    _plain(
+        "llava_next_yi",
+        "LLaVA-NeXT on Yi",
+        tokens=("<|im_end|>",),
+        aliases=("llava_next_video_yi",),
+        **_CHATML,
+        **_MEDIA,
+    ),
     _plain(
         "llava_next_qwen",
         "LLaVA-NeXT on Qwen 1.5",
         tokens=("<|im_end|>", "<|endoftext|>"),
         default_system="You are a helpful assistant.",
-        system=("<|im_start|>system\n", "<|im_end|>\n"),
-        user=("<|im_start|>user\n", "<|im_end|>\n"),
-        answer="<|im_start|>assistant\n",
-        stop="<|im_end|>",
-        gap="\n",
+        **_CHATML,
+        **_MEDIA,
     ),
     _plain(
         "paligemma",

@@ -40,6 +40,7 @@ class Separators:
         earlier_stop: the same for answers that are not the last message; None for ``stop``.
         gap: what stands between the end of an answer and the next turn.
         trim: whether blanks around contents are cut off.
+        image, video: what stands for an image or a video; all of a message's stand before its text.
     """
 
     start: str = ""
@@ -53,6 +54,8 @@ class Separators:
     earlier_stop: str | None = None
     gap: str = ""
     trim: bool = False
+    image: str = ""
+    video: str = ""
 
     def source(self, default_system: str | None = None) -> str:
         """The Jinja source; ``default_system`` is the system message of conversations that have none."""
@@ -67,6 +70,8 @@ class Separators:
             "stop": self.stop,
             "earlier_stop": self.stop if self.earlier_stop is None else self.earlier_stop,
             "gap": self.gap,
+            "image": self.image,
+            "video": self.video,
         }
         head = [f"{{%- set {name} = {_expression(value)} %}}" for name, value in values.items()]
         switches = {

@@ -25,8 +25,15 @@ ORACLES: dict[str, dict[str, Any]] = {
         "tokens": LLAMA,
     },
     "vicuna": {
-        "oracles": {"fschat/vicuna_v1.1": {"empty_system*": "an empty system message leaves no blank behind"}},
+        "oracles": {
+            "fschat/vicuna_v1.1": {
+                "empty_system*": "an empty system message leaves no blank behind",
+                "image*": "fschat's text has no images; they stand where LLaVA's makers put them",
+                "video*": "likewise",
+            }
+        },
         "tokens": LLAMA,
+        "vision": True,
     },
     "zephyr": {
         "oracles": {"fschat/zephyr": {f"{case}*": _NO_SYSTEM for case in _PROMPTS}},
@@ -56,10 +63,24 @@ ORACLES: dict[str, dict[str, Any]] = {
     "xuanyuan": {"layout": "the README of XuanYuan, and fschat's style for its separators", "tokens": LLAMA},
     "yuan": {"layout": "LLaMA-Factory's, which Yuan's own guide uses", "tokens": {"eos_token": "<eod>"}},
     "index": {"layout": "finetune.py in bilibili/Index-1.9B", "tokens": LLAMA, "stops": "last"},
-    "llava_next_mistral": {"oracles": {"trl-parts/llava_next.jinja": {}}, "tokens": {"eos_token": "</s>"}},
-    "llava_next_llama3": {"layout": "llama3", "tokens": {"bos_token": "<|begin_of_text|>"}},
-    "llava_next_yi": {"layout": "transformers' convert_llava_next_video_weights_to_hf.py, which has ChatML"},
-    "llava_next_qwen": {"layout": "LLaMA-Factory's: ChatML with Qwen 1.5's default system message"},
+    "llava_next_mistral": {
+        "oracles": {"trl-parts/llava_next.jinja": {"video*": "the published template leaves videos out"}},
+        "tokens": {"eos_token": "</s>"},
+        "vision": True,
+    },
+    "llava_next_llama3": {
+        "layout": "Llama 3's, with images as in LLaVA-NeXT",
+        "tokens": {"bos_token": "<|begin_of_text|>"},
+        "vision": True,
+    },
+    "llava_next_yi": {
+        "layout": "transformers' convert_llava_next_video_weights_to_hf.py, which has ChatML",
+        "vision": True,
+    },
+    "llava_next_qwen": {
+        "layout": "LLaMA-Factory's: ChatML with Qwen 1.5's default system message",
+        "vision": True,
+    },
     "paligemma": {"layout": "transformers' PaliGemmaProcessor: <bos>prompt, a line break, answer", "tokens": GEMMA},
     "paligemma_chat": {"layout": "LLaMA-Factory's, with Gemma's empty line after a system message", "tokens": GEMMA},
 }
