@@ -11,7 +11,7 @@ QUESTION := Who are you?
 BASE := smollm2-135m
 DEMO := examples/quickstart.yaml
 TUNED := saves/quickstart
-ASK := $(BIN)/ft generate --prompt "$(QUESTION)"
+ASK := $(BIN)/ft generate --prompt "$(QUESTION)" do_sample=false max_new_tokens=60
 
 .PHONY: help install demo test check docs clean
 
@@ -36,11 +36,11 @@ $(READY): pyproject.toml constraints.txt Makefile $(CONTRIB:=/pyproject.toml)
 demo: $(READY)
 	@mkdir -p saves
 	@echo; echo "1/3  asking $(BASE): $(QUESTION)"
-	@$(ASK) model_name_or_path=$(BASE) do_sample=false max_new_tokens=60 > saves/before.txt
+	@$(ASK) --model $(BASE) > saves/before.txt
 	@echo; echo "2/3  ft run $(DEMO)"
 	@$(BIN)/ft run $(DEMO)
 	@echo; echo "3/3  asking again"
-	@$(ASK) model_name_or_path=$(BASE) adapter_name_or_path=$(TUNED) do_sample=false max_new_tokens=60 > saves/after.txt
+	@$(ASK) --adapter $(TUNED) > saves/after.txt
 	@printf '\n%s\n\n  before  %s\n\n  after   %s\n\n' "$(QUESTION)" "$$(cat saves/before.txt)" "$$(cat saves/after.txt)"
 
 test: $(READY)
