@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import efforts
 import jinja2
 import readers
 from conversations import Case
@@ -31,6 +32,7 @@ FOLDERS = {
     "trl": Path("/work/oracles/trl/chat_templates"),
     "xinference": Path("/work/oracles/more/xinference"),
     "llamacpp": Path("/work/oracles/more/llamacpp"),
+    "github": Path("/work/oracles/more/github"),
 }
 FSCHAT = Path("/work/oracles/fastchat/conversation.py")
 
@@ -96,6 +98,8 @@ READERS: dict[str, Reader] = {kind: partial(_published, folder) for kind, folder
     "fschat-closed": _fschat_closed,
     "fschat-ended": _fschat_ended,
     "transformers": _transformers,
+    "hy3": efforts.hy3,
+    "seed": efforts.seed,
     "closed-by-next": readers.closed_by_next,
     "granite": readers.granite,
     "mistral": readers.mistral,

@@ -67,7 +67,8 @@ ORACLES: dict[str, dict[str, Any]] = {
         "vision": True,
     },
     "mistral": {
-        "layout": "ministral with the blanks that the SentencePiece vocabulary of mistral-common's third tokenizer has",
+        "layout": "mistral-common's third tokenizer with its SentencePiece vocabulary (compared by hand: it needs "
+        "sentencepiece, which the oracles come without); ministral with blanks",
         "tokens": _LLAMA2,
     },
     "ministral": {
