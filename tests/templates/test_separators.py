@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,22 @@ class TestTokens:
             "run.yaml:7: eos_token '</s>' is not one token of this model's tokenizer; leave it out to keep"
             " '<|im_end|>', or choose a token of its vocabulary",
         ]
+
+
+def test_the_page_shows_what_happens(write_config: Write, built_in: Plugins, tmp_path: Path) -> None:
+    """docs/own_template.md: its YAML gives the text beside it, and its Jinja file is a template."""
+    page = (Path(__file__).parents[2] / "docs" / "own_template.md").read_text("utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.M | re.S)
+    (separators, shown, _, jinja) = (text for _, text in blocks)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+    ]
+    source = planned(write_config(separators, template=...), built_in)
+    text, (said,) = render(source, messages, bos_token="<s>", eos_token="</s>")
+    assert text.replace(said, f"[{said}]") == shown
+    (tmp_path / "mine.jinja").write_text(jinja, encoding="utf-8")
+    source = planned(write_config(template=str(tmp_path / "mine.jinja")), built_in)
+    expected = "<|system|>\nBe brief.\n<|user|>\nHi\n<|assistant|>\nHello.</s>\n"
+    assert render(source, messages, eos_token="</s>") == (expected, ["Hello.</s>"])
