@@ -47,6 +47,7 @@ def test_the_core_names_no_built_in(built_in) -> None:
     are no sign of anything.
     """
     from ftcore.architecture import LAYOUTS
+    from ftcore.cli.env import PACKAGES
 
     common = {
         "messages",
@@ -61,6 +62,7 @@ def test_the_core_names_no_built_in(built_in) -> None:
         "index",
         "huggingface",
         *LAYOUTS,
+        *PACKAGES,
     }
     names = {n for offer in built_in.offers for n in (offer.component.name, *offer.component.aliases)} - common
     found = []
