@@ -116,6 +116,16 @@ def parameter_line(model: PreTrainedModel) -> str:
     return f"trainable params: {trained:,} || all params: {every:,} || trainable%: {100 * trained / every:.4f}"
 
 
+def last_evaluation(trainer: Trainer) -> dict[str, Any] | None:
+    """What the weights as they are were evaluated to during training, if they were."""
+    if trainer.args.load_best_model_at_end:
+        return None
+    for entry in reversed(trainer.state.log_history):
+        if entry.get("step") == trainer.state.global_step and "eval_loss" in entry:
+            return {name: value for name, value in entry.items() if name != "step"}
+    return None
+
+
 def carry_out(state: Run, trainer: Trainer) -> None:
     """Trains, evaluates, and writes the run's files."""
     from ftcore import artifacts
@@ -133,7 +143,7 @@ def carry_out(state: Run, trainer: Trainer) -> None:
         train = trainer.train().metrics
         plan.method.component.save(state.model, folder)
         state.tokenizer.save_pretrained(folder)
-    evaluation = trainer.evaluate() if state.data.eval is not None else None
+    evaluation = (last_evaluation(trainer) or trainer.evaluate()) if state.data.eval is not None else None
     metrics = artifacts.write_results(folder, train, evaluation)
     note("finished", metrics)
     if plan.training.plot_loss and plan.training.do_train:
