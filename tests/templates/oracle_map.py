@@ -29,7 +29,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-GROUPS = ("chatml_like", "vendors", "plain")
+GROUPS = ("chatml_like", "own_tokens", "vendors", "plain")
 
 _FOLDER = Path(__file__).parent / "maps"
 ENTRIES: dict[str, dict[str, Any]] = {}

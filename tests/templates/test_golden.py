@@ -29,6 +29,7 @@ def test_what_the_model_says(name: str) -> None:
     for case_name, case in cases(template).items():
         rendering = ours(template, case)
         if rendering.refused:
+            assert case_name not in ("one_turn", "many_turns"), rendering.refused
             continue
         answers = [message for message in case.messages if message["role"] == "assistant"]
         assert len(rendering.said) == len(answers), case_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ft_plugins.templates import chatml_like, own_separators, plain, vendors
+from ft_plugins.templates import chatml_like, own_separators, own_tokens, plain, vendors
 from ftcore import hookimpl
 from ftcore.components import ChatTemplate
 
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from ftcore.errors import Problem
     from ftcore.plan import Plan
 
-TEMPLATES: tuple[ChatTemplate, ...] = (*chatml_like.TEMPLATES, *vendors.TEMPLATES, *plain.TEMPLATES)
+TEMPLATES: tuple[ChatTemplate, ...] = (
+    *chatml_like.TEMPLATES,
+    *own_tokens.TEMPLATES,
+    *vendors.TEMPLATES,
+    *plain.TEMPLATES,
+)
 
 
 @hookimpl
