@@ -72,12 +72,14 @@ class DatasetFormat(Component, ABC):
     Args:
         columns: role -> column that holds it unless ``dataset_info.json`` says otherwise.
         tags: the same for names inside a column, such as the key that holds a message's role.
+        samples: names of the sample classes that it can make, such as ``Chat``; empty when only the row tells.
     """
 
     kind = "dataset_format"
 
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    samples: tuple[str, ...] = ()
 
     @abstractmethod
     def matches(self, columns: frozenset[str]) -> bool:
@@ -89,7 +91,10 @@ class DatasetFormat(Component, ABC):
 
         Args:
             row: column -> value.
-            columns: role -> column, the format's own completed by what the dataset's description says.
+            columns: role -> column, the format's own completed by what the dataset's description says. The roles
+                ``response``, ``chosen``, ``rejected`` and ``kto_tag`` are left out unless they are to be read: with
+                ``chosen`` and ``rejected`` the sample is a `Preference`, with ``kto_tag`` a `Feedback`, with none of
+                the four a prompt. A column without a name is one that the dataset does not have.
             tags: likewise.
 
         Raises:
@@ -234,7 +239,7 @@ class Stage(Component, ABC):
     option = "stage"
 
     samples: ClassVar[tuple[str, ...]] = ()
-    """Names of the sample classes that it eats, such as ``Chat``."""
+    """Names of the sample classes that it eats, such as ``Chat``; ``Prompt`` is a chat without its last answer."""
     head: ClassVar[str] = "causal_lm"
     """``causal_lm``, or ``sequence_classification`` with one label."""
     copies: ClassVar[float] = 1.0

@@ -75,8 +75,13 @@ class DataOptions(OptionGroup):
     """System message for conversations that have none; unset, the template's own; empty, none."""
     enable_thinking: bool | None = None
     """Passed to the template: whether the model thinks before it answers; unset, the template's own default."""
-    on_bad_row: Literal["fail", "skip"] = "fail"
-    """``fail`` names every bad row and stops; ``skip`` leaves them out and counts them."""
+    media_dir: str | None = None
+    """Folder of images and videos; what it does not hold, and unset, ``dataset_dir``."""
+    on_bad_row: Literal["fail", "skip", "quarantine"] = "fail"
+    """``fail`` names every bad row and stops; ``skip`` leaves them out and counts them; ``quarantine`` does that too
+    and writes them, with what is wrong, to ``quarantine.jsonl`` in ``output_dir``."""
+    max_bad_rows: Annotated[float, Field(ge=0)] | None = None
+    """At most so many bad rows, or (below 1) such a share, in each dataset; more are an error after all."""
     overwrite_cache: bool = False
     """Taken: nothing is cached between runs yet, so that each run reads its data anew."""
     preprocessing_num_workers: Annotated[int, Field(ge=1)] | None = None

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ftcore.data.preparing import Prepared
+from ftcore.data.preparing import AnyPrepared
 from ftcore.errors import Problem, UsageError
+from ftcore.groups import DataOptions
 from ftcore.samples import Place
 
 SHOWN = 20
@@ -60,19 +61,19 @@ class Counts:
         self.rows += 1
         self.bad.append(problem)
 
-    def add(self, place: Place, row: Prepared) -> None:
+    def add(self, place: Place, row: AnyPrepared) -> None:
         """A row that could be read."""
         self.rows += 1
-        length = len(row.labelled.weights)
-        self.tokens += length
+        tokens = row.tokens
+        self.tokens += tokens
         if row.untrainable:
             self.untrainable.setdefault(row.untrainable, []).append(place)
             return
         self.kept += 1
-        self.truncated += row.kept < length
-        self.used += row.kept
-        self.cut += length - row.kept
-        self.trained += int((row.labelled.weights[1 : row.kept] > 0).sum())
+        self.truncated += row.used < tokens
+        self.used += row.used
+        self.cut += tokens - row.used
+        self.trained += row.trained
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest; of bad and untrainable rows the first places are listed."""
@@ -90,11 +91,14 @@ class Counts:
             "used_tokens": self.used,
             "cut_tokens": self.cut,
             "trained_tokens": self.trained,
+            "trained_share": round(self.trained / self.used, 6) if self.used else 0.0,
         }
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        head = f"{self.name}: {self.kept:,} of {self.rows:,} rows, {self.used:,} tokens, {self.trained:,} trained"
+        share = f" ({self.trained / self.used:.1%})" if self.used else ""
+        trained = f"{self.used:,} tokens, {self.trained:,} trained{share}"
+        head = f"{self.name}: {self.kept:,} of {self.rows:,} rows, {trained}"
         lines = [head]
         if self.truncated:
             lines.append(f"  truncated: {self.truncated:,} rows, {self.cut:,} tokens beyond cutoff_len")
@@ -139,12 +143,23 @@ class Accounting:
         return "\n".join(lines)
 
 
-def bad_rows(counts: Sequence[Counts]) -> UsageError | None:
-    """All bad rows of all datasets as one error: the first ones in full, the others counted."""
+def bad_rows(counts: Sequence[Counts], options: DataOptions) -> UsageError | None:
+    """The bad rows that the options do not allow, as one error: the first ones in full, the others counted."""
+    if options.on_bad_row == "fail":
+        hint = "correct them, or set on_bad_row: skip to leave them out and count them"
+        return _refused(counts, hint)
+    if options.max_bad_rows is None:
+        return None
+    most = options.max_bad_rows
+    over = [one for one in counts if len(one.bad) > (most if most >= 1 or most == 0 else most * one.rows)]
+    named = ", ".join(f"{len(one.bad):,} of {one.rows:,} in {one.name!r}" for one in over)
+    return _refused(over, f"max_bad_rows is {most:g}, and there are {named}")
+
+
+def _refused(counts: Sequence[Counts], hint: str) -> UsageError | None:
     problems = [problem for one in counts for problem in one.bad]
     if not problems:
         return None
     many = f"{len(problems):,} bad rows" if len(problems) > 1 else "1 bad row"
     shown = f", of which {SHOWN} are shown" if len(problems) > SHOWN else ""
-    hint = "correct them, or set on_bad_row: skip to leave them out and count them"
     return UsageError([*problems[:SHOWN], Problem(many + shown, hint=hint)])

@@ -18,6 +18,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "file_name": (str, "a text"),
     "hf_hub_url": (str, "a text"),
     "ms_hub_url": (str, "a text"),
+    "om_hub_url": (str, "a text"),
     "script_url": (str, "a text"),
     "cloud_file_name": (str, "a text"),
     "formatting": (str, "a text"),
@@ -29,8 +30,11 @@ _KINDS: dict[str, tuple[type, str]] = {
     "columns": (dict, "an object of texts"),
     "tags": (dict, "an object of texts"),
 }
+_SOURCES = ("file_name", "hf_hub_url")
+"""Keys that say where the data is; of both the hub is meant."""
 _UNREAD = {
     "ms_hub_url": "ModelScope is not read; give hf_hub_url, or download it and give file_name",
+    "om_hub_url": "Openmind is not read; give hf_hub_url, or download it and give file_name",
     "script_url": "dataset scripts run foreign code and are not read; give file_name",
     "cloud_file_name": "cloud storage is not read; download it and give file_name",
 }
@@ -98,30 +102,39 @@ def _entry(name: str, entry: Any, path: Path, text: str) -> Description:
     if not isinstance(entry, dict):
         return Description(where=where, problems=(Problem(f"dataset {name!r} must be an object", where),))
     problems = []
+    known = any(entry.get(key) for key in _SOURCES)
     for key, value in entry.items():
-        if problem := _wrong(name, key, value, f"{path}:{_line(text, key, after=line)}"):
+        if problem := _wrong(name, key, value, f"{path}:{_line(text, key, after=line)}", known):
             problems.append(problem)
-    if not entry.get("file_name") and not entry.get("hf_hub_url") and not problems:
+    if not known and not problems:
         problems.append(Problem(f"dataset {name!r} has no source", where, "write file_name or hf_hub_url"))
     if problems:
         return Description(where=where, problems=tuple(problems))
-    known = {key: entry[key] for key in Description.__dataclass_fields__ if entry.get(key) is not None}
-    return Description(where=where, **known | {"hub_id": entry.get("hf_hub_url") or ""})
+    return Description(where=where, **_values(entry))
 
 
-def _wrong(name: str, key: str, value: Any, where: str) -> Problem | None:
+def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entry says. Null and, for texts, "" are the same as nothing; a role without a column has the name ""."""
+    values = {key: entry[key] for key in Description.__dataclass_fields__ if entry.get(key) not in (None, "")}
+    for key in ("columns", "tags"):
+        names = {role: name or "" for role, name in (entry.get(key) or {}).items()}
+        values[key] = names if key == "columns" else {role: name for role, name in names.items() if name}
+    return values | {"hub_id": entry.get("hf_hub_url") or ""}
+
+
+def _wrong(name: str, key: str, value: Any, where: str, has_source: bool) -> Problem | None:
     if key not in _KINDS:
         near = get_close_matches(key, _KINDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KINDS)}"
         return Problem(f"dataset {name!r} has an unknown key {key!r}", where, hint)
-    if value is None:
-        return None
+    if value in (None, "") or (key in _UNREAD and has_source):
+        return None  # a further address of what is read from elsewhere
     if key in _UNREAD:
         return Problem(f"dataset {name!r}: {key} is known, but not supported", where, _UNREAD[key])
     kind, what = _KINDS[key]
     fits = isinstance(value, kind)
     if isinstance(value, dict):
-        fits = fits and all(isinstance(item, str) for item in value.values())
+        fits = fits and all(item is None or isinstance(item, str) for item in value.values())
     elif isinstance(value, int) and kind is int:
         fits = value >= 1 and not isinstance(value, bool)
     return None if fits else Problem(f"dataset {name!r}: {key} must be {what}, not {value!r}", where)

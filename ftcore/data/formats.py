@@ -1,13 +1,15 @@
-"""Rows as samples: which format a dataset has, and every row read by it."""
+"""Rows as samples: which format a dataset has, what a stage reads of it, and every row read by it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ftcore.components import DatasetFormat
+from ftcore.components import DatasetFormat, Stage
+from ftcore.data.kinds import NAMES, Reading, as_text, only_prompts, readings
+from ftcore.data.media import MediaFolders
 from ftcore.data.reading import Row, read_dataset
 from ftcore.data.sources import DatasetSpec
 from ftcore.errors import Problem, RowError, UsageError
@@ -15,56 +17,93 @@ from ftcore.samples import Place, Sample
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
-    from ftcore.plugins import Plugins
+    from ftcore.plugins import Offer, Plugins
+
+_LOOKED_AT = 100
+"""Rows that are looked at until one tells how the dataset is to be read: the first ones may be damaged."""
+
+Samples = Iterator[tuple[Place, Sample | RowError]]
 
 
-def read_samples(spec: DatasetSpec, plan: Plan) -> Iterator[tuple[Place, Sample | RowError]]:
-    """Every row of a dataset as a sample, or as what is wrong with it; at most as many as the plan wants.
+def read_samples(spec: DatasetSpec, plan: Plan) -> Samples:
+    """Every row of a dataset as a sample that the plan's stage eats, or as what is wrong with it.
+
+    At most as many rows as the plan wants.
 
     Raises:
-        UsageError: the dataset cannot be read as a whole, is empty, or its format is unknown.
+        UsageError: the dataset cannot be read as a whole, is empty, its format is unknown, or it holds nothing that
+            the stage eats.
     """
-    limits = [limit for limit in (plan.data.max_samples, spec.num_samples) if limit is not None]
-    rows: Iterator[tuple[Place, Row]] = islice(read_dataset(spec), min(limits) if limits else None)
-    skipped: list[tuple[Place, Row]] = []
-    for place, row in rows:
+    rows = limited_rows(spec, plan)
+    first: list[tuple[Place, Row]] = []
+    reading: Reading | None = None
+    refusal: UsageError | None = None
+    for place, row in islice(rows, _LOOKED_AT):
+        first.append((place, row))
         if isinstance(row, RowError):
-            skipped.append((place, row))
             continue
-        chosen = find_format(spec, frozenset(row), plan.plugins)
-        columns, tags = {**chosen.columns, **spec.columns}, {**chosen.tags, **spec.tags}
-        yield from ((at, _sample(chosen, one, columns, tags)) for at, one in chain(skipped, [(place, row)], rows))
-        return
-    if not skipped:
+        try:
+            reading = find_reading(spec, row, plan.plugins, plan.stage.component)
+            break
+        except UsageError as error:
+            refusal = refusal or error
+    if not first:
         raise UsageError(Problem(f"dataset {spec.name!r} has no rows", str(spec.path or spec.hub_id)))
-    yield from ((place, row) for place, row in skipped if isinstance(row, RowError))
+    if reading is None:
+        if refusal is not None:
+            raise refusal
+        yield from ((place, row) for place, row in chain(first, rows) if isinstance(row, RowError))
+        return
+    folders = MediaFolders.of(plan)
+    yield from ((place, _sample(reading, row, folders)) for place, row in chain(first, rows))
 
 
-def _sample(chosen: DatasetFormat, row: Row, columns: Mapping[str, str], tags: Mapping[str, str]) -> Sample | RowError:
+def limited_rows(spec: DatasetSpec, plan: Plan) -> Iterator[tuple[Place, Row]]:
+    """The rows of a dataset, at most as many as the plan wants."""
+    limits = [limit for limit in (plan.data.max_samples, spec.num_samples) if limit is not None]
+    return islice(read_dataset(spec), min(limits) if limits else None)
+
+
+def _sample(reading: Reading, row: Row, folders: MediaFolders) -> Sample | RowError:
     if isinstance(row, RowError):
         return row
     try:
-        return chosen.read(row, columns, tags)
+        return folders.resolved(reading.read(row))
     except RowError as error:
         return error
 
 
-def find_format(spec: DatasetSpec, columns: frozenset[str], plugins: Plugins) -> DatasetFormat:
-    """The format that the dataset's description names, or the only one that its columns fit.
+def find_reading(spec: DatasetSpec, row: Mapping[str, Any], plugins: Plugins, stage: Stage) -> Reading:
+    """How the dataset is read for a stage: by the format that its description names, else by the one that fits.
 
     Args:
         spec: the dataset.
-        columns: of its first row.
+        row: a row of it, whose columns tell.
         plugins: what is installed.
+        stage: its ``samples`` say what is wanted, the first kind first; none takes whatever there is.
 
     Raises:
-        UsageError: no format fits, several do, or the description gives columns or tags that the format does not have.
+        UsageError: no format fits, several do, the description gives columns or tags that the format does not have,
+            or the dataset holds nothing that the stage eats.
     """
+    offers = _candidates(spec, frozenset(row), plugins)
+    found = [(offer, list(readings(spec, offer.component, row))) for offer in offers]
+    for kind in stage.samples or NAMES:
+        fitting = [(offer, reading) for offer, ways in found for reading in ways if reading.kind == kind]
+        if not fitting and kind == "Text":
+            fitting = [(offer, as_text(ways[0])) for offer, ways in found if only_prompts(ways)]
+        if fitting:
+            return _only_one(spec, row, fitting)
+    kinds = {reading.kind for _, ways in found for reading in ways}
+    raise UsageError(_wrong_kind(spec, row, kinds, plugins, stage))
+
+
+def _candidates(spec: DatasetSpec, columns: frozenset[str], plugins: Plugins) -> Sequence[Offer[DatasetFormat]]:
     if spec.format is not None:
-        chosen = plugins.find(DatasetFormat, spec.format, spec.where).component
-        if problems := _unknown_roles(spec, chosen):
+        offer = plugins.find(DatasetFormat, spec.format, spec.where)
+        if problems := _unknown_roles(spec, offer.component):
             raise UsageError(problems)
-        return chosen
+        return [offer]
     offers = plugins.of(DatasetFormat)
     fitting = [
         offer
@@ -72,17 +111,54 @@ def find_format(spec: DatasetSpec, columns: frozenset[str], plugins: Plugins) ->
         if not _unknown_roles(spec, offer.component)
         and offer.component.matches(_standard_names(spec, offer.component, columns))
     ]
-    if len(fitting) == 1:
-        return fitting[0].component
-    place = str(spec.path or spec.hub_id)
-    listed = ", ".join(sorted(columns))
     if fitting:
-        names = " and ".join(sorted(offer.full_name for offer in fitting))
-        message = f"dataset {spec.name!r} with the columns {listed} fits several formats: {names}"
-        raise UsageError(Problem(message, place, "write formatting in dataset_info.json"))
+        return fitting
     known = "; ".join(f"{offer.component.name} ({offer.component.summary})" for offer in offers)
-    message = f"dataset {spec.name!r}: no format fits the columns {listed}"
-    raise UsageError(Problem(message, place, f"formats: {known}; other names go into columns in dataset_info.json"))
+    message = f"dataset {spec.name!r}: no format fits the columns {', '.join(sorted(columns))}"
+    hint = f"formats: {known}; other names go into columns in dataset_info.json"
+    raise UsageError(Problem(message, str(spec.path or spec.hub_id), hint))
+
+
+def _only_one(
+    spec: DatasetSpec, row: Mapping[str, Any], fitting: Sequence[tuple[Offer[DatasetFormat], Reading]]
+) -> Reading:
+    """Of several formats the one that can read the row; of several such, the one that is meant by default."""
+    if len(fitting) > 1:
+        fitting = [(offer, reading) for offer, reading in fitting if _reads(reading, row)] or fitting
+    if len(fitting) > 1:
+        fitting = [(offer, reading) for offer, reading in fitting if offer.component.default] or fitting
+    if len(fitting) > 1:
+        raise UsageError(_several(spec, frozenset(row), [offer for offer, _ in fitting]))
+    return fitting[0][1]
+
+
+def _reads(reading: Reading, row: Mapping[str, Any]) -> bool:
+    try:
+        reading.read(row)
+    except RowError:
+        return False
+    return True
+
+
+def _several(spec: DatasetSpec, columns: frozenset[str], offers: Sequence[Offer[DatasetFormat]]) -> Problem:
+    names = " and ".join(sorted(offer.full_name for offer in offers))
+    message = f"dataset {spec.name!r} with the columns {', '.join(sorted(columns))} fits several formats: {names}"
+    return Problem(message, str(spec.path or spec.hub_id), "write formatting in dataset_info.json")
+
+
+def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plugins: Plugins, stage: Stage) -> Problem:
+    told = [kind for kind in NAMES if kind in kinds and (kind != "Prompt" or len(kinds) == 1)]
+    holds = " and ".join(NAMES[kind] for kind in told) + (" without answers" if told == ["Prompt"] else "")
+    needs = " or ".join(NAMES[kind] for kind in stage.samples)
+    message = f"dataset {spec.name!r} (columns {', '.join(row)}) holds {holds}; stage {stage.name!r} needs {needs}"
+    others = [offer.component.name for offer in plugins.of(Stage) if set(offer.component.samples) & set(told)]
+    hint = f"stages that train on such data: {', '.join(sorted(others))}" if others else ""
+    advice = [hint] if hint else []
+    if "Feedback" in told and "Chat" in stage.samples:
+        advice.append('to read all of them as good answers give the column no name: "columns": {"kto_tag": ""}')
+    if told == ["Prompt"]:
+        advice.append('if a column holds the answers, name it in dataset_info.json: "columns": {"response": ...}')
+    return Problem(message, str(spec.path or spec.hub_id), "; ".join(advice))
 
 
 def _standard_names(spec: DatasetSpec, chosen: DatasetFormat, columns: frozenset[str]) -> frozenset[str]:
@@ -93,8 +169,8 @@ def _standard_names(spec: DatasetSpec, chosen: DatasetFormat, columns: frozenset
 def _unknown_roles(spec: DatasetSpec, chosen: DatasetFormat) -> list[Problem]:
     problems = []
     for what, given, known in (("column", spec.columns, chosen.columns), ("tag", spec.tags, chosen.tags)):
-        for role in given:
-            if role not in known:
+        for role, name in given.items():
+            if name and role not in known:
                 message = f"dataset {spec.name!r}: format {chosen.name!r} has no {what} {role!r}"
                 problems.append(Problem(message, spec.where, f"it has {', '.join(known) or 'none'}"))
     return problems

@@ -13,7 +13,8 @@ from ftcore.data.formats import read_samples, row_problem
 from ftcore.data.preparing import Prepared, prepare
 from ftcore.data.rendering import Renderer
 from ftcore.data.sources import DatasetSpec, has_split
-from ftcore.errors import Problem, UsageError
+from ftcore.data.texts import renderer_of
+from ftcore.errors import Problem, RowError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,10 +46,10 @@ def chat_datasets(plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: P
     if plan.data.preprocessing_num_workers:
         # Rust's thread pool reads it when it starts, which is at the first batch of a process.
         os.environ.setdefault("RAYON_NUM_THREADS", str(plan.data.preprocessing_num_workers))
-    renderer = Renderer.from_plan(plan, tokenizer)
+    renderer = renderer_of(plan, tokenizer)
     train, train_counts, problems = _load(plan.datasets, plan, renderer, progress)
     held_out, eval_counts, more = _load(eval_specs(plan), plan, renderer, progress)
-    bad = bad_rows([*train_counts, *eval_counts]) if plan.data.on_bad_row == "fail" else None
+    bad = bad_rows([*train_counts, *eval_counts], plan.data)
     problems = [*problems, *more, *(bad.problems if bad else ())]
     if problems:
         raise UsageError(problems)
@@ -96,12 +97,13 @@ def _load_one(
 ) -> list[KeptRow]:
     rows = []
     for place, row in prepare(read_samples(spec, plan), renderer, plan.data):
-        if isinstance(row, Prepared):
+        if isinstance(row, RowError):
+            counts.add_bad(row_problem(place, row))
+        else:
+            assert isinstance(row, Prepared)  # ftcore.data.answers has preferences and feedback
             counts.add(place, row)
             if not row.untrainable:
                 rows.append(KeptRow.of(place, row))
-        else:
-            counts.add_bad(row_problem(place, row))
         if progress is not None and counts.rows % plan.data.preprocessing_batch_size == 0:
             progress(spec.name, counts.rows)
     if progress is not None:

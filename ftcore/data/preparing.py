@@ -1,22 +1,30 @@
-"""Samples as tokens with labels, in batches."""
+"""Samples as tokens with labels, in batches: conversations, preferences, feedback, prompts and texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
+
+from ftcore.data.media import holds_media
 from ftcore.data.rendering import Rendered, Renderer
-from ftcore.data.tokenizing import Labelled, encode, label
-from ftcore.data.truncation import kept_tokens
+from ftcore.data.texts import document, label_document
+from ftcore.data.thinking import with_reasoning
+from ftcore.data.tokenizing import Encoded, Encoder, Labelled, label
+from ftcore.data.truncation import PROMPT_TOO_LONG, kept_tokens
 from ftcore.errors import RowError
 from ftcore.groups import DataOptions
-from ftcore.samples import Chat, Place, Sample
+from ftcore.samples import Chat, Feedback, Message, Place, Preference, Sample, Text
+
+ALIKE = "chosen and rejected are the same"
+ALIKE_CUT = "chosen and rejected are the same up to cutoff_len"
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One conversation, ready to train on.
+    """One conversation, prompt or text, ready to train on.
 
     Args:
         rendered: its text.
@@ -30,8 +38,91 @@ class Prepared:
     kept: int
     untrainable: str
 
+    @property
+    def tokens(self) -> int:
+        """All of its tokens."""
+        return len(self.labelled.weights)
 
-Item = tuple[Place, Prepared | RowError]
+    @property
+    def used(self) -> int:
+        """Those that are used."""
+        return self.kept
+
+    @property
+    def trained(self) -> int:
+        """Those whose prediction is in the loss. The first token of all is nobody's."""
+        return int((self.labelled.weights[1 : self.kept] > 0).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPair:
+    """Two conversations of which the first is preferred; only their last answers are trained.
+
+    Args:
+        chosen, rejected: the whole conversations.
+        prompt: how many of their first tokens are the same and belong to no answer.
+        untrainable: why the pair cannot be trained on; empty when it can.
+    """
+
+    chosen: Prepared
+    rejected: Prepared
+    prompt: int
+    untrainable: str
+
+    @property
+    def tokens(self) -> int:
+        """All tokens; those of the prompt once."""
+        return self.chosen.tokens + self.rejected.tokens - self.prompt
+
+    @property
+    def used(self) -> int:
+        """Those that are used; those of the prompt once."""
+        return 0 if self.untrainable else self.chosen.kept + self.rejected.kept - self.prompt
+
+    @property
+    def trained(self) -> int:
+        """Those whose prediction is in the loss."""
+        return self.chosen.trained + self.rejected.trained
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedFeedback:
+    """A conversation whose last answer, which alone is trained, is marked.
+
+    Args:
+        chat: the whole conversation.
+        good: the mark.
+        prompt: how many of its first tokens belong to no trained answer.
+    """
+
+    chat: Prepared
+    good: bool
+    prompt: int
+
+    @property
+    def untrainable(self) -> str:
+        """Why the row cannot be trained on; empty when it can."""
+        return self.chat.untrainable
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return self.chat.tokens
+
+    @property
+    def used(self) -> int:
+        """Those that are used."""
+        return self.chat.kept
+
+    @property
+    def trained(self) -> int:
+        """Those whose prediction is in the loss."""
+        return self.chat.trained
+
+
+AnyPrepared = Prepared | PreparedPair | PreparedFeedback
+Item = tuple[Place, AnyPrepared | RowError]
+_Parts = tuple[Rendered, ...]
 
 
 def prepare(
@@ -40,37 +131,112 @@ def prepare(
     """Each sample, in order, as tokens; `RowError` goes through, and is added where the template refuses a row.
 
     Args:
-        samples: conversations that end with the assistant.
+        samples: a conversation that does not end with the assistant is a prompt.
         renderer: the template with its tokenizer.
         options: ``cutoff_len``, ``train_on_prompt``, ``mask_history`` and ``preprocessing_batch_size`` are used.
     """
-    samples = iter(samples)
+    samples, encoder = iter(samples), Encoder(renderer.tokenizer)
     while batch := list(islice(samples, options.preprocessing_batch_size)):
-        rendered = [(place, _rendered(sample, renderer)) for place, sample in batch]
-        encoded = iter(encode(renderer.tokenizer, [text for _, text in rendered if isinstance(text, Rendered)]))
-        for place, text in rendered:
-            if isinstance(text, RowError):
-                yield place, text
-                continue
-            labelled = label(
-                next(encoded),
-                text,
-                renderer.stop_ids,
-                train_on_prompt=options.train_on_prompt,
-                mask_history=options.mask_history,
-            )
-            yield place, Prepared(text, labelled, *kept_tokens(labelled, options.cutoff_len))
+        parts = [_rendered(sample, renderer) for _, sample in batch]
+        texts = [text for part in parts if isinstance(part, tuple) for text in part]
+        encoded = iter(encoder(texts))
+        for (place, sample), part in zip(batch, parts, strict=True):
+            if isinstance(part, RowError):
+                yield place, part
+            else:
+                assert not isinstance(sample, RowError)
+                yield place, _finished(sample, part, [next(encoded) for _ in part], renderer, options)
 
 
-def _rendered(sample: Sample | RowError, renderer: Renderer) -> Rendered | RowError:
+def _rendered(sample: Sample | RowError, renderer: Renderer) -> _Parts | RowError:
+    """The texts that a sample is made of; a preference has two."""
     if isinstance(sample, RowError):
         return sample
-    if not isinstance(sample, Chat):
-        return RowError(f"the row is a {type(sample).__name__}, where conversations are needed")
-    if sample.messages[-1].role != "assistant":
-        reason = f"the conversation ends with {sample.messages[-1].role!r}"
-        return RowError(reason, cure="add the answer, or remove the last turn")
+    if media := holds_media(sample):
+        cure = "choose a model that sees, or remove such rows"
+        return RowError(f"the row has {media}, and this run reads text only", cure=cure)
     try:
-        return renderer.render(sample)
+        match sample:
+            case Text():
+                return (document(renderer, sample.text),)
+            case Preference():
+                prompt = sample.prompt
+                sides = (sample.chosen, sample.rejected)
+                return tuple(_last_only(replace(prompt, messages=(*prompt.messages, side)), renderer) for side in sides)
+            case Feedback():
+                return (_last_only(sample.chat, renderer),)
+            case Chat():
+                return (_chat(sample, renderer),)
     except RowError as error:
         return error
+
+
+def _chat(chat: Chat, renderer: Renderer) -> Rendered:
+    messages = _messages(chat.messages, renderer)
+    if messages[-1].role != "assistant":
+        return renderer.prompt(messages, chat.tools)
+    return renderer.render(replace(chat, messages=messages))
+
+
+def _last_only(chat: Chat, renderer: Renderer) -> Rendered:
+    """The conversation with nothing to train but its last answer."""
+    *before, last = _messages(chat.messages, renderer)
+    messages = (*(replace(message, train=0.0) for message in before), last)
+    return renderer.render(replace(chat, messages=messages))
+
+
+def _messages(messages: tuple[Message, ...], renderer: Renderer) -> tuple[Message, ...]:
+    return with_reasoning(messages) if "reasoning_content" in renderer.source else messages
+
+
+def _finished(
+    sample: Sample, texts: _Parts, encoded: Sequence[Encoded], renderer: Renderer, options: DataOptions
+) -> AnyPrepared:
+    stop_ids = () if isinstance(sample, Text) else renderer.stop_ids
+    match sample:
+        case Text():
+            labelled = label_document(encoded[0], texts[0], renderer.tokenizer.eos_token_id)
+            return Prepared(texts[0], labelled, min(len(labelled.weights), options.cutoff_len), "")
+        case Preference():
+            sides = [
+                _cut(text, label(tokens, text, stop_ids), options) for text, tokens in zip(texts, encoded, strict=True)
+            ]
+            return _pair(sides[0], sides[1])
+        case Feedback():
+            chat = _cut(texts[0], label(encoded[0], texts[0], stop_ids), options)
+            return PreparedFeedback(chat, sample.good, _before_answer(chat))
+        case Chat() if sample.messages[-1].role != "assistant":
+            labelled = label(encoded[0], texts[0], stop_ids)
+            length = len(labelled.weights)
+            fits = length <= options.cutoff_len
+            return Prepared(texts[0], labelled, length if fits else 0, "" if fits else PROMPT_TOO_LONG)
+    labelled = label(
+        encoded[0],
+        texts[0],
+        stop_ids,
+        train_on_prompt=options.train_on_prompt,
+        mask_history=options.mask_history,
+    )
+    return _cut(texts[0], labelled, options)
+
+
+def _cut(text: Rendered, labelled: Labelled, options: DataOptions) -> Prepared:
+    return Prepared(text, labelled, *kept_tokens(labelled, options.cutoff_len))
+
+
+def _before_answer(row: Prepared) -> int:
+    """How many tokens come before the first that is trained; all of them when none is."""
+    trained = np.flatnonzero(row.labelled.weights)
+    return int(trained[0]) if len(trained) else len(row.labelled.weights)
+
+
+def _pair(chosen: Prepared, rejected: Prepared) -> PreparedPair:
+    left, right = chosen.labelled.encoded.ids, rejected.labelled.encoded.ids
+    most = min(_before_answer(chosen), _before_answer(rejected))
+    # The first token of an answer may swallow the prompt's last characters: then less is shared than was written.
+    different = np.flatnonzero(left[:most] != right[:most])
+    prompt = int(different[0]) if len(different) else most
+    why = chosen.untrainable or rejected.untrainable
+    if not why and np.array_equal(left[: chosen.kept], right[: rejected.kept]):
+        why = ALIKE if np.array_equal(left, right) else ALIKE_CUT
+    return PreparedPair(chosen, rejected, prompt, why)

@@ -23,7 +23,9 @@ class Reason(IntEnum):
     ASSISTANT = 6
     """An answer."""
     END_OF_TURN = 7
-    """The token that ends an answer."""
+    """The token that ends an answer, or a document."""
+    TEXT = 8
+    """Raw text."""
 
     @property
     def label(self) -> str:

@@ -92,7 +92,7 @@ def _resolve(
     for path in (Path(name), folder / name):
         if path.is_dir() or (path.is_file() and _suffix(path)):
             return DatasetSpec(name=name, path=path, where=where)
-        if path.exists():
+        if path.exists() or path.is_symlink():
             return [_not_data(name, path, where)]
     if _HUB_ID.fullmatch(name) and not _suffix(Path(name)):
         return DatasetSpec(name=name, path=None, hub_id=name, where=where)
@@ -105,11 +105,11 @@ def _described(name: str, entry: Description, folder: Path, where: str) -> Datas
     path = None
     if not entry.hub_id:
         path = folder / entry.file_name
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             near = get_close_matches(entry.file_name, _files(folder), n=3)
             hint = f"near names there: {', '.join(near)}" if near else f"files there: {_listed(_files(folder))}"
             return [Problem(f"dataset {name!r} names {path}, which does not exist", entry.where, hint)]
-        if path.is_file() and not _suffix(path):
+        if not path.is_dir() and not (path.is_file() and _suffix(path)):
             return [_not_data(name, path, entry.where)]
     return DatasetSpec(
         name=name,
@@ -146,6 +146,10 @@ def split_problems(spec: DatasetSpec) -> list[Problem]:
     if spec.path is None or not spec.path.is_dir():
         return []
     files, splits = _data_files(spec.path), _splits(spec.path)
+    if odd := [
+        entry for entry in sorted(spec.path.iterdir()) if _suffix(entry) and not entry.is_file() and not entry.is_dir()
+    ]:
+        return [_not_data(spec.name, entry, spec.where) for entry in odd]
     if not files:
         return [Problem(f"folder {spec.path} holds no data", spec.where, f"data files end in {', '.join(SUFFIXES)}")]
     if not splits:
@@ -185,6 +189,8 @@ def _suffix(path: Path) -> str:
 
 
 def _not_data(name: str, path: Path, where: str) -> Problem:
+    if path.is_symlink() and not path.exists():
+        return Problem(f"dataset {name!r}: {path} is a link that leads nowhere", where, "make it point to the file")
     if not path.is_file():
         return Problem(f"dataset {name!r}: {path} is neither a file nor a folder", where)
     return Problem(

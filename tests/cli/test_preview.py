@@ -41,7 +41,7 @@ class Tokenizers:
 def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``preview("-n", "1", cutoff_len=30)``: the command over a hand-made plan of a.jsonl."""
 
-    def run(*arguments: str, rows: Any = ROWS, **options: Any) -> Any:
+    def run(*arguments: str, rows: Any = ROWS, samples: str = "Chat", **options: Any) -> Any:
         (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         modules = {"formats": ft_plugins.formats, "templates": ft_plugins.templates, "models": Tokenizers()}
         plugins = load([Candidate("ftcore", "0", name, lambda m=module: m) for name, module in modules.items()])
@@ -49,6 +49,7 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         plan = SimpleNamespace(
             file="run.yaml",
             data=DataOptions(**options),
+            stage=SimpleNamespace(component=SimpleNamespace(name="train", samples=(samples,))),
             training=TrainingOptions(),
             template=SimpleNamespace(component=plugins.find(ChatTemplate, "chatml").component),
             options={},
@@ -78,7 +79,7 @@ def test_rows_in_brackets(preview: Any) -> None:
         "⟦ ⟧ is trained, ⟨ ⟩ is beyond cutoff_len\n"
         f"── a.jsonl:1  {total} tokens, {trained} trained\n"
         f"{FIRST}⟦Hello.<|im_end|>⟧\n"
-        f"a.jsonl: 1 of 1 rows, {total} tokens, {trained} trained\n"
+        f"a.jsonl: 1 of 1 rows, {total} tokens, {trained} trained ({trained / total:.1%})\n"
     )
 
 
@@ -151,7 +152,7 @@ def test_colours(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "⟦" not in found.output
     assert "\x1b[1;4;32mHello.\x1b[0m\x1b[1;4;35m<|im_end|>\x1b[0m" in found.output
     assert click.unstyle(found.output).split("\n")[0] == (
-        "trained: underlined  assistant end-of-turn user system tool history template truncated "
+        "trained: underlined  assistant end-of-turn text user system tool history template truncated "
     )
     monkeypatch.setenv("NO_COLOR", "1")
     assert f"{FIRST}⟦Hello.<|im_end|>⟧\n" in preview("-n", "1").output

@@ -44,9 +44,18 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def make_plan(tmp_path: Path) -> Any:
-    """``make_plan(datasets, template="chatml", **options)``: what the data layer reads of a plan."""
+    """``make_plan(datasets, template="chatml", samples="Chat", **options)``: what the data layer reads of a plan."""
 
-    def make(dataset: str, *, eval_dataset: str = "", template: str | None = "chatml", **options: Any) -> Any:
+    def make(
+        dataset: str,
+        *,
+        eval_dataset: str = "",
+        template: str | None = "chatml",
+        samples: str = "Chat",
+        stage: str = "train",
+        **options: Any,
+    ) -> Any:
+        options = {"dataset_dir": str(tmp_path)} | options
         modules = {"formats": ft_plugins.formats, "templates": ft_plugins.templates}
         plugins = load([Candidate("ftcore", "0", name, lambda m=module: m) for name, module in modules.items()])
         data = DataOptions.model_validate({k: v for k, v in options.items() if k in DataOptions.model_fields})
@@ -62,6 +71,7 @@ def make_plan(tmp_path: Path) -> Any:
             data=data,
             training=training,
             template=chosen,
+            stage=SimpleNamespace(component=SimpleNamespace(name=stage, samples=(samples,))),
             options={},
             plugins=plugins,
             datasets=train,

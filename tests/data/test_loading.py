@@ -77,7 +77,8 @@ def test_accounting(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
     counts = chat_datasets(make_plan("a.jsonl", cutoff_len=60, on_bad_row="skip"), tokenizer).accounting
     found = counts.as_dict()["train"]["a.jsonl"]
     shown = json.loads(json.dumps(found).replace(f"{tmp_path}/", ""))
-    tokens = {name: shown.pop(name) for name in ("tokens", "used_tokens", "cut_tokens", "trained_tokens")}
+    names = ("tokens", "used_tokens", "cut_tokens", "trained_tokens", "trained_share")
+    tokens = {name: shown.pop(name) for name in names}
     assert shown == {
         "rows": 6,
         "kept": 2,
@@ -95,7 +96,9 @@ def test_accounting(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
     assert tokens["used_tokens"] == lengths[0] + frame + 60
     assert tokens["cut_tokens"] == lengths[1] + frame - 60
     lines = counts.summary().replace(f"{tmp_path}/", "").split("\n")
-    assert lines[0] == (f"a.jsonl: 2 of 6 rows, {tokens['used_tokens']} tokens, {tokens['trained_tokens']} trained")
+    used, trained = tokens["used_tokens"], tokens["trained_tokens"]
+    assert lines[0] == f"a.jsonl: 2 of 6 rows, {used} tokens, {trained} trained ({trained / used:.1%})"
+    assert tokens["trained_share"] == round(trained / used, 6)
     assert lines[1:] == [
         f"  truncated: 1 rows, {tokens['cut_tokens']} tokens beyond cutoff_len",
         "  dropped: 2 rows that cannot be read",
@@ -138,14 +141,20 @@ def test_bad_rows_of_all_datasets_at_once(tmp_path: Path, tokenizer: Any, make_p
     write(tmp_path, "b.json", [{"messages": turns}, {"messages": turns * 2}])
     write(tmp_path, "c.json", [])
     (tmp_path / "d.json").write_text('[{"instruction": "q"')
-    write(tmp_path, "e.json", [{"text": "x"}])
-    assert error(make_plan("a.jsonl,b.json,c.json,d.json,e.json"), tokenizer, tmp_path) == [
+    write(tmp_path, "e.json", [{"x": "x"}])
+    write(tmp_path, "f.json", [{"text": "x"}])
+    assert error(make_plan("a.jsonl,b.json,c.json,d.json,e.json,f.json"), tokenizer, tmp_path) == [
         "c.json: dataset 'c.json' has no rows",
         "d.json:1: the file ends in the middle of row 1; was it cut off? fetch or write it again",
-        "e.json: dataset 'e.json': no format fits the columns text; formats: "
+        "e.json: dataset 'e.json': no format fits the columns x; formats: "
         "instruction (instruction, input, output; with optional system and history); "
         "messages (messages: a list of {role, content} (OpenAI); with optional tools); "
+        "sharegpt (conversations: a list of {from, value}; human, gpt, observation, function_call, system); "
+        "completion (prompt, completion; or chosen, rejected; each a text or a list of {role, content} (TRL)); "
+        "text (text: one document a row, for pretraining); "
         "other names go into columns in dataset_info.json",
+        "f.json: dataset 'f.json' (columns text) holds texts; "
+        "stage 'train' needs conversations that end with an answer",
         'a.jsonl:2: output is empty: there is nothing to learn: ""; write the answer in output, or remove the row',
         "b.json:1: the conversation ends with 'user'; add the answer, or remove the last turn",
         "b.json row 2: messages[1].role: role 'user' follows 'user'; here only assistant may stand",
@@ -220,11 +229,14 @@ def test_folder_splits(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
     assert len(data.eval) == 2
 
 
+HAS = "it has messages, system, tools, images, videos, audios, chosen, rejected, kto_tag"
+
+
 def test_described_columns_and_limits(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
     rows = [{"question": "q", "answer": str(i)} for i in range(5)]
     write(tmp_path, "a.json", rows)
     described = {"file_name": "a.json", "columns": {"prompt": "question", "response": "answer"}}
-    turns = {"columns": {"messages": "question"}}
+    turns = {"columns": {"messages": "question"}, "formatting": "messages"}
     info = {
         "a": described,
         "few": described | {"num_samples": 2},
@@ -238,8 +250,8 @@ def test_described_columns_and_limits(tmp_path: Path, tokenizer: Any, make_plan:
     assert sizes == {"a": 5, "few": 2, "named": 5}
     assert len(chat_datasets(make_plan("a", max_samples=3), tokenizer).train) == 3
     assert error(make_plan("wrong,unknown"), tokenizer, tmp_path) == [
-        "dataset 'wrong': format 'messages' has no column 'prompt'; it has messages, system, tools",
-        "dataset 'wrong': format 'messages' has no column 'response'; it has messages, system, tools",
+        f"dataset 'wrong': format 'messages' has no column 'prompt'; {HAS}",
+        f"dataset 'wrong': format 'messages' has no column 'response'; {HAS}",
         "unknown dataset format 'alpacca'; did you mean 'alpaca'?",
     ]
     assert error(make_plan("turns", max_samples=2), tokenizer, tmp_path)[:2] == [

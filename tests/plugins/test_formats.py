@@ -11,13 +11,23 @@ from hypothesis import strategies as st
 
 from ft_plugins.formats import FORMATS
 from ftcore.errors import RowError
-from ftcore.samples import Chat, Message
+from ftcore.samples import Chat, Feedback, Message, Preference
 
-INSTRUCTION, MESSAGES = FORMATS
+INSTRUCTION, MESSAGES, SHAREGPT, COMPLETION, TEXT = FORMATS
+ROLES_OF = {
+    "Chat": {"response"},
+    "Prompt": set(),
+    "Preference": {"chosen", "rejected"},
+    "Feedback": {"response", "kto_tag"},
+}
 
 
-def read(format_: Any, row: dict[str, Any], columns: Any = None, tags: Any = None) -> Chat:
-    return format_.read(row, {**format_.columns, **(columns or {})}, {**format_.tags, **(tags or {})})
+def read(format_: Any, row: dict[str, Any], columns: Any = None, tags: Any = None, kind: str = "Chat") -> Any:
+    special = {"response", "chosen", "rejected", "kto_tag"} - ROLES_OF[kind]
+    named = {**format_.columns, **(columns or {})}
+    return format_.read(
+        row, {role: name for role, name in named.items() if role not in special}, {**format_.tags, **(tags or {})}
+    )
 
 
 def wrong(format_: Any, row: dict[str, Any], **more: Any) -> tuple[str, Any, str, str]:
@@ -116,9 +126,16 @@ def test_instruction_mistakes(row: dict[str, Any], expected: Any) -> None:
         ({"instruction", "output"}, ["instruction"]),
         ({"input", "output", "history"}, ["instruction"]),
         ({"messages", "tools"}, ["messages"]),
+        ({"instruction"}, ["instruction"]),
+        ({"input", "chosen", "rejected"}, ["instruction"]),
         ({"output"}, []),
-        ({"text"}, []),
-        ({"conversations"}, []),
+        ({"input"}, []),
+        ({"text"}, ["text"]),
+        ({"instruction", "output", "text"}, ["instruction", "text"]),
+        ({"conversations", "chosen"}, ["sharegpt"]),
+        ({"prompt"}, ["completion"]),
+        ({"chosen", "rejected", "score"}, ["completion"]),
+        ({"chosen"}, []),
     ],
 )
 def test_which_columns_fit(columns: set[str], fits: list[str]) -> None:
@@ -215,6 +232,7 @@ def test_tags_describe_other_shapes() -> None:
 
 ROLES = "roles here: system, user, assistant, tool, function_call"
 WEIGHT = "write true, false or a number from 0 on"
+PART = 'here only {"type": "text", "text": ...} can be read, and {"type": "image"} with the file in images'
 CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}}'
 
 
@@ -263,12 +281,12 @@ CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}
             ("messages[0].content", 3, "messages[0].content is a number, not a text", 'write it in quotes: "3"'),
         ),
         (
-            turns(("user", [{"type": "image"}])),
+            turns(("user", [{"type": "image", "url": "x"}])),
             (
                 "messages[0].content[0]",
-                {"type": "image"},
+                {"type": "image", "url": "x"},
                 "messages[0].content[0] is not a text part",
-                'here only parts {"type": "text", "text": ...} can be read',
+                PART,
             ),
         ),
         (
@@ -312,24 +330,29 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "type"]), inner),
     max_leaves=8,
 )
-keys = st.sampled_from(["instruction", "input", "output", "history", "system", "messages", "tools"])
+keys = st.sampled_from(
+    ["instruction", "input", "output", "history", "system", "messages", "tools", "conversations", "text", "images"]
+    + ["prompt", "completion", "chosen", "rejected", "kto_tag"]
+)
 turn = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool", "system", "x"]) | json_values, "content": json_values},
     optional={"train": json_values, "tool_calls": json_values, "reasoning": json_values},
 )
 
 
-@given(st.dictionaries(keys, json_values | st.lists(turn, max_size=4)))
-def test_any_row_is_a_sample_or_a_row_error(row: dict[str, Any]) -> None:
+@given(st.dictionaries(keys, json_values | st.lists(turn, max_size=4)), st.sampled_from(list(ROLES_OF)))
+def test_any_row_is_a_sample_or_a_row_error(row: dict[str, Any], kind: str) -> None:
     for format_ in FORMATS:
         error, roles = None, []
         try:
-            sample = read(format_, row)
+            sample = read(format_, row, kind=kind)
         except RowError as caught:
             error = caught
         else:
-            assert all(isinstance(message.content, str) for message in sample.messages)
-            roles = [message.role for message in sample.messages]
+            chat = {Preference: lambda: sample.prompt, Feedback: lambda: sample.chat}.get(type(sample), lambda: sample)()
+            messages = chat.messages if isinstance(chat, Chat) else ()
+            assert all(isinstance(message.content, str) for message in messages)
+            roles = [message.role for message in messages]
         assert error is None or (error.reason and error.field and error.cure)
         assert "system" not in roles[1:]
         assert not any(left == right == "user" for left, right in pairwise(roles))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ft_plugins.formats.completion import Completion
 from ft_plugins.formats.instruction import Instruction
-from ft_plugins.formats.messages import Conversation, messages
+from ft_plugins.formats.messages import messages
+from ft_plugins.formats.raw_text import RawText
+from ft_plugins.formats.sharegpt import sharegpt
 from ftcore import hookimpl
 from ftcore.components import DatasetFormat
 
-__all__ = ["Conversation", "Instruction"]
-
-FORMATS: tuple[DatasetFormat, ...] = (Instruction(), messages)
+FORMATS: tuple[DatasetFormat, ...] = (Instruction(), messages, sharegpt, Completion(), RawText())
 
 
 @hookimpl

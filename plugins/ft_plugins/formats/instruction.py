@@ -1,4 +1,4 @@
-"""instruction, input, output: one question and its answer (the Alpaca format)."""
+"""instruction, input, output: one question and its answer (the Alpaca format), with the turns before it in history."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ft_plugins.formats.fields import items, optional_text, required, text
+from ft_plugins.formats.answers import BESIDE, answer_text, feedback, media, preference
+from ft_plugins.formats.fields import items, optional_text, text
+from ft_plugins.formats.tools import tools
+from ft_plugins.formats.turns import OPENAI
 from ftcore.components import DatasetFormat
 from ftcore.errors import RowError
-from ftcore.samples import Chat, Message
+from ftcore.samples import Chat, Message, Sample
 
 _COLUMNS = {
     "prompt": "instruction",
@@ -17,6 +20,8 @@ _COLUMNS = {
     "response": "output",
     "system": "system",
     "history": "history",
+    "tools": "tools",
+    **BESIDE,
 }
 
 
@@ -30,16 +35,26 @@ class Instruction(DatasetFormat):
     name: str = "instruction"
     summary: str = "instruction, input, output; with optional system and history"
     aliases: tuple[str, ...] = ("alpaca",)
+    default: bool = True
     columns: Mapping[str, str] = field(default_factory=lambda: dict(_COLUMNS))
+    samples: tuple[str, ...] = ("Chat", "Preference", "Feedback")
 
     def matches(self, columns: frozenset[str]) -> bool:
-        """An output, and instruction or input beside it."""
-        return "output" in columns and bool(columns & {"instruction", "input"}) and not columns & {"messages"}
+        """An instruction; or an input with what comes before or after it."""
+        asked = "instruction" in columns or ("input" in columns and columns & {"output", "chosen", "history"})
+        return bool(asked) and not columns & {"messages", "conversations"}
 
-    def read(self, row: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> Chat:
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> Sample:
         """The row as a conversation; every answer in it is the assistant's."""
-        messages = [Message(role, content) for role, content in self._turns(row, columns)]
-        return Chat(messages=tuple(messages))
+        messages = tuple(Message(role, content) for role, content in self._turns(row, columns))
+        prompt = Chat(messages, tools(row, columns["tools"]), **media(row, columns, messages))
+        if "chosen" in columns:
+            return preference(prompt, row, columns, OPENAI)
+        if "response" not in columns:
+            return prompt
+        answer = Message("assistant", answer_text(row, columns["response"]))
+        chat = Chat((*messages, answer), prompt.tools, prompt.images, prompt.videos)
+        return feedback(chat, row, columns) if "kto_tag" in columns else chat
 
     def _turns(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[tuple[Any, str]]:
         if system := optional_text(row, columns["system"]):
@@ -48,23 +63,14 @@ class Instruction(DatasetFormat):
             yield "user", question
             yield "assistant", answer
         yield "user", _question(row, columns["prompt"], columns["query"])
-        yield "assistant", _answer(row, columns["response"])
 
 
 def _question(row: Mapping[str, Any], prompt: str, query: str) -> str:
     parts = [part for part in (optional_text(row, prompt), optional_text(row, query)) if part]
     if not parts:
-        reason = f"{prompt} and {query} are both missing or empty"
+        reason = f"{prompt} and {query} are both missing or empty" if query else f"{prompt} is missing or empty"
         raise RowError(reason, field=prompt, value=row.get(prompt), cure=f"write the question in {prompt}")
     return "\n".join(parts)
-
-
-def _answer(row: Mapping[str, Any], column: str) -> str:
-    cure = f"write the answer in {column}, or remove the row"
-    answer = text(required(row, column, cure), column)
-    if not answer.strip():
-        raise RowError(f"{column} is empty: there is nothing to learn", field=column, value=answer, cure=cure)
-    return answer
 
 
 def _pairs(history: object, column: str) -> Iterator[tuple[str, str]]:

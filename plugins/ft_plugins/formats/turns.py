@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ft_plugins.formats.fields import items, kind_of, parsed, text
+from ftcore.data.media import PLACEHOLDERS
 from ftcore.errors import RowError
 from ftcore.samples import Message, Role
 
@@ -17,7 +18,18 @@ _FOLLOWS: dict[str, tuple[Role, ...]] = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
+OPENAI = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
+    "observation_tag": "tool",
+    "function_tag": "function_call",
+}
+"""Keys and roles as OpenAI's messages have them."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_MEDIA = {column.removesuffix("s"): placeholder for column, placeholder in PLACEHOLDERS.items()}
 _WEIGHTS = ("train", "loss", "weight")
 
 
@@ -107,9 +119,14 @@ def _content(content: object, field: str, *, may_be_null: bool) -> str:
 
 
 def _part(part: object, field: str) -> str:
-    if isinstance(part, Mapping) and part.get("type") == "text":
-        return text(part.get("text"), f"{field}.text")
-    cure = 'here only parts {"type": "text", "text": ...} can be read'
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        if kind == "text":
+            return text(part.get("text"), f"{field}.text")
+        # TRL's way of images: the part says where, the column has the file. Arrow fills other keys with nulls.
+        if kind in _MEDIA and not any(value for key, value in part.items() if key != "type"):
+            return _MEDIA[kind]
+    cure = 'here only {"type": "text", "text": ...} can be read, and {"type": "image"} with the file in images'
     raise RowError(f"{field} is not a text part", field=field, value=part, cure=cure)
 
 

@@ -1,0 +1,132 @@
+"""What stands beside a prompt: its answer, two answers of which one is preferred, a mark; and media."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ft_plugins.formats.fields import items, kind_of, required, text
+from ft_plugins.formats.turns import check_turns, read_turn
+from ftcore.data.media import PLACEHOLDERS
+from ftcore.errors import RowError
+from ftcore.samples import Chat, Feedback, Message, Preference
+
+BESIDE = {
+    "images": "images",
+    "videos": "videos",
+    "audios": "audios",
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "kto_tag": "kto_tag",
+}
+"""Roles that every format of prompts has."""
+
+Row = Mapping[str, Any]
+Names = Mapping[str, str]
+
+
+def preference(prompt: Chat, row: Row, columns: Names, tags: Names) -> Preference:
+    """The prompt with the answers in ``chosen`` and ``rejected``.
+
+    An answer is a text, a turn, a list of one turn, or the whole conversation, which then begins with the prompt; a
+    prompt without turns is taken from there.
+
+    Raises:
+        RowError: an answer is missing or empty, or the conversations do not begin alike.
+    """
+    turns, found = prompt.messages, []
+    for role in ("chosen", "rejected"):
+        column = columns[role]
+        before, answer = _answer(required(row, column, f"write the answer in {column}"), column, tags)
+        if before and turns and before != turns:
+            other = columns["chosen"] if role == "rejected" and not prompt.messages else "the prompt"
+            cure = "both answers belong to one prompt: the turns before the last one must be the same"
+            raise RowError(f"{column} does not begin as {other} does", field=column, value=len(before), cure=cure)
+        turns = turns or before
+        found.append(answer)
+    if not turns or turns[-1].role not in ("user", "tool"):
+        reason = f"the prompt ends with {turns[-1].role!r}" if turns else "the row has no prompt"
+        cure = f"it must end with what {columns['chosen']} and {columns['rejected']} answer"
+        raise RowError(reason, field="the prompt", cure=cure)
+    return Preference(Chat(turns, prompt.tools, prompt.images, prompt.videos), *found)
+
+
+def feedback(chat: Chat, row: Row, columns: Names) -> Feedback:
+    """The conversation with the mark of its last answer.
+
+    Raises:
+        RowError: the mark is missing or not a boolean.
+    """
+    column = columns["kto_tag"]
+    value = required(row, column, "write true for a good answer and false for a bad one")
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):  # CSV knows no booleans
+        value = value.strip().lower() == "true"
+    if not isinstance(value, bool):
+        cure = "write true for a good answer and false for a bad one"
+        raise RowError(f"{column} is {kind_of(value)}, not a boolean", field=column, value=value, cure=cure)
+    return Feedback(chat, value)
+
+
+def answer_text(row: Row, column: str) -> str:
+    """The text of the answer in a column of its own.
+
+    Raises:
+        RowError: it is missing, not a text, or empty.
+    """
+    cure = f"write the answer in {column}, or remove the row"
+    found = text(required(row, column, cure), column)
+    if not found.strip():
+        raise RowError(f"{column} is empty: there is nothing to learn", field=column, value=found, cure=cure)
+    return found
+
+
+def media(row: Row, columns: Names, messages: Sequence[Message]) -> dict[str, tuple[str, ...]]:
+    """The row's ``images`` and ``videos``, as `Chat` takes them.
+
+    Raises:
+        RowError: they are not paths, a list that is empty has placeholders, or there are audios.
+    """
+    audios = row.get(columns["audios"])
+    if audios:
+        cure = "audio is not read; remove the rows that have it"
+        raise RowError(f"the row has {columns['audios']}", field=columns["audios"], value=audios, cure=cure)
+    found = {}
+    for role, placeholder in PLACEHOLDERS.items():
+        column = columns[role]
+        value = row.get(column)
+        if value is None or value == "":
+            continue
+        paths = [value] if isinstance(value, str) else items(value, column)
+        found[role] = tuple(text(path, f"{column}[{number}]") for number, path in enumerate(paths))
+        if not paths and any(placeholder in message.content for message in messages):
+            cure = "add the file, or remove the placeholder"
+            raise RowError(f"{column} is empty, and the messages have {placeholder}", field=column, cure=cure)
+    return found
+
+
+def _answer(value: object, column: str, tags: Names) -> tuple[tuple[Message, ...], Message]:
+    """The turns before the answer, where the column holds the whole conversation, and the answer."""
+    if isinstance(value, str):
+        return (), Message("assistant", _not_empty(value, column))
+    if isinstance(value, Mapping):
+        return (), _of_assistant(read_turn(value, column, tags), column)
+    turns = [read_turn(turn, f"{column}[{number}]", tags) for number, turn in enumerate(items(value, column))]
+    if len(turns) > 1:
+        check_turns(turns, column, tags)
+    if not turns:
+        raise RowError(f"{column} has no turns", field=column, value=0, cure="write the answer")
+    return tuple(turns[:-1]), _of_assistant(turns[-1], column)
+
+
+def _of_assistant(message: Message, column: str) -> Message:
+    if message.role == "assistant":
+        return message
+    cure = "its last turn must be the assistant's"
+    raise RowError(f"{column} ends with {message.role!r}", field=column, value=message.role, cure=cure)
+
+
+def _not_empty(value: str, column: str) -> str:
+    if value.strip():
+        return value
+    cure = "write the answer, or remove the row"
+    raise RowError(f"{column} is empty: there is nothing to learn", field=column, value=value, cure=cure)

@@ -1,0 +1,44 @@
+"""Conversations as lists of turns; which keys hold role and text, and what the roles are called, is data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ft_plugins.formats.answers import BESIDE, feedback, media, preference
+from ft_plugins.formats.fields import items, optional_text, required
+from ft_plugins.formats.tools import tools
+from ft_plugins.formats.turns import check_turns, read_turn
+from ftcore.components import DatasetFormat
+from ftcore.samples import Chat, Message, Sample
+
+COLUMNS = {"system": "system", "tools": "tools", **BESIDE}
+"""What may stand beside the column of turns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation(DatasetFormat):
+    """A column with a list of turns, beside it optionally ``system`` and ``tools``.
+
+    A turn's own ``train``, ``loss`` or ``weight`` is its weight in the loss: false or 0 leaves it out.
+    """
+
+    samples: tuple[str, ...] = ("Chat", "Preference", "Feedback")
+
+    def matches(self, columns: frozenset[str]) -> bool:
+        """The column of turns is there."""
+        return self.columns["messages"] in columns
+
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> Sample:
+        """The row as a conversation, user and assistant strictly in turn."""
+        column = columns["messages"]
+        turns = items(required(row, column, f"write the conversation in {column}"), column)
+        messages = [read_turn(turn, f"{column}[{number}]", tags) for number, turn in enumerate(turns)]
+        check_turns(messages, column, tags)
+        if (system := optional_text(row, columns["system"])) and messages[0].role != "system":
+            messages.insert(0, Message("system", system))
+        chat = Chat(tuple(messages), tools(row, columns["tools"]), **media(row, columns, messages))
+        if "chosen" in columns:
+            return preference(chat, row, columns, tags)
+        return feedback(chat, row, columns) if "kto_tag" in columns else chat

@@ -1,0 +1,35 @@
+"""text: raw text, for pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ft_plugins.formats.fields import required, text
+from ftcore.components import DatasetFormat
+from ftcore.errors import RowError
+from ftcore.samples import Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawText(DatasetFormat):
+    """``{"text": ...}``: a row is a document."""
+
+    name: str = "text"
+    summary: str = "text: one document a row, for pretraining"
+    columns: Mapping[str, str] = field(default_factory=lambda: {"prompt": "text"})
+    samples: tuple[str, ...] = ("Text",)
+
+    def matches(self, columns: frozenset[str]) -> bool:
+        """The column of text is there."""
+        return "text" in columns
+
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> Text:
+        """The row's document, with all its blanks and line breaks."""
+        column = columns["prompt"]
+        cure = f"write the text in {column}, or remove the row"
+        found = text(required(row, column, cure), column)
+        if not found.strip():
+            raise RowError(f"{column} is empty: there is nothing to learn", field=column, value=found, cure=cure)
+        return Text(found)

@@ -1,0 +1,29 @@
+"""Tools that a row offers to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ft_plugins.formats.fields import items, kind_of, parsed
+from ftcore.errors import RowError
+
+
+def tools(row: Mapping[str, Any], column: str) -> tuple[Mapping[str, Any], ...]:
+    """The tools in OpenAI's shape; bare functions, and JSON in a text, are taken too.
+
+    Raises:
+        RowError: the column holds something else.
+    """
+    value = row.get(column)
+    if not value or (isinstance(value, str) and not value.strip()):
+        return ()
+    found = []
+    for number, tool in enumerate(items(parsed(value, column), column)):
+        place = f"{column}[{number}]"
+        tool = parsed(tool, place)
+        if not isinstance(tool, Mapping) or not ("function" in tool or "name" in tool):
+            cure = 'write {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
+            raise RowError(f"{place} is {kind_of(tool)} that describes no function", field=place, value=tool, cure=cure)
+        found.append(tool if "function" in tool else {"type": "function", "function": tool})
+    return tuple(found)
