@@ -59,8 +59,8 @@ def command(
         if not text:
             raise UsageError("there is no prompt; write --prompt, --input, or pipe one in")
         rows, prompts = [{"prompt": text}], [text_prompt(text, system)]
-    if output and output.exists() and not overwrite:
-        raise UsageError(Problem(f"{output} exists", "--output", "write another name, or --overwrite"))
+    if output:
+        _check_output(output, overwrite)
     target = words.find()
     default = target.plan.training.seed if seed is None else seed
     prompts = [_seeded(prompt, default) for prompt in prompts]
@@ -107,6 +107,13 @@ def _seeded(prompt: Prompt, seed: int) -> Prompt:
     from dataclasses import replace
 
     return prompt if prompt.seed is not None else replace(prompt, seed=seed)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise UsageError(Problem(f"{output} exists", "--output", "write another name, or --overwrite"))
+    if not output.parent.is_dir():
+        raise UsageError(Problem(f"there is no folder {output.parent}", "--output"))
 
 
 def _opened(output: Path | None) -> Any:

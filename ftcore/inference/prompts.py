@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.errors import Problem, UsageError
+from ftcore.groups import GenerationOptions
 from ftcore.inference import Prompt
+from ftcore.inference.overriding import override
 from ftcore.samples import ROLES, Message
-
-FIELDS = ("prompt", "messages", "system", "tools", "settings", "seed")
 
 
 def text_prompt(text: str, system: str | None = None) -> Prompt:
@@ -64,19 +64,22 @@ def _prompt(row: Any, system: str | None) -> Prompt:
     if ("prompt" in row) == ("messages" in row):
         raise _BadRowError("a row needs either prompt or messages")
     given = row.get("system", system)
-    settings, seed, tools = row.get("settings"), row.get("seed"), row.get("tools") or []
+    settings, seed, tools = row.get("settings"), row.get("seed"), row.get("tools")
     for name, value, kind in (("system", given, str), ("settings", settings, dict), ("seed", seed, int)):
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise _BadRowError(f"{name} must be {kind.__name__}, not {value!r:.60}")
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise _BadRowError("tools must be a list of objects")
+    tools = _objects(tools, "tools")
+    try:
+        override(GenerationOptions(), settings)
+    except UsageError as error:
+        raise _BadRowError("settings: " + "; ".join(map(str, error.problems))) from error
     if "prompt" in row:
         if not isinstance(row["prompt"], str):
             raise _BadRowError(f"prompt must be str, not {row['prompt']!r:.60}")
         messages = text_prompt(row["prompt"], given).messages
     else:
         messages = _messages(row["messages"], given)
-    return Prompt(messages, tuple(tools), settings, seed)
+    return Prompt(messages, tools, settings, seed)
 
 
 def _messages(found: Any, system: str | None) -> tuple[Message, ...]:
@@ -86,14 +89,22 @@ def _messages(found: Any, system: str | None) -> tuple[Message, ...]:
     for place, turn in enumerate(found):
         if not isinstance(turn, dict) or turn.get("role") not in ROLES:
             raise _BadRowError(f"messages[{place}].role must be one of {', '.join(ROLES)}")
-        content, calls = turn.get("content") or "", turn.get("tool_calls") or []
+        content = "" if turn.get("content") is None else turn["content"]
         if not isinstance(content, str):
             raise _BadRowError(f"messages[{place}].content must be str, not {content!r:.60}")
-        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-            raise _BadRowError(f"messages[{place}].tool_calls must be a list of objects")
-        messages.append(Message(turn["role"], content, turn.get("reasoning_content"), tuple(calls)))
+        calls = _objects(turn.get("tool_calls"), f"messages[{place}].tool_calls")
+        messages.append(Message(turn["role"], content, turn.get("reasoning_content"), calls))
     if messages[-1].role == "assistant":
         raise _BadRowError("the last turn is the assistant's: there is nothing to answer")
     if system is not None and messages[0].role != "system":
         messages.insert(0, Message("system", system))
     return tuple(messages)
+
+
+def _objects(found: Any, name: str) -> tuple[dict[str, Any], ...]:
+    """A list of objects, or none."""
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise _BadRowError(f"{name} must be a list of objects")
+    return tuple(found)

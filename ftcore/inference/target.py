@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftcore.config import read_settings
 from ftcore.errors import Problem, UsageError
 from ftcore.inference.manifest import Trained, base_of, check_template, read_trained
+from ftcore.locate import HUB_ID
 from ftcore.planning import make_plan
 
 if TYPE_CHECKING:
@@ -118,11 +119,17 @@ def _from_training(trained: Trained | None, names: Mapping[str, Any]) -> dict[st
     if "model_name_or_path" in names:
         known = {name: value for name, value in known.items() if name not in ("model_name_or_path", "model_revision")}
     elif adapters and "model_name_or_path" not in known:
-        known |= base_of(Path(adapters[-1]))
-        if "model_name_or_path" not in known:
-            hint = "add --model"
-            raise UsageError(Problem(f"adapter {adapters[-1]} does not say which model it belongs to", hint=hint))
+        known |= _base(adapters[-1])
     return known
+
+
+def _base(adapter: str) -> Mapping[str, Any]:
+    folder = Path(adapter).expanduser()
+    if not folder.is_dir() and not HUB_ID.fullmatch(adapter):
+        raise UsageError(Problem(f"there is no adapter {adapter!r}", hint="write a folder or a hub id"))
+    if base := base_of(folder):
+        return base
+    raise UsageError(Problem(f"adapter {adapter} does not say here which model it belongs to", hint="add --model"))
 
 
 def _left_by(plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore import hardware
@@ -42,7 +44,6 @@ def load_adapted(plan: Plan) -> PreTrainedModel:
         UsageError: when the model or an adapter cannot be loaded.
     """
     import torch
-    from peft import PeftModel
 
     from ft_plugins.methods.lora import adapter_folder
 
@@ -51,15 +52,20 @@ def load_adapted(plan: Plan) -> PreTrainedModel:
     model = plan.plugins.hook.ft_load_model(plan=plan, kwargs=kwargs)
     names = plan.model.adapter_name_or_path
     for number, name in enumerate(names, start=1):
-        model = _with_adapter(PeftModel, model, adapter_folder(plan, name), plan, name)
+        model = _with_adapter(model, adapter_folder(plan, name), plan, name)
         if number < len(names) or dtype == torch.float32:
             model = model.merge_and_unload()
     return model.eval()
 
 
-def _with_adapter(peft_model: Any, model: Any, folder: Any, plan: Plan, name: str) -> Any:
+def _with_adapter(model: Any, folder: Path, plan: Plan, name: str) -> Any:
+    from peft import PeftModel
+
     try:
-        return peft_model.from_pretrained(model, str(folder))
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 by the old name
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            return PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError) as error:
         reason = f"adapter {name} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Generation options of one prompt: the plan's, under those of the prompt."""
+"""From the options of one prompt to what transformers reads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftcore.config import from_mapping
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import UsageError
 from ftcore.groups import GenerationOptions
-from ftcore.options import bind
+from ftcore.inference.overriding import override
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -32,15 +31,9 @@ class Settings:
     @classmethod
     def of(cls, plan: Plan, overrides: Mapping[str, Any] | None) -> Settings:
         """Raises UsageError naming every setting that is unknown or out of range."""
-        overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
-        unknown = sorted(overrides.keys() - GenerationOptions.model_fields.keys())
-        problems = [Problem(f"unknown generation setting {name!r}", hint=_known()) for name in unknown]
-        values = {**plan.generation.model_dump(), **{k: v for k, v in overrides.items() if k not in unknown}}
-        options, wrong = bind("generation", GenerationOptions, from_mapping(values, ""))
-        if options is None or problems:
-            raise UsageError([*problems, *wrong])
-        assert isinstance(options, GenerationOptions)
-        return cls(options, _total(plan, options, overrides.keys()))
+        options = override(plan.generation, overrides)
+        said = {name for name, value in (overrides or {}).items() if value is not None}
+        return cls(options, _total(plan, options, said))
 
     @property
     def samples(self) -> bool:
@@ -90,7 +83,3 @@ def _total(plan: Plan, options: GenerationOptions, overridden: Collection[str]) 
     if "max_length" in overridden and "max_new_tokens" not in overridden:
         said = False
     return None if said else options.max_length
-
-
-def _known() -> str:
-    return f"there are: {', '.join(GenerationOptions.model_fields)}"

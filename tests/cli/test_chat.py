@@ -1,0 +1,130 @@
+"""ft chat, piped: whole outputs, on a random model whose answers the engine's own tests hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftcore.cli.chat import HELP, command, turns
+from ftcore.inference import Prompt
+from ftcore.inference.answers import collect
+from ftcore.inference.target import find_target
+from ftcore.samples import Message
+
+GREEDY = ("do_sample=false", "max_new_tokens=8")
+CUT = " [max_new_tokens]"
+
+
+@pytest.fixture
+def chat(tiny_model_dir: Path) -> Callable[..., Result]:
+    """``chat("line", ...)``: what is printed for these lines."""
+
+    def run(*lines: str, words: tuple[str, ...] = GREEDY, status: int = 0) -> Result:
+        arguments = ["--model", str(tiny_model_dir), *words]
+        result = CliRunner().invoke(command, arguments, input="".join(f"{line}\n" for line in lines))
+        assert result.exit_code == status, result.output
+        assert result.exception is None
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def answer(tiny_model_dir: Path) -> Callable[..., str]:
+    """``answer("user", "assistant", ..., "user")``: what the model says then."""
+    generator = find_target(None, model=str(tiny_model_dir), overrides=GREEDY).load()
+
+    def run(*texts: str, system: str | None = None) -> str:
+        roles: tuple[Any, ...] = ("user", "assistant")
+        head = (Message("system", system),) if system is not None else ()
+        messages = (*head, *(Message(roles[place % 2], text) for place, text in enumerate(texts)))
+        return collect(generator.stream([Prompt(messages)]), 1)[0].text
+
+    return run
+
+
+def test_answers_see_what_was_said_before(chat: Any, answer: Any) -> None:
+    first = answer("hello")
+    second = answer("hello", first, "and?")
+    assert second != answer("and?")
+    result = chat("hello", "", "and?")
+    assert result.stdout == f"{first}\n{second}\n"
+    assert result.stderr == CUT * 2
+
+
+def test_lines_are_put_together(chat: Any, answer: Any) -> None:
+    text = "one\ntwo"
+    expected = f"{answer(text)}\n"
+    assert chat("one\\", "two").stdout == expected
+    assert chat('"""', "one", "two", '"""').stdout == expected
+
+
+def test_system_and_clear_begin_anew(chat: Any, answer: Any) -> None:
+    plain, brief = answer("hello"), answer("hello", system="be brief")
+    assert plain != brief
+    lines = ("hello", "/system be brief", "hello", "/clear", "hello", "/system", "hello")
+    assert chat(*lines).stdout == f"{plain}\n{brief}\n{brief}\n{plain}\n"
+    assert chat("hello", words=(*GREEDY, "--system", "be brief")).stdout == f"{brief}\n"
+
+
+def test_save_writes_a_row_of_the_messages_format_once(chat: Any, answer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    result = chat("/system be brief", "hello", f"/save {file}", f"/save {file}", "/save", f"/save {tmp_path}/no/x")
+    said = answer("hello", system="be brief")
+    assert json.loads(file.read_text()) == {
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": said},
+        ]
+    }
+    assert result.stderr == (
+        f"{CUT}written to {file}\n"
+        f"error: {file} exists; write another name\n"
+        "error: /save needs a file's name\n"
+        f"error: {tmp_path}/no/x cannot be written: No such file or directory\n"
+    )
+
+
+def test_exit_help_and_what_is_no_command(chat: Any) -> None:
+    result = chat("/help", "/bye", "/exit", "hello")
+    assert result.stdout == HELP + "\n"
+    assert result.stderr == "error: there is no command /bye; /help shows them\n"
+
+
+def test_a_turn_that_cannot_be_answered_is_not_kept(chat: Any, answer: Any) -> None:
+    result = chat("dog " * 600, "hello")
+    assert result.stdout == answer("hello") + "\n"
+    assert result.stderr.startswith("error: the prompt has ")
+    assert result.stderr.endswith(f" tokens, the model's longest sequence is 512\n{CUT}")
+
+
+def test_a_seed_repeats_the_talk(chat: Any) -> None:
+    words = ("temperature=1.5", "max_new_tokens=12", "--seed", "5")
+    once = chat("hello", "hello", words=words).stdout
+    assert chat("hello", "hello", words=words).stdout == once
+    assert chat("hello", "hello", words=(*words[:3], "6")).stdout != once
+
+
+def test_no_model_is_named() -> None:
+    from ftcore.errors import UsageError
+
+    result = CliRunner().invoke(command, ["top_k=3"])
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == "no model is named; write a training file, --model or --adapter"
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\\\r\n", exclude_categories=["Cs"]), max_size=8), min_size=1))
+def test_any_text_can_be_said(lines: list[str]) -> None:
+    continued = [*(line + "\\" for line in lines[:-1]), lines[-1]]
+    if lines[0].strip() != '"""' or len(lines) > 1:
+        assert list(turns(iter(continued))) == ["\n".join(lines)]
+    if all(line.strip() != '"""' for line in lines):
+        assert list(turns(iter(['"""', *lines, '"""', "next"]))) == ["\n".join(lines), "next"]

@@ -1,0 +1,171 @@
+"""ft generate: prompts from everywhere, answers to everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ftcore.cli.generate import command
+from ftcore.errors import UsageError
+from ftcore.inference import Prompt
+from ftcore.inference.answers import Answer, collect
+from ftcore.inference.target import find_target
+from ftcore.samples import Message
+
+GREEDY = ("do_sample=false", "max_new_tokens=8")
+
+
+@pytest.fixture
+def generate(tiny_model_dir: Path) -> Callable[..., Result]:
+    """``generate("--prompt", "hello", ...)``, with the tiny model."""
+
+    def run(*words: Any, text: str = "") -> Result:
+        arguments = ["--model", str(tiny_model_dir), *map(str, words)]
+        result = CliRunner().invoke(command, arguments, input=text)
+        if result.exception is not None:
+            raise result.exception
+        assert result.exit_code == 0
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def answer(tiny_model_dir: Path) -> Callable[..., Answer]:
+    """``answer("user's text")``."""
+    generator = find_target(None, model=str(tiny_model_dir), overrides=GREEDY).load()
+
+    def run(text: str, system: str | None = None, **settings: Any) -> Answer:
+        head = (Message("system", system),) if system is not None else ()
+        return collect(generator.stream([Prompt((*head, Message("user", text)), settings=settings)]), 1)[0]
+
+    return run
+
+
+def line(found: Answer, **row: Any) -> dict[str, Any]:
+    tokens = {"finish": found.finish, "prompt_tokens": found.prompt_tokens, "tokens": found.tokens}
+    return {**row, "answer": found.text, **tokens}
+
+
+def test_one_prompt_is_its_answer_alone(generate: Any, answer: Any) -> None:
+    assert generate("--prompt", "hello", *GREEDY).stdout == answer("hello").text + "\n"
+    assert generate(*GREEDY, text="hello\n").stdout == answer("hello").text + "\n"
+    brief = answer("hello", system="be brief").text
+    assert generate("--prompt", "hello", "--system", "be brief", *GREEDY).stdout == brief + "\n"
+
+
+def test_several_prompts_are_numbered(generate: Any, answer: Any) -> None:
+    result = generate("--prompt", "hello", "--prompt", "one two", *GREEDY)
+    assert result.stdout == f"── 1\n{answer('hello').text}\n── 2\n{answer('one two').text}\n"
+
+
+def test_json_lines(generate: Any, answer: Any) -> None:
+    lines = generate("--prompt", "hello", "--prompt", "one two", "--json", *GREEDY).stdout.splitlines()
+    assert [json.loads(text) for text in lines] == [
+        line(answer("hello"), prompt="hello"),
+        line(answer("one two"), prompt="one two"),
+    ]
+
+
+def test_a_file_of_prompts_in_a_file_of_answers(generate: Any, answer: Any, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"prompt": "dog " * 40, "id": 7},
+        {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "hello"}]},
+        {"prompt": "hello", "settings": {"max_new_tokens": 3}},
+        {"prompt": "hello", "system": "be brief"},
+    ]
+    source.write_text("\ufeff" + "\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    result = generate("--input", source, "--output", output, *GREEDY)
+    assert (result.stdout, result.stderr) == ("", f"4 answers written to {output}\n")
+    expected = [
+        answer("dog " * 40),
+        answer("hello", system="x"),
+        answer("hello", max_new_tokens=3),
+        answer("hello", system="be brief"),
+    ]
+    written = [json.loads(text) for text in output.read_text(encoding="utf-8").splitlines()]
+    assert written == [line(found, **row) for found, row in zip(expected, rows, strict=True)]
+
+    with pytest.raises(UsageError) as error:
+        generate("--input", source, "--output", output, *GREEDY)
+    assert str(error.value) == f"--output: {output} exists; write another name, or --overwrite"
+    generate("--prompt", "hello", "--output", output, "--overwrite", *GREEDY)
+    assert json.loads(output.read_text(encoding="utf-8")) == line(answer("hello"), prompt="hello")
+
+
+def test_sampling_repeats(generate: Any) -> None:
+    words = ("--prompt", "hello", "--prompt", "hello", "temperature=1.5", "max_new_tokens=12")
+    once = generate(*words).stdout
+    assert generate(*words).stdout == once
+    assert generate(*words, "--seed", 43).stdout != once
+    assert generate(*words, "seed=43").stdout == generate(*words, "--seed", 43).stdout
+
+
+BAD = [
+    ("{", "not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    ("[]", 'a line must be an object, such as {"prompt": "..."}'),
+    ("{}", "a row needs either prompt or messages"),
+    ('{"prompt": 3}', "prompt must be str, not 3"),
+    ('{"prompt": "a", "seed": true}', "seed must be int, not True"),
+    ('{"prompt": "a", "settings": []}', "settings must be dict, not []"),
+    (
+        '{"prompt": "a", "settings": {"top_p": 2, "x": 1, "y": null}}',
+        "settings: unknown generation setting 'x'; there are: do_sample, temperature, top_p, top_k, num_beams, "
+        "max_length, max_new_tokens, repetition_penalty, length_penalty, skip_special_tokens; "
+        "top_p: input should be less than or equal to 1, found 2",
+    ),
+    ('{"prompt": "a", "tools": {}}', "tools must be a list of objects"),
+    ('{"messages": []}', "messages must be a list of turns"),
+    ('{"messages": [{"role": "human"}]}', "messages[0].role must be one of system, user, assistant, tool"),
+    ('{"messages": [{"role": "user", "content": 3}]}', "messages[0].content must be str, not 3"),
+    (
+        '{"messages": [{"role": "assistant", "tool_calls": {}}]}',
+        "messages[0].tool_calls must be a list of objects",
+    ),
+    (
+        '{"messages": [{"role": "assistant", "content": "x"}]}',
+        "the last turn is the assistant's: there is nothing to answer",
+    ),
+]
+
+
+def test_every_bad_line_is_told(generate: Any, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(text for text, _ in BAD))
+    with pytest.raises(UsageError) as error:
+        generate("--input", source)
+    expected = [f"{source}:{number}: {message}" for number, (_, message) in enumerate(BAD, start=1)]
+    assert str(error.value).splitlines() == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\n", "{}: there is no prompt in it"), (b"\xff", "{}: byte 0 is not UTF-8; save the file as UTF-8")],
+)
+def test_no_prompts(generate: Any, tmp_path: Path, content: bytes, message: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        generate("--input", source)
+    assert str(error.value) == message.format(source)
+
+
+def test_what_cannot_be(generate: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        generate(text="")
+    assert str(error.value) == "there is no prompt; write --prompt, --input, or pipe one in"
+    with pytest.raises(UsageError) as error:
+        generate("--input", tmp_path / "none")
+    assert str(error.value) == f"--input: {tmp_path}/none cannot be read: No such file or directory"
+    with pytest.raises(UsageError) as error:
+        generate("--prompt", "x", "--output", tmp_path / "no" / "out")
+    assert str(error.value) == f"--output: there is no folder {tmp_path}/no"
+    with pytest.raises(UsageError) as error:
+        generate("--prompt", "x", "top_p=2", "do_sampel=1")
+    assert len(str(error.value).splitlines()) == 2
