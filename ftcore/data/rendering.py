@@ -7,16 +7,14 @@ with: training, inference and the exported tokenizer cannot drift apart.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from ftcore.components import ChatTemplate
+from ftcore.data.jinja import Compiled
+from ftcore.data.layouts import Layouts
 from ftcore.data.marks import Conversation, Marks, control_tokens, strings
 from ftcore.errors import Problem, RowError, UsageError
 from ftcore.samples import Chat, Message
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ftcore.plan import Plan
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +82,11 @@ class Renderer:
     ) -> None:
         self.tokenizer, self.stop, self.default_system = tokenizer, tuple(stop), default_system
         self.source = source if default_system is None else _with_default_system(source, default_system)
-        self._marked = bool(_GENERATION.search(source))
-        self._variables = dict(tokenizer.special_tokens_map)
+        variables = dict(tokenizer.special_tokens_map)
         if enable_thinking is not None:
-            self._variables["enable_thinking"] = enable_thinking
+            variables["enable_thinking"] = enable_thinking
+        self._template = Compiled(self.source, variables)
+        self._layouts = Layouts()
         self._controls_read, self._controls_said = control_tokens(tokenizer, source)
         if self.stop and _token_id(tokenizer, self.stop[0]) is None:
             raise UsageError(_no_stop(self.stop[0]))
@@ -120,6 +117,17 @@ class Renderer:
         """Tokens that end the model's turn: those of the template, and the tokenizer's end-of-sequence token."""
         known = [_token_id(self.tokenizer, stop) for stop in self.stop or self._found_stop()]
         return tuple(dict.fromkeys(token for token in (*known, self.tokenizer.eos_token_id) if token is not None))
+
+    @cached_property
+    def borders(self) -> tuple[str, str]:
+        """What stands before and after a document; empty where the tokenizer has no such token."""
+        tokenizer = self.tokenizer
+        writes_bos = tokenizer.bos_token and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        return (tokenizer.bos_token if writes_bos else ""), tokenizer.eos_token or ""
+
+    def controls_in(self, text: str) -> list[tuple[int, int]]:
+        """Where the tokenizer's special tokens stand in a text, ``(start, end)``."""
+        return [found.span() for found in self._controls_said.finditer(text)]
 
     def render(self, chat: Chat) -> Rendered:
         """A whole conversation.
@@ -152,22 +160,51 @@ class Renderer:
         messages = self._with_system(given)
         self._check(messages, tools)
         conversation = [message.as_dict() for message in messages]
+        if self._has_controls(conversation, tools):
+            return self._render_controls(messages, conversation, tools, prompt=prompt)
+        text, generated = self._template.write(conversation, tools, prompt=prompt)
+        said = () if prompt else self._said(conversation, tools, text, generated)
+        bodies = ["" if message.role == "assistant" else message.content for message in messages]
+        read = self._layouts.find(text, [(span.start, span.end) for span in said], bodies)
+        if read is None:
+            read = self._places(Marks(conversation, tools), conversation, tools, text, prompt=prompt)
+            self._layouts.learn(text, [(span.start, span.end) for span in said], bodies, read)
+        _check_text(text)
+        return Rendered(text, messages, tuple(said), tuple(Span(*place) for place in read))
+
+    def _render_controls(
+        self,
+        messages: tuple[Message, ...],
+        conversation: Conversation,
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        prompt: bool,
+    ) -> Rendered:
+        """A conversation in which people wrote control tokens."""
         marks = Marks(conversation, tools)
-        literal = self._has_controls(conversation, tools)
-        if literal:
-            conversation, tools = self._mark_controls(marks, conversation, tools)
-        text, said = self._write(conversation, tools, prompt=prompt)
-        placed, _ = self._write(marks.places(conversation), tools, prompt=prompt)
-        clean, places = marks.find_places(placed)
-        read = [Span(*place) for place in places] if clean == text else []
-        spans = () if prompt else self._said(conversation, tools, text, said)
-        if not literal:
-            _check_text(text)
-            return Rendered(text, messages, tuple(spans), tuple(read))
+        conversation, tools = self._mark_controls(marks, conversation, tools)
+        text, generated = self._template.write(conversation, tools, prompt=prompt)
+        places = self._places(marks, conversation, tools, text, prompt=prompt)
+        spans = () if prompt else self._said(conversation, tools, text, generated)
         text, controls, at = marks.find_controls(text)
         _check_text(text)
-        spans, read = ([Span(at(s.start), at(s.end), s.message) for s in found] for found in (spans, read))
-        return Rendered(text, messages, tuple(spans), tuple(read), tuple(controls))
+        said = tuple(Span(at(span.start), at(span.end), span.message) for span in spans)
+        read = tuple(Span(at(start), at(end), message) for start, end, message in places)
+        return Rendered(text, messages, said, read, tuple(controls))
+
+    def _places(
+        self,
+        marks: Marks,
+        conversation: Conversation,
+        tools: Sequence[Mapping[str, Any]],
+        text: str,
+        *,
+        prompt: bool,
+    ) -> list[tuple[int, int, int]]:
+        """``(start, end, message)`` of what the model reads; empty where marks change what the template writes."""
+        placed, _ = self._template.write(marks.places(conversation), tools, prompt=prompt)
+        clean, places = marks.find_places(placed)
+        return places if clean == text else []
 
     def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         # The source would add it as well; as a message of its own it is counted as what it is.
@@ -177,22 +214,25 @@ class Renderer:
 
     def _check(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
         """What the template would leave out without a word."""
-        there = {
-            "tools": bool(tools),
-            "tool_calls": any(message.tool_calls for message in messages),
-            "reasoning_content": any(message.reasoning for message in messages),
-        }
-        for name, used in there.items():
-            if used and name not in self.source:
+        there = {"tools"} if tools else set()
+        for message in messages:
+            if message.tool_calls:
+                there.add("tool_calls")
+            if message.reasoning:
+                there.add("reasoning_content")
+        for name in sorted(there):
+            if name not in self.source:
                 cure = "choose a template that has them, or remove them from the row"
                 raise RowError(f"the chat template does not write {name}", field=name, cure=cure)
 
     def _has_controls(self, conversation: Conversation, tools: Sequence[Mapping[str, Any]]) -> bool:
-        said = [message for message in conversation if message["role"] == "assistant"]
-        read = [message for message in conversation if message["role"] != "assistant"]
-        return any(map(self._controls_said.search, strings(said))) or any(
-            map(self._controls_read.search, strings([read, list(tools)]))
-        )
+        for message in conversation:
+            tokens = self._controls_said if message["role"] == "assistant" else self._controls_read
+            # Most messages have nothing but a role and a content: 3 us less than walking through them.
+            texts = [message["content"]] if len(message) == 2 else strings(message)
+            if any(map(tokens.search, texts)):
+                return True
+        return any(map(self._controls_read.search, strings(list(tools))))
 
     def _mark_controls(
         self, marks: Marks, conversation: Conversation, tools: Sequence[Mapping[str, Any]]
@@ -203,24 +243,6 @@ class Renderer:
         ]
         return marked, marks.controls(list(tools), self._controls_read)
 
-    def _write(
-        self, conversation: Conversation, tools: Sequence[Mapping[str, Any]], *, prompt: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """Text, and the spans inside ``{% generation %}``."""
-        try:
-            texts, spans = render_jinja_template(
-                conversations=[conversation],
-                tools=list(tools) or None,
-                chat_template=self.source,
-                return_assistant_tokens_mask=self._marked,
-                add_generation_prompt=prompt,
-                **self._variables,
-            )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            reason = f"the chat template refuses the conversation: {error}"
-            raise RowError(reason, cure="change the row, or choose another template") from error
-        return texts[0], [span for span in spans[0] if span[1] > span[0]] if spans else []
-
     def _said(
         self,
         conversation: Conversation,
@@ -229,7 +251,7 @@ class Renderer:
         generated: Sequence[tuple[int, int]],
     ) -> Sequence[Span]:
         numbers = [number for number, message in enumerate(conversation) if message["role"] == "assistant"]
-        if not self._marked:
+        if not self._template.marked:
             return self._said_by_prefixes(conversation, tools, text, numbers)
         if len(generated) != len(numbers):
             reason = f"the chat template marks {len(generated)} generations for {len(numbers)} assistant turns"
@@ -241,8 +263,8 @@ class Renderer:
     ) -> Sequence[Span]:
         spans = []
         for number in numbers:
-            before, _ = self._write(conversation[:number], tools, prompt=True)
-            after, _ = self._write(conversation[: number + 1], tools)
+            before, _ = self._template.write(conversation[:number], tools, prompt=True)
+            after, _ = self._template.write(conversation[: number + 1], tools)
             if not (text.startswith(before) and text.startswith(after) and after.startswith(before)):
                 raise RowError(
                     f"cannot tell what the model says in turn {number + 1}: the tokenizer's chat template writes a"
@@ -280,7 +302,7 @@ def _with_default_system(source: str, system: str) -> str:
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
-    return tokenizer.get_vocab().get(token)
+    return tokenizer.backend_tokenizer.token_to_id(token)
 
 
 def _no_stop(token: str, template: str = "", where: str = "") -> Problem:

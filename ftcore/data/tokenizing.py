@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ftcore.data.reasons import Reason
-from ftcore.data.rendering import Rendered
+from ftcore.data.rendering import Rendered, Span
+from ftcore.data.words import WordCutter
 from ftcore.samples import Message
 
 if TYPE_CHECKING:
@@ -48,13 +49,58 @@ class Labelled:
 
 def encode(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -> list[Encoded]:
     """Tokens of each text; nothing is added, cut off or padded."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # tokenizer.json may switch both on
-    backend.no_padding()
-    backend.encode_special_tokens = False
-    fast = [one.text for one in rendered if not one.literal]
-    encodings = iter(backend.encode_batch(fast, add_special_tokens=False))
-    return [_in_pieces(backend, one) if one.literal else _whole(next(encodings)) for one in rendered]
+    return Encoder(tokenizer)(rendered)
+
+
+class Encoder:
+    """Tokens of many texts of one tokenizer; nothing is added, cut off or padded.
+
+    From a hundred texts on it cuts them into words itself where that is known to give the same tokens.
+    """
+
+    _MANY = 100
+    _CHECKED = 20
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()  # tokenizer.json may switch both on
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = False
+        self._cutter: WordCutter | None = None
+        self._asked = False
+
+    def __call__(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        """The tokens of each text."""
+        plain = [one.text for one in rendered if not one.literal]
+        if len(plain) >= self._MANY and not self._asked:
+            self._asked, self._cutter = True, self._checked(WordCutter.of(self._backend), plain[: self._CHECKED])
+        encoded = iter(self._encode(plain))
+        return [_in_pieces(self._backend, one) if one.literal else next(encoded) for one in rendered]
+
+    def _encode(self, texts: Sequence[str]) -> list[Encoded]:
+        if self._cutter is None:
+            return self._by_backend(texts)
+        covered = [self._cutter.covers(text) for text in texts]
+        cut = iter(self._cutter.encode([text for text, fits in zip(texts, covered, strict=True) if fits]))
+        found = [next(cut) if fits else None for fits in covered]
+        rest = iter(self._by_backend([text for text, one in zip(texts, found, strict=True) if one is None]))
+        return [next(rest) if one is None else Encoded(*one) for one in found]
+
+    def _by_backend(self, texts: Sequence[str]) -> list[Encoded]:
+        return (
+            [_whole(one) for one in self._backend.encode_batch(list(texts), add_special_tokens=False)] if texts else []
+        )
+
+    def _checked(self, cutter: WordCutter | None, texts: Sequence[str]) -> WordCutter | None:
+        """The cutter, if it gives the backend's tokens for these texts; a plugin's tokenizer may do anything."""
+        if cutter is None:
+            return None
+        texts = [text for text in texts if cutter.covers(text)]
+        pairs = zip(cutter.encode(texts), self._by_backend(texts), strict=True)
+        same = all(
+            one is None or all(map(np.array_equal, one, (other.ids, other.starts, other.ends))) for one, other in pairs
+        )
+        return cutter if same else None
 
 
 def label(
@@ -80,12 +126,13 @@ def label(
     weights = np.full(len(encoded.ids), 1.0 if train_on_prompt else 0.0, dtype=np.float32)
     reasons = np.full(len(encoded.ids), Reason.TEMPLATE, dtype=np.uint8)
     of_message = message_weights(rendered.messages, train_on_prompt=train_on_prompt, mask_history=mask_history)
+    bounds = iter(_overlaps(encoded, [*rendered.read, *rendered.said]))
     for span in rendered.read:
-        first, last = _overlap(encoded, span.start, span.end)
+        first, last = next(bounds)
         weights[first:last] = of_message[span.message]
         reasons[first:last] = _READ[rendered.messages[span.message].role]
     for span in rendered.said:
-        first, last = _overlap(encoded, span.start, span.end)
+        first, last = next(bounds)
         weights[first:last] = of_message[span.message]
         trained = of_message[span.message] > 0
         reasons[first:last] = Reason.ASSISTANT if trained else Reason.HISTORY
@@ -108,13 +155,16 @@ def message_weights(messages: Sequence[Message], *, train_on_prompt: bool, mask_
     return weights
 
 
-def _overlap(encoded: Encoded, start: int, end: int) -> tuple[int, int]:
-    """Tokens ``first`` to ``last`` (exclusive) of these characters."""
+def _overlaps(encoded: Encoded, spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """Of each span the tokens ``first`` to ``last`` (exclusive)."""
     # char_to_token gives the first token that covers a character; offsets never decrease, so that is a bisection.
-    first = int(np.searchsorted(encoded.ends, start, side="right"))
-    last = int(np.searchsorted(encoded.ends, end - 1, side="right"))
-    covered = last < len(encoded.ids) and encoded.starts[last] < end
-    return first, last + 1 if covered else last
+    characters = [span.start for span in spans] + [span.end - 1 for span in spans]
+    found = np.searchsorted(encoded.ends, characters, side="right").tolist()
+    bounds = []
+    for span, first, last in zip(spans, found[: len(spans)], found[len(spans) :], strict=True):
+        covered = last < len(encoded.ids) and encoded.starts[last] < span.end
+        bounds.append((first, last + 1 if covered else last))
+    return bounds
 
 
 def _whole(encoding: Any) -> Encoded:

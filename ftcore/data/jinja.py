@@ -1,0 +1,71 @@
+"""A chat template, compiled once: transformers' own environment without its work per call.
+
+`render_jinja_template` looks for marks, copies every variable and starts a generator each time: 123 us for an alpaca
+row, of which the template itself takes 70 (smollm2, transformers 5.23). What comes out is the same; a test compares.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from transformers.utils.chat_template_utils import _compile_jinja_template, _plain_template_data
+
+from ftcore.errors import RowError
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
+
+
+class Compiled:
+    """A Jinja source with the variables that are the same for every conversation.
+
+    Args:
+        source: Jinja.
+        variables: name -> value, of JSON's kinds.
+
+    Attributes:
+        marked: whether ``{% generation %}`` marks say what the model says.
+    """
+
+    def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
+        self._source = source
+        self._variables = {**_plain_template_data(dict(variables)), "documents": None}
+        self.marked = bool(_GENERATION.search(source))
+
+    def write(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), *, prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """A conversation's text, and the spans inside ``{% generation %}`` that are not empty.
+
+        Raises:
+            RowError: the template refuses the conversation.
+        """
+        blocks: list[str] = []
+        spans: list[tuple[int, int]] = []
+        try:
+            template = _compile_jinja_template(self._source)  # remembered there
+            context = template.new_context(
+                {
+                    "messages": [_plain(message) for message in messages],
+                    "tools": _plain_template_data(list(tools)) or None,
+                    "add_generation_prompt": prompt,
+                    **self._variables,
+                }
+            )
+            with template.environment.activate_tracker(blocks, spans):
+                for block in template.root_render_func(context):  # one at a time: marks count what is there already
+                    blocks.append(block)  # noqa: PERF402
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            reason = f"the chat template refuses the conversation: {error}"
+            raise RowError(reason, cure="change the row, or choose another template") from error
+        return "".join(blocks), [span for span in spans if span[1] > span[0]]
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message as transformers hands it to templates: JSON's kinds, and thoughts under both of their names."""
+    plain = {key: value if type(value) is str else _plain_template_data(value) for key, value in message.items()}
+    if "reasoning_content" in plain:
+        plain = {"thinking": plain["reasoning_content"], **plain}
+    return plain
