@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conversations import CASES
 from harness import BY_NAME, GOLDEN, cases, ours, read_golden
 from oracle_map import ENTRIES, reason
 
@@ -47,3 +48,12 @@ def test_every_template_is_held_against_something() -> None:
     assert set(ENTRIES) == set(BY_NAME) == {file.stem for file in GOLDEN.glob("*.json")}
     for name, entry in ENTRIES.items():
         assert bool(entry.get("oracles")) != bool(entry.get("layout")), name
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_nothing_is_left_out_without_a_word(name: str) -> None:
+    """The renderer refuses what the source does not name; so a source names only what it writes, or refuses it."""
+    template = BY_NAME[name]
+    assert template.tool_dialect or "tools" not in template.source()
+    if not template.thinking and "reasoning_content" in template.source():
+        assert ours(template, CASES["reasoning"]).refused
