@@ -102,21 +102,28 @@ class TokenDataset:
         )
 
     def split(self, val_size: float, seed: int) -> tuple[TokenDataset, TokenDataset]:
-        """Rows to train on and rows to evaluate on, drawn at random, both in their old order.
+        """Rows to train on and rows to evaluate on; see `split_rows`."""
+        train, held_out = split_rows(len(self), val_size, seed)
+        return self.take(train), self.take(held_out)
 
-        Args:
-            val_size: share of the rows (below 1, rounded up) or their number.
-            seed: of the draw.
 
-        Raises:
-            UsageError: nothing would be left to train on.
-        """
-        count = math.ceil(val_size * len(self)) if val_size < 1 else int(val_size)
-        if count >= len(self):
-            message = f"val_size {val_size:g} takes {count:,} rows of {len(self):,}: none is left to train on"
-            raise UsageError(Problem(message, hint="give a smaller val_size"))
-        order = np.random.default_rng(seed).permutation(len(self))
-        return self.take(np.sort(order[count:])), self.take(np.sort(order[:count]))
+def split_rows(rows: int, val_size: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers of the rows to train on and to evaluate on, drawn at random, both in their old order.
+
+    Args:
+        rows: how many there are.
+        val_size: share of the rows (below 1, rounded up) or their number.
+        seed: of the draw.
+
+    Raises:
+        UsageError: nothing would be left to train on.
+    """
+    count = math.ceil(val_size * rows) if val_size < 1 else int(val_size)
+    if count >= rows:
+        message = f"val_size {val_size:g} takes {count:,} rows of {rows:,}: none is left to train on"
+        raise UsageError(Problem(message, hint="give a smaller val_size"))
+    order = np.random.default_rng(seed).permutation(rows)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:

@@ -1,20 +1,22 @@
-"""A plan's datasets, tokenised: what stages that train on conversations call."""
+"""A plan's datasets, tokenised: what stages call."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ftcore.data.accounting import Accounting, Counts, bad_rows
+from ftcore.data.answers import AnswerDataset, FeedbackDataset, PairDataset, answer_parts
 from ftcore.data.dataset import KeptRow, TokenDataset
 from ftcore.data.formats import read_samples, row_problem
-from ftcore.data.preparing import Prepared, prepare
+from ftcore.data.preparing import AnyPrepared, Prepared, prepare
 from ftcore.data.rendering import Renderer
 from ftcore.data.sources import DatasetSpec, has_split
 from ftcore.data.texts import renderer_of
 from ftcore.errors import Problem, RowError, UsageError
+from ftcore.samples import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,19 +25,62 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int], None]
 """Called with a dataset's name and the number of rows done so far."""
+D = TypeVar("D", bound=TokenDataset | AnswerDataset)
+Keep = Callable[[Place, AnyPrepared], Sequence[KeptRow]]
+"""What is kept of a prepared row that is trained on."""
 
 
 @dataclass(frozen=True)
-class Datasets:
+class Datasets(Generic[D]):
     """What a run trains and evaluates on; None where the plan has no such data."""
 
-    train: TokenDataset | None
-    eval: TokenDataset | None
+    train: D | None
+    eval: D | None
     accounting: Accounting
 
 
-def chat_datasets(plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None) -> Datasets:
-    """The plan's conversations as tokens, with their accounting.
+def chat_datasets(
+    plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None
+) -> Datasets[TokenDataset]:
+    """The plan's conversations, prompts or texts, whichever its stage eats; see `_datasets`."""
+    return _datasets(TokenDataset, _whole, plan, tokenizer, progress)
+
+
+def pair_datasets(
+    plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None
+) -> Datasets[PairDataset]:
+    """The plan's preferences; see `_datasets`."""
+    return _datasets(PairDataset, answer_parts, _of_answers(plan), tokenizer, progress)
+
+
+def feedback_datasets(
+    plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None
+) -> Datasets[FeedbackDataset]:
+    """The plan's answers that are marked good or bad; see `_datasets`."""
+    return _datasets(FeedbackDataset, answer_parts, _of_answers(plan), tokenizer, progress)
+
+
+def _whole(place: Place, row: AnyPrepared) -> Sequence[KeptRow]:
+    assert isinstance(row, Prepared)
+    return [KeptRow.of(place, row)]
+
+
+def _of_answers(plan: Plan) -> Plan:
+    """The plan, whose options make sense where answers are compared.
+
+    Raises:
+        UsageError: ``train_on_prompt`` is set.
+    """
+    if plan.data.train_on_prompt:
+        message = f"train_on_prompt is true, and stage {plan.stage.component.name!r} compares answers"
+        raise UsageError(Problem(message, plan.file, "remove train_on_prompt"))
+    return plan
+
+
+def _datasets(
+    kind: type[D], keep: Keep, plan: Plan, tokenizer: PreTrainedTokenizerBase, progress: Progress | None
+) -> Datasets[D]:
+    """The plan's datasets as tokens, with their accounting.
 
     Evaluation data is ``eval_dataset``; else what ``val_size`` splits off; else, where the plan evaluates, the
     ``validation`` files of dataset folders.
@@ -47,16 +92,16 @@ def chat_datasets(plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: P
         # Rust's thread pool reads it when it starts, which is at the first batch of a process.
         os.environ.setdefault("RAYON_NUM_THREADS", str(plan.data.preprocessing_num_workers))
     renderer = renderer_of(plan, tokenizer)
-    train, train_counts, problems = _load(plan.datasets, plan, renderer, progress)
-    held_out, eval_counts, more = _load(eval_specs(plan), plan, renderer, progress)
+    train, train_counts, problems = _load(plan.datasets, plan, renderer, keep, progress)
+    held_out, eval_counts, more = _load(eval_specs(plan), plan, renderer, keep, progress)
     bad = bad_rows([*train_counts, *eval_counts], plan.data)
     problems = [*problems, *more, *(bad.problems if bad else ())]
     if problems:
         raise UsageError(problems)
     if empty := [counts for counts in (*train_counts, *eval_counts) if not counts.kept]:
         raise UsageError([_nothing_left(counts) for counts in empty])
-    training = TokenDataset.of(train) if plan.datasets else None
-    evaluation = TokenDataset.of(held_out) if eval_counts else None
+    training: Any = kind.of(train) if plan.datasets else None
+    evaluation: Any = kind.of(held_out) if eval_counts else None
     split_off = 0
     if training is not None and plan.data.val_size:
         training, evaluation = training.split(plan.data.val_size, plan.training.seed)
@@ -77,7 +122,7 @@ def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:
 
 
 def _load(
-    specs: Sequence[DatasetSpec], plan: Plan, renderer: Renderer, progress: Progress | None
+    specs: Sequence[DatasetSpec], plan: Plan, renderer: Renderer, keep: Keep, progress: Progress | None
 ) -> tuple[list[KeptRow], list[Counts], list[Problem]]:
     rows: list[KeptRow] = []
     all_counts: list[Counts] = []
@@ -85,7 +130,7 @@ def _load(
     for spec in specs:
         counts = Counts(name=spec.name)
         try:
-            rows += _load_one(spec, plan, renderer, counts, progress)
+            rows += _load_one(spec, plan, renderer, counts, keep, progress)
         except UsageError as error:  # the other datasets are read all the same: all mistakes at once
             problems += error.problems
         all_counts.append(counts)
@@ -93,17 +138,16 @@ def _load(
 
 
 def _load_one(
-    spec: DatasetSpec, plan: Plan, renderer: Renderer, counts: Counts, progress: Progress | None
+    spec: DatasetSpec, plan: Plan, renderer: Renderer, counts: Counts, keep: Keep, progress: Progress | None
 ) -> list[KeptRow]:
-    rows = []
+    rows: list[KeptRow] = []
     for place, row in prepare(read_samples(spec, plan), renderer, plan.data):
         if isinstance(row, RowError):
             counts.add_bad(row_problem(place, row))
         else:
-            assert isinstance(row, Prepared)  # ftcore.data.answers has preferences and feedback
             counts.add(place, row)
             if not row.untrainable:
-                rows.append(KeptRow.of(place, row))
+                rows += keep(place, row)
         if progress is not None and counts.rows % plan.data.preprocessing_batch_size == 0:
             progress(spec.name, counts.rows)
     if progress is not None:
