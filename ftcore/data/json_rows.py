@@ -6,44 +6,43 @@ Arrays are decoded element by element (0.9 MB in 8 ms, `json.loads` takes 6), so
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from ftcore.data.windows import TextWindow
 from ftcore.errors import Problem, RowError, UsageError
 from ftcore.samples import Place
 
 Rows = Iterator[tuple[Place, dict[str, Any] | RowError]]
 
-_SPACE = re.compile(r"[ \t\r\n]*")
 _decode = json.JSONDecoder().raw_decode
 
 
-def json_values(file: str, text: str) -> Rows:
+def json_values(file: str, window: TextWindow) -> Rows:
     """The rows of a ``.json`` file: an array of objects, JSON lines, or objects one after the other.
 
     Raises:
         UsageError: the text is not JSON, with line and column.
     """
-    start = _skip(text, 0)
-    if text[start : start + 1] == "[":
-        return _array(file, text, start)
-    end = text.find("\n", start)
+    start = window.skip(0)
+    if window.text[start : start + 1] == "[":
+        return _array(file, window, start)
+    end = window.find("\n", start)
     try:
-        json.loads(text[start : end if end >= 0 else None])
+        json.loads(window.text[start : end if end >= 0 else None])
     except ValueError:
-        return _sequence(file, text, start)
-    return _lines(file, text)
+        return _sequence(file, window, start)
+    return _lines(file, window)
 
 
-def json_lines(file: str, text: str) -> Rows:
+def json_lines(file: str, window: TextWindow) -> Rows:
     """The rows of a ``.jsonl`` file. A line that is wrong comes out as a `RowError`; an array is read as one."""
-    start = _skip(text, 0)
-    return _array(file, text, start) if text[start : start + 1] == "[" else _lines(file, text)
+    start = window.skip(0)
+    return _array(file, window, start) if window.text[start : start + 1] == "[" else _lines(file, window)
 
 
-def _lines(file: str, text: str) -> Rows:
-    lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+def _lines(file: str, window: TextWindow) -> Rows:
+    lines = ((number, line) for number, line in window.lines() if line and not line.isspace())
     for row, (number, line) in enumerate(lines, 1):
         value: Any
         try:
@@ -55,33 +54,52 @@ def _lines(file: str, text: str) -> Rows:
         yield Place(file, row, number), value
 
 
-def _array(file: str, text: str, start: int) -> Rows:
-    position, counted, row, line = _skip(text, start + 1), 0, 0, 1
-    more = text[position : position + 1] != "]"
+def _array(file: str, window: TextWindow, start: int) -> Rows:
+    position = window.skip(start + 1)
+    more = window.text[position : position + 1] != "]"
+    rows = _Rows(file, window)
     while more:
-        before, line = line if row else 0, line + text.count("\n", counted, position)
-        counted, row = position, row + 1
-        value, end = _value(file, text, position, row, line)
-        yield _place(file, row, line, before), _object(value)
-        position = _skip(text, end)
-        more = text[position : position + 1] == ","
+        place, value, position = rows.next(position)
+        yield place, value
+        position = window.skip(position)
+        more = window.text[position : position + 1] == ","
         if more:
-            position = _skip(text, position + 1)
-        elif text[position : position + 1] != "]":
-            raise _broken(file, text, json.JSONDecodeError("Expecting ',' or ']'", text, position), row, line)
-    position = _skip(text, position + 1)
-    if position < len(text):
-        raise UsageError(Problem("more text after the array's closing ]", _at(file, text, position)))
+            position = window.skip(position + 1)
+        elif window.text[position : position + 1] != "]":
+            error = json.JSONDecodeError("Expecting ',' or ']'", window.text, position)
+            raise _broken(file, window, error, rows.row, rows.line)
+    position = window.skip(position + 1)
+    if position < len(window.text):
+        raise UsageError(Problem("more text after the array's closing ]", _at(file, window, position)))
 
 
-def _sequence(file: str, text: str, position: int) -> Rows:
-    counted, row, line = 0, 0, 1
-    while position < len(text):
-        before, line = line if row else 0, line + text.count("\n", counted, position)
-        counted, row = position, row + 1
-        value, end = _value(file, text, position, row, line)
-        yield _place(file, row, line, before), _object(value)
-        position = _skip(text, end)
+def _sequence(file: str, window: TextWindow, position: int) -> Rows:
+    rows = _Rows(file, window)
+    while position < len(window.text):
+        place, value, end = rows.next(position)
+        yield place, value
+        position = window.skip(end)
+
+
+class _Rows:
+    """Rows that follow each other, decoded one by one."""
+
+    def __init__(self, file: str, window: TextWindow) -> None:
+        self._file, self._window = file, window
+        self.row, self.line, self._counted = 0, 0, 0
+
+    def next(self, position: int) -> tuple[Place, dict[str, Any] | RowError, int]:
+        """The row that begins at a position, with the position after it."""
+        window, before = self._window, self.line
+        if self.row:
+            self.line += window.text.count("\n", self._counted, position)
+        else:
+            before = 0
+            self.line = window.at(position)[0]
+        self.row += 1
+        position = self._counted = window.drop(position)
+        value, end = _value(self._file, window, position, self.row, self.line)
+        return _place(self._file, self.row, self.line, before), _object(value), end
 
 
 def _place(file: str, row: int, line: int, before: int) -> Place:
@@ -89,13 +107,23 @@ def _place(file: str, row: int, line: int, before: int) -> Place:
     return Place(file, row, 0 if line == before else line)
 
 
-def _value(file: str, text: str, position: int, row: int, line: int) -> tuple[Any, int]:
-    try:
-        return _decode(text, position)
-    except json.JSONDecodeError as error:
-        raise _broken(file, text, error, row, line) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(Problem(_other(error), f"{file}:{line}")) from error
+def _value(file: str, window: TextWindow, position: int, row: int, line: int) -> tuple[Any, int]:
+    while True:
+        try:
+            value, end = _decode(window.text, position)
+        except json.JSONDecodeError as error:
+            if not (_ends_near(error) and window.more()):
+                raise _broken(file, window, error, row, line) from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(Problem(_other(error), f"{file}:{line}")) from error
+        else:
+            if end + len(".e+1") <= len(window.text) or not window.more():  # a number may go on
+                return value, end
+
+
+def _ends_near(error: json.JSONDecodeError) -> bool:
+    """Whether it may be the piece's end that breaks the value: \\ud83d\\ude00, the longest that is whole or nothing."""
+    return error.msg.startswith("Unterminated string") or error.pos >= len(error.doc) - len("\\ud83d\\ude00")
 
 
 def _object(value: Any) -> dict[str, Any] | RowError:
@@ -107,17 +135,11 @@ def _object(value: Any) -> dict[str, Any] | RowError:
 _KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
 
 
-def _skip(text: str, position: int) -> int:
-    match = _SPACE.match(text, position)
-    assert match is not None  # the pattern matches the empty string
-    return match.end()
-
-
-def _broken(file: str, text: str, error: json.JSONDecodeError, row: int, line: int) -> UsageError:
+def _broken(file: str, window: TextWindow, error: json.JSONDecodeError, row: int, line: int) -> UsageError:
     if _cut(error):
         message, hint = f"the file ends in the middle of row {row}", "was it cut off? fetch or write it again"
         return UsageError(Problem(message, f"{file}:{line}", hint))
-    return UsageError(Problem(f"not JSON in row {row}: {_reason(error)}", _at(file, text, error.pos), _cure(error)))
+    return UsageError(Problem(f"not JSON in row {row}: {_reason(error)}", _at(file, window, error.pos), _cure(error)))
 
 
 def _cut(error: json.JSONDecodeError) -> bool:
@@ -150,5 +172,6 @@ def _other(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else f"not JSON: {error}"
 
 
-def _at(file: str, text: str, position: int) -> str:
-    return f"{file}:{text.count(chr(10), 0, position) + 1}:{position - text.rfind(chr(10), 0, position)}"
+def _at(file: str, window: TextWindow, position: int) -> str:
+    line, column = window.at(position)
+    return f"{file}:{line}:{column}"

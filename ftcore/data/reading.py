@@ -6,21 +6,29 @@ rest can still be read comes out as a `RowError` in the row's stead, so that all
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO, cast
 
 from ftcore.data.json_rows import json_lines, json_values
 from ftcore.data.sources import DatasetSpec, data_files
+from ftcore.data.windows import TextWindow
 from ftcore.errors import Problem, RowError, UsageError
 from ftcore.samples import Place
 
 Row = Mapping[str, Any] | RowError
 Rows = Iterator[tuple[Place, Row]]
+
+_BLOCK = 1 << 16
+"""Bytes read at a time where a file is looked through."""
+_BATCH = 1024
+"""Rows of columnar files that become objects at a time."""
 
 
 def read_dataset(spec: DatasetSpec) -> Rows:
@@ -39,6 +47,8 @@ def read_dataset(spec: DatasetSpec) -> Rows:
 def read_rows(path: Path) -> Rows:
     """The rows of one file, in order, each with its place, or with a `RowError` where it alone is wrong.
 
+    The file is read piece by piece: what is in memory is a row, and a megabyte around it.
+
     Raises:
         UsageError: the file is empty, cut off, in another encoding, or not what its name says.
     """
@@ -47,99 +57,131 @@ def read_rows(path: Path) -> Rows:
     if reader is None:
         raise UsageError(Problem("cannot tell the file's format", str(path), f"known: {', '.join(_READERS)}"))
     try:
-        yield from reader(path, _content(path))
+        _check_not_empty(path)
+        yield from reader(path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UsageError(
+            Problem(f"damaged gzip: {error}", str(path), "was the file cut off? fetch it again")
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(_not_utf8(path)) from error
     except OSError as error:
         raise UsageError(Problem(f"cannot be read: {error.strerror or error}", str(path))) from error
 
 
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UsageError(
-                Problem(f"damaged gzip: {error}", str(path), "was the file cut off? fetch it again")
-            ) from error
-    if not content.strip():
-        raise UsageError(Problem("the file is empty", str(path)))
-    return content
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _text(path: Path, content: bytes) -> str:
-    """The content as text; a byte-order mark is dropped.
+def _check_not_empty(path: Path) -> None:
+    with _opened(path) as stream:
+        while block := stream.read(_BLOCK):
+            if block.strip():
+                return
+    raise UsageError(Problem("the file is empty", str(path)))
+
+
+@contextmanager
+def _text(path: Path, newline: str) -> Iterator[TextIO]:
+    """The file as text; a byte-order mark is dropped.
+
+    Args:
+        path: read as UTF-8.
+        newline: what ends lines: only a line feed, or, when empty, a carriage return too; nothing is translated.
 
     Raises:
-        UsageError: with line and column of the first byte that is not UTF-8.
+        UsageError: the file is UTF-16.
     """
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UsageError(Problem("the file is UTF-16", f"{path}:1:1", _CONVERT.format("utf-16", path)))
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        start = error.start
-        line = content.count(b"\n", 0, start) + 1
-        column = start - content.rfind(b"\n", 0, start)
-        message = f"not UTF-8: byte 0x{content[start]:02x}"
-        raise UsageError(Problem(message, f"{path}:{line}:{column}", _CONVERT.format("gb18030", path))) from error
+    with _opened(path) as stream:
+        if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise UsageError(Problem("the file is UTF-16", f"{path}:1:1", _CONVERT.format("utf-16", path)))
+        stream.seek(0)
+        with io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline) as text:
+            yield text
+
+
+def _not_utf8(path: Path) -> Problem:
+    """Line and column of the first byte that is not UTF-8: the decoder only knows its place in a block."""
+    line, before, decoder = 1, 0, codecs.getincrementaldecoder("utf-8")()
+    with _opened(path) as stream:
+        while block := stream.read(_BLOCK):
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                start = error.start - pending
+                breaks = block.count(b"\n", 0, max(start, 0))
+                column = start - block.rfind(b"\n", 0, max(start, 0)) if breaks else before + start + 1
+                place = f"{path}:{line + breaks}:{column}"
+                return Problem(
+                    f"not UTF-8: byte 0x{error.object[error.start]:02x}", place, _CONVERT.format("gb18030", path)
+                )
+            breaks = block.count(b"\n")
+            line += breaks
+            before = len(block) - block.rfind(b"\n") - 1 if breaks else before + len(block)
+    place = f"{path}:{line}:{before - len(decoder.getstate()[0]) + 1}"
+    return Problem("not UTF-8: the file ends in the middle of a character", place, "was it cut off? fetch it again")
 
 
 _CONVERT = "save it as UTF-8, for instance: iconv -f {} -t utf-8 {}"
 
 
-def _no_nul(path: Path, text: str) -> None:
-    if (position := text.find("\0")) >= 0:
-        line = text.count("\n", 0, position) + 1
-        column = position - text.rfind("\n", 0, position)
-        raise UsageError(
-            Problem("a NUL byte", f"{path}:{line}:{column}", "the file is damaged or not text; fetch it again")
-        )
+def _without_nul(path: Path, lines: Iterable[str]) -> Iterator[str]:
+    """The lines.
+
+    Raises:
+        UsageError: with line and column of the first NUL byte.
+    """
+    for number, line in enumerate(lines, 1):
+        if (position := line.find("\0")) >= 0:
+            hint = "the file is damaged or not text; fetch it again"
+            raise UsageError(Problem("a NUL byte", f"{path}:{number}:{position + 1}", hint))
+        yield line
 
 
-def _read_json(path: Path, content: bytes) -> Rows:
-    return json_values(str(path), _text(path, content))
+def _read_json(path: Path) -> Rows:
+    with _text(path, "\n") as stream:
+        yield from json_values(str(path), TextWindow(stream))
 
 
-def _read_jsonl(path: Path, content: bytes) -> Rows:
-    return json_lines(str(path), _text(path, content))
+def _read_jsonl(path: Path) -> Rows:
+    with _text(path, "\n") as stream:
+        yield from json_lines(str(path), TextWindow(stream))
 
 
-def _read_txt(path: Path, content: bytes) -> Rows:
+def _read_txt(path: Path) -> Rows:
     """Every line that is not blank is a row with the column ``text``."""
-    text = _text(path, content)
-    _no_nul(path, text)
-    lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-    for row, (number, line) in enumerate(lines, 1):
-        yield Place(str(path), row, number), {"text": line.removesuffix("\r")}
+    with _text(path, "\n") as stream:
+        lines = ((number, line) for number, line in enumerate(_without_nul(path, stream), 1) if not line.isspace())
+        for row, (number, line) in enumerate(lines, 1):
+            yield Place(str(path), row, number), {"text": line.removesuffix("\n").removesuffix("\r")}
 
 
-def _read_csv(path: Path, content: bytes) -> Rows:
-    return _separated(path, content, ",")
+def _read_csv(path: Path) -> Rows:
+    return _separated(path, ",")
 
 
-def _read_tsv(path: Path, content: bytes) -> Rows:
-    return _separated(path, content, "\t")
+def _read_tsv(path: Path) -> Rows:
+    return _separated(path, "\t")
 
 
-def _separated(path: Path, content: bytes, delimiter: str) -> Rows:
-    text = _text(path, content)
-    _no_nul(path, text)
+def _separated(path: Path, delimiter: str) -> Rows:
     # A cell may hold a whole document: the module's limit of 128 KiB is lifted (the largest C long on Windows).
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = next(reader)
-        _check_header(path, header)
-        row, line = 0, reader.line_num + 1
-        for cells in reader:
-            if cells:
-                row += 1
-                yield Place(str(path), row, line), _cells(header, cells)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UsageError(
-            Problem(f"not CSV: {error}", f"{path}:{reader.line_num}", 'is a quote left open? a quote inside is ""')
-        ) from error
+    with _text(path, "") as stream:
+        reader = csv.reader(_without_nul(path, stream), delimiter=delimiter, strict=True)
+        try:
+            header = next(reader)
+            _check_header(path, header)
+            row, line = 0, reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    row += 1
+                    yield Place(str(path), row, line), _cells(header, cells)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            hint = 'is a quote left open? a quote inside is ""'
+            raise UsageError(Problem(f"not CSV: {error}", f"{path}:{reader.line_num}", hint)) from error
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -159,39 +201,51 @@ def _cells(header: list[str], cells: list[str]) -> Row:
     )
 
 
-def _read_parquet(path: Path, content: bytes) -> Rows:
+def _read_parquet(path: Path) -> Rows:
     arrow = _pyarrow(path)
     from pyarrow import parquet
 
     try:
-        batches = parquet.ParquetFile(arrow.BufferReader(content)).iter_batches(batch_size=1024)
-        yield from _batches(path, batches)
+        with _columnar(arrow, path) as source:
+            yield from _batches(path, parquet.ParquetFile(source).iter_batches(batch_size=_BATCH))
     except arrow.ArrowException as error:
         raise _damaged(path, "Parquet", error) from error
 
 
-def _read_arrow(path: Path, content: bytes) -> Rows:
+def _read_arrow(path: Path) -> Rows:
     arrow = _pyarrow(path)
     try:
-        yield from _batches(path, _record_batches(arrow, content))
+        with _columnar(arrow, path) as source:
+            yield from _batches(path, _record_batches(arrow, source))
     except arrow.ArrowException as error:
         raise _damaged(path, "Arrow", error) from error
 
 
-def _record_batches(arrow: Any, content: bytes) -> Iterator[Any]:
+def _columnar(arrow: Any, path: Path) -> Any:
+    """The file for pyarrow: mapped, not read; unpacked where it is gzipped, for it is read from its end."""
+    if not path.name.lower().endswith(".gz"):
+        return arrow.memory_map(str(path))
+    with _opened(path) as stream:
+        return arrow.BufferReader(stream.read())
+
+
+def _record_batches(arrow: Any, source: Any) -> Iterator[Any]:
     # The file format starts with ARROW1; what `datasets` writes as .arrow is the stream format.
-    if content.startswith(b"ARROW1"):
-        reader = arrow.ipc.open_file(content)
+    kind = source.read(6)
+    source.seek(0)
+    if kind == b"ARROW1":
+        reader = arrow.ipc.open_file(source)
         return (reader.get_batch(number) for number in range(reader.num_record_batches))
-    return iter(arrow.ipc.open_stream(content))
+    return iter(arrow.ipc.open_stream(source))
 
 
 def _batches(path: Path, batches: Iterator[Any]) -> Rows:
     row = 0
     for batch in batches:
-        for value in batch.to_pylist():
-            row += 1
-            yield Place(str(path), row), value
+        for start in range(0, batch.num_rows, _BATCH):
+            for value in batch.slice(start, _BATCH).to_pylist():
+                row += 1
+                yield Place(str(path), row), value
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> UsageError:
@@ -226,7 +280,7 @@ def _hub_rows(spec: DatasetSpec) -> Rows:
         yield Place(spec.hub_id, number), row
 
 
-_READERS: dict[str, Callable[[Path, bytes], Rows]] = {
+_READERS: dict[str, Callable[[Path], Rows]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from ftcore.data.formats import row_problem
 from ftcore.data.json_rows import json_lines, json_values
 from ftcore.data.reading import read_rows
 from ftcore.data.sources import DatasetSpec
+from ftcore.data.windows import TextWindow
 from ftcore.errors import RowError, UsageError
 
 ROWS = [{"a": "x\ny", "b": "é"}, {"a": "z", "b": "你"}]
@@ -205,10 +207,14 @@ values = st.recursive(
 tables = st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=5)
 
 
-@given(tables, st.sampled_from([None, 0, 2]), st.booleans())
-def test_json_is_read_back_with_true_lines(table: list[Any], indent: int | None, ascii_only: bool) -> None:
+sizes = st.sampled_from([1, 2, 7, 30, 1 << 20])
+
+
+@given(tables, st.sampled_from([None, 0, 2]), st.booleans(), sizes)
+def test_json_is_read_back_with_true_lines(table: list[Any], indent: int | None, ascii_only: bool, size: int) -> None:
+    """Whatever the size of the pieces in which it is read."""
     text = json.dumps(table, indent=indent, ensure_ascii=ascii_only)
-    found = list(json_values("f", text))
+    found = list(json_values("f", TextWindow(io.StringIO(text), size)))
     assert [row for _, row in found] == table
     assert [place.row for place, _ in found] == list(range(1, len(table) + 1))
     for place, row in found:
@@ -218,23 +224,53 @@ def test_json_is_read_back_with_true_lines(table: list[Any], indent: int | None,
             assert json.JSONDecoder().raw_decode(rest.lstrip(" ").removeprefix("["))[0] == row
     lines = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in table)
     if table:
-        found = list(json_lines("f", lines))
+        found = list(json_lines("f", TextWindow(io.StringIO(lines), size)))
         assert [(place.line, row) for place, row in found] == list(enumerate(table, 1))
-        assert [row for _, row in json_values("f", lines)] == table
+        assert [row for _, row in json_values("f", TextWindow(io.StringIO(lines), size))] == table
 
 
 @settings(max_examples=300)
 @given(tables, st.data())
 def test_cut_or_changed_json_never_gives_a_traceback(table: list[Any], data: st.DataObject) -> None:
+    """And the same message, whatever the size of the pieces."""
     text = json.dumps(table, indent=1)
     position = data.draw(st.integers(0, len(text)))
     insert = data.draw(st.sampled_from(["", "\0", '"', "]", "{", ",", "\n", "x"]))
     broken = text[:position] + insert + (text[position:] if insert else "")
     for read in (json_values, json_lines):
-        message = ""
-        try:
-            found = list(read("f", broken))
-        except UsageError as caught:
-            message, found = str(caught), []
+        outcomes = []
+        for size in (1, 7, 1 << 20):
+            message, found = "", []
+            try:
+                for place, row in read("f", TextWindow(io.StringIO(broken), size)):
+                    found.append((place, str(row) if isinstance(row, RowError) else row))
+            except UsageError as caught:
+                message = str(caught)
+            outcomes.append((message, found))
         assert not message or message.startswith("f:")
-        assert all(isinstance(row, dict | RowError) for _, row in found)
+        assert all(isinstance(row, dict | str) for _, row in found)
+        assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+@settings(max_examples=200)
+@given(
+    before=st.text(max_size=12),
+    bad=st.sampled_from([b"\xff", b"\xc3(", b"\xe4\xbd(", b"\x80"]),
+    block=st.integers(1, 5),
+)
+def test_the_place_of_a_bad_byte(tmp_path_factory: Any, before: str, bad: bytes, block: int) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "a.txt"
+    start = before.encode().replace(b"\0", b"x")
+    path.write_bytes(b"x" + start + bad + b"\nmore\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ftcore.data.reading._BLOCK", block)
+        found = error(path)
+    head = b"x" + start
+    line, column = head.count(b"\n") + 1, len(head) - head.rfind(b"\n")
+    assert found.startswith(f"a.txt:{line}:{column}: not UTF-8: byte 0x{bad[0]:02x}; ")
+
+
+def test_a_character_that_is_cut_off(tmp_path: Path) -> None:
+    assert error(write(tmp_path, "a.txt", b"a\nbc\xe4\xbd")) == (
+        "a.txt:2:3: not UTF-8: the file ends in the middle of a character; was it cut off? fetch it again"
+    )
