@@ -64,6 +64,9 @@ def _check_data(plan: Plan) -> Iterable[Problem]:
         yield Problem("val_size and eval_dataset are both set", place(plan, "val_size"), "keep one")
     if data.train_on_prompt and data.mask_history:
         yield Problem("train_on_prompt and mask_history contradict each other", place(plan, "mask_history"), "keep one")
+    if data.max_bad_rows is not None and data.on_bad_row == "fail":
+        message = "max_bad_rows is set, and on_bad_row: fail takes none"
+        yield Problem(message, place(plan, "max_bad_rows"), "write on_bad_row: skip or quarantine")
     if data.val_size > 1 and data.val_size != int(data.val_size):
         yield Problem(f"val_size: {data.val_size} is neither a share nor a number of rows", place(plan, "val_size"))
 

@@ -129,6 +129,7 @@ def last_evaluation(trainer: Trainer) -> dict[str, Any] | None:
 def carry_out(state: Run, trainer: Trainer) -> None:
     """Trains, evaluates, and writes the run's files."""
     from ftcore import artifacts
+    from ftcore.data.quarantine import write_quarantine
 
     plan, folder = state.plan, state.plan.output_dir
     counts = state.data.accounting.as_dict()
@@ -138,6 +139,8 @@ def carry_out(state: Run, trainer: Trainer) -> None:
         artifacts.write_manifest(folder, noted)
 
     note("running", {})
+    if line := write_quarantine(plan, state.data.accounting, folder):
+        click.echo(line)
     train: dict[str, Any] | None = None
     if plan.training.do_train:
         train = trainer.train().metrics

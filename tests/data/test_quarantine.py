@@ -1,0 +1,158 @@
+"""What happens to rows that cannot be read: fail, skip, quarantine, and how many are too many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcore.data.loading import chat_datasets
+from ftcore.data.quarantine import write_quarantine
+from ftcore.errors import UsageError
+
+GOOD = {"instruction": "q", "output": "r"}
+LINES = [json.dumps(GOOD), '{"instruction": "q", "output": ""}', json.dumps(GOOD), '{"instruction', "[1]"]
+HALF = '{"instruction": "q", "output": "\\ud83d"}'
+
+
+def read(plan: Any, tokenizer: Any) -> Any:
+    return chat_datasets(plan, tokenizer).accounting
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
+
+
+def test_quarantine(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join([*LINES, HALF]))
+    (tmp_path / "b.json").write_text(json.dumps([GOOD, {"instruction": "", "output": "x"}]))
+    plan = make_plan("a.jsonl", eval_dataset="b.json", on_bad_row="quarantine")
+    accounting = read(plan, tokenizer)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert write_quarantine(plan, accounting, out) == f"5 bad rows written to {out}/quarantine.jsonl"
+    rows = [row | {"source": row["source"].replace(f"{tmp_path}/", "")} for row in written(out)]
+    assert rows == [
+        {
+            "dataset": "a.jsonl",
+            "source": "a.jsonl:2",
+            "reason": 'output is empty: there is nothing to learn: ""',
+            "fix": "write the answer in output, or remove the row",
+            "row": {"instruction": "q", "output": ""},
+        },
+        {
+            "dataset": "a.jsonl",
+            "source": "a.jsonl:4",
+            "reason": 'not JSON: the line ends in the middle at column 2: "{\\"instruction"',
+            "fix": "was it cut off? fetch or write it again",
+            "row": '{"instruction',
+        },
+        {
+            "dataset": "a.jsonl",
+            "source": "a.jsonl:5",
+            "reason": "the row is a list: [1]",
+            "fix": "a row is an object: {column: value}",
+            "row": [1],
+        },
+        {
+            "dataset": "a.jsonl",
+            "source": "a.jsonl:6",
+            "reason": "after 'im_start|>assistant\\n': the text holds half a character: \\ud83d without its other half",
+            "fix": "the file was written wrongly; remove or repair it",
+            "row": {"instruction": "q", "output": "\ud83d"},
+        },
+        {
+            "dataset": "b.json",
+            "source": "b.json row 2",
+            "reason": 'instruction and input are both missing or empty: ""',
+            "fix": "write the question in instruction",
+            "row": {"instruction": "", "output": "x"},
+        },
+    ]
+
+
+def test_a_stale_quarantine_is_removed(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
+    (tmp_path / "a.jsonl").write_text(LINES[0])
+    (tmp_path / "quarantine.jsonl").write_text("old")
+    plan = make_plan("a.jsonl", on_bad_row="quarantine")
+    assert write_quarantine(plan, read(plan, tokenizer), tmp_path) == ""
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl"]
+    plan = make_plan("a.jsonl", on_bad_row="skip")
+    (tmp_path / "quarantine.jsonl").write_text("kept")
+    assert write_quarantine(plan, read(plan, tokenizer), tmp_path) == ""
+    assert (tmp_path / "quarantine.jsonl").read_text() == "kept"
+
+
+def test_skip_counts_and_names(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(LINES))
+    accounting = read(make_plan("a.jsonl", on_bad_row="skip"), tokenizer)
+    lines = accounting.summary().replace(f"{tmp_path}/", "").split("\n")
+    assert lines[0].startswith("a.jsonl: 2 of 5 rows, ")
+    assert lines[1] == "  dropped: 3 rows that cannot be read"
+    assert [line.split(": ")[0] for line in lines[2:]] == ["    a.jsonl:2", "    a.jsonl:4", "    a.jsonl:5"]
+
+
+@pytest.mark.parametrize(
+    ("most", "hint"),
+    [
+        (3, ""),
+        (0.6, ""),
+        (2, "max_bad_rows is 2, and there are 3 of 5 in 'a.jsonl'"),
+        (0.5, "max_bad_rows is 0.5, and there are 3 of 5 in 'a.jsonl'"),
+        (0, "max_bad_rows is 0, and there are 3 of 5 in 'a.jsonl'"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["skip", "quarantine"])
+def test_max_bad_rows(tmp_path: Path, tokenizer: Any, make_plan: Any, most: float, hint: str, policy: str) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(LINES))
+    (tmp_path / "b.jsonl").write_text(LINES[0])
+    plan = make_plan("a.jsonl,b.jsonl", on_bad_row=policy, max_bad_rows=most)
+    if not hint:
+        assert [counts.kept for counts in read(plan, tokenizer).train] == [2, 1]
+        return
+    with pytest.raises(UsageError) as caught:
+        read(plan, tokenizer)
+    assert len(caught.value.problems) == 4
+    assert str(caught.value.problems[-1]) == f"3 bad rows; {hint}"
+
+
+def test_max_bad_rows_and_fail(write_config: Callable[..., Path]) -> None:
+    from ftcore.planning import make_plan
+
+    file = write_config(max_bad_rows=3)
+    with pytest.raises(UsageError) as caught:
+        make_plan(file)
+    (problem,) = caught.value.problems
+    assert str(problem).removeprefix(str(file)).partition(": ")[2] == (
+        "max_bad_rows is set, and on_bad_row: fail takes none; write on_bad_row: skip or quarantine"
+    )
+
+
+@pytest.mark.slow
+def test_a_run_with_quarantine(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from ftcore.cli import group
+
+    (tmp_path / "a.jsonl").write_text("\n".join(LINES))
+    config = {
+        "model_name_or_path": str(tiny_model_dir),
+        "dataset": str(tmp_path / "a.jsonl"),
+        "template": "chatml",
+        "finetuning_type": "full",
+        "do_train": True,
+        "max_steps": 1,
+        "output_dir": str(tmp_path / "out"),
+        "on_bad_row": "quarantine",
+    }
+    (tmp_path / "run.yaml").write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in config.items()))
+    result = CliRunner().invoke(group, ["run", str(tmp_path / "run.yaml")], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert f"3 bad rows written to {tmp_path}/out/quarantine.jsonl\n" in result.output
+    assert [row["row"] for row in written(tmp_path / "out")][1:] == ['{"instruction', [1]]
+    counts = json.loads((tmp_path / "out" / "ft_run.json").read_text())["counts"]["train"]
+    (found,) = counts.values()
+    assert (found["rows"], found["kept"], found["dropped"]) == (5, 2, 3)
