@@ -131,6 +131,7 @@ def _compose(text: str) -> Any:
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
+    yaml.composer.warn_double_anchors = False  # a warning, where YAML allows it
     root = yaml.compose(text)
     if root is not None:
         _measure(root, {}, 0)

@@ -339,5 +339,5 @@ def test_the_tokenizers_own_template(make_plan: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(UsageError) as caught:
         Renderer.from_plan(make_plan("", template=None), tokenizer)
-    names = ", ".join(sorted(BY_NAME))
+    names = ", ".join(sorted({*BY_NAME, "separators"}))
     assert str(caught.value) == f"run.yaml: the tokenizer has no chat template of its own; set template: {names}"
