@@ -14,6 +14,30 @@ _QWEN_VISION = {
 _OMNI_VISION = {"image": "<|vision_bos|><|IMAGE|><|vision_eos|>", "video": "<|vision_bos|><|VIDEO|><|vision_eos|>"}
 _INTERN_VISION = {"image": "<IMG_CONTEXT>\n", "video": "<video>\n"}
 _HELPFUL = "You are a helpful assistant."
+_CODER = {
+    "tools_system": "You are Qwen, a helpful AI assistant that can interact with a computer to solve tasks.",
+    "introduction": "You have access to the following tools:",
+    "instructions": "If you choose to call a tool ONLY reply in the following format with NO suffix:\n\n<tool_call>\n"
+    "<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n"
+    "<parameter=example_parameter_2>\nvalue_2\n</parameter>\n</function>\n</tool_call>\n\n<IMPORTANT>\nReminder:\n"
+    "- Function calls MUST follow the specified format: the tool calling block MUST begin with an opening <tool_call> "
+    "tag and end with a closing </tool_call> tag.\n- Required parameters MUST be specified\n"
+    "- You may provide optional reasoning for your function call in natural language BEFORE the function call, but NOT "
+    "after\n- If there is no function call available, answer the question like normal with your current knowledge and "
+    "do not tell the user about function calls\n</IMPORTANT>",
+}
+_MIMO_V2 = {
+    "introduction": "You may call one or more functions to assist with the user query.\n\n"
+    "You have access to the following functions:",
+    "instructions": "For each function call, output the function name and arguments in the following format:\n"
+    "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>value_1</parameter>\n"
+    "<parameter=example_parameter_2>This is the value for the second parameter\nthat can span\nmultiple lines"
+    "</parameter>\n</function>\n</tool_call>\n\n<IMPORTANT>\n"
+    "- Function calls MUST follow the specified format: an inner <function=...></function> block must be nested within "
+    "<tool_call></tool_call> XML tags\n- DO NOT use function calls inside <think></think> tags.\n"
+    "- The value enclosed between parameter tags is preserved exactly as-is, including newlines and spaces.\n"
+    "</IMPORTANT>",
+}
 
 QWEN: tuple[ChatTemplate, ...] = (
     template(
@@ -50,12 +74,13 @@ QWEN: tuple[ChatTemplate, ...] = (
     ),
     template(
         "qwen3_vl",
-        "Qwen 3 VL Thinking",
+        "Qwen 3 VL Thinking, Qwen 3 Thinking and Qwen 3 Next Thinking",
         *_QWEN,
         file="hermes",
         settings={"thinks": True, "opens": True, **_QWEN_VISION},
         tool_dialect="json",
         thinking=True,
+        aliases=("qwen3_thinking",),
     ),
     template(
         "qwen3_vl_nothink",
@@ -102,6 +127,13 @@ QWEN: tuple[ChatTemplate, ...] = (
         settings={"thinks_unasked": True, "as_json": True},
         tool_dialect="xml",
         thinking=True,
+    ),
+    template(
+        "qwen3_coder",
+        "Qwen 3 Coder",
+        *_QWEN,
+        settings=_CODER | {"spaced": True, "gap": "\n", "results_role": "user"},
+        tool_dialect="xml",
     ),
     template("qwen2_audio", "Qwen 2 Audio, its text", *_QWEN, file="chatml", default_system=_HELPFUL),
     template(
@@ -195,12 +227,12 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
     ),
     template(
         "mimo_v2",
-        "MiMo V2 Flash",
+        "MiMo V2 and V2.5",
         *_QWEN,
-        file="hermes",
-        settings={"thinks": True, "gap": "", "opening": "<think>", "closing": "</think>"},
+        file="qwen3_coder",
+        settings=_MIMO_V2 | {"thinks": True, "sees": True, "gap": "", "results_role": "tool"},
         default_system="You are MiMo, a helpful AI assistant engineered by Xiaomi.",
-        tool_dialect="json",
+        tool_dialect="xml",
         thinking=True,
     ),
     template("lfm2", "LFM2", _END, settings={"marked": True}, tool_dialect="python"),

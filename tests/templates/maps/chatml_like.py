@@ -6,6 +6,10 @@ from typing import Any
 
 _STRING = {"string_arguments": "arguments given as JSON text are that JSON; the makers' template quotes them again"}
 _PRESERVED = {"reasoning_preserved*": "preserve_thinking is obeyed; the makers' template does not know it"}
+_BLIND = {
+    "image*": "the makers' template of the model without eyes drops all content with an image",
+    "video*": "the makers' template of the model without eyes drops all content with a video",
+}
 _CALLS = {
     "*call*": "calls are written; the makers' earlier template drops them without a word",
     "string_arguments*": "arguments given as text are refused, as the makers' later template does",
@@ -24,7 +28,13 @@ ORACLES: dict[str, dict[str, Any]] = {
     "qwen3": {"oracles": {"shared/Qwen-Qwen3-0.6B.jinja": _PRESERVED, "trl/qwen3.jinja": _PRESERVED}},
     "qwen3_nothink": {"oracles": {"trl/qwen3_instruct_2507.jinja": {}}},
     "qwen2_vl": {"oracles": {"trl/qwen2_5_vl.jinja": {}, "xinference/qwen2-vl-instruct.jinja": {}}, "vision": True},
-    "qwen3_vl": {"oracles": {"xinference/Qwen3-VL-Thinking.jinja": _PRESERVED}, "vision": True},
+    "qwen3_vl": {
+        "oracles": {
+            "xinference/Qwen3-VL-Thinking.jinja": _PRESERVED,
+            "xinference/Qwen3-Thinking.jinja": _PRESERVED | _BLIND,
+        },
+        "vision": True,
+    },
     "qwen3_vl_nothink": {"oracles": {"trl/qwen3_vl.jinja": {}}, "vision": True},
     "qwen3_omni": {
         "oracles": {
@@ -52,7 +62,7 @@ ORACLES: dict[str, dict[str, Any]] = {
     "qwen2_audio": {"oracles": {"transformers/qwen2_audio": {}}},
     "qwen2_omni": {"oracles": {"xinference/qwen2.5-omni.jinja": {}}, "vision": True},
     "smollm2": {"layout": "the model card of SmolLM2-1.7B-Instruct"},
-    "opencoder": {"layout": "LLaMA-Factory's"},
+    "opencoder": {"oracles": {"github/OpenCoder.jinja": {}}},
     "sailor": {"layout": "LLaMA-Factory's"},
     "intern2": {
         "oracles": {"xinference/internlm2-chat.jinja": {}, "xinference/internlm3-instruct.jinja": {}},
@@ -71,7 +81,8 @@ ORACLES: dict[str, dict[str, Any]] = {
     "minicpm_v": {"oracles": {"xinference/MiniCPM-V-2.6.jinja": {}, "xinference/MiniCPM-V-4.5.jinja": {}}},
     "minicpm_o": {"layout": "LLaMA-Factory's", "vision": True},
     "mimo_vl": {"oracles": {"shared/MiMo-VL.jinja": _STRING}},
-    "mimo_v2": {"layout": "ms-swift's, with the tools of LLaMA-Factory's"},
+    "mimo_v2": {"oracles": {"github/MiMo-V2.5.jinja": {}}, "vision": True},
+    "qwen3_coder": {"oracles": {"shared/Qwen3-Coder.jinja": {}}},
     "lfm2": {
         "oracles": {
             "trl/lfm2_v2.jinja": {},
