@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from ftcore.data.dataset import KeptRow, TokenDataset, split_rows
 from ftcore.data.preparing import AnyPrepared, Prepared, PreparedFeedback, PreparedPair
 from ftcore.samples import Place
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 _PARTS = 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ft_plugins.templates.separators import BOS, Separators
 from ftcore.checks import place
@@ -12,6 +12,8 @@ from ftcore.components import ChatTemplate, OptionGroup
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
+
     from ftcore.plan import Plan
 
 
