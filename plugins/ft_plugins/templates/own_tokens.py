@@ -68,6 +68,7 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
         earlier_stop="",
     ),
     template("bailing_v2", "Ling 2", "<|role_end|>", file="bailing", tool_dialect="json", thinking=True),
+    template("bailing_v3", "Ling 3", "<|role_end|>", tool_dialect="xml", thinking=True, aliases=("ling3",)),
     template("moonlight", "Moonlight", "<|im_end|>", file="kimi", default_system="You are a helpful assistant"),
     template(
         "kimi_vl",

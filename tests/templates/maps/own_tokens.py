@@ -35,6 +35,9 @@ ORACLES: dict[str, dict[str, Any]] = {
     },
     "bailing": {"layout": "LLaMA-Factory's and ms-swift's", "stops": "last"},
     "bailing_v2": {"oracles": {"github/Ling-1T.jinja": _PRESERVED}},
+    "bailing_v3": {
+        "oracles": {"shared/inclusionai-ling-3.0-flash.jinja": {}, "xinference/Ling-3.0-tiny.jinja": {}},
+    },
     "moonlight": {"oracles": {"xinference/moonlight-16b-a3b-instruct.jinja": {}}},
     "kimi_vl": {"layout": "LLaMA-Factory's and ms-swift's", "vision": True},
     "seed_coder": {
