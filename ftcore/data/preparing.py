@@ -186,7 +186,7 @@ def _last_only(chat: Chat, renderer: Renderer) -> Rendered:
 
 
 def _messages(messages: tuple[Message, ...], renderer: Renderer) -> tuple[Message, ...]:
-    return with_reasoning(messages) if "reasoning_content" in renderer.source else messages
+    return with_reasoning(messages) if renderer.thinks else messages
 
 
 def _finished(

@@ -125,6 +125,15 @@ class Renderer:
         writes_bos = tokenizer.bos_token and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         return (tokenizer.bos_token if writes_bos else ""), tokenizer.eos_token or ""
 
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether the template writes ``reasoning_content`` (some name it only to refuse it)."""
+        answer = Message("assistant", "!", reasoning="a thought")
+        try:
+            return "a thought" in self.render(Chat(messages=(Message("user", "?"), answer))).text
+        except RowError:
+            return False
+
     def controls_in(self, text: str) -> list[tuple[int, int]]:
         """Where the tokenizer's special tokens stand in a text, ``(start, end)``."""
         return [found.span() for found in self._controls_said.finditer(text)]

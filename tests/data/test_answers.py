@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ftcore.data.loading import chat_datasets, feedback_datasets, pair_datasets
 from ftcore.data.reasons import Reason
+from ftcore.data.thinking import parted
 from ftcore.errors import UsageError
 
 SHARED = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -351,3 +352,33 @@ def test_a_damaged_first_row_does_not_hide_the_kind(tmp_path: Path, tokenizer: A
         "a.jsonl:1: the row has no rejected: it has instruction, chosen; write the answer in rejected",
         "a.jsonl:2: instruction and input are both missing or empty; write the question in instruction",
     ]
+
+
+def thought(template: str, content: str, tokenizer: Any, make_plan: Any, folder: Path) -> str:
+    write(folder, "a.jsonl", [{"instruction": "q", "output": content}])
+    row = chat_datasets(make_plan("a.jsonl", template=template), tokenizer).train[0]
+    return tokenizer.decode(row["input_ids"][row["weights"] > 0])
+
+
+def test_thoughts_in_the_text(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
+    """Templates that write thoughts are given them apart; others get the text as it is."""
+    text = "<think>why\n</think>r"
+    assert thought("qwen3", text, tokenizer, make_plan, tmp_path) == "<think>\nwhy\n</think>\n\nr<|im_end|>"
+    assert thought("qwen", text, tokenizer, make_plan, tmp_path) == text + "<|im_end|>"
+    later = "r <think>why</think>"
+    assert thought("qwen", later, tokenizer, make_plan, tmp_path) == later + "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>\nwhy\n\n</think>\n\nr", ("why", "r")),
+        ("\n <think></think>r", ("", "r")),
+        ("<think>a</think>b</think>c", ("a", "b</think>c")),
+        ("<think>a", (None, "<think>a")),
+        ("a<think>b</think>", (None, "a<think>b</think>")),
+        ("", (None, "")),
+    ],
+)
+def test_parted(text: str, expected: Any) -> None:
+    assert parted(text) == expected
