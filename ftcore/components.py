@@ -161,6 +161,7 @@ class ModelFamily(Component):
         model_types: values of ``model_type`` in config.json.
         template: name of the chat template; None where only the tokenizer knows.
         lora_targets: module names that LoRA's ``all`` means; empty for every linear layer but the head.
+        media: what a model reads beside text, ``image`` and ``video``, through its own processor.
         models: models that the plugin offers by name.
         defaults: option -> value, used where the file is silent; the plan shows their origin as ``family``.
     """
@@ -171,6 +172,7 @@ class ModelFamily(Component):
     model_types: tuple[str, ...] = ()
     template: str | None = None
     lora_targets: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
     models: tuple[ModelSource, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 

@@ -14,39 +14,150 @@ class NamedFamily(ModelFamily):
     """A family that shares its ``model_type`` with others: a word in the model's name tells.
 
     Args:
-        words: lower-case words, any of which must be in the name.
+        words: lower-case words, any of which must be in the name; the longest one found decides between families.
     """
 
     words: tuple[str, ...] = ()
 
     def matches(self, config: Mapping[str, Any], name: str) -> int:
-        """2 where type and name fit, so that it wins over a family that only knows the type."""
-        fits = super().matches(config, name) and any(word in name.lower() for word in self.words)
-        return 2 * int(fits)
+        """Above 1, the score of a family that only knows the type, and the more the longer the word."""
+        found = [len(word) for word in self.words if word in name.lower().replace("_", "-")]
+        return 1 + max(found) if found and super().matches(config, name) else 0
+
+
+def _family(name: str, summary: str, types: str, template: str | None, *words: str, media: str = "") -> ModelFamily:
+    """A row of the table: ``types`` and ``media`` are words."""
+    fields: dict[str, Any] = {"name": name, "summary": summary, "model_types": tuple(types.split())}
+    fields |= {"template": template, "media": tuple(media.split())}
+    return NamedFamily(**fields, words=words) if words else ModelFamily(**fields)
 
 
 FAMILIES: tuple[ModelFamily, ...] = (
-    ModelFamily(name="llama", summary="Llama and whatever is built like it", model_types=("llama",)),
-    NamedFamily(
-        name="llama3",
-        summary="Llama 3",
-        model_types=("llama",),
-        template="llama3",
-        words=("llama-3-", "llama3-", "meta-llama-3-"),
+    # Llama, and what is built like it
+    _family("llama", "Llama and whatever is built like it", "llama", None),
+    _family("llama2", "Llama 2 chat", "llama", "llama2", "llama-2-"),
+    _family("llama3", "Llama 3", "llama", "llama3", "llama-3-", "llama3-"),
+    _family("llama3_1", "Llama 3.1 and 3.3", "llama", "llama3_1", "llama-3.1", "llama-3.3"),
+    _family("llama3_2", "Llama 3.2", "llama", "llama3_2", "llama-3.2"),
+    _family("llama4", "Llama 4", "llama4 llama4_text", "llama4", media="image"),
+    _family("mllama", "Llama 3.2 Vision", "mllama", "mllama", media="image"),
+    _family("yi", "Yi chat", "llama", "yi", "yi-6b", "yi-9b", "yi-34b", "yi-1.5", "yi-coder"),
+    _family("vicuna", "Vicuna", "llama", "vicuna", "vicuna"),
+    _family("smollm", "SmolLM", "llama", "smollm", "smollm-"),
+    _family("smollm2", "SmolLM2", "llama", "smollm2", "smollm2-"),
+    _family("smollm3", "SmolLM3", "smollm3", None),
+    _family("tinyllama", "TinyLlama chat", "llama", "zephyr", "tinyllama"),
+    _family("solar", "Solar", "llama", "solar", "solar-10.7b"),
+    _family("xuanyuan", "XuanYuan", "llama", "xuanyuan", "xuanyuan"),
+    _family("index", "Index", "llama index", "index", "index-1.9b"),
+    _family("opencoder", "OpenCoder", "llama", "opencoder", "opencoder"),
+    _family("seed_coder", "Seed-Coder", "llama", "seed_coder", "seed-coder"),
+    _family("deepseek_llm", "DeepSeek LLM", "llama", "deepseek", "deepseek-llm", "deepseek-math"),
+    _family("deepseek_coder", "DeepSeek Coder", "llama", "deepseekcoder", "deepseek-coder"),
+    _family("deepseek_r1_distill", "DeepSeek R1 distilled", "llama qwen2", "deepseekr1", "deepseek-r1-distill"),
+    _family("yuan", "Yuan 2", "yuan", "yuan"),
+    _family("aeva", "AEVA", "llama qwen2 qwen3", "aeva", "aeva-"),
+    # Qwen
+    _family("qwen2", "Qwen 2 and 2.5", "qwen2 qwen2_moe", "qwen"),
+    _family("sailor", "Sailor", "qwen2", "sailor", "sailor"),
+    _family("qwen3", "Qwen 3", "qwen3 qwen3_moe qwen3_next", "qwen3"),
+    _family("qwen3_instruct", "Qwen 3 without thinking", "qwen3 qwen3_moe qwen3_next", "qwen3_nothink", "-instruct"),
+    _family("qwen3_coder", "Qwen 3 Coder", "qwen3_moe qwen3_next", "qwen3_coder", "qwen3-coder"),
+    _family("qwen3_5", "Qwen 3.5", "qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text", "qwen3_5", media="image video"),
+    _family("qwen2_vl", "Qwen 2 and 2.5 VL", "qwen2_vl qwen2_5_vl", "qwen2_vl", media="image video"),
+    _family("qwen3_vl", "Qwen 3 VL", "qwen3_vl qwen3_vl_moe", "qwen3_vl_nothink", media="image video"),
+    _family(
+        "qwen3_vl_thinking", "Qwen 3 VL Thinking", "qwen3_vl qwen3_vl_moe", "qwen3_vl", "thinking", media="image video"
     ),
-    NamedFamily(name="smollm2", summary="SmolLM2", model_types=("llama",), template="smollm2", words=("smollm2",)),
-    ModelFamily(name="qwen2", summary="Qwen 2 and 2.5", model_types=("qwen2", "qwen2_moe"), template="qwen"),
-    ModelFamily(name="qwen3", summary="Qwen 3", model_types=("qwen3", "qwen3_moe")),
-    ModelFamily(name="chatglm", summary="ChatGLM 3", model_types=("chatglm",), template="chatglm"),
-    ModelFamily(name="glm", summary="GLM 4", model_types=("glm", "glm4", "glm4_moe")),
-    ModelFamily(name="mistral", summary="Mistral", model_types=("mistral", "ministral")),
-    ModelFamily(name="mixtral", summary="Mixtral", model_types=("mixtral",)),
-    ModelFamily(name="gemma", summary="Gemma", model_types=("gemma",)),
-    ModelFamily(name="gemma2", summary="Gemma 2", model_types=("gemma2",)),
-    ModelFamily(name="gemma3", summary="Gemma 3", model_types=("gemma3", "gemma3_text")),
-    ModelFamily(name="phi3", summary="Phi 3 and 4", model_types=("phi3",)),
-    ModelFamily(name="olmo2", summary="OLMo 2", model_types=("olmo2",)),
-    ModelFamily(name="granite", summary="Granite", model_types=("granite",)),
-    ModelFamily(name="smollm3", summary="SmolLM3", model_types=("smollm3",)),
+    _family("qwen2_audio", "Qwen 2 Audio, its text", "qwen2_audio", "qwen2_audio"),
+    _family("qwen2_omni", "Qwen 2.5 Omni, without audio", "qwen2_5_omni", "qwen2_omni", media="image video"),
+    _family("qwen3_omni", "Qwen 3 Omni, without audio", "qwen3_omni_moe", "qwen3_omni", media="image video"),
+    # Mistral
+    _family("mistral", "Mistral and Mixtral", "mistral mixtral", "mistral"),
+    _family("mistral_nemo", "Mistral Nemo and Ministral", "mistral ministral", "ministral", "nemo", "ministral"),
+    _family("mistral_small", "Mistral Small", "mistral mistral3", "mistral_small", "mistral-small", media="image"),
+    _family("ministral3", "Ministral 3", "ministral3 mistral3", "ministral3", "ministral-3", media="image"),
+    _family("pixtral", "Pixtral", "pixtral llava", "pixtral", "pixtral", media="image"),
+    _family("zephyr", "Zephyr", "mistral", "zephyr", "zephyr"),
+    _family("openchat", "OpenChat", "mistral", "openchat", "openchat"),
+    _family("openchat_3_6", "OpenChat 3.6", "llama", "openchat-3.6", "openchat-3.6"),
+    _family("breeze", "Breeze", "mistral", "breeze", "breeze"),
+    # Google
+    _family("gemma", "Gemma", "gemma", "gemma"),
+    _family("gemma2", "Gemma 2", "gemma2", "gemma2"),
+    _family("gemma3", "Gemma 3", "gemma3 gemma3_text", "gemma3", media="image"),
+    _family("gemma3n", "Gemma 3n", "gemma3n gemma3n_text", "gemma3n", media="image"),
+    _family("gemma4", "Gemma 4", "gemma4 gemma4_text gemma4_unified gemma4_unified_text", "gemma4", media="image"),
+    _family("paligemma", "PaliGemma", "paligemma", "paligemma", media="image"),
+    # DeepSeek, Moonshot
+    _family("deepseek_v3", "DeepSeek V2 and V3", "deepseek_v2 deepseek_v3", "deepseek3"),
+    _family("deepseek_v3_1", "DeepSeek V3.1", "deepseek_v3", "deepseek3_1", "deepseek-v3.1"),
+    _family("deepseek_r1", "DeepSeek R1", "deepseek_v3", "deepseekr1", "deepseek-r1"),
+    _family("deepseek_v3_2", "DeepSeek V3.2", "deepseek_v32", "deepseek3_2"),
+    _family("deepseek_v4", "DeepSeek V4", "deepseek_v4", "deepseek4"),
+    _family("moonlight", "Moonlight", "deepseek_v3", "moonlight", "moonlight"),
+    _family("kimi_vl", "Kimi VL", "kimi_vl", "kimi_vl", media="image"),
+    # Zhipu
+    _family("chatglm", "ChatGLM 3", "chatglm", "chatglm"),
+    _family("glm4", "GLM 4", "glm glm4", "glm4"),
+    _family("glm_z1", "GLM Z1", "glm4", "glmz1", "glm-z1"),
+    _family("glm4_moe", "GLM 4.5 and 4.6", "glm4_moe", "glm4_moe"),
+    _family("glm4_7", "GLM 4.7", "glm4_moe glm4_moe_lite", "glm4_7", "glm-4.7"),
+    _family("glm4v", "GLM 4.1V", "glm4v", "glm4v", media="image video"),
+    _family("glm4_5v", "GLM 4.5V", "glm4v_moe", "glm4_5v", media="image video"),
+    _family("glm_ocr", "GLM OCR", "glm_ocr", "glm_ocr", media="image"),
+    # Others, by name
+    _family("cohere", "Command R", "cohere", "cohere"),
+    _family("dbrx", "DBRX", "dbrx", "dbrx"),
+    _family("dots_ocr", "dots.ocr", "dots_ocr", "dots_ocr", media="image"),
+    _family("ernie", "ERNIE 4.5", "ernie4_5 ernie4_5_moe", "ernie_nothink"),
+    _family("ernie_thinking", "ERNIE 4.5 Thinking", "ernie4_5 ernie4_5_moe", "ernie", "thinking"),
+    _family("ernie_vl", "ERNIE 4.5 VL", "ernie4_5_vl_moe", "ernie_vl", media="image video"),
+    _family("exaone", "EXAONE 3", "exaone", "exaone"),
+    _family("falcon", "Falcon", "falcon", "falcon"),
+    _family("falcon_h1", "Falcon H1", "falcon_h1", "falcon_h1"),
+    _family("gpt_oss", "gpt-oss", "gpt_oss", "gpt_oss"),
+    _family("granite3", "Granite 3", "granite granitemoe granitemoeshared", "granite3"),
+    _family("granite4", "Granite 4", "granitemoehybrid", "granite4"),
+    _family("hunyuan", "Hunyuan MoE", "hunyuan_v1_moe", "hunyuan"),
+    _family("hunyuan_dense", "Hunyuan dense", "hunyuan_v1_dense", "hunyuan_small"),
+    _family("hunyuan_dense_7b", "Hunyuan dense 7B", "hunyuan_v1_dense", "hy_dense_7b", "-7b"),
+    _family("hy3", "Hunyuan 3", "hy_v3", "hy3"),
+    _family("intern2", "InternLM 2 and 3", "internlm2 internlm3", "intern2"),
+    _family("intern_s1", "Intern-S1", "interns1", "intern_s1", media="image video"),
+    _family("intern_vl", "InternVL", "internvl internvl_chat", "intern_vl", media="image video"),
+    _family("keye_vl", "Keye VL", "keye", "keye_vl", media="image video"),
+    _family("lfm2", "LFM2", "lfm2 lfm2_moe", "lfm2"),
+    _family("lfm2_vl", "LFM2 VL", "lfm2_vl", "lfm2_vl", media="image"),
+    _family("ling", "Ling", "bailing_moe", "bailing"),
+    _family("ling_2", "Ling 2", "bailing_moe_v2", "bailing_v2"),
+    _family("ling_3", "Ling 3", "bailing_hybrid", "bailing_v3"),
+    _family("llava", "LLaVA 1.5", "llava", "llava", media="image"),
+    _family("llava_next", "LLaVA NeXT", "llava_next", "llava_next", media="image"),
+    _family("llava_next_llama3", "LLaVA NeXT on Llama 3", "llava_next", "llava_next_llama3", "llama3", media="image"),
+    _family(
+        "llava_next_mistral", "LLaVA NeXT on Mistral", "llava_next", "llava_next_mistral", "mistral", media="image"
+    ),
+    _family("llava_next_qwen", "LLaVA NeXT on Qwen", "llava_next", "llava_next_qwen", "-72b", "-110b", media="image"),
+    _family("llava_next_yi", "LLaVA NeXT on Yi", "llava_next", "llava_next_yi", "-34b", media="image"),
+    _family("llava_next_video", "LLaVA NeXT Video", "llava_next_video", "llava_next_video", media="image video"),
+    _family("video_llava", "Video-LLaVA", "video_llava", "video_llava", media="image video"),
+    _family("mimo", "MiMo", "mimo", "mimo"),
+    _family("mimo_v2", "MiMo V2", "mimo_v2_flash", "mimo_v2"),
+    _family("minicpm3", "MiniCPM 3", "minicpm minicpm3", "cpm4"),
+    _family("minicpm_v", "MiniCPM V", "minicpmv", "minicpm_v", media="image video"),
+    _family("minicpm_v_4_6", "MiniCPM V 4.6", "minicpmv4_6", "minicpm_v_4_6", media="image video"),
+    _family("minicpm_o", "MiniCPM o, without audio", "minicpmo", "minicpm_o", media="image video"),
+    _family("minimax_m1", "MiniMax M1", "minimax", "minimax1"),
+    _family("minimax_m2", "MiniMax M2", "minimax_m2", "minimax2"),
+    _family("olmo", "OLMo and OLMoE", "olmo olmoe", "olmo"),
+    _family("olmo2", "OLMo 2", "olmo2", None),
+    _family("phi3", "Phi 3", "phi3 phimoe", "phi"),
+    _family("phi3_small", "Phi 3 small", "phi3small", "phi_small"),
+    _family("phi4", "Phi 4", "phi3", "phi4", "phi-4"),
+    _family("phi4_mini", "Phi 4 mini", "phi3", "phi4_mini", "phi-4-mini"),
+    _family("seed_oss", "Seed OSS", "seed_oss", "seed_oss"),
+    _family("telechat2", "TeleChat 2", "telechat", "telechat2"),
+    _family("youtu", "Youtu", "youtu", "youtu"),
 )
-"""A family without a template leaves it to the tokenizer's own."""
+"""A family without a template leaves it to the tokenizer's own. Audio is out of scope."""
