@@ -48,7 +48,8 @@ def read_samples(spec: DatasetSpec, plan: Plan) -> Samples:
         except UsageError as error:
             refusal = refusal or error
     if not first:
-        raise UsageError(Problem(f"dataset {spec.name!r} has no rows", str(spec.path or spec.hub_id)))
+        where = str(spec.path or spec.hub_id)
+        raise UsageError(Problem(f"dataset {spec.name!r} has no rows", where, "write rows into it, or leave it out"))
     if reading is None:
         if refusal is not None:
             raise refusal
@@ -152,8 +153,8 @@ def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plug
     needs = " or ".join(NAMES[kind] for kind in stage.samples)
     message = f"dataset {spec.name!r} (columns {', '.join(row)}) holds {holds}; stage {stage.name!r} needs {needs}"
     others = [offer.component.name for offer in plugins.of(Stage) if set(offer.component.samples) & set(told)]
-    hint = f"stages that train on such data: {', '.join(sorted(others))}" if others else ""
-    advice = [hint] if hint else []
+    known = f": {', '.join(sorted(others))}" if others else ""
+    advice = [f"choose other data, or a stage that trains on such{known}"]
     if "Feedback" in told and "Chat" in stage.samples:
         advice.append('to read all of them as good answers give the column no name: "columns": {"kto_tag": ""}')
     if told == ["Prompt"]:

@@ -15,6 +15,7 @@ from ftcore.samples import Place
 
 Rows = Iterator[tuple[Place, dict[str, Any] | RowError]]
 
+_DAMAGED = "the file is damaged or not text; fetch it again"
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -50,7 +51,7 @@ def _lines(file: str, window: TextWindow) -> Rows:
         except json.JSONDecodeError as error:
             value = RowError(f"not JSON: {_reason(error)} at column {error.pos + 1}", value=line, cure=_cure(error))
         except (ValueError, RecursionError) as error:
-            value = RowError(_other(error), value=line)
+            value = RowError(_other(error), value=line, cure=_other_cure(error))
         yield Place(file, row, number), value
 
 
@@ -70,7 +71,10 @@ def _array(file: str, window: TextWindow, start: int) -> Rows:
             raise _broken(file, window, error, rows.row, rows.line)
     position = window.skip(position + 1)
     if position < len(window.text):
-        raise UsageError(Problem("more text after the array's closing ]", _at(file, window, position)))
+        nul = window.text[position] == "\0"
+        message = "a NUL byte" if nul else "more text after the array's closing ]"
+        hint = _DAMAGED if nul else "one array holds all rows; write the others inside it"
+        raise UsageError(Problem(message, _at(file, window, position), hint))
 
 
 def _sequence(file: str, window: TextWindow, position: int) -> Rows:
@@ -115,7 +119,7 @@ def _value(file: str, window: TextWindow, position: int, row: int, line: int) ->
             if not (_ends_near(error) and window.more()):
                 raise _broken(file, window, error, row, line) from error
         except (ValueError, RecursionError) as error:
-            raise UsageError(Problem(_other(error), f"{file}:{line}")) from error
+            raise UsageError(Problem(_other(error), f"{file}:{line}", _other_cure(error))) from error
         else:
             if end + len(".e+1") <= len(window.text) or not window.more():  # a number may go on
                 return value, end
@@ -158,14 +162,26 @@ def _reason(error: json.JSONDecodeError) -> str:
 
 def _cure(error: json.JSONDecodeError) -> str:
     if error.doc[error.pos : error.pos + 1] == "\0":
-        return "the file is damaged or not text; fetch it again"
+        return _DAMAGED
     if _cut(error):
         return "was it cut off? fetch or write it again"
-    if error.msg.startswith("Invalid control character"):
-        return r"inside a text write \n for a line break and \t for a tab"
-    if error.msg.startswith(("Expecting property name", "Illegal trailing comma")):
-        return 'names stand in double quotes, and no comma before the closing "}"'
-    return ""
+    return next((cure for start, cure in _CURES.items() if error.msg.startswith(start)), "correct it there")
+
+
+_CURES = {
+    "Invalid control character": r"inside a text write \n for a line break and \t for a tab",
+    "Invalid \\": r"inside a text write \\ for a backslash",
+    "Expecting property name": 'names stand in double quotes, and no comma before the closing "}"',
+    "Illegal trailing comma": 'names stand in double quotes, and no comma before the closing "}"',
+    "Expecting ','": r"a comma is missing there, or a quote inside a text is not written \"",
+    "Expecting value": "a value is missing there; texts stand in double quotes, and no comma before the closing ]",
+    "Extra data": "write one row a line",
+}
+"""How the decoder's message begins -> the cure."""
+
+
+def _other_cure(error: Exception) -> str:
+    return _DAMAGED if isinstance(error, RecursionError) else "write the number as a text, in quotes"
 
 
 def _other(error: Exception) -> str:

@@ -78,7 +78,7 @@ def _check_not_empty(path: Path) -> None:
         while block := stream.read(_BLOCK):
             if block.strip():
                 return
-    raise UsageError(Problem("the file is empty", str(path)))
+    raise UsageError(Problem("the file is empty", str(path), "write rows into it, or leave it out"))
 
 
 @contextmanager
@@ -188,7 +188,11 @@ def _check_header(path: Path, header: list[str]) -> None:
     for cell in header:
         if not cell.strip() or header.count(cell) > 1:
             reason = f"column {cell!r} stands twice" if cell.strip() else "a column has no name"
-            raise UsageError(Problem(f"{reason} in the first line", f"{path}:1", f"it reads: {', '.join(header)}"))
+            raise UsageError(
+                Problem(
+                    f"{reason} in the first line", f"{path}:1", f"name each column once; it reads: {', '.join(header)}"
+                )
+            )
 
 
 def _cells(header: list[str], cells: list[str]) -> Row:

@@ -281,27 +281,33 @@ KINDS: list[tuple[dict[str, Any], str, str, str]] = [
         MESSAGES | {"label": True},
         "Chat",
         "(columns messages, label) holds answers with a mark (kto_tag: true or false)",
-        "conversations that end with an answer; to read all of them as good answers give the column no name: "
-        '"columns": {"kto_tag": ""}',
+        "conversations that end with an answer",
     ),
     (
         {"instruction": "q", "reply": "r"},
         "Chat",
         "(columns instruction, reply) holds prompts without answers",
-        "conversations that end with an answer; if a column holds the answers, name it in dataset_info.json: "
-        '"columns": {"response": ...}',
+        "conversations that end with an answer",
     ),
 ]
+
+
+OTHER = "choose other data, or a stage that trains on such"
+ADVICE = {
+    "label": '; to read all of them as good answers give the column no name: "columns": {"kto_tag": ""}',
+    "reply": '; if a column holds the answers, name it in dataset_info.json: "columns": {"response": ...}',
+}
 
 
 @pytest.mark.parametrize(("row", "needed", "holds", "needs"), KINDS)
 def test_datasets_of_the_wrong_kind(
     tmp_path: Path, tokenizer: Any, make_plan: Any, row: Any, needed: str, holds: str, needs: str
 ) -> None:
+    advice = next((advice for column, advice in ADVICE.items() if column in row), "")
     write(tmp_path, "a.jsonl", [row])
     plan = make_plan("a.jsonl", samples=needed, stage="dpo")
     assert error(chat_datasets, plan, tokenizer, tmp_path) == [
-        f"a.jsonl: dataset 'a.jsonl' {holds}; stage 'dpo' needs {needs}"
+        f"a.jsonl: dataset 'a.jsonl' {holds}; stage 'dpo' needs {needs}; {OTHER}{advice}"
     ]
 
 
@@ -350,7 +356,7 @@ def test_a_damaged_first_row_does_not_hide_the_kind(tmp_path: Path, tokenizer: A
     assert counts.kept == 1
     assert [str(problem).replace(f"{tmp_path}/", "") for problem in counts.bad] == [
         "a.jsonl:1: the row has no rejected: it has instruction, chosen; write the answer in rejected",
-        "a.jsonl:2: instruction and input are both missing or empty; write the question in instruction",
+        "a.jsonl:2: the row has no instruction and no input: it has x; write the question in instruction",
     ]
 
 

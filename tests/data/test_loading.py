@@ -86,7 +86,7 @@ def test_accounting(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
         "dropped": 2,
         "dropped_rows": [
             'a.jsonl:4: instruction and input are both missing or empty: ""; write the question in instruction',
-            "a.jsonl:6: instruction and input are both missing or empty; write the question in instruction",
+            "a.jsonl:6: the row has no instruction and no input: it has x; write the question in instruction",
         ],
         "untrainable": {"its prompt is longer than cutoff_len": 2},
         "untrainable_rows": {"its prompt is longer than cutoff_len": ["a.jsonl:3", "a.jsonl:5"]},
@@ -144,7 +144,7 @@ def test_bad_rows_of_all_datasets_at_once(tmp_path: Path, tokenizer: Any, make_p
     write(tmp_path, "e.json", [{"x": "x"}])
     write(tmp_path, "f.json", [{"text": "x"}])
     assert error(make_plan("a.jsonl,b.json,c.json,d.json,e.json,f.json"), tokenizer, tmp_path) == [
-        "c.json: dataset 'c.json' has no rows",
+        "c.json: dataset 'c.json' has no rows; write rows into it, or leave it out",
         "d.json:1: the file ends in the middle of row 1; was it cut off? fetch or write it again",
         "e.json: dataset 'e.json': no format fits the columns x; formats: "
         "instruction (instruction, input, output; with optional system and history); "
@@ -154,7 +154,7 @@ def test_bad_rows_of_all_datasets_at_once(tmp_path: Path, tokenizer: Any, make_p
         "text (text: one document a row, for pretraining); "
         "other names go into columns in dataset_info.json",
         "f.json: dataset 'f.json' (columns text) holds texts; "
-        "stage 'train' needs conversations that end with an answer",
+        "stage 'train' needs conversations that end with an answer; choose other data, or a stage that trains on such",
         'a.jsonl:2: output is empty: there is nothing to learn: ""; write the answer in output, or remove the row',
         "b.json:1: the conversation ends with 'user'; add the answer, or remove the last turn",
         "b.json row 2: messages[1].role: role 'user' follows 'user'; here only assistant may stand",

@@ -106,6 +106,7 @@ def test_hub_datasets_need_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+COMMA = r"a comma is missing there, or a quote inside a text is not written \""
 CUT = "; was it cut off? fetch or write it again"
 DAMAGED = [
     ("a.json", "", "a.json: the file is empty"),
@@ -115,8 +116,12 @@ DAMAGED = [
     ("a.json", '[{"a": 1},\n', "a.json:2: the file ends in the middle of row 2" + CUT),
     ("a.json", "[", "a.json:1: the file ends in the middle of row 1" + CUT),
     ("a.json", '{"a": 1', "a.json:1: the file ends in the middle of row 1" + CUT),
-    ("a.json", '[{"a": 1}\n {"a": 2}]', "a.json:2:2: not JSON in row 1: expecting ',' or ']'"),
-    ("a.json", '[{"a": 1}] x', "a.json:1:12: more text after the array's closing ]"),
+    ("a.json", '[{"a": 1}\n {"a": 2}]', "a.json:2:2: not JSON in row 1: expecting ',' or ']'; " + COMMA),
+    (
+        "a.json",
+        '[{"a": 1}] x',
+        "a.json:1:12: more text after the array's closing ]; one array holds all rows; write the others inside it",
+    ),
     (
         "a.json",
         '[{"a": "x\ny"}]',
@@ -153,8 +158,12 @@ DAMAGED = [
         'a,b\n1,"2\n3,4\n',
         'a.csv:3: not CSV: unexpected end of data; is a quote left open? a quote inside is ""',
     ),
-    ("a.csv", "a,a\n1,2\n", "a.csv:1: column 'a' stands twice in the first line; it reads: a, a"),
-    ("a.csv", "a,\n1,2\n", "a.csv:1: a column has no name in the first line; it reads: a, "),
+    (
+        "a.csv",
+        "a,a\n1,2\n",
+        "a.csv:1: column 'a' stands twice in the first line; name each column once; it reads: a, a",
+    ),
+    ("a.csv", "a,\n1,2\n", "a.csv:1: a column has no name in the first line; name each column once; it reads: a, "),
     ("a.json.gz", gzip.compress(b"[{}]")[:-6], "a.json.gz: damaged gzip: Compressed file ended"),
     ("a.json.gz", "[{}]", "a.json.gz: damaged gzip: Not a gzipped file"),
     ("a.parquet", "[]", "a.parquet: not Parquet, or damaged: "),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ft_plugins.formats import FORMATS
 from ftcore.errors import RowError
-from ftcore.samples import Chat, Feedback, Message, Preference
+from ftcore.samples import Chat, Message
 
 INSTRUCTION, MESSAGES, SHAREGPT, COMPLETION, TEXT = FORMATS
 ROLES_OF = {
@@ -232,6 +232,7 @@ def test_tags_describe_other_shapes() -> None:
 
 ROLES = "roles here: system, user, assistant, tool, function_call"
 WEIGHT = "write true, false or a number from 0 on"
+TURNS = "write at least a question and its answer"
 PART = 'here only {"type": "text", "text": ...} can be read, and {"type": "image"} with the file in images'
 CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}}'
 
@@ -241,8 +242,8 @@ CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}
     [
         (None, ("messages", None, "messages is null", "write the conversation in messages")),
         ("x", ("messages", "x", "messages is a text, not a list", "write a list: [...]")),
-        ([], ("messages", 0, "messages has no turns", "write at least a question and its answer")),
-        (turns(("system", "s")), ("messages", 1, "messages has no turns", "write at least a question and its answer")),
+        ([], ("messages", None, "messages has no turns", TURNS)),
+        (turns(("system", "s")), ("messages", None, "messages has no turns", TURNS)),
         (["x"], ("messages[0]", "x", "messages[0] is a text, not an object", 'write {"role": ..., "content": ...}')),
         (turns(("bot", "x")), ("messages[0].role", "bot", "unknown role 'bot'", ROLES)),
         ([{"content": "x"}], ("messages[0].role", None, "messages[0] has no role", ROLES)),
@@ -330,10 +331,10 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "type"]), inner),
     max_leaves=8,
 )
-keys = st.sampled_from(
-    ["instruction", "input", "output", "history", "system", "messages", "tools", "conversations", "text", "images"]
-    + ["prompt", "completion", "chosen", "rejected", "kto_tag"]
+COLUMNS = (
+    "instruction input output history system messages tools conversations text images prompt completion chosen rejected"
 )
+keys = st.sampled_from([*COLUMNS.split(), "kto_tag"])
 turn = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool", "system", "x"]) | json_values, "content": json_values},
     optional={"train": json_values, "tool_calls": json_values, "reasoning": json_values},
@@ -349,7 +350,7 @@ def test_any_row_is_a_sample_or_a_row_error(row: dict[str, Any], kind: str) -> N
         except RowError as caught:
             error = caught
         else:
-            chat = {Preference: lambda: sample.prompt, Feedback: lambda: sample.chat}.get(type(sample), lambda: sample)()
+            chat = getattr(sample, "prompt", getattr(sample, "chat", sample))
             messages = chat.messages if isinstance(chat, Chat) else ()
             assert all(isinstance(message.content, str) for message in messages)
             roles = [message.role for message in messages]

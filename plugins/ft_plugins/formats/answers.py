@@ -41,13 +41,13 @@ def preference(prompt: Chat, row: Row, columns: Names, tags: Names) -> Preferenc
         if before and turns and before != turns:
             other = columns["chosen"] if role == "rejected" and not prompt.messages else "the prompt"
             cure = "both answers belong to one prompt: the turns before the last one must be the same"
-            raise RowError(f"{column} does not begin as {other} does", field=column, value=len(before), cure=cure)
+            raise RowError(f"{column} does not begin as {other} does", field=column, cure=cure)
         turns = turns or before
         found.append(answer)
     if not turns or turns[-1].role not in ("user", "tool"):
         reason = f"the prompt ends with {turns[-1].role!r}" if turns else "the row has no prompt"
         cure = f"it must end with what {columns['chosen']} and {columns['rejected']} answer"
-        raise RowError(reason, field="the prompt", cure=cure)
+        raise RowError(reason, field="prompt", cure=cure)
     return Preference(Chat(turns, prompt.tools, prompt.images, prompt.videos), *found)
 
 
@@ -110,11 +110,13 @@ def _answer(value: object, column: str, tags: Names) -> tuple[tuple[Message, ...
         return (), Message("assistant", _not_empty(value, column))
     if isinstance(value, Mapping):
         return (), _of_assistant(read_turn(value, column, tags), column)
+    if not isinstance(value, list | tuple):
+        text(value, column)
     turns = [read_turn(turn, f"{column}[{number}]", tags) for number, turn in enumerate(items(value, column))]
     if len(turns) > 1:
         check_turns(turns, column, tags)
     if not turns:
-        raise RowError(f"{column} has no turns", field=column, value=0, cure="write the answer")
+        raise RowError(f"{column} has no turns", field=column, cure="write the answer")
     return tuple(turns[:-1]), _of_assistant(turns[-1], column)
 
 

@@ -68,7 +68,11 @@ class Instruction(DatasetFormat):
 def _question(row: Mapping[str, Any], prompt: str, query: str) -> str:
     parts = [part for part in (optional_text(row, prompt), optional_text(row, query)) if part]
     if not parts:
-        reason = f"{prompt} and {query} are both missing or empty" if query else f"{prompt} is missing or empty"
+        names = [name for name in (prompt, query) if name]
+        if row and not any(name in row for name in names):
+            reason = f"the row has no {' and no '.join(names)}: it has {', '.join(row)}"
+        else:
+            reason = f"{' and '.join(names)} {'are both' if query else 'is'} missing or empty"
         raise RowError(reason, field=prompt, value=row.get(prompt), cure=f"write the question in {prompt}")
     return "\n".join(parts)
 

@@ -74,7 +74,7 @@ def check_turns(messages: Sequence[Message], column: str, tags: Mapping[str, str
     """
     if not any(message.role != "system" for message in messages):
         cure = "write at least a question and its answer"
-        raise RowError(f"{column} has no turns", field=column, value=len(messages), cure=cure)
+        raise RowError(f"{column} has no turns", field=column, cure=cure)
     before = ""
     for number, message in enumerate(messages):
         allowed = ("system", *_FOLLOWS[""]) if number == 0 else _FOLLOWS[before]
