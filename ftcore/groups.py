@@ -75,6 +75,10 @@ class DataOptions(OptionGroup):
     """System message for conversations that have none; unset, the template's own; empty, none."""
     enable_thinking: bool | None = None
     """Passed to the template: whether the model thinks before it answers; unset, the template's own default."""
+    preserve_thinking: bool | None = None
+    """Passed to the template: whether thoughts of earlier turns stay; unset, the template's own way (mostly not)."""
+    template_check: Literal["error", "warn", "off"] = "warn"
+    """What is done when the template and the tokenizer do not go together, or its own template differs."""
     media_dir: str | None = None
     """Folder of images and videos; what it does not hold, and unset, ``dataset_dir``."""
     on_bad_row: Literal["fail", "skip", "quarantine"] = "fail"

@@ -49,7 +49,10 @@ def run(plan: Plan) -> int:
     from ftcore.lock import locked
 
     quieten()
+    from ftcore.data.template_check import check_template
+
     state = Run(plan=plan, tokenizer=plan.plugins.hook.ft_load_tokenizer(plan=plan))
+    check_template(plan, state.tokenizer)
     state.data = plan.stage.component.datasets(state)
     click.echo(state.data.accounting.summary())
     use_template(state)

@@ -63,9 +63,11 @@ class Renderer:
         stop: what ends the model's turn; empty to find it from the template.
         default_system: system message of conversations that have none; None leaves it to the template, empty is none.
         enable_thinking: passed to the template; None leaves it to the template.
+        preserve_thinking: likewise.
 
     Attributes:
         source: what is to be saved as ``chat_template``; a default system message is part of it.
+        variables: what the template reads besides messages and tools.
 
     Raises:
         UsageError: the first of ``stop`` is not one token.
@@ -79,13 +81,15 @@ class Renderer:
         stop: Sequence[str] = (),
         default_system: str | None = None,
         enable_thinking: bool | None = None,
+        preserve_thinking: bool | None = None,
     ) -> None:
         self.tokenizer, self.stop, self.default_system = tokenizer, tuple(stop), default_system
         self.source = source if default_system is None else _with_default_system(source, default_system)
-        variables = dict(tokenizer.special_tokens_map)
-        if enable_thinking is not None:
-            variables["enable_thinking"] = enable_thinking
-        self._template = Compiled(self.source, variables)
+        self.variables = dict(tokenizer.special_tokens_map)
+        for name, value in (("enable_thinking", enable_thinking), ("preserve_thinking", preserve_thinking)):
+            if value is not None:
+                self.variables[name] = value
+        self._template = Compiled(self.source, self.variables)
         self._layouts = Layouts()
         self._controls_read, self._controls_said = control_tokens(tokenizer, source)
         if self.stop and _token_id(tokenizer, self.stop[0]) is None:
@@ -109,7 +113,12 @@ class Renderer:
                 raise UsageError(_no_stop(stop[0], template.name, where))
         data = plan.data
         return cls(
-            tokenizer, source, stop=stop, default_system=data.default_system, enable_thinking=data.enable_thinking
+            tokenizer,
+            source,
+            stop=stop,
+            default_system=data.default_system,
+            enable_thinking=data.enable_thinking,
+            preserve_thinking=data.preserve_thinking,
         )
 
     @cached_property

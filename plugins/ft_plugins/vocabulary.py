@@ -31,7 +31,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "packing": (NOT_YET, (False,)),
     "neat_packing": (NOT_YET, (False,)),
     "tool_format": ("the template decides how tools are called", ()),
-    "preserve_thinking": (NOT_YET, (False,)),
     "tokenized_path": (NOT_YET, ()),
     "ignore_pad_token_for_loss": ("sequences are never padded", (True, False)),
     "data_shared_file_system": ("nothing is cached between runs yet", (True, False)),

@@ -1,0 +1,81 @@
+"""The template is held against the tokenizer: what differs, what is missing, what is not taught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcore.components import ChatTemplate
+from ftcore.data.template_check import check_template
+from ftcore.errors import UsageError
+from ftcore.planning import make_plan
+from ftcore.testing import CHATML, tiny_tokenizer
+
+QUIET = "{{ messages[0].content }}{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+
+
+@pytest.fixture
+def found(write_config, with_plugins, hooks, capsys) -> Any:
+    """``found(template text, own=..., **values)``: the problems, as ``error`` raises them."""
+
+    def run(
+        text: str, *, own: str | None = CHATML, stop: tuple[str, ...] = ("<|im_end|>",), **values: Any
+    ) -> list[str]:
+        template = ChatTemplate(name="probe", summary="a test's", text=text, stop=stop)
+        plugins = with_plugins(acme=hooks(ft_chat_templates=lambda: [template]))
+        file: Path = write_config(template="probe", template_check="error", **values)
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = own
+        plan = make_plan(file, plugins=plugins)
+        try:
+            check_template(plan, tokenizer)
+        except UsageError as error:
+            shown = [str(problem).replace(f"{file.parent}/", "") for problem in error.problems]
+            check_template(make_plan(file, ["template_check=off"], plugins=plugins), tokenizer)
+            assert not capsys.readouterr().err
+            check_template(make_plan(file, ["template_check=warn"], plugins=plugins), tokenizer)
+            warned = capsys.readouterr().err.replace(f"{file.parent}/", "").splitlines()
+            assert warned == [f"warning: {line}" for line in shown]
+            return shown
+        return []
+
+    return run
+
+
+def test_the_same_template_is_no_finding(found) -> None:
+    assert found(CHATML) == []
+
+
+def test_without_one_of_its_own_there_is_nothing_to_hold_it_against(found) -> None:
+    assert found(CHATML.replace("'user'", "'human'"), own=None) == []
+
+
+def test_the_first_token_that_differs_is_shown(found) -> None:
+    changed = CHATML.replace("message['role'] + '\n'", "message['role'] + ': '")
+    assert changed != CHATML
+    lines = found(changed)
+    assert lines == [
+        "run.yaml:4: template probe: the generation prompt is not how the training text goes on;"
+        " the model would be asked in another way than it was taught",
+        "run.yaml:4: template probe differs from the tokenizer's own: at token 3, after '<|im_start|>user', it writes"
+        " ': Hi<|im_end|>\\n', the own '\\nHi<|im_end|>\\n<|im_start|>';"
+        " leave template out to use the tokenizer's own, or set template_check: off",
+    ]
+
+
+def test_a_control_token_that_is_not_one_token(found) -> None:
+    lines = found(CHATML.replace("<|im_start|>", "<|start_here|>"), own=None)
+    assert len(lines) == 1
+    assert lines[0].startswith("run.yaml:4: template probe: '<|start_here|>' is ")
+    assert lines[0].endswith(" tokens in this vocabulary; is it the template that the model was made with?")
+
+
+def test_a_stop_token_that_is_not_trained(found) -> None:
+    outside = CHATML.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+    assert outside != CHATML
+    assert found(outside, own=None) == [
+        "run.yaml:4: template probe: no stop token is trained at the end of an answer;"
+        " answers will run on until max_new_tokens"
+    ]
