@@ -212,7 +212,7 @@ def _read_parquet(path: Path) -> Rows:
     try:
         with _columnar(arrow, path) as source:
             yield from _batches(path, parquet.ParquetFile(source).iter_batches(batch_size=_BATCH))
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError) as error:
         raise _damaged(path, "Parquet", error) from error
 
 
@@ -221,7 +221,7 @@ def _read_arrow(path: Path) -> Rows:
     try:
         with _columnar(arrow, path) as source:
             yield from _batches(path, _record_batches(arrow, source))
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError) as error:
         raise _damaged(path, "Arrow", error) from error
 
 
@@ -252,7 +252,9 @@ def _batches(path: Path, batches: Iterator[Any]) -> Rows:
                 yield Place(str(path), row), value
 
 
-def _damaged(path: Path, kind: str, error: Exception) -> UsageError:
+def _damaged(path: Path, kind: str, error: Exception) -> Exception:
+    if isinstance(error, gzip.BadGzipFile) or (isinstance(error, OSError) and error.errno is not None):
+        return error  # of the file system; pyarrow's own, which tell of cut messages, have no number
     reason = str(error).splitlines()[0].rstrip(".")
     return UsageError(Problem(f"not {kind}, or damaged: {reason}", str(path), "was the file cut off? fetch it again"))
 

@@ -14,6 +14,7 @@ from ftcore.errors import Problem
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """What can be read, each also as ``.gz``."""
 
+_A_FILE = "give a file, or a folder of files"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.].*)?", re.IGNORECASE)
 _SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
@@ -192,7 +193,7 @@ def _not_data(name: str, path: Path, where: str) -> Problem:
     if path.is_symlink() and not path.exists():
         return Problem(f"dataset {name!r}: {path} is a link that leads nowhere", where, "make it point to the file")
     if not path.is_file():
-        return Problem(f"dataset {name!r}: {path} is neither a file nor a folder", where)
+        return Problem(f"dataset {name!r}: {path} is neither a file nor a folder", where, _A_FILE)
     return Problem(
         f"dataset {name!r}: cannot tell the format of {path}", where, f"data files end in {', '.join(SUFFIXES)}"
     )

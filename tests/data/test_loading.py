@@ -172,8 +172,8 @@ def test_many_bad_rows_are_counted(tmp_path: Path, tokenizer: Any, make_plan: An
 def test_nothing_to_train_on(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
     write(tmp_path, "a.jsonl", [pair("q " * 50, "a"), pair("q", "")])
     assert error(make_plan("a.jsonl", cutoff_len=20, on_bad_row="skip"), tokenizer, tmp_path) == [
-        "dataset 'a.jsonl' has nothing to train on; "
-        "1 rows: its prompt is longer than cutoff_len; 1 bad rows are skipped"
+        "a.jsonl:1: dataset 'a.jsonl' has nothing to train on; "
+        "1 row: its prompt is longer than cutoff_len; 1 row cannot be read"
     ]
 
 
