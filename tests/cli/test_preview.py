@@ -158,6 +158,93 @@ def test_colours(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{FIRST}⟦Hello.<|im_end|>⟧\n" in preview("-n", "1").output
 
 
+PAIR = {"instruction": "hi", "chosen": "Hello.", "rejected": "No " * 9}
+
+
+def test_preferences_one_above_the_other(preview: Any) -> None:
+    found = preview(rows=[PAIR], samples="Preference")
+    assert found.error is None
+    total = size(FIRST + "Hello.<|im_end|>\n") + size("No " * 9 + "<|im_end|>\n")
+    trained = size("Hello.<|im_end|>") + size("No " * 9 + "<|im_end|>")
+    assert found.output == (
+        "⟦ ⟧ is trained, ⟨ ⟩ is beyond cutoff_len\n"
+        f"── a.jsonl:1  {total} tokens, {trained} trained\n"
+        f"{FIRST}─ chosen\n"
+        "⟦Hello.<|im_end|>⟧\n"
+        "─ rejected\n"
+        f"⟦{'No ' * 9}<|im_end|>⟧\n"
+        f"a.jsonl: 1 of 1 rows, {total} tokens, {trained} trained ({trained / total:.1%})\n"
+    )
+
+
+def test_preferences_side_by_side(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    lines = [line.rstrip() for line in click.unstyle(preview(rows=[PAIR], samples="Preference").output).split("\n")]
+    assert lines[2:5] == FIRST.rstrip().split("\n")
+    assert lines[5:9] == [
+        "chosen".ljust(35) + "┃ rejected",
+        "━" * 35 + "╇" + "━" * 34,
+        "Hello.<|im_end|>".ljust(35) + "│ No No No No No No No No No",
+        " " * 35 + "│ <|im_end|>",
+    ]
+    monkeypatch.setenv("COLUMNS", "50")
+    assert "─ rejected" in click.unstyle(preview(rows=[PAIR], samples="Preference").output).split("\n")
+
+
+def test_preferences_as_json(preview: Any) -> None:
+    (line,) = preview("--json", rows=[PAIR], samples="Preference").output.splitlines()
+    row = json.loads(line)
+    assert list(row) == ["source", "chosen", "rejected", "shared", "untrainable"]
+    assert row["shared"] == size(FIRST)
+    tokenizer = tiny_tokenizer()
+    for side, answer in (("chosen", "Hello."), ("rejected", "No " * 9)):
+        one = row[side]
+        assert list(one) == ["text", "input_ids", "labels", "reasons", "truncated"]
+        assert one["text"] == tokenizer.decode(one["input_ids"]) == f"{FIRST}{answer}<|im_end|>\n"
+        assert tokenizer.decode([label for label in one["labels"] if label != -100]) == f"{answer}<|im_end|>"
+
+
+def test_pairs_that_are_not_trained(preview: Any) -> None:
+    found = preview(rows=[PAIR, PAIR | {"chosen": "x", "rejected": "x"}], samples="Preference").output
+    (line,) = (line for line in found.split("\n") if line.startswith("── a.jsonl:2"))
+    assert line.startswith("── a.jsonl:2  0 tokens, 0 trained, ")
+    assert line.endswith("  not trained: chosen and rejected are the same")
+
+
+def test_feedback(preview: Any) -> None:
+    rows = [{"instruction": "hi", "output": "Hello.", "kto_tag": good} for good in (True, False)]
+    found = preview(rows=rows, samples="Feedback")
+    heads = [line.split("  ")[0] for line in found.output.split("\n") if line.startswith("── ")]
+    assert heads == ["── a.jsonl:1", "── a.jsonl:2"]
+    assert [line.split("  ")[1] for line in found.output.split("\n") if line.startswith("── ")] == [
+        "good answer",
+        "bad answer",
+    ]
+    shown = [json.loads(line) for line in preview("--json", rows=rows, samples="Feedback").output.splitlines()]
+    assert [row["good"] for row in shown] == [True, False]
+
+
+def test_texts_with_their_borders(preview: Any) -> None:
+    rows = [{"text": "one\ntwo<|im_end|>"}, {"text": "three"}]
+    found = preview(rows=rows, samples="Text")
+    assert [line for line in found.output.split("\n") if not line.startswith("── ")][1:-2] == [
+        "⟦one",
+        "two<|im_end|><|im_end|>⟧",
+        "⟦three<|im_end|>⟧",
+    ]
+    (first, _) = (json.loads(line) for line in preview("--json", rows=rows, samples="Text").output.splitlines())
+    assert first["reasons"] == ["text"] * (len(first["input_ids"]) - 1) + ["end-of-turn"]
+
+
+def test_a_dataset_of_another_kind(preview: Any) -> None:
+    found = preview(rows=[PAIR])
+    assert isinstance(found.error, UsageError)
+    assert "holds preferences (chosen and rejected); stage 'train' needs conversations" in str(found.error)
+
+
 def test_without_a_tokenizer(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Tokenizers, "ft_load_tokenizer")
     assert str(preview().error) == "run.yaml: no plugin loads this model's tokenizer"

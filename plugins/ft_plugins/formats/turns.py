@@ -8,6 +8,7 @@ from typing import Any
 
 from ft_plugins.formats.fields import items, kind_of, parsed, text
 from ftcore.data.media import PLACEHOLDERS
+from ftcore.data.thinking import parted
 from ftcore.errors import RowError
 from ftcore.samples import Message, Role
 
@@ -50,12 +51,14 @@ def read_turn(turn: object, place: str, tags: Mapping[str, str]) -> Message:
     role, is_call = _role(turn, place, tags)
     calls = _calls(turn, place)
     content = turn.get(tags["content_tag"])
+    thought = None
     if is_call:
+        thought, content = parted(content) if isinstance(content, str) else (None, content)
         calls, content = _called(content, f"{place}.{tags['content_tag']}"), ""
     message = Message(
         role=role,
         content=_content(content, f"{place}.{tags['content_tag']}", may_be_null=bool(calls)),
-        reasoning=next((text(turn[key], f"{place}.{key}") for key in _REASONING if turn.get(key) is not None), None),
+        reasoning=next((text(turn[key], f"{place}.{key}") for key in _REASONING if turn.get(key) is not None), thought),
         tool_calls=calls,
         train=_weight(turn, place),
     )
