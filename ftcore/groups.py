@@ -87,9 +87,12 @@ class DataOptions(OptionGroup):
     max_bad_rows: Annotated[float, Field(ge=0)] | None = None
     """At most so many bad rows, or (below 1) such a share, in each dataset; more are an error after all."""
     overwrite_cache: bool = False
-    """Taken: nothing is cached between runs yet, so that each run reads its data anew."""
+    """Whether tokens kept from an earlier run are made anew. They are found by content: a change of data, template or
+    tokenizer never needs this."""
+    tokenized_path: str | None = None
+    """Folder to keep the tokens in instead of the cache; what it holds is used if it fits this run, else refused."""
     preprocessing_num_workers: Annotated[int, Field(ge=1)] | None = None
-    """Threads that tokenise; unset, all cores."""
+    """Processes that tokenise, from a few thousand rows on; unset, one per core."""
     preprocessing_batch_size: Annotated[int, Field(ge=1)] = 1000
     """Rows that are tokenised at a time."""
     disable_shuffling: bool = False
@@ -207,10 +210,28 @@ class MediaOptions(OptionGroup):
     """Frames taken at most."""
 
 
+class ExportOptions(OptionGroup):
+    """What ``ft export`` writes; of no effect elsewhere."""
+
+    export_dir: str | None = None
+    """Folder that the model is written into; one that is there already must be an earlier export."""
+    export_size: Annotated[float, Field(gt=0)] = 5.0
+    """Largest weight file, in GB; larger models are written in shards."""
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the exported weights; ``auto`` is ``infer_dtype`` where that is set, else that of the base model."""
+    export_device: Literal["cpu", "auto"] = "cpu"
+    """Where adapters are merged; ``auto`` is the GPU where there is one."""
+    export_legacy_format: bool = False
+    """Taken at false: weights are written as safetensors, never pickled."""
+    export_gguf: Literal["f32", "f16", "q8_0"] | None = None
+    """Write ``model-<type>.gguf`` as well, for llama.cpp and Ollama."""
+
+
 GROUPS: dict[str, type[OptionGroup]] = {
     "model": ModelOptions,
     "data": DataOptions,
     "training": TrainingOptions,
     "generation": GenerationOptions,
     "media": MediaOptions,
+    "export": ExportOptions,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ from ftcore.plugins import Candidate, Plugins, installed, load
 # Tiny models gain nothing by threads, and threads that wait for each other on a busy machine made the same run 20 times
 # slower (165 s against 7 s, load 5 on two cores).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokens that tests keep are the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

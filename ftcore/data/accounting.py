@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ftcore.data.preparing import AnyPrepared
@@ -74,6 +74,15 @@ class Counts:
         self.used += row.used
         self.cut += tokens - row.used
         self.trained += row.trained
+
+    def merge(self, more: Counts) -> None:
+        """Adds what was counted of further rows."""
+        for field_ in fields(self):
+            if field_.type == "int":
+                setattr(self, field_.name, getattr(self, field_.name) + getattr(more, field_.name))
+        self.bad += more.bad
+        for why, places in more.untrainable.items():
+            self.untrainable.setdefault(why, []).extend(places)
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest; of bad and untrainable rows the first places are listed."""

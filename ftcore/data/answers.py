@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ftcore.data.dataset import KeptRow, TokenDataset, split_rows
+from ftcore.data.dataset import TokenDataset, split_rows
 from ftcore.data.preparing import AnyPrepared, Prepared, PreparedFeedback, PreparedPair
+from ftcore.data.tables import KeptRow, Table
 from ftcore.samples import Place
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ class AnswerDataset(ABC):
         self.parts = parts
 
     @classmethod
-    def of(cls, rows: Sequence[KeptRow]) -> Self:
-        """These parts, in this order."""
-        return cls(TokenDataset.of(rows))
+    def over(cls, tables: Sequence[Table]) -> Self:
+        """All rows of these tables, whose rows are parts."""
+        return cls(TokenDataset(tables))
 
     def __len__(self) -> int:
         return len(self.parts) // _PARTS
@@ -53,7 +55,7 @@ class AnswerDataset(ABC):
         return self.parts.lengths.reshape(-1, _PARTS)
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> Sequence[Place]:
         """Where each row came from."""
         return self.parts.places[::_PARTS]
 
@@ -114,7 +116,7 @@ class FeedbackDataset(AnswerDataset):
             "index": index,
         }
 
-    @property
+    @cached_property
     def good(self) -> npt.NDArray[np.bool_]:
         """Each row's mark, ``[R]``."""
         return self.part_lengths[:, 1] > 0

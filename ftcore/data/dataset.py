@@ -1,4 +1,4 @@
-"""Tokenised rows in flat arrays."""
+"""Tokenised rows as a map-style dataset: some rows of some tables, in some order."""
 
 from __future__ import annotations
 
@@ -6,100 +6,101 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ftcore.data.preparing import Prepared
+from ftcore.data.tables import Ints, Places, Table, combined
 from ftcore.errors import Problem, UsageError
-from ftcore.samples import Place
-
-
-class KeptRow(NamedTuple):
-    """What is kept of a prepared row: T tokens."""
-
-    place: Place
-    ids: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-    reasons: npt.NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, place: Place, row: Prepared) -> KeptRow:
-        """Copies: a view would keep the tokens that were cut off in memory."""
-        labelled, kept = row.labelled, row.kept
-        return cls(
-            place, labelled.encoded.ids[:kept].copy(), labelled.weights[:kept].copy(), labelled.reasons[:kept].copy()
-        )
 
 
 class TokenDataset:
-    """R rows, N tokens in all, as a map-style dataset.
+    """R rows of tables, which may be larger than memory: nothing is copied.
 
     Args:
-        ids: int32 ``[N]``.
-        weights: float32 ``[N]``: a token's weight as a target; 0 is not trained.
-        reasons: uint8 ``[N]``, `ftcore.data.reasons.Reason`.
-        offsets: int64 ``[R + 1]``: row i is tokens ``offsets[i]`` to ``offsets[i + 1]``.
-        places: where each row came from.
+        tables: where the tokens are.
+        rows: int64 ``[R]``: which rows, counted over all tables; None for all, in their order.
     """
 
-    def __init__(
-        self,
-        ids: npt.NDArray[np.int32],
-        weights: npt.NDArray[np.float32],
-        reasons: npt.NDArray[np.uint8],
-        offsets: npt.NDArray[np.int64],
-        places: Sequence[Place],
-    ) -> None:
-        assert len(ids) == len(weights) == len(reasons) == offsets[-1]
-        assert len(offsets) == len(places) + 1
-        self.ids, self.weights, self.reasons, self.offsets, self.places = ids, weights, reasons, offsets, tuple(places)
+    def __init__(self, tables: Sequence[Table], rows: Ints | None = None) -> None:
+        self.tables = tuple(tables)
+        self._starts = np.concatenate([[0], np.cumsum([len(table) for table in self.tables])]).astype(np.int64)
+        self._rows = rows
 
     @classmethod
-    def of(cls, rows: Sequence[KeptRow]) -> TokenDataset:
-        """These rows, in this order."""
-        return cls(
-            _joined([row.ids for row in rows], np.int32),
-            _joined([row.weights for row in rows], np.float32),
-            _joined([row.reasons for row in rows], np.uint8),
-            np.concatenate([[0], np.cumsum([len(row.ids) for row in rows])]).astype(np.int64),
-            [row.place for row in rows],
-        )
+    def over(cls, tables: Sequence[Table]) -> TokenDataset:
+        """All rows of these tables."""
+        return cls(tables)
+
+    @property
+    def rows(self) -> Ints:
+        """Which rows of the tables these are, ``[R]``."""
+        return np.arange(self._starts[-1]) if self._rows is None else self._rows
 
     def __len__(self) -> int:
-        return len(self.places)
+        return int(self._starts[-1]) if self._rows is None else len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """``input_ids`` int32 ``[T]``, ``weights`` float32 ``[T]``, and ``index`` itself."""
-        index = int(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        row = slice(self.offsets[index], self.offsets[index + 1])
-        return {"input_ids": self.ids[row], "weights": self.weights[row], "index": index}
+        table, first, last = self._at(int(index))
+        return {"input_ids": table.ids[first:last], "weights": table.weights[first:last], "index": int(index)}
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def ids(self) -> npt.NDArray[np.int32]:
+        """The tokens of all rows, copied together, int32 ``[N]``."""
+        return self._joined("ids", np.int32)
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Their weights as targets, float32 ``[N]``; 0 is not trained."""
+        return self._joined("weights", np.float32)
+
+    @property
+    def reasons(self) -> npt.NDArray[np.uint8]:
+        """Why each is trained or not, `ftcore.data.reasons.Reason`, uint8 ``[N]``."""
+        return self._joined("reasons", np.uint8)
+
+    def _joined(self, name: str, dtype: Any) -> npt.NDArray[Any]:
+        parts = [self._at(index) for index in range(len(self))]
+        return np.concatenate([np.zeros(0, dtype), *(getattr(table, name)[start:end] for table, start, end in parts)])
+
+    def _at(self, index: int) -> tuple[Table, int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        row = index if self._rows is None else int(self._rows[index])
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        table, row = self.tables[number], row - int(self._starts[number])
+        return table, int(table.offsets[row]), int(table.offsets[row + 1])
+
+    @cached_property
+    def lengths(self) -> Ints:
         """Tokens of each row, ``[R]``."""
-        return np.diff(self.offsets)
+        lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(table.offsets) for table in self.tables)])
+        return lengths if self._rows is None else lengths[self._rows]
+
+    @cached_property
+    def places(self) -> Places:
+        """Where each row came from."""
+        files = [file for table in self.tables for file in table.places.files]
+        numbers, before = [np.zeros((0, 3), np.int64)], 0
+        for table in self.tables:
+            numbers.append(table.places.numbers + np.array([before, 0, 0]))
+            before += len(table.places.files)
+        together = np.concatenate(numbers)
+        return Places(files, together if self._rows is None else together[self._rows])
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over what is trained: ids, weights and where rows begin."""
-        digest = hashlib.sha256()
-        for array in (self.ids, self.weights, self.offsets):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        """sha256 over what is trained, in its order."""
+        prints: list[str] = [table.fingerprint for table in self.tables]
+        if self._rows is not None:
+            prints.append(hashlib.sha256(self._rows.tobytes()).hexdigest())
+        return prints[0] if len(prints) == 1 else combined(prints)
 
-    def take(self, indices: npt.NDArray[np.int64]) -> TokenDataset:
+    def take(self, indices: Ints) -> TokenDataset:
         """These rows, in this order."""
-        rows = [slice(self.offsets[index], self.offsets[index + 1]) for index in indices]
-        return TokenDataset.of(
-            [
-                KeptRow(self.places[index], self.ids[row], self.weights[row], self.reasons[row])
-                for index, row in zip(indices, rows, strict=True)
-            ]
-        )
+        return TokenDataset(self.tables, np.ascontiguousarray(self.rows[indices], dtype=np.int64))
 
     def split(self, val_size: float, seed: int) -> tuple[TokenDataset, TokenDataset]:
         """Rows to train on and rows to evaluate on; see `split_rows`."""
@@ -107,7 +108,7 @@ class TokenDataset:
         return self.take(train), self.take(held_out)
 
 
-def split_rows(rows: int, val_size: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def split_rows(rows: int, val_size: float, seed: int) -> tuple[Ints, Ints]:
     """Numbers of the rows to train on and to evaluate on, drawn at random, both in their old order.
 
     Args:
@@ -124,7 +125,3 @@ def split_rows(rows: int, val_size: float, seed: int) -> tuple[npt.NDArray[np.in
         raise UsageError(Problem(message, hint="give a smaller val_size"))
     order = np.random.default_rng(seed).permutation(rows)
     return np.sort(order[count:]), np.sort(order[:count])
-
-
-def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
-    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,19 @@ Samples = Iterator[tuple[Place, Sample | RowError]]
 def read_samples(spec: DatasetSpec, plan: Plan) -> Samples:
     """Every row of a dataset as a sample that the plan's stage eats, or as what is wrong with it.
 
-    At most as many rows as the plan wants.
+    Raises:
+        UsageError: see `open_rows`.
+    """
+    rows, read = open_rows(spec, plan)
+    yield from ((place, read(row)) for place, row in rows)
+
+
+def open_rows(spec: DatasetSpec, plan: Plan) -> tuple[Iterator[tuple[Place, Row]], Callable[[Row], Sample | RowError]]:
+    """The rows of a dataset, at most as many as the plan wants, and what makes each a sample that its stage eats.
 
     Raises:
         UsageError: the dataset cannot be read as a whole, is empty, its format is unknown, or it holds nothing that
-            the stage eats.
+            the stage eats. What is wrong further on is raised by the rows' iterator.
     """
     rows = limited_rows(spec, plan)
     first: list[tuple[Place, Row]] = []
@@ -43,20 +52,27 @@ def read_samples(spec: DatasetSpec, plan: Plan) -> Samples:
         if isinstance(row, RowError):
             continue
         try:
-            reading = find_reading(spec, row, plan.plugins, plan.stage.component)
-            break
+            found = find_reading(spec, row, plan.plugins, plan.stage.component)
         except UsageError as error:
             refusal = refusal or error
+            continue
+        if _reads(found, row):  # a row with a column missing may look like another format's
+            reading = found
+            break
+        reading = reading or found
     if not first:
         where = str(spec.path or spec.hub_id)
         raise UsageError(Problem(f"dataset {spec.name!r} has no rows", where, "write rows into it, or leave it out"))
     if reading is None:
         if refusal is not None:
             raise refusal
-        yield from ((place, row) for place, row in chain(first, rows) if isinstance(row, RowError))
-        return
-    folders = MediaFolders.of(plan)
-    yield from ((place, _sample(reading, row, folders)) for place, row in chain(first, rows))
+        return ((place, row) for place, row in chain(first, rows) if isinstance(row, RowError)), _unread
+    return chain(first, rows), partial(_sample, reading, MediaFolders.of(plan))
+
+
+def _unread(row: Row) -> RowError:
+    assert isinstance(row, RowError)  # no other came through
+    return row
 
 
 def limited_rows(spec: DatasetSpec, plan: Plan) -> Iterator[tuple[Place, Row]]:
@@ -65,7 +81,7 @@ def limited_rows(spec: DatasetSpec, plan: Plan) -> Iterator[tuple[Place, Row]]:
     return islice(read_dataset(spec), min(limits) if limits else None)
 
 
-def _sample(reading: Reading, row: Row, folders: MediaFolders) -> Sample | RowError:
+def _sample(reading: Reading, folders: MediaFolders, row: Row) -> Sample | RowError:
     if isinstance(row, RowError):
         return row
     try:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ftcore.data.accounting import Accounting, Counts, bad_rows
 from ftcore.data.answers import AnswerDataset, FeedbackDataset, PairDataset, answer_parts
-from ftcore.data.dataset import KeptRow, TokenDataset
-from ftcore.data.formats import read_samples, row_problem
-from ftcore.data.preparing import AnyPrepared, Prepared, prepare
+from ftcore.data.cache import Store
+from ftcore.data.dataset import TokenDataset
+from ftcore.data.preparing import AnyPrepared, Prepared
 from ftcore.data.rendering import Renderer
 from ftcore.data.sources import DatasetSpec, has_split
+from ftcore.data.tables import KeptRow, Table
 from ftcore.data.texts import renderer_of
-from ftcore.errors import Problem, RowError, UsageError
+from ftcore.data.tokenizing import Encoder
+from ftcore.data.work import Keep, Progress, Work
+from ftcore.errors import Problem, UsageError
 from ftcore.samples import Place
 
 if TYPE_CHECKING:
@@ -23,11 +25,7 @@ if TYPE_CHECKING:
 
     from ftcore.plan import Plan
 
-Progress = Callable[[str, int], None]
-"""Called with a dataset's name and the number of rows done so far."""
 D = TypeVar("D", bound=TokenDataset | AnswerDataset)
-Keep = Callable[[Place, AnyPrepared], Sequence[KeptRow]]
-"""What is kept of a prepared row that is trained on."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,6 @@ def _datasets(
     Raises:
         UsageError: every bad row and every unreadable dataset at once; contradicting options; nothing to train on.
     """
-    if plan.data.preprocessing_num_workers:
-        # Rust's thread pool reads it when it starts, which is at the first batch of a process.
-        os.environ.setdefault("RAYON_NUM_THREADS", str(plan.data.preprocessing_num_workers))
     renderer = renderer_of(plan, tokenizer)
     train, train_counts, problems = _load(plan.datasets, plan, renderer, keep, progress)
     held_out, eval_counts, more = _load(eval_specs(plan), plan, renderer, keep, progress)
@@ -100,8 +95,8 @@ def _datasets(
         raise UsageError(problems)
     if empty := [counts for counts in (*train_counts, *eval_counts) if not counts.kept]:
         raise UsageError([_nothing_left(counts) for counts in empty])
-    training: Any = kind.of(train) if plan.datasets else None
-    evaluation: Any = kind.of(held_out) if eval_counts else None
+    training: Any = kind.over(train) if plan.datasets else None
+    evaluation: Any = kind.over(held_out) if eval_counts else None
     split_off = 0
     if training is not None and plan.data.val_size:
         training, evaluation = training.split(plan.data.val_size, plan.training.seed)
@@ -123,39 +118,28 @@ def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:
 
 def _load(
     specs: Sequence[DatasetSpec], plan: Plan, renderer: Renderer, keep: Keep, progress: Progress | None
-) -> tuple[list[KeptRow], list[Counts], list[Problem]]:
-    rows: list[KeptRow] = []
+) -> tuple[list[Table], list[Counts], list[Problem]]:
+    tables: list[Table] = []
     all_counts: list[Counts] = []
     problems: list[Problem] = []
+    store, encoder = Store.of(plan), Encoder(renderer.tokenizer)
     for spec in specs:
         counts = Counts(name=spec.name)
+        work = Work(spec, plan, renderer, encoder, keep, progress)
         try:
-            rows += _load_one(spec, plan, renderer, counts, keep, progress)
+            tables.append(work.table(store, counts))
         except UsageError as error:  # the other datasets are read all the same: all mistakes at once
             problems += error.problems
         all_counts.append(counts)
-    return rows, all_counts, problems
-
-
-def _load_one(
-    spec: DatasetSpec, plan: Plan, renderer: Renderer, counts: Counts, keep: Keep, progress: Progress | None
-) -> list[KeptRow]:
-    rows: list[KeptRow] = []
-    for place, row in prepare(read_samples(spec, plan), renderer, plan.data):
-        if isinstance(row, RowError):
-            counts.add_bad(row_problem(place, row))
-        else:
-            counts.add(place, row)
-            if not row.untrainable:
-                rows += keep(place, row)
-        if progress is not None and counts.rows % plan.data.preprocessing_batch_size == 0:
-            progress(spec.name, counts.rows)
-    if progress is not None:
-        progress(spec.name, counts.rows)
-    return rows
+    return tables, all_counts, problems
 
 
 def _nothing_left(counts: Counts) -> Problem:
-    why = [f"{len(places):,} rows: {reason}" for reason, places in counts.untrainable.items()]
-    why += [f"{len(counts.bad):,} bad rows are skipped"] if counts.bad else []
-    return Problem(f"dataset {counts.name!r} has nothing to train on", hint="; ".join(why))
+    why = [f"{_rows(len(places))}: {reason}" for reason, places in counts.untrainable.items()]
+    why += [f"{_rows(len(counts.bad))} cannot be read"] if counts.bad else []
+    where = [str(places[0]) for places in counts.untrainable.values()] + [problem.where for problem in counts.bad[:1]]
+    return Problem(f"dataset {counts.name!r} has nothing to train on", where[0], "; ".join(why))
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"

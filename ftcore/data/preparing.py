@@ -126,7 +126,10 @@ _Parts = tuple[Rendered, ...]
 
 
 def prepare(
-    samples: Iterable[tuple[Place, Sample | RowError]], renderer: Renderer, options: DataOptions
+    samples: Iterable[tuple[Place, Sample | RowError]],
+    renderer: Renderer,
+    options: DataOptions,
+    encoder: Encoder | None = None,
 ) -> Iterator[Item]:
     """Each sample, in order, as tokens; `RowError` goes through, and is added where the template refuses a row.
 
@@ -134,8 +137,9 @@ def prepare(
         samples: a conversation that does not end with the assistant is a prompt.
         renderer: the template with its tokenizer.
         options: ``cutoff_len``, ``train_on_prompt``, ``mask_history`` and ``preprocessing_batch_size`` are used.
+        encoder: of the renderer's tokenizer, where more than these samples need one.
     """
-    samples, encoder = iter(samples), Encoder(renderer.tokenizer)
+    samples, encoder = iter(samples), encoder or Encoder(renderer.tokenizer)
     while batch := list(islice(samples, options.preprocessing_batch_size)):
         parts = [_rendered(sample, renderer) for _, sample in batch]
         texts = [text for part in parts if isinstance(part, tuple) for text in part]

@@ -187,7 +187,7 @@ class Renderer:
         if read is None:
             read = self._places(Marks(conversation, tools), conversation, tools, text, prompt=prompt)
             self._layouts.learn(text, [(span.start, span.end) for span in said], bodies, read)
-        _check_text(text)
+        check_text(text)
         return Rendered(text, messages, tuple(said), tuple(Span(*place) for place in read))
 
     def _render_controls(
@@ -205,7 +205,7 @@ class Renderer:
         places = self._places(marks, conversation, tools, text, prompt=prompt)
         spans = () if prompt else self._said(conversation, tools, text, generated)
         text, controls, at = marks.find_controls(text)
-        _check_text(text)
+        check_text(text)
         said = tuple(Span(at(span.start), at(span.end), span.message) for span in spans)
         read = tuple(Span(at(start), at(end), message) for start, end, message in places)
         return Rendered(text, messages, said, read, tuple(controls))
@@ -336,7 +336,12 @@ def _own_source(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.get_chat_template()
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
+    """Refuses what no tokenizer takes.
+
+    Raises:
+        RowError: there is half a surrogate pair in it.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_smollm2 import CONFIG, SOURCE
 from ftcore.errors import RunError
+from ftcore.folders import cache_root
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,13 +42,6 @@ _BLOCK = {
     "ffn_down": "mlp.down_proj",
 }
 _OUTSIDE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
-
-
-def cache_root() -> Path:
-    """``$FT_CACHE``, else ``$XDG_CACHE_HOME/ft``, else ``~/.cache/ft``."""
-    if root := os.environ.get("FT_CACHE"):
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ft"
 
 
 def fetch() -> Path:

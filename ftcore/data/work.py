@@ -1,0 +1,105 @@
+"""One dataset from rows to a table: the work that is shared among processes and kept between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from ftcore.data.accounting import Counts
+from ftcore.data.cache import Store
+from ftcore.data.cache_keys import key_parts
+from ftcore.data.formats import open_rows, row_problem
+from ftcore.data.preparing import AnyPrepared, prepare
+from ftcore.data.reading import Row
+from ftcore.data.rendering import Renderer
+from ftcore.data.sources import DatasetSpec, data_files
+from ftcore.data.tables import KeptRow, MappedTable, Table, TableWriter
+from ftcore.data.tokenizing import Encoder
+from ftcore.data.workers import in_order, processes
+from ftcore.errors import Problem, RowError, UsageError
+from ftcore.samples import Place, Sample
+
+if TYPE_CHECKING:
+    from ftcore.plan import Plan
+
+Progress = Callable[[str, int], None]
+"""Called with a dataset's name and the number of rows done so far."""
+Keep = Callable[[Place, AnyPrepared], Sequence[KeptRow]]
+"""What is kept of a prepared row that is trained on."""
+Batch = Sequence[tuple[Place, Row]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A dataset, and what is to be made of it."""
+
+    spec: DatasetSpec
+    plan: Plan
+    renderer: Renderer
+    encoder: Encoder
+    keep: Keep
+    progress: Progress | None = None
+
+    def table(self, store: Store, counts: Counts) -> MappedTable:
+        """The dataset's table; its rows are counted.
+
+        Raises:
+            UsageError: the dataset cannot be read as a whole; what can be read of it is counted all the same.
+        """
+        files = [str(path) for path in data_files(self.spec)] if self.spec.path else [self.spec.hub_id]
+        table = store.table(self._name(), self._parts(), files, self._fill, counts)
+        if self.progress is not None:
+            self.progress(self.spec.name, counts.rows)
+        return table
+
+    def _name(self) -> str:
+        return self.spec.name if self.spec.split == "train" else f"{self.spec.name}-{self.spec.split}"
+
+    def _parts(self) -> dict[str, str] | None:
+        if self.spec.path is None:
+            return None  # only the hub knows whether it is still the same
+        try:
+            return key_parts(self.spec, self.plan, self.renderer, self.keep.__name__)
+        except OSError as error:
+            where = str(error.filename or self.spec.path)
+            raise UsageError(Problem(f"cannot be read: {error.strerror or error}", where)) from error
+
+    def _fill(self, writer: TableWriter, counts: Counts) -> None:
+        rows, read = open_rows(self.spec, self.plan)
+        data = self.plan.data
+        step = Step(read, self)
+        for table, more in in_order(
+            step, _batches(rows, data.preprocessing_batch_size), processes(data.preprocessing_num_workers)
+        ):
+            writer.append(table)
+            counts.merge(more)
+            if self.progress is not None and counts.rows % data.preprocessing_batch_size == 0:
+                self.progress(self.spec.name, counts.rows)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows to tokens: what a process does with one batch."""
+
+    read: Callable[[Row], Sample | RowError]
+    work: Work
+
+    def __call__(self, batch: Batch) -> tuple[Table, Counts]:
+        """The rows that are kept, and the counts of all."""
+        work, kept, counts = self.work, [], Counts(name=self.work.spec.name)
+        samples = ((place, self.read(row)) for place, row in batch)
+        for place, row in prepare(samples, work.renderer, work.plan.data, work.encoder):
+            if isinstance(row, RowError):
+                counts.add_bad(row_problem(place, row))
+                continue
+            counts.add(place, row)
+            if not row.untrainable:
+                kept.append(work.keep(place, row))
+        return Table.of(list(chain.from_iterable(kept))), counts
+
+
+def _batches(rows: Iterator[tuple[Place, Row]], size: int) -> Iterator[Batch]:
+    while batch := list(islice(rows, size)):
+        yield batch
