@@ -22,7 +22,7 @@ from ftcore.components import (
     OptionGroup,
     Stage,
 )
-from ftcore.groups import DataOptions, GenerationOptions, MediaOptions, ModelOptions, TrainingOptions
+from ftcore.groups import DataOptions, ExportOptions, GenerationOptions, MediaOptions, ModelOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from ftcore.data.sources import DatasetSpec
@@ -77,7 +77,7 @@ class Precision:
 class Plan:
     """A run, decided.
 
-    ``model``, ``data``, ``training``, ``generation`` and ``media`` are the core's option groups;
+    ``model``, ``data``, ``training``, ``generation``, ``media`` and ``export`` are the core's option groups;
     ``transformers`` holds further fields of TrainingArguments; a component's own options are ``selected.options``.
     """
 
@@ -96,6 +96,7 @@ class Plan:
     training: TrainingOptions
     generation: GenerationOptions
     media: MediaOptions
+    export: ExportOptions = field(default_factory=ExportOptions)
     transformers: Mapping[str, Any]
 
     plugins: Plugins

@@ -67,9 +67,8 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "image_do_pan_and_scan": ("", (False,)),
     "crop_to_patches": ("", (False,)),
     # export
-    "export_dir": (NOT_YET, ()),
-    "export_quantization_bit": (NOT_YET, ()),
-    "export_hub_model_id": (NOT_YET, ()),
+    "export_quantization_bit": ("write export_gguf: q8_0, or load the exported model with quantization_bit", ()),
+    "export_hub_model_id": ("export, look at the result, and upload the folder", ()),
     # method and optimizer
     "loraplus_lr_ratio": (NOT_YET, ()),
     "use_dora": (NOT_YET, (False,)),
@@ -116,8 +115,8 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 
 PARAMETERS = (
     "buffer_size init_special_tokens offload_folder quantization_type double_quantization quantization_device_map "
-    "export_size export_device export_quantization_dataset export_quantization_nsamples export_quantization_maxlen "
-    "export_legacy_format vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen "
+    "export_quantization_dataset export_quantization_nsamples export_quantization_maxlen "
+    "vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen "
     "sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend kt_cpu_activation kt_weight_path "
     "kt_non_expert_weight_path kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num "
     "kt_lora_expert_intermediate_size freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "

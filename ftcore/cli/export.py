@@ -1,0 +1,50 @@
+"""``ft export``: what a run trained, as a model that loads anywhere."""
+
+from __future__ import annotations
+
+import click
+
+from ftcore.cli.common import echo_json, json_option
+from ftcore.cli.inferring import Words, names_a_model
+
+
+@click.command(name="export")
+@names_a_model
+@json_option
+def command(words: Words, as_json: bool) -> None:
+    """Writes base model and adapters as one model into export_dir, with the chat template and stop tokens set.
+
+    The result loads in transformers, vLLM and Ollama (Modelfile); export_gguf=q8_0 (or f16, f32) writes a file for
+    llama.cpp as well. FILE is a training file whose run has finished, or one that names model and adapters.
+    """
+    from ftcore.exporting import check_options, export
+
+    target = words.find()
+    check_options(target.plan)
+    _check_finished(words, target.trained is not None or bool(target.plan.model.adapter_name_or_path))
+    from ftcore.run import quieten
+
+    quieten()
+    if not as_json:
+        click.echo(f"exporting {target}")
+    done = export(target, force=words.force)
+    if as_json:
+        facts = {"folder": done.folder, "files": done.files, "dtype": done.dtype, "parameters": done.parameters}
+        echo_json(facts | {"notes": done.notes})
+        return
+    for note in done.notes:
+        click.echo(click.style("note: ", fg="yellow") + note)
+    for name, size in done.files.items():
+        click.echo(f"  {name:<40} {size:>15,}")
+    click.echo(f"{done.parameters:,} parameters in {done.dtype}, written to {done.folder}")
+
+
+def _check_finished(words: Words, found: bool) -> None:
+    """A training file whose run has left nothing yet: its base model alone is not what is meant."""
+    from ftcore.config import read_settings
+    from ftcore.errors import Problem, UsageError
+
+    settings = read_settings(words.file, words.overrides)
+    if not found and not words.model and "do_train" in settings and settings["do_train"].value is True:
+        hint = "let it finish, or name a checkpoint with --adapter or --model"
+        raise UsageError(Problem("the run of this file has not finished", str(words.file), hint))
