@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 LOG = "trainer_log.jsonl"
-_SHOWN = ("loss", "grad_norm", "learning_rate", "eval_loss", "epoch", "throughput", "num_input_tokens_seen")
+_FIRST = ("loss", "grad_norm", "learning_rate", "eval_loss", "epoch", "throughput", "num_input_tokens_seen")
+_CLOCK = ("_runtime", "_per_second")
+"""Endings of what is of no use in a log line: its own times are there."""
 
 
 class Reports(TrainerCallback):
@@ -49,7 +51,7 @@ class Reports(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **kwargs: Any) -> None:
         if not state.is_world_process_zero or not {"loss", "eval_loss"} & logs.keys():
             return
-        shown = {name: logs[name] for name in _SHOWN if name in logs}
+        shown = {name: logs[name] for name in (*_FIRST, *logs) if name in logs and not name.endswith(_CLOCK)}
         line = {"current_steps": state.global_step, "total_steps": state.max_steps} | shown | self._times(state)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

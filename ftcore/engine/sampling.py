@@ -51,7 +51,10 @@ class EpochBatches:
 
 
 class Rows(Dataset):
-    """The dataset, in which row ``-1 - i`` is row i without a weight: a filler that changes no sum."""
+    """The dataset, in which row ``-1 - i`` is row i without a weight: a filler that changes no sum.
+
+    It is marked by ``filler`` besides: a row may weigh something by itself.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -63,7 +66,8 @@ class Rows(Dataset):
         if index >= 0:
             return self.dataset[index]
         row = self.dataset[-1 - index]
-        return {**row, "weights": np.zeros_like(row["weights"])}
+        unweighted = {name: np.zeros_like(value) for name, value in row.items() if name.endswith("weights")}
+        return {**row, **unweighted, "filler": True}
 
 
 class EpochLoader(DataLoader):

@@ -92,10 +92,11 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def save_snapshot(trainer: Any, folder: Path) -> None:
-    """Writes optimizer, scheduler, scaler and the loss that was summed since the last log line."""
+    """Writes optimizer, scheduler, scaler, and what was summed up since the last log line."""
     save_tree(folder, "optimizer", trainer.optimizer.state_dict())
     save_tree(folder, "scheduler", trainer.lr_scheduler.state_dict())
     progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
+    progress["meters"] = trainer.meters.sums
     save_tree(folder, "progress", progress)
     if trainer.accelerator.scaler is not None:
         save_tree(folder, "scaler", trainer.accelerator.scaler.state_dict())
@@ -110,13 +111,14 @@ def load_snapshot(trainer: Any, folder: Path) -> None:
 
 
 def load_progress(trainer: Any, folder: Path) -> bool:
-    """Puts back the loss that was summed since the last log line; steps of an earlier run count in no mean of this.
+    """Puts back what was summed up since the last log line; steps of an earlier run count in no mean of this.
 
     Returns:
         Whether the run was stopped in an evaluation.
     """
     progress = load_tree(folder, "progress")
     trainer._tr_loss = progress["loss"].to(trainer.args.device)
+    trainer.meters.sums.update(progress["meters"])
     trainer._globalstep_last_logged = progress["logged"]
     trainer._total_loss_scalar = -trainer._tr_loss.item()
     return bool(progress["evaluating"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput, speed_metrics
 
 from ftcore.engine.arguments import training_arguments
 from ftcore.engine.collate import Batch, collate
+from ftcore.engine.meters import Meters, merged
 from ftcore.engine.noise import EmbeddingNoise
 from ftcore.engine.reports import Reports
 from ftcore.engine.resuming import ResumableTrainer
@@ -25,8 +26,9 @@ from ftcore.run import Run
 class FtTrainer(ResumableTrainer):
     """Trains on the weighted mean of the losses of each global batch's labels.
 
-    A stage with another loss overrides `loss_sum` and `weight`; the mean, accumulation, evaluation, checkpoints, logs
-    and signals stay.
+    A stage with another loss overrides `loss_sum` and `weight`, and `make_scorer` where the model has another head; the
+    mean, accumulation, evaluation, checkpoints, logs and signals stay. What `loss_sum` hands to `note` is in the log
+    lines as the mean since the line before, and in the evaluation's as the mean over the set.
 
     Args:
         run: plan, tokenizer and the model to which the method has been applied.
@@ -68,8 +70,10 @@ class FtTrainer(ResumableTrainer):
             run.model.config.use_cache = cached  # Trainer's own setting would be saved with the model
         if run.plan.gradient_checkpointing:
             _recompute(run.model)
-        self.scorer = Scorer(run.model)
+        self.scorer = self.make_scorer(run.model)
         self.scorer.choose()
+        self.meters = Meters()
+        self._measuring = self.meters
         self.noise = self._noise()
         self.signals = StopSignals()
         self._rows_in_step: list[int] = []
@@ -83,6 +87,18 @@ class FtTrainer(ResumableTrainer):
     def weight(self, batch: Batch) -> float:
         """The total weight that `loss_sum` is over."""
         return float(batch["weights"].sum(dtype=torch.float64))
+
+    def make_scorer(self, model: Any) -> Any:
+        """What computes the model's outputs."""
+        return Scorer(model)
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """Further values to log, from the means of what was noted."""
+        return {}
+
+    def note(self, name: str, values: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Adds numbers of this batch, ``[n]``, to what is logged as their mean; ``weights`` ``[n]``, else all alike."""
+        self._measuring.add(name, values, weights)
 
     # ---- the loss ----
 
@@ -202,20 +218,31 @@ class FtTrainer(ResumableTrainer):
         """Mean loss over all labels of the set, each as heavy as its weight."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        self._measuring = Meters()
+        with torch.no_grad(), self.accelerator.autocast():
+            for batch in self.passing(dataloader):
+                sums += torch.stack([self.loss_sum(batch).double(), torch.tensor(self.weight(batch)).to(sums)])
+        measured, self._measuring = self._means(self._measuring), self.meters
+        total, weight = self.accelerator.reduce(sums, "sum").tolist()
+        if not weight:
+            raise RunError("the evaluation data has no token to be evaluated on: its mean loss does not exist")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": total / weight, **measured}.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def passing(self, dataloader: EpochLoader) -> Iterator[Batch]:
+        """The loader's batches on the device, to be evaluated; a signal stops the run between them."""
         for batch in dataloader:
-            inputs = self._prepare_inputs(batch)
-            with torch.no_grad(), self.accelerator.autocast():
-                sums += torch.stack([self.loss_sum(inputs).double(), torch.tensor(self.weight(batch)).to(sums)])
+            yield self._prepare_inputs(batch)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             if self.is_in_train:
                 self.evaluating = True
                 self.stop_if_asked()
         self.evaluating = False
-        total, weight = self.accelerator.reduce(sums, "sum").tolist()
-        if not weight:
-            raise RunError("the evaluation data has no token to be evaluated on: its mean loss does not exist")
-        metrics = {f"{metric_key_prefix}_loss": total / weight}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def _means(self, meters: Meters) -> dict[str, float]:
+        """What was noted in all processes, as means."""
+        means = merged(meters, self.args.world_size).means()
+        return means | self.derived(means)
 
     # ---- logs ----
 
@@ -227,6 +254,9 @@ class FtTrainer(ResumableTrainer):
             speed = speed_metrics("train", start_time, num_tokens=tokens)
             logs["throughput"] = speed["train_tokens_per_second"]
             logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
+        if "loss" in logs:
+            logs |= self._means(self.meters)
+            self.meters.clear()
         if "train_loss" in logs and self.state.global_step == self._initial_global_step:
             del logs["train_loss"]  # no step was taken: there is no mean
         self.state.log_history.append({**logs, "step": self.state.global_step})

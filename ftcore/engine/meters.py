@@ -1,0 +1,43 @@
+"""Numbers gathered over batches, to be logged as means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from accelerate.utils import gather_object
+
+
+class Meters:
+    """Name -> sum of values times weights, and sum of weights, both in float64."""
+
+    def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None) -> None:
+        self.sums = dict(sums or {})
+
+    def add(self, name: str, values: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Adds values ``[n]``; weights ``[n]``, all 1 where there are none."""
+        values = values.detach().double()
+        weights = torch.ones_like(values) if weights is None else weights.double()
+        total, weight = torch.stack([(values * weights).sum(), weights.sum()]).tolist()
+        before = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = (before[0] + total, before[1] + weight)
+
+    def means(self) -> dict[str, float]:
+        """Name -> mean, where anything was added."""
+        return {name: total / weight for name, (total, weight) in self.sums.items() if weight}
+
+    def clear(self) -> None:
+        """Begins anew."""
+        self.sums.clear()
+
+
+def merged(meters: Meters, processes: int) -> Meters:
+    """The meters of all processes as one."""
+    if processes == 1:
+        return meters
+    together = Meters()
+    for sums in gather_object([meters.sums]):
+        for name, (total, weight) in sums.items():
+            before = together.sums.get(name, (0.0, 0.0))
+            together.sums[name] = (before[0] + total, before[1] + weight)
+    return together
