@@ -104,7 +104,7 @@ def _unsupported(config: Mapping[str, Any]) -> list[str]:
         return [f"architecture {kind} is not one that this writer knows"]
     reasons = []
     rope = _rope(config)
-    if (scaling := rope.get("rope_type", "default")) not in ("default", "linear", "llama3", "yarn"):
+    if (scaling := rope["rope_type"]) not in ("default", "linear", "yarn") and "low_freq_factor" not in rope:
         reasons.append(f"rope scaling {scaling} is not one that this writer knows")
     if config.get("use_sliding_window"):
         reasons.append("the model attends through a sliding window, which llama.cpp leaves out here")
@@ -229,13 +229,13 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
         if match:
             heads = config.num_attention_heads if match[1] == "q" else config.num_key_value_heads
         yield _Tensor(found, tensor, kind, heads)
-    if (rope := _rope(config.to_dict()))["rope_type"] == "llama3":
-        factors = _llama3_factors(config.head_dim or config.hidden_size // config.num_attention_heads, rope)
+    if "low_freq_factor" in (rope := _rope(config.to_dict())):
+        factors = _divisors(config.head_dim or config.hidden_size // config.num_attention_heads, rope)
         yield _Tensor("rope_freqs.weight", torch.tensor(factors), "f32")
 
 
-def _llama3_factors(width: int, rope: Mapping[str, Any]) -> list[float]:
-    """What each frequency is divided by (transformers, modeling_rope_utils.py: _compute_llama3_parameters)."""
+def _divisors(width: int, rope: Mapping[str, Any]) -> list[float]:
+    """What Llama 3 divides each frequency by (transformers, modeling_rope_utils.py: _compute_llama3_parameters)."""
     factors = []
     low, high, length = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
     for place_ in range(0, width, 2):
