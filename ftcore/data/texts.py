@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ftcore.data.reasons import Reason
-from ftcore.data.rendering import Rendered, Renderer
+from ftcore.data.rendering import Rendered, Renderer, check_text
 from ftcore.data.tokenizing import Encoded, Labelled
 from ftcore.samples import Text
 
@@ -32,7 +32,11 @@ def document(renderer: Renderer, text: str) -> Rendered:
     """The text between the tokenizer's begin-of-sequence token, where it writes one, and its end-of-sequence token.
 
     Control tokens inside it are text.
+
+    Raises:
+        RowError: see `check_text`.
     """
+    check_text(text)
     start, end = renderer.borders
     literal = tuple((first + len(start), last + len(start)) for first, last in renderer.controls_in(text))
     return Rendered(f"{start}{text}{end}", (), literal=literal)
