@@ -65,7 +65,7 @@ class Store:
         """A dataset's table, from the store or made anew, and its counts.
 
         Args:
-            name: of the dataset, for the folder's name and messages.
+            name: of the dataset, for messages and for its folder in ``tokenized_path``.
             parts: see `ftcore.data.cache_keys.key_parts`; None where nobody knows what the dataset's content is.
             files: names that its places are to have.
             fill: makes it.
@@ -78,7 +78,7 @@ class Store:
         if self.root is None or parts is None:
             return _made_to_go(files, fill, counts)
         plain = re.sub(r"[^\w.-]+", "-", name).strip("-")
-        folder = self.root / (plain if self.named else f"{plain[-40:]}-{digest([_FORMAT, dict(parts)])}")
+        folder = self.root / (plain if self.named else digest([_FORMAT, dict(parts)]))
         with _locked(self.root, folder.name):
             found = None if self.overwrite else _read(folder, parts, files, counts)
             if found is None and self.named and not self.overwrite:

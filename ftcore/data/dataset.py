@@ -61,6 +61,11 @@ class TokenDataset:
         """Why each is trained or not, `ftcore.data.reasons.Reason`, uint8 ``[N]``."""
         return self._joined("reasons", np.uint8)
 
+    @property
+    def offsets(self) -> Ints:
+        """Where in these arrays each row begins, and where the last one ends, int64 ``[R + 1]``."""
+        return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+
     def _joined(self, name: str, dtype: Any) -> npt.NDArray[Any]:
         parts = [self._at(index) for index in range(len(self))]
         return np.concatenate([np.zeros(0, dtype), *(getattr(table, name)[start:end] for table, start, end in parts)])
