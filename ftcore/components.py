@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from ftcore.inference import Chunk, Prompt
-    from ftcore.memory import Architecture
+    from ftcore.memory import Architecture, Depth
     from ftcore.plan import Plan
     from ftcore.run import Run
     from ftcore.samples import Sample
@@ -233,6 +234,39 @@ class Method(Component, ABC):
     def drops_inputs(self, options: OptionGroup) -> bool:
         """Whether dropout is put on the inputs of what is trained, which keeps further activations."""
         return False
+
+    def effective(self, plan: Plan) -> OptionGroup:
+        """This method's options with what other options of the plan entail; `count` and `depth` are asked with them."""
+        return plan.method.options
+
+    def depth(self, architecture: Architecture, options: OptionGroup) -> Depth:
+        """How far the backward pass goes, for the memory estimate; here through everything."""
+        from ftcore.memory import Depth
+
+        return Depth(layers=architecture.layers, head=not self.saves_adapter)
+
+    def learning_rate(self, options: OptionGroup, name: str, tensor: torch.Tensor, rate: float) -> float:
+        """The peak learning rate of a trained parameter.
+
+        Args:
+            options: this method's options.
+            name: of the parameter.
+            tensor: the parameter.
+            rate: the run's ``learning_rate``.
+        """
+        return rate
+
+    def reference(self, plan: Plan, model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]:
+        """Keeps what the model computes now, before it is trained, for stages that compare with it.
+
+        Call it when `apply` has returned and before a checkpoint is read.
+
+        Returns:
+            Makes contexts in which the model computes as it did then; without gradients.
+        """
+        from ftcore.engine.reference import kept_start
+
+        return kept_start(model)
 
 
 @dataclass(frozen=True, kw_only=True)

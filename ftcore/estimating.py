@@ -18,7 +18,8 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     architecture = Architecture.from_config(plan.config) if plan.config else None
     if architecture is None:
         return None
-    method, options, training = plan.method.component, plan.method.options, plan.training
+    method, training = plan.method.component, plan.training
+    options = method.effective(plan)
     weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
     return estimate(
         architecture,
@@ -26,6 +27,7 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             weight_bytes=weights,
             trainable=trainable,
             adapter=method.saves_adapter,
+            depth=method.depth(architecture, options),
             state_bytes=plan.optimizer.component.state_bytes,
             compute=plan.precision.compute,
             trained=plan.precision.trained,

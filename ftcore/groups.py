@@ -48,8 +48,20 @@ class ModelOptions(OptionGroup):
     """End-of-sequence token instead of the tokenizer's own."""
     pad_token: str | None = None
     """Padding token instead of the tokenizer's own."""
+    add_tokens: Names = ()
+    """Tokens that the vocabulary is to have as well, ordinary ones. New rows of embedding and head begin with the mean
+    of the old ones and a little noise; lora then trains both in full."""
+    add_special_tokens: Names = ()
+    """The same for special tokens, which users' text never yields and answers leave out."""
+    resize_vocab: bool = False
+    """Give embedding and head rows for all of the tokenizer's tokens, where it has more than they."""
     infer_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the weights when generating; ``auto`` is bfloat16 where the hardware has it, float32 where not."""
+
+    @property
+    def grows_vocabulary(self) -> bool:
+        """Whether the model may get new tokens."""
+        return bool(self.add_tokens or self.add_special_tokens or self.resize_vocab)
 
 
 class DataOptions(OptionGroup):

@@ -12,12 +12,13 @@ what SwiGLU multiplies              ``3i * b`` gate, its activation, up
 inputs of the linear layers         ``(2h + q + i) * b``; adapters in half precision keep a copy of their own
                                     for each of q, k, v and gate, up: ``(5h + q + i) * b``
 adapters of rank r                  ``r * linear layers * b``; with dropout also mask and dropped input of
-                                    each layer, ``2 * (5h + q + i) * b`` in place of the shared inputs
+                                    each layer, ``2 * (5h + q + i) * b`` in place of the shared inputs; where
+                                    a layer's and its adapter's results are scaled, these: their sizes ``* b``
 experts, ``a`` of them per token    ``a * (h + 3i) * b`` in place of SwiGLU's, and ``a * (h + i) * b`` where trained
 ==================================  ======================================================================
 
 Scores (tokens x tokens) and logits (tokens x vocabulary) are never kept. With gradient checkpointing one ``h * b`` is
-kept per layer, and one layer at a time in full.
+kept per layer, and one layer at a time in full. Of layers under the lowest that is trained nothing is kept.
 """
 
 from __future__ import annotations
@@ -28,13 +29,34 @@ from typing import Any
 
 from ftcore.architecture import Architecture
 
-__all__ = ["Architecture", "Estimate", "Need", "estimate"]
+__all__ = ["Architecture", "Depth", "Estimate", "Need", "estimate"]
 
 BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHUNK_BYTES = 64 << 20
 """Float32 logits of one chunk of positions (`ftcore.engine.head.CHUNK_BYTES`, which a test keeps equal)."""
-RUNTIME_BYTES = 750 << 20
-"""Resident memory of a process that trains next to nothing."""
+RUNTIME_BYTES = 540 << 20
+"""Resident memory of a process that trains next to nothing (470 MB), and the buffers of larger matrix products."""
+HOLES = {(True, False): 1.25, (False, False): 0.6, (True, True): 0.85, (False, True): 0.5}
+"""``(adapter, gradient checkpointing)`` -> bytes of holes for each byte that is, or without checkpointing were, kept."""
+MAPPED_BYTES = 32 << 20
+"""glibc's largest threshold from which a block is mapped by itself (DEFAULT_MMAP_THRESHOLD_MAX)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """How far the backward pass goes, and what it needs of each layer beside the layer itself.
+
+    Args:
+        layers: that it goes through, from the top.
+        head: whether the vocabulary head is trained, so that its gradient is summed up.
+        rank: of the adapters, the mean over all linear layers.
+        results: how many tensors of the size of each linear layer's output an adapter keeps.
+    """
+
+    layers: int
+    head: bool
+    rank: float = 0.0
+    results: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +67,7 @@ class Need:
         weight_bytes: of the base model as it is loaded, trained parameters among them unless ``adapter``.
         trainable: number of trained parameters.
         adapter: whether these come on top of the base model.
+        depth: of the backward pass.
         state_bytes: optimizer state per trained parameter.
         compute: dtype of activations.
         trained: dtype of trained parameters and their gradients.
@@ -55,12 +78,14 @@ class Need:
         gradient_checkpointing: whether activations are computed anew in the backward pass.
         gradient_accumulation_steps: from 2 on, gradients are held through the forward passes.
         adapter_dropout: whether adapters drop out of their inputs.
+        heap: whether tensors lie on the process's heap: on a CPU, not on a GPU.
         runtime: bytes of the process itself.
     """
 
     weight_bytes: float
     trainable: int
     adapter: bool
+    depth: Depth
     state_bytes: float
     rows: int
     cutoff_len: int
@@ -71,6 +96,7 @@ class Need:
     gradient_checkpointing: bool = False
     gradient_accumulation_steps: int = 1
     adapter_dropout: bool = False
+    heap: bool = True
     runtime: int = RUNTIME_BYTES
 
     @property
@@ -114,11 +140,15 @@ def estimate(architecture: Architecture, need: Need) -> Estimate:
     """The memory at the peak of a training step, on one device."""
     width = BYTES[need.trained]
     on_top = need.trainable * width
-    kept = _kept(architecture, need) * need.tokens
-    layer = kept / architecture.layers
-    if need.gradient_checkpointing:
-        kept = architecture.layers * architecture.hidden_size * BYTES[need.compute] * need.tokens + layer
-    casts = 0 if need.adapter or need.compute == need.trained else architecture.linear_parameters * BYTES[need.compute]
+    layers, layer = need.depth.layers, _kept_by_layer(architecture, need) * need.tokens
+    ends = 4.0 * architecture.hidden_size * (3 - need.adapter) * need.tokens
+    kept = layers * layer + ends if layers else 0.0
+    holes = HOLES[need.adapter, need.gradient_checkpointing] * kept if need.heap else 0.0
+    if need.gradient_checkpointing and layers:
+        kept = layers * architecture.hidden_size * BYTES[need.compute] * need.tokens + layer
+    casts = 0.0
+    if not need.adapter and need.compute != need.trained:
+        casts = architecture.linear_parameters * layers / architecture.layers * BYTES[need.compute]
     terms = {
         "weights": need.weight_bytes if need.adapter else need.weight_bytes - on_top,
         "trained parameters": on_top,
@@ -126,6 +156,7 @@ def estimate(architecture: Architecture, need: Need) -> Estimate:
         "optimizer state": need.trainable * need.state_bytes,
         # what the backward pass holds at a time is about as much as one layer keeps
         "activations": kept + layer + casts,
+        "heap holes": holes,
         "logits chunk": _logits(architecture, need),
         "runtime": need.runtime,
     }
@@ -135,14 +166,14 @@ def estimate(architecture: Architecture, need: Need) -> Estimate:
 
 def _peak(sizes: Mapping[str, int], need: Need) -> int:
     """The backward pass frees activations while it makes gradients: the larger of both counts, unless they pile up."""
-    forward = sizes["activations"] + sizes["logits chunk"]
+    forward = sizes["activations"] + sizes["heap holes"] + sizes["logits chunk"]
     held = sizes["gradients"]
     moving = forward + held if need.gradient_accumulation_steps > 1 else max(forward, held)
     return sum(sizes[name] for name in ("weights", "trained parameters", "optimizer state", "runtime")) + moving
 
 
-def _kept(arch: Architecture, need: Need) -> float:
-    """Bytes per token that autograd keeps of all layers, and of what comes before and after them."""
+def _kept_by_layer(arch: Architecture, need: Need) -> float:
+    """Bytes per token that autograd keeps of one layer."""
     hidden, queries, keys, inner = arch.hidden_size, arch.query_size, arch.key_size, arch.intermediate_size
     width, trained = BYTES[need.compute], not need.adapter
     norms = arch.norms * hidden + arch.qk_norm * (queries + keys)
@@ -160,13 +191,9 @@ def _kept(arch: Architecture, need: Need) -> float:
     else:
         layer += width * 3 * inner
     if need.adapter:
-        layer += width * _rank(arch, need.trainable) * len(arch.linears)
-    return arch.layers * layer + 4.0 * hidden * (2 + trained)
-
-
-def _rank(arch: Architecture, trainable: int) -> float:
-    """Mean rank of adapters on every linear layer that have so many parameters."""
-    return trainable / sum((size_in + size_out) * count for _, size_in, size_out, count in arch.linears)
+        layer += width * need.depth.rank * len(arch.linears)
+        layer += width * need.depth.results * sum(size_out for _, _, size_out, _ in arch.linears)
+    return layer
 
 
 def _logits(arch: Architecture, need: Need) -> float:
@@ -174,7 +201,7 @@ def _logits(arch: Architecture, need: Need) -> float:
     rows = min(need.tokens, max(16, CHUNK_BYTES // (4 * arch.vocab_size)))
     chunk = rows * arch.vocab_size * (4 if need.compute == "float32" else 8)
     hidden = need.tokens * arch.hidden_size * 4 * 2
-    return chunk + hidden + (0 if need.adapter else arch.vocab_size * arch.hidden_size * 4)
+    return chunk + hidden + (arch.vocab_size * arch.hidden_size * 4 if need.depth.head else 0)
 
 
 def _note(need: Need) -> str:

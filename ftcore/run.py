@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,9 @@ def load_model(state: Run) -> None:
 def parameter_line(model: PreTrainedModel) -> str:
     """``trainable params: N || all params: N || trainable%: x``."""
     trained = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
-    every = sum(tensor.numel() for tensor in model.parameters())
+    # four bits are stored two to a byte: what is quantised knows its own shape
+    states = [(tensor, getattr(tensor, "quant_state", None)) for tensor in model.parameters()]
+    every = sum(tensor.numel() if state is None else math.prod(state.shape) for tensor, state in states)
     return f"trainable params: {trained:,} || all params: {every:,} || trainable%: {100 * trained / every:.4f}"
 
 

@@ -191,12 +191,17 @@ class FtTrainer(ResumableTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
-            trained = [(name, tensor) for name, tensor in self.model.named_parameters() if tensor.requires_grad]
+            method, groups = self.plan.method, {}
+            for name, tensor in self.model.named_parameters():
+                if tensor.requires_grad:
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    rate = method.component.learning_rate(method.options, name, tensor, self.args.learning_rate)
+                    groups.setdefault((name not in decayed, rate), {"params": [], "weight_decay": decay, "lr": rate})
+                    groups[name not in decayed, rate]["params"].append(tensor)
+            # the run's own rate first: it is the one that is logged
             groups = [
-                {"params": [tensor for name, tensor in trained if (name in decayed) == decays], "weight_decay": decay}
-                for decays, decay in ((True, self.args.weight_decay), (False, 0.0))
+                groups[key] for key in sorted(groups, key=lambda key: (key[0], key[1] != self.args.learning_rate))
             ]
-            groups = [group | {"lr": self.args.learning_rate} for group in groups if group["params"]]
             self.optimizer = self.plan.optimizer.component.create(self.plan, groups)
         return self.optimizer
 

@@ -38,11 +38,9 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "eval_num_beams": ("use num_beams", ()),
     "formatting": ("write it in dataset_info.json; unset, the columns tell", ()),
     # model
-    "resize_vocab": (NOT_YET, (False,)),
     "split_special_tokens": ("control tokens inside users' text are always text", (True, False)),
-    "add_tokens": (NOT_YET, ()),
-    "add_special_tokens": (NOT_YET, ()),
-    "new_special_tokens_config": (NOT_YET, ()),
+    "new_special_tokens_config": ("write the tokens in add_special_tokens", ()),
+    "init_special_tokens": ("new tokens begin with the mean of all and a little noise", ("noise_init",)),
     "rope_scaling": (NOT_YET, ()),
     "flash_attn": ("attention is chosen by the hardware", ("auto", "disabled", "sdpa", "fa2", "fa3")),
     "shift_attn": ("", (False,)),
@@ -58,8 +56,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "use_kv_cache": ("generation always keeps keys and values", (True,)),
     "use_v1_kernels": ("", (False,)),
     "print_param_status": ("", (False,)),
-    "quantization_method": (NOT_YET, ("bnb",)),
-    "quantization_bit": (NOT_YET, ()),
     "ms_hub_token": ("download the model first", ()),
     "om_hub_token": ("download the model first", ()),
     "adapter_folder": ("write the folder in adapter_name_or_path", ()),
@@ -70,10 +66,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "export_quantization_bit": ("write export_gguf: q8_0, or load the exported model with quantization_bit", ()),
     "export_hub_model_id": ("export, look at the result, and upload the folder", ()),
     # method and optimizer
-    "loraplus_lr_ratio": (NOT_YET, ()),
-    "use_dora": (NOT_YET, (False,)),
-    "pissa_init": (NOT_YET, (False,)),
-    "pissa_convert": (NOT_YET, (False,)),
     "pure_bf16": (NOT_YET, (False,)),
     "use_galore": ("lora saves as much memory", (False,)),
     "use_apollo": ("lora saves as much memory", (False,)),
@@ -114,13 +106,13 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 """Option -> (what to do instead, values under which nothing is lost). Anything else is refused."""
 
 PARAMETERS = (
-    "buffer_size init_special_tokens offload_folder quantization_type double_quantization quantization_device_map "
+    "buffer_size offload_folder quantization_device_map "
     "export_quantization_dataset export_quantization_nsamples export_quantization_maxlen "
     "vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen "
     "sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend kt_cpu_activation kt_weight_path "
     "kt_non_expert_weight_path kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num "
-    "kt_lora_expert_intermediate_size freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "
-    "loraplus_lr_embedding pissa_iter module_dropout oft_rank oft_block_size oft_target pref_beta pref_ftx "
+    "kt_lora_expert_intermediate_size "
+    "module_dropout oft_rank oft_block_size oft_target pref_beta pref_ftx "
     "pref_bco_weight pref_loss dpo_label_smoothing kto_chosen_weight kto_rejected_weight simpo_gamma ppo_buffer_size "
     "ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards ref_model ref_model_adapters ref_model_quantization_bit "
     "reward_model reward_model_adapters reward_model_quantization_bit reward_model_type ld_alpha galore_target "

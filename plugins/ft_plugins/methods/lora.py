@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from ft_plugins.methods.adapters import (
+    CONFIG,
+    WEIGHTS,
+    adapter_folder,
+    adapter_tensors,
+    base_name,
+    linear_names,
+    vocabulary_names,
+    with_adapter,
+)
 from ft_plugins.methods.full import check_names
 from ftcore.components import Method, OptionGroup
-from ftcore.errors import Problem, UsageError
 from ftcore.groups import Names
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    import torch
     from transformers import PreTrainedModel
 
-    from ftcore.memory import Architecture
+    from ftcore.memory import Architecture, Depth
     from ftcore.plan import Plan
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+VOCABULARY = ("embed_tokens", "lm_head")
+"""What embedding and head are called in every architecture of which memory is estimated."""
 
 
 class LoraOptions(OptionGroup):
@@ -35,9 +47,23 @@ class LoraOptions(OptionGroup):
     lora_target: Names = ("all",)
     """Modules that get an adapter, by name or end of name; ``all`` for every linear layer but the head."""
     additional_target: Names = ()
-    """Modules that are trained in full and saved with the adapter, such as ``embed_tokens,lm_head``."""
+    """Modules that are trained in full and saved with the adapter, such as ``embed_tokens,lm_head``; unset, these two
+    where the vocabulary grows. Where embedding and head are one matrix, they stay one."""
     use_rslora: bool = False
     """Scale by ``lora_alpha / sqrt(lora_rank)`` (https://arxiv.org/abs/2312.03732)."""
+    use_dora: bool = False
+    """Train the length of each row of a weight apart from its direction (https://arxiv.org/abs/2402.09353)."""
+    pissa_init: bool = False
+    """Begin with the largest singular values of each weight, which then keeps the rest
+    (https://arxiv.org/abs/2404.02948)."""
+    pissa_iter: Annotated[int, Field(ge=-1)] = 16
+    """Iterations of the approximate decomposition; -1 decomposes exactly, which takes longer."""
+    pissa_convert: bool = False
+    """Save an ordinary adapter of twice the rank that fits the model as it was."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+    """The second matrix (and vectors) learn so many times faster than the first (https://arxiv.org/abs/2402.12354)."""
+    loraplus_lr_embedding: Annotated[float, Field(gt=0)] = 1e-6
+    """With ``loraplus_lr_ratio``: learning rate of an embedding's second matrix."""
     create_new_adapter: bool = False
     """Merge all of ``adapter_name_or_path`` into the model and start a fresh adapter on top."""
 
@@ -48,62 +74,94 @@ class Lora(Method):
     Options = LoraOptions
     saves_adapter: ClassVar[bool] = True
 
+    def resolve(self, values: Mapping[str, Any]) -> str:
+        """With ``quantization_bit`` the method that has this option."""
+        return self.name if values.get("quantization_bit") is None else "qlora"
+
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
         """The model in a PeftModel: earlier adapters merged in order, the last one or a new one trainable."""
         import torch
         from transformers import set_seed
 
-        options = plan.method.options
-        assert isinstance(options, LoraOptions)
+        from ft_plugins.methods import pissa
+
+        options = self._options(plan)
         folders = [adapter_folder(plan, name) for name in plan.model.adapter_name_or_path]
         last = None if options.create_new_adapter or not folders else folders.pop()
         model.requires_grad_(False)
         for folder in folders:
-            model = _with_adapter(model, folder).merge_and_unload()
+            model = with_adapter(model, folder).merge_and_unload()
         set_seed(plan.training.seed)  # the new adapter's first values
-        adapted = _with_adapter(model, last or self.config(plan, model))
-        adapted.peft_config["default"].base_model_name_or_path = _base_name(plan)
+        adapted = with_adapter(model, last or self.config(plan, model))
+        adapted.peft_config["default"].base_model_name_or_path = base_name(plan)
         for tensor in adapted.parameters():
             if tensor.requires_grad:
                 tensor.data = tensor.data.to(getattr(torch, plan.precision.trained))
+        if last is None and options.pissa_init and options.pissa_convert:
+            pissa.keep_start(adapted)
         return adapted
 
     def config(self, plan: Plan, model: PreTrainedModel) -> Any:
         """peft's configuration of a new adapter."""
         from peft import LoraConfig
 
-        options = plan.method.options
-        assert isinstance(options, LoraOptions)
+        options = self._options(plan)
         heads = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
+        whole = self._whole(plan, options, model)
+        tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+        exactly = "pissa" if options.pissa_iter == -1 else f"pissa_niter_{options.pissa_iter}"
         return LoraConfig(
             task_type=heads[plan.stage.component.head],
             r=options.lora_rank,
             lora_alpha=options.lora_alpha or 2 * options.lora_rank,
             lora_dropout=options.lora_dropout,
             target_modules=self._targets(plan, options, model),
-            modules_to_save=list(options.additional_target) or None,
+            modules_to_save=whole or None,
+            ensure_weight_tying=bool(tied and set(whole) & set(vocabulary_names(model))),
             use_rslora=options.use_rslora,
+            use_dora=options.use_dora,
+            init_lora_weights=exactly if options.pissa_init else True,
         )
+
+    def _options(self, plan: Plan) -> LoraOptions:
+        assert isinstance(plan.method.options, LoraOptions)
+        return plan.method.options
 
     def _targets(self, plan: Plan, options: LoraOptions, model: PreTrainedModel) -> list[str]:
         if options.lora_target != ("all",):
             return list(options.lora_target)
         return list(plan.family.component.lora_targets if plan.family else ()) or linear_names(model)
 
+    def _whole(self, plan: Plan, options: LoraOptions, model: PreTrainedModel) -> list[str]:
+        """Modules that are trained in full."""
+        if options.additional_target or not plan.model.grows_vocabulary:
+            return list(options.additional_target)
+        return vocabulary_names(model)
+
+    def effective(self, plan: Plan) -> LoraOptions:
+        """With embedding and head trained where the vocabulary grows."""
+        options = self._options(plan)
+        if options.additional_target or not plan.model.grows_vocabulary:
+            return options
+        return options.model_copy(update={"additional_target": VOCABULARY})
+
     def beneath(self, plan: Plan) -> tuple[str, ...]:
         """All of them where a new adapter is begun; else the last one is trained further and saved again."""
-        options = plan.method.options
-        assert isinstance(options, LoraOptions)
         earlier = plan.model.adapter_name_or_path
-        return earlier if options.create_new_adapter else earlier[:-1]
+        return earlier if self._options(plan).create_new_adapter else earlier[:-1]
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes each time."""
         from safetensors.torch import save_file
 
-        tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        from ft_plugins.methods import pissa
+
+        # a copy of each: tied embedding and head are two tensors in the file
+        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in adapter_tensors(model).items()}
         config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+        if start := pissa.start_of(model):
+            tensors, config = pissa.converted(tensors, config, start)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         # peft writes its sets of names in the order of their hashes, another one in each process
         config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -113,84 +171,77 @@ class Lora(Method):
         import torch
         from safetensors.torch import load_file
 
+        from ft_plugins.methods import pissa
+
         own, saved = adapter_tensors(model), load_file(folder / WEIGHTS)
+        if start := pissa.start_of(model):
+            saved = pissa.restored(saved, start, folder)
         check_names(own, saved, folder)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
 
-    def count(self, architecture: Architecture, options: OptionGroup, width: int = 4) -> tuple[float, int]:
-        """All base weights, and ``rank * (in + out)`` parameters for each adapted layer."""
+    def learning_rate(self, options: OptionGroup, name: str, tensor: torch.Tensor, rate: float) -> float:
+        """LoRA+, as peft's ``create_loraplus_optimizer`` groups parameters."""
         assert isinstance(options, LoraOptions)
-        targets = options.lora_target
-        trained = sum(
-            options.lora_rank * (inputs + outputs) * count
-            for name, inputs, outputs, count in architecture.linears
-            if targets == ("all",) or name.rsplit(".", 1)[-1] in targets
+        if options.loraplus_lr_ratio is None:
+            return rate
+        if "lora_embedding_B" in name:
+            return options.loraplus_lr_embedding
+        return rate * options.loraplus_lr_ratio if "lora_B" in name or tensor.ndim == 1 else rate
+
+    def reference(self, plan: Plan, model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]:
+        """The base model, its merged adapters among it; with the adapter as it is now where that does something."""
+        options = self._options(plan)
+        fresh = options.create_new_adapter or not plan.model.adapter_name_or_path
+        if not fresh or options.pissa_init:
+            return super().reference(plan, model)
+        from ft_plugins.methods.adapters import without_adapter
+
+        return lambda: without_adapter(model)
+
+    def count(self, architecture: Architecture, options: OptionGroup, width: int = 4) -> tuple[float, int]:
+        """All base weights; for each adapted layer ``rank * (in + out)`` parameters, with DoRA ``out`` lengths too."""
+        assert isinstance(options, LoraOptions)
+        each = [(inputs + outputs, outputs, count) for _, inputs, outputs, count in _adapted(architecture, options)]
+        trained = sum((options.lora_rank * both + options.use_dora * rows) * count for both, rows, count in each)
+        return float(width) * architecture.parameters, trained + _whole_size(architecture, options.additional_target)
+
+    def depth(self, architecture: Architecture, options: OptionGroup) -> Depth:
+        """Through every layer, past a frozen head."""
+        from ftcore.memory import Depth
+
+        assert isinstance(options, LoraOptions)
+        every = sum((inputs + outputs) * count for _, inputs, outputs, count in architecture.linears)
+        adapted = sum((inputs + outputs) * count for _, inputs, outputs, count in _adapted(architecture, options))
+        head = bool({*VOCABULARY[not architecture.tied :]} & set(options.additional_target))
+        return Depth(
+            layers=architecture.layers,
+            head=head,
+            rank=options.lora_rank * adapted / every,
+            results=2.0 * adapted / every if options.use_dora else 0.0,
         )
-        trained += len(options.additional_target) * architecture.vocab_size * architecture.hidden_size
-        return architecture.bytes_per_weight * architecture.parameters, trained
+
+    def drops_inputs(self, options: OptionGroup) -> bool:
+        """With ``lora_dropout``."""
+        assert isinstance(options, LoraOptions)
+        return options.lora_dropout > 0
 
 
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers but the heads, without the path to them.
-
-    peft's ``all-linear`` writes every layer's whole path into the adapter, 224 for Llama 3 8B where seven names do.
-    """
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    heads = (model.get_output_embeddings(), getattr(model, "score", None))
-    linears = [
-        name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D) and layer not in heads
-    ]
-    ends = {name: name.rsplit(".", 1)[-1] for name in linears}
-    return sorted({name if end.isdigit() else end for name, end in ends.items()})
+def _adapted(architecture: Architecture, options: LoraOptions) -> list[tuple[str, int, int, int]]:
+    """The linear layers that get an adapter."""
+    names = options.lora_target
+    return [linear for linear in architecture.linears if names == ("all",) or linear[0] in _ends(names)]
 
 
-def adapter_tensors(model: PeftModel) -> dict[str, Any]:
-    """The trained adapter's tensors by the names that peft saves, sharing memory with the model."""
-    from peft import get_peft_model_state_dict
-
-    # "auto" would ask the hub whether the vocabulary has grown
-    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+def _ends(names: tuple[str, ...]) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in names}
 
 
-def adapter_folder(plan: Plan, name: str) -> Path:
-    """The local folder of an adapter, fetched from the hub where it is not a folder.
-
-    Raises:
-        UsageError: when it holds no safetensors; a pickled adapter is not read.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        token = plan.model.hf_hub_token
-        folder = Path(
-            snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG], cache_dir=plan.model.cache_dir, token=token)
-        )
-    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-    if missing:
-        hint = "pickled weights (.bin) are not read: convert them with peft's save_pretrained"
-        raise UsageError(Problem(f"adapter_name_or_path: {name} has no {' and no '.join(missing)}", hint=hint))
-    return folder
-
-
-def _with_adapter(model: PreTrainedModel, adapter: Any) -> PeftModel:
-    """The model with an adapter from a folder, or a fresh one of a configuration, trainable."""
-    import warnings
-
-    from peft import PeftModel, get_peft_model
-
-    with warnings.catch_warnings():
-        # peft 0.21 asks by a name that transformers 5.23 calls deprecated
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        if isinstance(adapter, Path):
-            return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-        return get_peft_model(model, adapter)
-
-
-def _base_name(plan: Plan) -> str | None:
-    """What the adapter names as its base: the hub id where there is one."""
-    return (plan.source.hub_id if plan.source else "") or plan.model.model_name_or_path
+def _whole_size(architecture: Architecture, names: tuple[str, ...]) -> int:
+    """Parameters of modules that are trained in full; tied embedding and head are one."""
+    ends = _ends(names)
+    linears = sum(size_in * size_out * count for name, size_in, size_out, count in architecture.linears if name in ends)
+    matrices = len(ends & set(VOCABULARY))
+    matrices = min(matrices, 1) if architecture.tied else matrices
+    return linears + matrices * architecture.vocab_size * architecture.hidden_size

@@ -33,11 +33,13 @@ def ft_load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
 def replace_special_tokens(
     plan: Plan,
 ) -> Generator[None, PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-    """The user's ``bos_token``, ``eos_token`` and ``pad_token``, whoever has loaded the tokenizer."""
+    """The user's new tokens, and ``bos_token``, ``eos_token`` and ``pad_token``, whoever has loaded the tokenizer."""
+    from ft_plugins.models.new_tokens import add_tokens
     from ft_plugins.models.special_tokens import replace_tokens
 
     tokenizer = yield
     if tokenizer is not None:
+        add_tokens(plan, tokenizer)
         replace_tokens(plan, tokenizer)
     return tokenizer
 
@@ -48,3 +50,14 @@ def ft_load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     from ft_plugins.models.loading import load_model
 
     return load_model(plan, kwargs)
+
+
+@hookimpl(wrapper=True, specname="ft_load_model")
+def make_room(plan: Plan) -> Generator[None, PreTrainedModel | None, PreTrainedModel | None]:
+    """Rows for the user's new tokens, whoever has loaded the model."""
+    model = yield
+    if model is not None and plan.model.grows_vocabulary:
+        from ft_plugins.models.new_tokens import make_rows
+
+        make_rows(model, plan.plugins.hook.ft_load_tokenizer(plan=plan))
+    return model

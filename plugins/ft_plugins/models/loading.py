@@ -74,6 +74,10 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
         model = automatic.from_pretrained(source, use_safetensors=True, **hub_kwargs(plan), **kwargs)
     except (OSError, ValueError) as error:
         raise UsageError(_cannot_load(plan, "model", error)) from error
+    if getattr(model, "quantization_method", None) == "bitsandbytes":
+        from ft_plugins.methods.quantized import use_tables
+
+        use_tables(model)
     # What transformers then writes as base model, and what adapters name.
     model.config.name_or_path = (plan.source.hub_id if plan.source else "") or str(plan.model.model_name_or_path)
     return model.to("cuda") if torch.cuda.is_available() and not getattr(model, "hf_device_map", None) else model

@@ -1,0 +1,37 @@
+"""The model as it was before it was trained, for stages that compare with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+
+def kept_start(model: Any) -> Callable[[], AbstractContextManager[None]]:
+    """Copies what is trained, and puts the copies in its place where the model is to compute as it does now.
+
+    The copies take as much memory as what is trained. Values are swapped, not parameters: optimizer, gradients and
+    hooks see the same tensors throughout.
+
+    Returns:
+        Makes contexts in which the model computes as it does now; without gradients, which would be of the copies.
+    """
+    trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    start = [tensor.detach().clone() for tensor in trained]
+
+    def swap() -> None:
+        for place, tensor in enumerate(trained):
+            tensor.data, start[place] = start[place], tensor.data
+
+    @contextmanager
+    def as_it_was() -> Iterator[None]:
+        swap()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            swap()
+
+    return as_it_was

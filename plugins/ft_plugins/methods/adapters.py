@@ -1,0 +1,101 @@
+"""Adapters in models and on disk, through peft."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from ftcore.plan import Plan
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers but the heads, without the path to them; quantised ones of any library among them.
+
+    peft's ``all-linear`` writes every layer's whole path into the adapter, 224 for Llama 3 8B where seven names do.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
+    linears = [
+        name
+        for name, layer in model.named_modules()
+        # GPTQ's and AWQ's layers are no nn.Linear, and hold buffers only
+        if (isinstance(layer, nn.Linear | Conv1D) or "Linear" in type(layer).__name__)
+        and layer not in heads
+        and not any(True for _ in layer.children())
+    ]
+    ends = {name: name.rsplit(".", 1)[-1] for name in linears}
+    return sorted({name if end.isdigit() else end for name, end in ends.items()})
+
+
+def vocabulary_names(model: PreTrainedModel) -> list[str]:
+    """Names of embedding and head, without the path to them."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if layer in [end for end in ends if end]]
+
+
+@contextmanager
+def without_adapter(model: PeftModel) -> Iterator[None]:
+    """The base model alone, modules that are trained in full among it; without gradients."""
+    import torch
+
+    with torch.no_grad(), model.disable_adapter():
+        yield
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, Any]:
+    """The trained adapter's tensors by the names that peft saves, sharing memory with the model."""
+    from peft import get_peft_model_state_dict
+
+    # "auto" would ask the hub whether the vocabulary has grown
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def adapter_folder(plan: Plan, name: str) -> Path:
+    """The local folder of an adapter, fetched from the hub where it is not a folder.
+
+    Raises:
+        UsageError: when it holds no safetensors; a pickled adapter is not read.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        token = plan.model.hf_hub_token
+        folder = Path(
+            snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG], cache_dir=plan.model.cache_dir, token=token)
+        )
+    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+    if missing:
+        hint = "pickled weights (.bin) are not read: convert them with peft's save_pretrained"
+        raise UsageError(Problem(f"adapter_name_or_path: {name} has no {' and no '.join(missing)}", hint=hint))
+    return folder
+
+
+def with_adapter(model: PreTrainedModel, adapter: Any) -> PeftModel:
+    """The model with an adapter from a folder, or a fresh one of a configuration, trainable."""
+    from peft import PeftModel, get_peft_model
+
+    with warnings.catch_warnings():
+        # peft 0.21 asks by a name that transformers 5.23 calls deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        if isinstance(adapter, Path):
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        return get_peft_model(model, adapter)
+
+
+def base_name(plan: Plan) -> str | None:
+    """What the adapter names as its base: the hub id where there is one."""
+    return (plan.source.hub_id if plan.source else "") or plan.model.model_name_or_path

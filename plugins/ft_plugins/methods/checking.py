@@ -1,0 +1,81 @@
+"""What methods cannot do, said before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ft_plugins.methods.freeze import FreezeOptions
+from ft_plugins.methods.full import Full
+from ft_plugins.methods.lora import Lora, LoraOptions
+from ft_plugins.methods.none import Nothing
+from ft_plugins.methods.qlora import Qlora
+from ftcore.checks import place
+from ftcore.errors import Problem
+
+if TYPE_CHECKING:
+    from ftcore.plan import Plan
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """Every one."""
+    method, options = plan.method.component, plan.method.options
+    where = place(plan, "finetuning_type")
+    if isinstance(method, Nothing) and plan.training.do_train:
+        yield Problem("finetuning_type none trains nothing, and do_train is true", where, "write lora, or do_eval")
+    if isinstance(method, Full):
+        yield from _whole_model(plan, where)
+    if isinstance(options, FreezeOptions) and not (options.freeze_trainable_layers or options.freeze_extra_modules):
+        at = place(plan, "freeze_trainable_layers")
+        yield Problem(
+            "freeze_trainable_layers: 0 leaves nothing to train", at, "write how many, or freeze_extra_modules"
+        )
+    if isinstance(options, LoraOptions):
+        yield from _pissa(plan, options)
+    if isinstance(method, Lora):
+        yield from _quantized(plan, isinstance(method, Qlora))
+
+
+def _whole_model(plan: Plan, where: str) -> Iterable[Problem]:
+    name = plan.method.component.name
+    if plan.model.adapter_name_or_path and plan.training.do_train:
+        at = place(plan, "adapter_name_or_path")
+        yield Problem(
+            f"finetuning_type {name} takes no adapters", at, "merge them with ft export, and train that model"
+        )
+    if (method := quantized_by(plan)) and plan.training.do_train:
+        yield Problem(f"the model is quantised ({method}), and {name} would train its weights", where, "write lora")
+
+
+def _pissa(plan: Plan, options: LoraOptions) -> Iterable[Problem]:
+    fresh = options.create_new_adapter or not plan.model.adapter_name_or_path
+    at = place(plan, "pissa_init")
+    if options.pissa_init and (isinstance(plan.method.component, Qlora) or quantized_by(plan)):
+        hint = "drop it, or train with lora on a model that is not quantised"
+        yield Problem("pissa_init takes weights apart, and these are quantised", at, hint)
+    if options.pissa_init and not fresh:
+        hint = "drop it, or write create_new_adapter: true"
+        yield Problem("pissa_init begins a new adapter, and adapter_name_or_path goes on with one", at, hint)
+    if options.pissa_convert and not options.pissa_init:
+        yield Problem(
+            "pissa_convert without pissa_init has nothing to convert", place(plan, "pissa_convert"), "drop it"
+        )
+
+
+def _quantized(plan: Plan, here: bool) -> Iterable[Problem]:
+    """Of adapters on a quantised base."""
+    already = quantized_by(plan)
+    if here and already:
+        at = place(plan, "quantization_bit")
+        hint = "drop quantization_bit and write finetuning_type: lora"
+        yield Problem(f"the model is quantised already ({already})", at, hint)
+    if (here or already) and plan.training.do_train and plan.method.component.beneath(plan):
+        at = place(plan, "adapter_name_or_path")
+        hint = "merge all but the last with ft export, and train that model"
+        yield Problem("adapters cannot be merged into quantised weights without rounding them anew", at, hint)
+
+
+def quantized_by(plan: Plan) -> str:
+    """What the model was quantised with when it was saved; empty where it was not."""
+    found = (plan.config or {}).get("quantization_config") or {}
+    return str(found.get("quant_method", "unknown")) if found else ""

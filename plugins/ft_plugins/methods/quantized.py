@@ -1,0 +1,131 @@
+"""Linear layers over bitsandbytes' storage on the CPU: made into numbers block by block, in one buffer that all share.
+
+Autograd keeps the quantised weight alone: both passes make the numbers anew. What bitsandbytes 0.50.2 does on a CPU is
+no slower for small layers, but it asks for fresh memory each time, whose pages cost more than the work (CPU ms on one
+AVX2 core, NF4 with double quantization):
+
+=============  ============  ==========  ===================================
+layer          bitsandbytes  this table  multiplying 512 rows by it
+=============  ============  ==========  ===================================
+576 x 1536     0.55          0.60        10
+2048 x 2048    2.4           2.7         47
+2048 x 8192    50            11          205
+=============  ============  ==========  ===================================
+
+And out of training it computes otherwise: in bfloat16 where AVX-512 has it, and in 8 bits with quantised inputs, so
+that losses of training and of evaluation would not be of one model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import bitsandbytes
+import torch
+from bitsandbytes import functional
+from torch.autograd import Function
+from torch.nn.functional import linear
+
+CHUNK = 1 << 18
+"""Bytes of 4-bit storage that are looked up at a time: a megabyte of indices, two of numbers."""
+INT8_STEP = 7.874015718698502e-3
+"""1 / 127, as bitsandbytes' ``int8_vectorwise_dequant`` writes it."""
+
+
+class Buffer:
+    """Float32 memory for one weight at a time, as large as the largest that was asked for."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0)
+
+    def take(self, size: int) -> torch.Tensor:
+        """The first ``size`` numbers; whatever was there is overwritten."""
+        if self.memory.numel() < size:
+            self.memory = torch.empty(size)
+        return self.memory[:size]
+
+
+class _FrozenLinear(Function):
+    """``x @ W.T + bias`` with the weight made when it is needed, here and in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: CpuLinear4bit | CpuLinear8bit) -> torch.Tensor:
+        ctx.layer = layer
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        return linear(x, layer.numbers().to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient @ ctx.layer.numbers().to(gradient.dtype), None
+
+
+def _apply(layer: CpuLinear4bit | CpuLinear8bit, x: torch.Tensor) -> torch.Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    return cast("torch.Tensor", _FrozenLinear.apply(x, layer))
+
+
+class CpuLinear4bit(bitsandbytes.nn.Linear4bit):
+    """NF4 or FP4, made by `use_tables`."""
+
+    buffer: Buffer
+    pairs: torch.Tensor
+    """For each byte its two numbers, before they are scaled, as one float64 of 256."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _apply(self, x)
+
+    def numbers(self) -> torch.Tensor:
+        """The weight ``[out, in]`` in its own dtype, equal to bitsandbytes' to the bit; the next call overwrites it."""
+        state = self.weight.quant_state
+        stored = self.weight.detach().view(torch.uint8).flatten()
+        if 2 * stored.numel() % state.blocksize:
+            return cast("torch.Tensor", functional.dequantize_4bit(self.weight, state))
+        scales = state.absmax
+        if state.nested:
+            scales = functional.dequantize_blockwise(scales, state.state2) + state.offset
+        numbers = self.buffer.take(2 * stored.numel())
+        pairs, blocks = numbers.view(torch.float64), numbers.view(-1, state.blocksize)
+        per_block = state.blocksize // 2
+        for start in range(0, stored.numel(), CHUNK):
+            end = min(start + CHUNK, stored.numel())
+            torch.index_select(self.pairs, 0, stored[start:end].int(), out=pairs[start:end])
+            rows = slice(start // per_block, end // per_block)
+            blocks[rows].mul_(scales[rows, None])
+        return numbers.view(state.shape).to(state.dtype)
+
+
+class CpuLinear8bit(bitsandbytes.nn.Linear8bitLt):
+    """Eight bits, a scale for each row, made by `use_tables`."""
+
+    buffer: Buffer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _apply(self, x)
+
+    def numbers(self) -> torch.Tensor:
+        """The weight ``[out, in]`` in float32, equal to ``int8_vectorwise_dequant``; the next call overwrites it."""
+        weight = self.weight.detach()
+        numbers = self.buffer.take(weight.numel()).view(weight.shape)
+        scales = self.weight.SCB if self.weight.SCB is not None else self.state.SCB
+        return numbers.copy_(weight).mul_(scales.view(-1, 1)).mul_(INT8_STEP)
+
+
+def use_tables(model: torch.nn.Module) -> None:
+    """Turns bitsandbytes' linear layers that lie on the CPU into these, in place; storage and names stay."""
+    buffer, tables = Buffer(), dict[str, torch.Tensor]()
+    for layer in model.modules():
+        if type(layer) is bitsandbytes.nn.Linear4bit and layer.weight.device.type == "cpu":
+            state = layer.weight.quant_state
+            layer.__class__ = CpuLinear4bit
+            layer.buffer = buffer
+            layer.pairs = tables.setdefault(state.quant_type, _pairs(state.code))
+        elif type(layer) is bitsandbytes.nn.Linear8bitLt and layer.weight.device.type == "cpu":
+            layer.__class__ = CpuLinear8bit
+            layer.buffer = buffer
+
+
+def _pairs(code: torch.Tensor) -> torch.Tensor:
+    """The sixteen numbers as pairs for each byte, the high half first."""
+    byte = torch.arange(256)
+    return torch.stack([code[byte >> 4], code[byte & 15]], dim=1).contiguous().view(torch.float64).flatten()
