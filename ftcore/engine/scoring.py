@@ -104,21 +104,24 @@ class Scorer:
         The model's own padded forward on two short sequences is the arbiter, so a model that keeps state along the
         row, or makes its logits in a way unknown here, is found out and computed as its authors wrote it.
         """
-        probe = _probe(self.inner.config.get_text_config().vocab_size)
-        probe = {key: value.to(self.model.device) if hasattr(value, "to") else value for key, value in probe.items()}
+        short = self.probe()
         own_attention = self.inner.config._attn_implementation
-        with _evaluating(self.model):
-            expected = self._own_logits(probe)
-            self.fused = self.fused and _same(_tried(self, probe), expected)
+        with evaluating(self.model):
+            expected = self._own_logits(short)
+            self.fused = self.fused and _same(_tried(self, short), expected)
             if not self.fused:
                 log.warning("the model makes its logits in its own way: its forward is used instead of the fused head")
             self.packed = self._can_pack()
             if self.packed:
                 self.inner.set_attn_implementation(attention.NAME)
-                self.packed = _same(_tried(self, probe), expected)
+                self.packed = _same(_tried(self, short), expected)
             if not self.packed:
                 self.inner.set_attn_implementation(own_attention)
                 log.warning("the model needs its own attention: batches are padded")
+
+    def probe(self) -> Batch:
+        """Two short sequences, on the model's device."""
+        return _probe(self.inner)
 
     def _can_pack(self) -> bool:
         """What a short probe cannot show: attention in chunks, or a state that runs along the sequence."""
@@ -140,16 +143,18 @@ def _flat_inputs(batch: Batch) -> dict[str, Any]:
     }
 
 
-def _probe(vocabulary: int) -> Batch:
-    """Two sequences, of 9 and 6 tokens, every position labelled."""
+def _probe(model: Any) -> Batch:
+    """Two sequences, of 9 and 6 tokens, every position labelled, on the model's device."""
+    vocabulary = model.config.get_text_config().vocab_size
     rows = [(np.arange(length, dtype=np.int32) * 37 + 11 * length) % vocabulary for length in (9, 6)]
-    return collate([{"input_ids": ids, "weights": np.ones(len(ids), np.float32), "index": 0} for ids in rows])
+    batch = collate([{"input_ids": ids, "weights": np.ones(len(ids), np.float32), "index": 0} for ids in rows])
+    return {name: value.to(model.device) if hasattr(value, "to") else value for name, value in batch.items()}
 
 
-def _tried(scorer: Scorer, probe: Batch) -> torch.Tensor | None:
+def _tried(scorer: Scorer, batch: Batch) -> torch.Tensor | None:
     """The logits, or None where the model's code does not take the call."""
     try:
-        return scorer.logits(probe)
+        return scorer.logits(batch)
     except (attention.UnsupportedAttentionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         log.warning("%s: %s", type(error).__name__, error)
         return None
@@ -162,7 +167,7 @@ def _same(logits: torch.Tensor | None, expected: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Dropout off and no gradients, and the model back in the mode that it was in."""
     training = model.training
     model.eval()

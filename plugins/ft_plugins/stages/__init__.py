@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+from ft_plugins.stages import dpo, kto
+from ft_plugins.stages.rm import RewardModelling
 from ft_plugins.stages.sft import SupervisedFineTuning
 from ftcore import hookimpl
 from ftcore.components import Stage
+
+if TYPE_CHECKING:
+    from ftcore.errors import Problem
+    from ftcore.plan import Plan
 
 
 @hookimpl
@@ -15,4 +22,19 @@ def ft_stages() -> Iterable[Stage]:
         SupervisedFineTuning(
             name="sft", summary="supervised fine-tuning: the model learns the answers of conversations", default=True
         ),
+        RewardModelling(name="rm", summary="reward model: learns a score by which preferred answers come first"),
+        dpo.DirectPreference(
+            name="dpo", summary="preference optimisation on pairs of answers: DPO, IPO, ORPO, SimPO and others"
+        ),
+        kto.KahnemanTversky(
+            name="kto", summary="preference optimisation on answers marked good or bad (arXiv 2402.01306)"
+        ),
     ]
+
+
+@hookimpl
+def ft_check_plan(plan: Plan) -> Iterable[Problem]:
+    """Options that do not go together."""
+    checks = {dpo.DirectPreference: dpo.problems, kto.KahnemanTversky: kto.problems}
+    check = checks.get(type(plan.stage.component))
+    return check(plan) if check else ()

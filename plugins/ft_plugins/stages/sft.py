@@ -15,6 +15,7 @@ class SupervisedFineTuning(Stage):
     """Learns what assistants say in conversations."""
 
     samples: ClassVar[tuple[str, ...]] = ("Chat",)
+    packs: ClassVar[bool | None] = False
 
     def datasets(self, run: Run) -> Any:
         """Conversations tokenised, with a weight for each token."""
