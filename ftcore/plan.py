@@ -109,6 +109,8 @@ class Plan:
     precision: Precision = field(default_factory=Precision)
     gradient_checkpointing: bool = False
     memory: Estimate | None = None
+    force: bool = False
+    """``ft run --force``: go on from a checkpoint although data, template or options differ."""
 
     options: Mapping[str, Bound] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()

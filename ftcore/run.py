@@ -136,6 +136,7 @@ def carry_out(state: Run, trainer: Trainer) -> None:
     """Trains, evaluates, and writes the run's files."""
     from ftcore import artifacts
     from ftcore.data.quarantine import write_quarantine
+    from ftcore.engine.disk import save_trained
 
     plan, folder = state.plan, state.plan.output_dir
     counts = state.data.accounting.as_dict()
@@ -150,8 +151,7 @@ def carry_out(state: Run, trainer: Trainer) -> None:
     train: dict[str, Any] | None = None
     if plan.training.do_train:
         train = trainer.train().metrics
-        plan.method.component.save(state.model, folder)
-        state.tokenizer.save_pretrained(folder)
+        save_trained(plan, state.model, state.tokenizer)
     evaluation = (last_evaluation(trainer) or trainer.evaluate()) if state.data.eval is not None else None
     metrics = artifacts.write_results(folder, train, evaluation)
     note("finished", metrics)

@@ -25,7 +25,7 @@ HOOK_NAMES = sorted(name for name in dir(hookspecs) if name.startswith("ft_"))
     "words",
     [["--help"], ["plugins", "list"], ["plugins", "show", "adamw"], ["options"], ["options", "--schema"],
      ["plan", "{file}"], ["run", "--dry-run", "{file}"], ["env"], ["chat", "--help"], ["generate", "--help"],
-     ["preview", "--help"]],
+     ["preview", "--help"], ["export", "--help"]],
     ids=" ".join,
 )  # fmt: skip
 def test_cold_commands_import_nothing_heavy(words: list[str], write_config) -> None:
@@ -48,6 +48,7 @@ def test_the_core_names_no_built_in(built_in) -> None:
     """
     from ftcore.architecture import LAYOUTS
     from ftcore.cli.env import PACKAGES
+    from ftcore.exporting.gguf_vocabulary import SPLITS
 
     common = {
         "messages",
@@ -63,6 +64,7 @@ def test_the_core_names_no_built_in(built_in) -> None:
         "huggingface",
         *LAYOUTS,
         *PACKAGES,
+        *SPLITS.values(),
     }
     names = {n for offer in built_in.offers for n in (offer.component.name, *offer.component.aliases)} - common
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,11 +14,12 @@ from ftcore.cli.common import file_and_overrides
 @click.command(name="run")
 @file_and_overrides
 @click.option("--dry-run", is_flag=True, help="Only print the plan.")
-def command(file: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+@click.option("--force", is_flag=True, help="Go on from a checkpoint although data, template or options differ.")
+def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
     """Trains and evaluates as FILE says; every key=value replaces a line of it."""
     from ftcore.planning import make_plan
 
-    plan = make_plan(file, overrides)
+    plan = replace(make_plan(file, overrides), force=force)
     if dry_run:
         from ftcore.cli.plan import print_plan
 

@@ -33,9 +33,15 @@ class DamagedError(RunError):
 
 @dataclass(frozen=True)
 class Setting:
-    """What must be the same for a run to go on: option or thing -> its value as text."""
+    """What must be the same for a run to go on: option or thing -> its value as text.
+
+    Args:
+        values: these decide.
+        causes: thing -> what it is made from, named where that thing is another one; of no weight by itself.
+    """
 
     values: Mapping[str, str] = field(default_factory=dict)
+    causes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -43,10 +49,18 @@ class Setting:
         return hashlib.sha256(_canonical(dict(self.values))).hexdigest()
 
     def differences(self, now: Setting) -> list[Problem]:
-        """Where another setting is not this one."""
-        names = sorted({*self.values, *now.values})
-        pairs = [(name, self.values.get(name, "unset"), now.values.get(name, "unset")) for name in names]
-        return [Problem(f"{name} was {then}, now it is {new}") for name, then, new in pairs if then != new]
+        """Where another setting is not this one; of what is made from other things, each of these that differs."""
+        found = []
+        for name, then, new in _unequal(self.values, now.values):
+            causes = _unequal(self.causes.get(name, {}), now.causes.get(name, {}))
+            because = f" ({'; '.join(f'{cause} was {a}, now it is {b}' for cause, a, b in causes)})" if causes else ""
+            found.append(Problem(f"{name} was {then}, now it is {new}{because}"))
+        return found
+
+
+def _unequal(then: Mapping[str, str], now: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    pairs = ((name, then.get(name, "unset"), now.get(name, "unset")) for name in sorted({*then, *now}))
+    return [(name, before, after) for name, before, after in pairs if before != after]
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,7 @@ class Manifest:
             "resumable": self.resumable,
             "plan": self.setting.digest,
             "setting": dict(self.setting.values),
+            "causes": {name: dict(found) for name, found in self.setting.causes.items()},
             "versions": dict(self.versions),
             "files": {name: {"size": size, "sha256": digest} for name, (size, digest) in self.files.items()},
         }
@@ -100,7 +115,8 @@ class Manifest:
         if content["format"] != FORMAT:
             raise DamagedError(f"{file} has format {content['format']}, this version reads {FORMAT}")
         files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
-        return cls(content["step"], files, Setting(content["setting"]), content["resumable"], content["versions"])
+        setting = Setting(content["setting"], content.get("causes", {}))
+        return cls(content["step"], files, setting, content["resumable"], content["versions"])
 
 
 def stage(output_dir: Path, step: int) -> Path:
@@ -158,8 +174,13 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found) if path.is_dir()]
 
 
-def find_resumable(output_dir: Path, setting: Setting) -> Path | None:
+def find_resumable(output_dir: Path, setting: Setting, *, force: bool = False) -> Path | None:
     """The newest whole checkpoint to go on from; damaged ones are named in a warning and passed over.
+
+    Args:
+        output_dir: of the run.
+        setting: of the run.
+        force: take one of another setting, with every difference as a warning.
 
     Raises:
         UsageError: when it was written under another setting, with every difference.
@@ -173,19 +194,23 @@ def find_resumable(output_dir: Path, setting: Setting) -> Path | None:
         if not manifest.resumable:
             log.warning("%s holds weights only (save_only_model); it cannot be resumed from", folder)
             continue
-        check_setting(folder, manifest, setting)
+        check_setting(folder, manifest, setting, force=force)
         return folder
     return None
 
 
-def check_setting(folder: Path, manifest: Manifest, setting: Setting) -> None:
-    """Refuses a checkpoint of another run.
+def check_setting(folder: Path, manifest: Manifest, setting: Setting, *, force: bool = False) -> None:
+    """Refuses a checkpoint of another run; with ``force``, only warns.
 
     Raises:
         UsageError: with every difference.
     """
-    if differences := manifest.setting.differences(setting):
-        hint = "write resume_from_checkpoint: never and another output_dir to start anew, or undo the change"
+    differences = manifest.setting.differences(setting)
+    if differences and force:
+        for difference in differences:
+            log.warning("going on from %s all the same: %s", folder, difference)
+    elif differences:
+        hint = "undo the change, start anew in another output_dir, or go on all the same with ft run --force"
         raise UsageError([Problem(f"this run cannot go on from {folder}", hint=hint), *differences])
 
 
@@ -195,11 +220,20 @@ def clean(output_dir: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prune(output_dir: Path, limit: int | None, best: Path | None) -> None:
-    """Keeps the newest ``limit`` checkpoints; the best and the last whole one always stay. Call it after `commit`."""
+def prune(output_dir: Path, limit: int | None, best: Path | None, last: int | None = None) -> None:
+    """Keeps the newest ``limit`` checkpoints; the best and the last whole one always stay. Call it after `commit`.
+
+    Args:
+        output_dir: of the run.
+        limit: how many stay; None for all.
+        best: stays.
+        last: step of the newest one. Those of higher steps are left from an earlier run, and count as older than all.
+    """
     if limit is None:
         return
     whole = [folder for folder in checkpoints(output_dir) if _looks_whole(folder)]
+    if last is not None:
+        whole.sort(key=lambda folder: (_step(folder) <= last, _step(folder)))
     kept = {folder.resolve() for folder in whole[-1:]}
     if best is not None:
         kept.add(best.resolve())
@@ -209,6 +243,10 @@ def prune(output_dir: Path, limit: int | None, best: Path | None) -> None:
     for folder in whole:
         if folder.resolve() not in kept:
             remove(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
 
 
 def _looks_whole(folder: Path) -> bool:

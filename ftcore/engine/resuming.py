@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 from ftcore.engine import checkpoints, snapshots
+from ftcore.engine.disk import check_room, checkpoint_bytes, weight_bytes, writing
 from ftcore.engine.reports import Reports
 from ftcore.engine.signals import InterruptedRunError, StopSignals
 from ftcore.engine.trees import load_tree, save_tree
@@ -38,7 +39,8 @@ class ResumableTrainer(Trainer):
     signals: StopSignals
     evaluating = False
     """Whether a checkpoint is written in the middle of an evaluation, which the resume then does first."""
-    _saved = _ended = 0
+    _saved = _seen = 0
+    _postponed = False
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> TrainOutput:
         """Trains, going on from the checkpoint that the plan asks for.
@@ -53,6 +55,9 @@ class ResumableTrainer(Trainer):
         """
         self.setting = snapshots.setting_of(self.plan, self.tokenizer, self.train_dataset, self.args.world_size)
         self.resumed = self._start(resume_from_checkpoint or self.plan.training.resume_from_checkpoint)
+        if self.args.should_save:
+            needed = checkpoint_bytes(self.plan, self.model) + weight_bytes(self.plan, self.model)
+            check_room(self.plan.output_dir, needed, "a checkpoint and what was trained")
         try:
             with self.signals:
                 output = super().train(str(self.resumed) if self.resumed else None, **kwargs)
@@ -88,12 +93,21 @@ class ResumableTrainer(Trainer):
         super()._run_epoch(*args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """After the last step of an epoch this is called twice, and the second call may evaluate.
+
+        The checkpoint waits for it: one that is written before would be gone on from after a kill, and the evaluation
+        never made up for.
+        """
+        step, ends = self.state.global_step, float(self.state.epoch).is_integer()
+        first, self._seen = self._seen != step, step
+        if first and (ends or step >= self.state.max_steps or self.control.should_epoch_stop):
+            self._postponed, self.control.should_save = self.control.should_save, False
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            return
+        self.control.should_save |= self._postponed
+        self._postponed = False
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        step = self.state.global_step
-        if float(self.state.epoch).is_integer() and self._ended != step:
-            self._ended = step  # this is called once more for the end of the epoch, which may evaluate
-        else:
-            self.stop_if_asked()
+        self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
         """Writes a checkpoint and ends the run where a signal came in, in all processes or in none."""
@@ -126,10 +140,11 @@ class ResumableTrainer(Trainer):
         if self.state.best_global_step and (best.is_dir() or self.state.best_global_step == step):
             self.state.best_model_checkpoint = str(best)
         try:
-            self._fill(self._staged(folder, step), step)
-        except OSError as error:
+            with writing(f"checkpoint-{step}", folder, checkpoint_bytes(self.plan, self.model)):
+                self._fill(self._staged(folder, step), step)
+        except RunError:
             checkpoints.clean(folder)
-            raise RunError(f"checkpoint-{step} could not be written to {folder}: {error}") from error
+            raise
         self._saved = step
 
     def _staged(self, folder: Path, step: int) -> Path:
@@ -154,7 +169,7 @@ class ResumableTrainer(Trainer):
         self.state.save_to_json(str(staged / "trainer_state.json"))
         checkpoints.commit(staged, step, self.setting, resumable=resumable, versions=snapshots.versions())
         best = self.state.best_model_checkpoint
-        checkpoints.prune(staged.parent, self.plan.training.save_total_limit, Path(best) if best else None)
+        checkpoints.prune(staged.parent, self.plan.training.save_total_limit, Path(best) if best else None, last=step)
 
     def _export_callbacks(self) -> None:
         """Puts the states of callbacks that have one into the trainer state, as transformers does."""
@@ -202,9 +217,9 @@ def _checkpoint(plan: Plan, setting: checkpoints.Setting, wanted: Path | str | b
     """Where to go on from. Starting anew takes an earlier run's checkpoints away, if the file allows it."""
     anew = plan.training.overwrite_output_dir
     if wanted in (True, "auto") or (wanted is None and not anew):
-        return checkpoints.find_resumable(plan.output_dir, setting)
+        return checkpoints.find_resumable(plan.output_dir, setting, force=plan.force)
     if wanted not in (None, False, "never"):
-        return _given(Path(str(wanted)), setting)
+        return _given(Path(str(wanted)), setting, force=plan.force)
     earlier = checkpoints.checkpoints(plan.output_dir)
     if earlier and not anew:
         names = ", ".join(path.name for path in earlier)
@@ -215,7 +230,7 @@ def _checkpoint(plan: Plan, setting: checkpoints.Setting, wanted: Path | str | b
     return None
 
 
-def _given(folder: Path, setting: checkpoints.Setting) -> Path:
+def _given(folder: Path, setting: checkpoints.Setting, *, force: bool) -> Path:
     """A checkpoint that the user names: whole, resumable and of this run."""
     try:
         manifest = checkpoints.verify(folder)
@@ -225,5 +240,5 @@ def _given(folder: Path, setting: checkpoints.Setting) -> Path:
         raise UsageError(
             Problem(f"resume_from_checkpoint: {folder} holds weights only, it was saved by save_only_model")
         )
-    checkpoints.check_setting(folder, manifest, setting)
+    checkpoints.check_setting(folder, manifest, setting, force=force)
     return folder

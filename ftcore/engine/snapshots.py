@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftcore.artifacts import file_hash
 from ftcore.engine.checkpoints import Setting
 from ftcore.engine.trees import load_tree, save_tree
+from ftcore.errors import RunError
 from ftcore.plan import Plan
 
 _TRAINING = (
@@ -49,7 +51,18 @@ def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Sett
     values["chat template"] = _digest(str(getattr(tokenizer, "chat_template", None)).encode())
     digest = getattr(dataset, "fingerprint", "") or fingerprint(dataset)
     values["training rows"] = f"{len(dataset)} rows, {digest[:16]}"
-    return Setting({name: json.dumps(value, default=str) for name, value in values.items()})
+    return Setting(_texts(values), {"training rows": _texts(_data_causes(plan))})
+
+
+def _data_causes(plan: Plan) -> dict[str, Any]:
+    """What the rows are made from: data options, and the files' contents."""
+    options = plan.data.model_dump(mode="json").items()
+    causes = {name: value for name, value in options if not name.startswith(("overwrite_", "preprocessing_"))}
+    return causes | {spec.name: file_hash(spec.path)[:16] for spec in plan.datasets if spec.path}
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(value, default=str) for name, value in values.items()}
 
 
 def fingerprint(dataset: Any) -> str:
@@ -103,8 +116,15 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
 
 
 def load_snapshot(trainer: Any, folder: Path) -> None:
-    """Puts back optimizer, scheduler and scaler."""
-    trainer.optimizer.load_state_dict(load_tree(folder, "optimizer"))
+    """Puts back optimizer, scheduler and scaler.
+
+    Raises:
+        RunError: when the optimizer is of another shape, which only a forced resume meets.
+    """
+    try:
+        trainer.optimizer.load_state_dict(load_tree(folder, "optimizer"))
+    except (KeyError, ValueError) as error:
+        raise RunError(f"the optimizer's state in {folder} does not fit this run: {error}") from error
     trainer.lr_scheduler.load_state_dict(load_tree(folder, "scheduler"))
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(load_tree(folder, "scaler"))
