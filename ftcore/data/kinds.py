@@ -26,6 +26,7 @@ NAMES = {
 }
 """Kind -> what such rows are called. ``Prompt`` is a `Chat` that ends before the answer."""
 _CLASSES: Mapping[str, type] = {"Text": Text, "Chat": Chat, "Preference": Preference, "Feedback": Feedback}
+_APART = "write such rows into a dataset of their own"
 _SPECIAL = ("response", "chosen", "rejected", "kto_tag")
 _OF_KIND = {"Chat": ("response",), "Preference": ("chosen", "rejected"), "Feedback": ("response", "kto_tag")}
 MARKS = ("kto_tag", "label")
@@ -68,14 +69,14 @@ def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row) -> Iterator[Rea
         kept = {role: column for role, column in columns.items() if role not in _SPECIAL or role in wanted}
         return Reading(format=chosen, kind=kind, columns=kept, tags=tags)
 
-    for kind in _kinds(spec, chosen, columns, row, lambda: _holds_answer(reading("Chat"), row)):
+    made = chosen.samples or _made_of(reading("Chat"), row)
+    for kind in _kinds(spec, made, columns, row, lambda: _holds_answer(reading("Chat"), row)):
         yield reading(kind)
 
 
 def _kinds(
-    spec: DatasetSpec, chosen: DatasetFormat, columns: Mapping[str, str], row: Row, ends_with_answer: Callable[[], bool]
+    spec: DatasetSpec, made: Sequence[str], columns: Mapping[str, str], row: Row, ends_with_answer: Callable[[], bool]
 ) -> Iterator[str]:
-    made = chosen.samples or tuple(_CLASSES)
     if "Text" in made:
         yield "Text"
     if "Chat" not in made:
@@ -112,6 +113,16 @@ def as_text(reading: Reading) -> Reading:
     return Reading(format=reading.format, kind="Text", columns=reading.columns, tags=reading.tags)
 
 
+def _made_of(reading: Reading, row: Row) -> tuple[str, ...]:
+    """What a format that does not say so makes of a row."""
+    if set(reading.format.columns) & set(_SPECIAL):
+        return tuple(_CLASSES)
+    try:
+        return (type(reading.format.read(row, reading.columns, reading.tags)).__name__,)
+    except RowError:
+        return ("Chat",)
+
+
 def _holds_answer(reading: Reading, row: Row) -> bool:
     try:
         sample = reading.format.read(row, reading.columns, reading.tags)
@@ -127,7 +138,8 @@ def _as_kind(sample: Sample, kind: str) -> Sample:
         return Text(_only_turn(sample))
     if not isinstance(sample, _CLASSES[kind]):
         found = "Prompt" if isinstance(sample, Chat) and kind != "Chat" else type(sample).__name__
-        raise RowError(f"the row holds {NAMES[found]}, where the first rows hold {NAMES[kind]}", field="the row")
+        reason = f"the row holds {NAMES[found]}, where the first rows hold {NAMES[kind]}"
+        raise RowError(reason, field="the row", cure=_APART)
     chat = sample.chat if isinstance(sample, Feedback) else sample
     if isinstance(chat, Chat) and chat.messages[-1].role != "assistant":
         reason = f"the conversation ends with {chat.messages[-1].role!r}"
@@ -140,7 +152,8 @@ def _prompt(sample: Sample) -> Chat:
         return sample.prompt
     chat = sample.chat if isinstance(sample, Feedback) else sample
     if not isinstance(chat, Chat):
-        raise RowError(f"the row holds {NAMES[type(sample).__name__]}, where prompts are needed", field="the row")
+        reason = f"the row holds {NAMES[type(sample).__name__]}, where prompts are needed"
+        raise RowError(reason, field="the row", cure=_APART)
     if chat.messages[-1].role != "assistant":
         return chat
     return Chat(chat.messages[:-1], chat.tools, chat.images, chat.videos)
@@ -148,5 +161,5 @@ def _prompt(sample: Sample) -> Chat:
 
 def _only_turn(chat: Chat) -> str:
     if len(chat.messages) != 1:
-        raise RowError(f"a text is needed, and the row has {len(chat.messages)} turns", field="the row")
+        raise RowError(f"a text is needed, and the row has {len(chat.messages)} turns", field="the row", cure=_APART)
     return chat.messages[0].content

@@ -143,3 +143,46 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         "x.yaml:3: folder DIR/mixed holds files of splits and others: more.json; "
         "rename the others to train-..., or move them away",
     ]
+
+
+def test_further_addresses_and_empty_values(tmp_path: Path) -> None:
+    """Other tools' files name two hubs at once, and write what they do not mean as null or as nothing."""
+    (tmp_path / "a.json").write_text("[]")
+    info(
+        tmp_path,
+        {
+            "hub": {"hf_hub_url": "org/a", "ms_hub_url": "org/b", "om_hub_url": "org/c", "file_name": "a.json"},
+            "file": {
+                "file_name": "a.json",
+                "hf_hub_url": "",
+                "script_url": "",
+                "cloud_file_name": None,
+                "formatting": "",
+                "subset": "",
+                "ranking": True,
+                "columns": {"prompt": "q", "query": "", "system": None},
+                "tags": {"role_tag": "who", "content_tag": ""},
+            },
+            "ms": {"ms_hub_url": "org/b"},
+            "cloud": {"cloud_file_name": "s3://x"},
+        },
+    )
+    specs, found = resolve(["hub", "file"], dataset_dir=tmp_path, where="x.yaml:3")
+    assert found == []
+    assert specs == (
+        DatasetSpec(name="hub", path=None, hub_id="org/a", where="x.yaml:3"),
+        DatasetSpec(
+            name="file",
+            path=tmp_path / "a.json",
+            columns={"prompt": "q", "query": "", "system": ""},
+            tags={"role_tag": "who"},
+            ranking=True,
+            where="x.yaml:3",
+        ),
+    )
+    assert [line.split(": ", 1)[1] for line in problems(["ms", "cloud"], tmp_path)] == [
+        "dataset 'ms': ms_hub_url is known, but not supported; "
+        "ModelScope is not read; give hf_hub_url, or download it and give file_name",
+        "dataset 'cloud': cloud_file_name is known, but not supported; "
+        "cloud storage is not read; download it and give file_name",
+    ]
