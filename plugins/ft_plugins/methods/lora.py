@@ -59,11 +59,12 @@ class LoraOptions(OptionGroup):
     pissa_iter: Annotated[int, Field(ge=-1)] = 16
     """Iterations of the approximate decomposition; -1 decomposes exactly, which takes longer."""
     pissa_convert: bool = False
-    """Save an ordinary adapter of twice the rank that fits the model as it was."""
+    """Save an ordinary adapter of twice the rank that fits the model as it was. Done in any case unless ``pissa_iter``
+    is -1: whoever loads the adapter as it is decomposes the weights again, and gets the same only from exact ones."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
     """The second matrix (and vectors) learn so many times faster than the first (https://arxiv.org/abs/2402.12354)."""
     loraplus_lr_embedding: Annotated[float, Field(gt=0)] = 1e-6
-    """With ``loraplus_lr_ratio``: learning rate of an embedding's second matrix."""
+    """With ``loraplus_lr_ratio``: learning rate of an embedding's adapter."""
     create_new_adapter: bool = False
     """Merge all of ``adapter_name_or_path`` into the model and start a fresh adapter on top."""
 
@@ -97,7 +98,7 @@ class Lora(Method):
         for tensor in adapted.parameters():
             if tensor.requires_grad:
                 tensor.data = tensor.data.to(getattr(torch, plan.precision.trained))
-        if last is None and options.pissa_init and options.pissa_convert:
+        if last is None and options.pissa_init and (options.pissa_convert or options.pissa_iter != -1):
             pissa.keep_start(adapted)
         return adapted
 
@@ -186,7 +187,7 @@ class Lora(Method):
         assert isinstance(options, LoraOptions)
         if options.loraplus_lr_ratio is None:
             return rate
-        if "lora_embedding_B" in name:
+        if "lora_embedding_" in name:
             return options.loraplus_lr_embedding
         return rate * options.loraplus_lr_ratio if "lora_B" in name or tensor.ndim == 1 else rate
 
