@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ftcore import hardware
 from ftcore.memory import BYTES, Architecture, Estimate, Need, estimate
 
 if TYPE_CHECKING:
@@ -37,5 +38,6 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             gradient_checkpointing=plan.gradient_checkpointing,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             adapter_dropout=method.drops_inputs(options),
+            heap=hardware.detect().cuda is None,
         ),
     )

@@ -128,7 +128,7 @@ class TransformersGenerator(Generator):
     def _stream(self, task: Task) -> Iterator[Chunk]:
         """Generates in a thread; leaving the iteration, or Ctrl-C in it, stops the thread at its next token."""
         channel = _Channel()
-        worker = threading.Thread(target=self._work, args=(task, channel), daemon=True)
+        worker = threading.Thread(target=self._work, args=(task, channel), name="ft-generate", daemon=True)
         detokenizer = Detokenizer(self.tokenizer, task.settings.options.skip_special_tokens)
         ids: list[int] = []
         worker.start()
