@@ -43,7 +43,14 @@ def precision(plan: Plan, machine: Hardware) -> tuple[Precision, list[Problem]]:
 
 def check(plan: Plan) -> list[Problem]:
     """Mistakes that no single option shows."""
-    return [*_check_data(plan), *_check_output(plan), *_check_resume(plan), *_check_adapters(plan)]
+    return [
+        *_check_data(plan),
+        *_check_mixing(plan),
+        *_check_packing(plan),
+        *_check_output(plan),
+        *_check_resume(plan),
+        *_check_adapters(plan),
+    ]
 
 
 def _check_data(plan: Plan) -> Iterable[Problem]:
@@ -69,6 +76,35 @@ def _check_data(plan: Plan) -> Iterable[Problem]:
         yield Problem(message, place(plan, "max_bad_rows"), "write on_bad_row: skip or quarantine")
     if data.val_size > 1 and data.val_size != int(data.val_size):
         yield Problem(f"val_size: {data.val_size} is neither a share nor a number of rows", place(plan, "val_size"))
+
+
+def _check_mixing(plan: Plan) -> Iterable[Problem]:
+    probabilities, where = plan.data.interleave_probs, place(plan, "interleave_probs")
+    if probabilities is None:
+        return
+    if plan.data.mix_strategy == "concat":
+        hint = "write mix_strategy: interleave_under, interleave_over or interleave_once"
+        yield Problem("interleave_probs is set, but mix_strategy is concat", where, hint)
+    elif len(probabilities) != len(plan.data.dataset):
+        count = len(plan.data.dataset)
+        yield Problem(f"interleave_probs has {len(probabilities)} numbers for {count} datasets", where)
+    elif abs(sum(probabilities) - 1) > 1e-6:
+        yield Problem(f"interleave_probs sum to {sum(probabilities):g}, not 1", where)
+
+
+def _check_packing(plan: Plan) -> Iterable[Problem]:
+    data, stage = plan.data, plan.stage.component
+    option = "packing" if data.packing else "neat_packing"
+    if data.packing is False and data.neat_packing:
+        yield Problem("packing is false and neat_packing is true", place(plan, "neat_packing"), "keep one")
+    elif (data.packing or data.neat_packing) and stage.packs is None:
+        hint = f"remove {option}; rows are never padded, so that nothing is lost"
+        yield Problem(f"{option}: stage {stage.name!r} cannot train on packs", place(plan, option), hint)
+    if data.packing_split and stage.samples != ("Text",):
+        hint = "remove packing_split: conversations are never split"
+        yield Problem(
+            f"packing_split is for raw texts, not for stage {stage.name!r}", place(plan, "packing_split"), hint
+        )
 
 
 def _check_output(plan: Plan) -> Iterable[Problem]:

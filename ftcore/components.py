@@ -282,6 +282,8 @@ class Stage(Component, ABC):
     """``causal_lm``, or ``sequence_classification`` with one label."""
     copies: ClassVar[float] = 1.0
     """Full sequences that one row costs (two for a pair), for the memory estimate."""
+    packs: ClassVar[bool | None] = None
+    """Whether rows are packed unless the file says otherwise; None where they cannot be."""
 
     @abstractmethod
     def trainer(self, run: Run) -> Trainer:
@@ -305,6 +307,12 @@ class Optimizer(Component, ABC):
     @abstractmethod
     def create(self, plan: Plan, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over parameter groups, which already carry ``lr`` and ``weight_decay``."""
+
+    def create_for(
+        self, plan: Plan, model: PreTrainedModel, groups: Sequence[dict[str, Any]]
+    ) -> torch.optim.Optimizer:
+        """What a run calls: the same, for optimizers that need the model as well."""
+        return self.create(plan, groups)
 
 
 @dataclass(frozen=True, kw_only=True)

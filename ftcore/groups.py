@@ -21,6 +21,7 @@ def _names(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Probabilities = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_names)]
 
 
 class ModelOptions(OptionGroup):
@@ -79,6 +80,20 @@ class DataOptions(OptionGroup):
     """At most so many rows of each dataset, the first ones."""
     val_size: Annotated[float, Field(ge=0)] = 0.0
     """Share (below 1) or number of rows split off for evaluation."""
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
+    """How several datasets become one: one after the other; or rows in turn (by ``interleave_probs``, if set) until the
+    first is used up, until each has been used up once (smaller ones begin again), or until every row is taken once.
+    Evaluation data is always whole."""
+    interleave_probs: Probabilities | None = None
+    """With an interleave strategy: the probability of each dataset, in their order; they sum to 1."""
+    packing: bool | None = None
+    """Whether several rows share an item of at most ``cutoff_len`` tokens, each seeing only itself; a batch is then so
+    many packs. The same tokens are trained. Unset, what the stage does by itself."""
+    neat_packing: bool = False
+    """The same as ``packing: true``: rows in a pack are always isolated here."""
+    packing_split: bool | None = None
+    """Whether raw texts, when packed, go on in the next pack where one is full (so do unset); false keeps each in one,
+    cut at ``cutoff_len``."""
     train_on_prompt: bool = False
     """Whether the loss also covers what the model reads."""
     mask_history: bool = False

@@ -134,6 +134,8 @@ class Accounting:
     eval: tuple[Counts, ...] = ()
     split_off: int = 0
     """Rows that ``val_size`` took from training."""
+    notes: tuple[str, ...] = ()
+    """What was done with the rows besides: how they were mixed and packed."""
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest: dataset -> counts."""
@@ -141,6 +143,7 @@ class Accounting:
             "train": {counts.name: counts.as_dict() for counts in self.train},
             "eval": {counts.name: counts.as_dict() for counts in self.eval},
             "split_off": self.split_off,
+            "notes": list(self.notes),
         }
 
     def summary(self) -> str:
@@ -149,7 +152,7 @@ class Accounting:
         lines += [f"evaluation: {line}" for counts in self.eval for line in counts.lines()]
         if self.split_off:
             lines.append(f"evaluation: {self.split_off:,} rows split off by val_size")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def bad_rows(counts: Sequence[Counts], options: DataOptions) -> UsageError | None:

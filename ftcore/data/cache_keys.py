@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ftcore.samples
 from ftcore.components import DatasetFormat
 from ftcore.data.hashing import file_sha256
+from ftcore.data.packing import splits
 from ftcore.data.rendering import Renderer
 from ftcore.data.sources import DatasetSpec, data_files
 
@@ -28,6 +29,7 @@ WITHOUT_EFFECT = frozenset(
         *("max_samples",),  # in "rows", with the dataset's own limit
         *("default_system", "enable_thinking", "preserve_thinking"),  # in "template"
         *("template_check", "on_bad_row", "max_bad_rows", "val_size", "disable_shuffling"),  # about rows as they are
+        *("mix_strategy", "interleave_probs", "packing", "neat_packing", "packing_split"),  # in "whole documents"
         *("overwrite_cache", "tokenized_path", "preprocessing_num_workers", "preprocessing_batch_size"),
     }
 )
@@ -55,6 +57,7 @@ def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> d
         "rows": min(limits, default="all"),
         "format": {"name": spec.format, "columns": spec.columns, "tags": spec.tags, "ranking": spec.ranking},
         "kind": [kind, *plan.stage.component.samples],
+        "whole documents": splits(plan),
         "template": digest([renderer.source, renderer.stop, renderer.variables]),
         "tokenizer": digest([backend.to_str(), renderer.tokenizer.eos_token_id]),
         "formats": sorted(f"{offer.full_name} {offer.version} {_code(offer)}" for offer in _formats(plan)),

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
+
 from ftcore.data.accounting import Accounting, Counts, bad_rows
 from ftcore.data.answers import AnswerDataset, FeedbackDataset, PairDataset, answer_parts
+from ftcore.data.arranging import mix, pack
 from ftcore.data.cache import Store
-from ftcore.data.dataset import TokenDataset
+from ftcore.data.dataset import TokenDataset, split_rows
 from ftcore.data.preparing import AnyPrepared, Prepared
 from ftcore.data.rendering import Renderer
 from ftcore.data.sources import DatasetSpec, has_split
@@ -98,10 +101,19 @@ def _datasets(
     training: Any = kind.over(train) if plan.datasets else None
     evaluation: Any = kind.over(held_out) if eval_counts else None
     split_off = 0
-    if training is not None and plan.data.val_size:
-        training, evaluation = training.split(plan.data.val_size, plan.training.seed)
-        split_off = len(evaluation)
-    return Datasets(training, evaluation, Accounting(tuple(train_counts), tuple(eval_counts), split_off))
+    notes: list[str] = []
+    if training is not None:
+        rows = np.arange(len(training))
+        if plan.data.val_size:
+            rows, others = split_rows(len(training), plan.data.val_size, plan.training.seed)
+            training, evaluation, split_off = training.take(rows), training.take(others), len(others)
+        sizes = [len(kind.over([table])) for table in train]
+        training, notes = mix(plan, training, rows, sizes)
+    training, more_notes = pack(plan, training)
+    evaluation, last_notes = pack(plan, evaluation, "evaluation: ")
+    notes += more_notes + last_notes
+    accounting = Accounting(tuple(train_counts), tuple(eval_counts), split_off, tuple(notes))
+    return Datasets(training, evaluation, accounting)
 
 
 def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:

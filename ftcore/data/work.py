@@ -11,6 +11,7 @@ from ftcore.data.accounting import Counts
 from ftcore.data.cache import Store
 from ftcore.data.cache_keys import key_parts
 from ftcore.data.formats import open_rows, row_problem
+from ftcore.data.packing import uncut
 from ftcore.data.preparing import AnyPrepared, prepare
 from ftcore.data.reading import Row
 from ftcore.data.rendering import Renderer
@@ -90,7 +91,7 @@ class Step:
         """The rows that are kept, and the counts of all."""
         work, kept, counts = self.work, [], Counts(name=self.work.spec.name)
         samples = ((place, self.read(row)) for place, row in batch)
-        for place, row in prepare(samples, work.renderer, work.plan.data, work.encoder):
+        for place, row in prepare(samples, work.renderer, uncut(work.plan), work.encoder):
             if isinstance(row, RowError):
                 counts.add_bad(row_problem(place, row))
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
 
     Args:
         rows: ``input_ids`` int32 ``[L]``, ``weights`` float32 ``[L]`` (a token's weight as a target; 0: not trained)
-            and ``index``, the row's number in its dataset.
+            and ``index``, the row's number in its dataset; a pack of n rows has ``lengths`` ``[n]`` besides, and their
+            numbers in ``index``.
 
     Returns:
         ``input_ids``, ``position_ids``, ``labels`` int64 ``[1, N]``; ``labels[0, i]`` is the token that follows i in
@@ -27,6 +28,7 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         the label's weight. ``positions`` int64 ``[T]``: where labels are. ``cu_seqlens`` int32 ``[rows + 1]``,
         ``max_len`` int, ``index`` list of int.
     """
+    rows = [piece for row in rows for piece in _pieces(row)]
     lengths = [len(row["input_ids"]) for row in rows]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.concatenate([np.asarray(row["input_ids"], dtype=np.int64) for row in rows])
@@ -46,6 +48,16 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         "max_len": max(lengths),
         "index": [int(row["index"]) for row in rows],
     }
+
+
+def _pieces(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a pack; a row that is none is the only one."""
+    if "lengths" not in row:
+        yield row
+        return
+    ends = np.cumsum(row["lengths"]).tolist()
+    for start, end, index in zip([0, *ends[:-1]], ends, row["index"], strict=True):
+        yield {"input_ids": row["input_ids"][start:end], "weights": row["weights"][start:end], "index": index}
 
 
 def padded(batch: Batch) -> dict[str, torch.Tensor]:

@@ -25,15 +25,10 @@ NOT_YET = "it comes in a later version"
 SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     # data
     "streaming": (NOT_YET, (False,)),
-    "mix_strategy": (NOT_YET, ("concat",)),
-    "interleave_probs": (NOT_YET, ()),
     "eval_on_each_dataset": (NOT_YET, (False,)),
-    "packing": (NOT_YET, (False,)),
-    "neat_packing": (NOT_YET, (False,)),
     "tool_format": ("the template decides how tools are called", ()),
-    "tokenized_path": (NOT_YET, ()),
     "ignore_pad_token_for_loss": ("sequences are never padded", (True, False)),
-    "data_shared_file_system": ("nothing is cached between runs yet", (True, False)),
+    "data_shared_file_system": ("tokens that are kept are locked, also on shared file systems", (True, False)),
     "media_dir": (NOT_YET, ()),
     "eval_num_beams": ("use num_beams", ()),
     "formatting": ("write it in dataset_info.json; unset, the columns tell", ()),

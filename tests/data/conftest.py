@@ -53,6 +53,7 @@ def make_plan(tmp_path: Path) -> Any:
         template: str | None = "chatml",
         samples: str = "Chat",
         stage: str = "train",
+        packs: bool | None = False,
         **options: Any,
     ) -> Any:
         options = {"dataset_dir": str(tmp_path)} | options
@@ -71,7 +72,7 @@ def make_plan(tmp_path: Path) -> Any:
             data=data,
             training=training,
             template=chosen,
-            stage=SimpleNamespace(component=SimpleNamespace(name=stage, samples=(samples,))),
+            stage=SimpleNamespace(component=SimpleNamespace(name=stage, samples=(samples,), packs=packs)),
             options={},
             plugins=plugins,
             datasets=train,

@@ -1,0 +1,54 @@
+"""What is done with tokenised rows before they are trained on: mixed, then packed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ftcore.data.answers import AnswerDataset
+from ftcore.data.dataset import TokenDataset
+from ftcore.data.mixing import mixed_rows
+from ftcore.data.packing import PackedDataset, packs, splits
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from ftcore.plan import Plan
+
+
+def mix(plan: Plan, training: Any, rows: np.ndarray[Any, Any], sizes: list[int]) -> tuple[Any, list[str]]:
+    """The training rows in the order of ``mix_strategy``, and a line about it.
+
+    Args:
+        plan: the run's.
+        training: what is left of all datasets, one after the other.
+        rows: the numbers that its rows had among all of them.
+        sizes: how many rows each dataset had.
+
+    Raises:
+        UsageError: ``val_size`` took all rows of a dataset.
+    """
+    strategy = plan.data.mix_strategy
+    if strategy == "concat" or len(sizes) < 2:
+        return training, []
+    bounds = np.searchsorted(rows, np.concatenate([[0], np.cumsum(sizes)]))
+    lengths = [int(end - start) for start, end in pairwise(bounds)]
+    if 0 in lengths:
+        name = plan.datasets[lengths.index(0)].name
+        raise UsageError(Problem(f"val_size leaves nothing of dataset {name!r} to mix", hint="give a smaller val_size"))
+    chances = plan.data.interleave_probs
+    order = mixed_rows(lengths, strategy, chances, plan.training.seed)
+    taken = np.bincount(np.searchsorted(np.cumsum(lengths), order, side="right"), minlength=len(lengths)).tolist()
+    listed = ", ".join(f"{count:,} of {spec.name}" for count, spec in zip(taken, plan.datasets, strict=True))
+    return training.take(order), [f"{strategy}: {len(order):,} rows, {listed}"]
+
+
+def pack(plan: Plan, dataset: TokenDataset | None, label: str = "") -> tuple[Any, list[str]]:
+    """The dataset in packs, where the plan packs, and a line about it."""
+    if dataset is None or isinstance(dataset, AnswerDataset) or not packs(plan):
+        return dataset, []
+    size = plan.data.cutoff_len
+    packed = PackedDataset.of(dataset, size, split=splits(plan))
+    full = packed.lengths.sum() / (len(packed) * size)
+    return packed, [f"{label}{len(dataset):,} rows in {len(packed):,} packs of {size:,} tokens, {full:.1%} full"]
