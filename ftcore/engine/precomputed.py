@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,7 @@ def _write(path: Path, values: Array) -> bool:
         save_file({"values": values}, staged, metadata={"sha256": seal})
         staged.replace(path)
     except (OSError, SafetensorError):
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):
+            staged.unlink()
         return False
     return True
