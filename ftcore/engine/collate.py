@@ -50,6 +50,16 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
     }
 
 
+def collate_joined(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """The same with each pack as one sequence: its rows see those before them, and their first tokens are predicted.
+
+    ``index`` has the number of each pack's first row.
+    """
+    return collate(
+        [{**row, "lengths": [len(row["input_ids"])], "index": np.atleast_1d(row["index"])[:1]} for row in rows]
+    )
+
+
 def _pieces(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The rows of a pack; a row that is none is the only one."""
     if "lengths" not in row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ft_plugins.stages import dpo, kto
+from ft_plugins.stages import dpo, kto, pt
 from ft_plugins.stages.rm import RewardModelling
 from ft_plugins.stages.sft import SupervisedFineTuning
 from ftcore import hookimpl
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @hookimpl
 def ft_stages() -> Iterable[Stage]:
     return [
+        pt.Pretraining(name="pt", summary="pretraining: the model learns raw texts"),
         SupervisedFineTuning(
             name="sft", summary="supervised fine-tuning: the model learns the answers of conversations", default=True
         ),
@@ -35,6 +36,10 @@ def ft_stages() -> Iterable[Stage]:
 @hookimpl
 def ft_check_plan(plan: Plan) -> Iterable[Problem]:
     """Options that do not go together."""
-    checks = {dpo.DirectPreference: dpo.problems, kto.KahnemanTversky: kto.problems}
+    checks = {
+        dpo.DirectPreference: dpo.problems,
+        kto.KahnemanTversky: kto.problems,
+        pt.Pretraining: pt.problems,
+    }
     check = checks.get(type(plan.stage.component))
     return check(plan) if check else ()

@@ -1,0 +1,56 @@
+"""Pretraining: next-token loss on every token of raw texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ftcore.checks import place
+from ftcore.components import OptionGroup, Stage
+from ftcore.errors import Problem
+
+if TYPE_CHECKING:
+    from ftcore.engine.trainer import FtTrainer
+    from ftcore.plan import Plan
+    from ftcore.run import Run
+
+
+class PretrainingOptions(OptionGroup):
+    """How texts stand together."""
+
+    isolate_documents: bool = True
+    """Whether each text in a pack sees only itself; false lets it see those before it in the pack."""
+
+
+class Pretraining(Stage):
+    """Learns raw texts, each with the end-of-sequence token behind it, in packs of ``cutoff_len`` tokens."""
+
+    Options = PretrainingOptions
+    samples: ClassVar[tuple[str, ...]] = ("Text",)
+    packs: ClassVar[bool | None] = True
+    streams: ClassVar[bool] = True
+
+    def datasets(self, run: Run) -> Any:
+        """Texts as tokens, all of them trained."""
+        from ftcore.data.loading import chat_datasets
+
+        return chat_datasets(run.plan, run.tokenizer)
+
+    def trainer(self, run: Run) -> FtTrainer:
+        """The shared trainer."""
+        from ftcore.engine.collate import collate, collate_joined
+        from ftcore.engine.trainer import FtTrainer
+
+        options = run.plan.stage.options
+        assert isinstance(options, PretrainingOptions)
+        collator = collate if options.isolate_documents else collate_joined
+        return FtTrainer(run, train=run.data.train, evaluation=run.data.eval, collator=collator)
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """Texts that are to see others and stand alone."""
+    options = plan.stage.options
+    assert isinstance(options, PretrainingOptions)
+    if not options.isolate_documents and plan.data.packing is False:
+        hint = "drop one of them"
+        yield Problem("isolate_documents is false, and nothing is packed", place(plan, "isolate_documents"), hint)
