@@ -19,7 +19,12 @@ def source_of(plan: Plan) -> str:
     """The folder or hub id to load from; a plugin's model is fetched on first use."""
     if plan.source is not None:
         module, _, function = plan.source.fetch.partition(":")
-        return str(getattr(importlib.import_module(module), function)())
+        try:
+            fetch = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            reason = f"the plugin that offers {plan.source.name} names {plan.source.fetch!r}, which cannot be imported"
+            raise UsageError(Problem(f"{reason}: {error}", place(plan, "model_name_or_path"))) from error
+        return str(fetch())
     name = str(plan.model.model_name_or_path)
     folder = Path(name).expanduser()
     return str(folder) if folder.is_dir() else name
@@ -52,28 +57,52 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
         hint = "masks are made from the offsets that only fast tokenizers have; convert it to tokenizer.json"
         raise UsageError(Problem("the model's tokenizer is a slow one", place(plan, "model_name_or_path"), hint))
     if tokenizer.pad_token is None:
-        # Nothing is padded in training; generation in batches needs some token, which attention then leaves out.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.pad_token = _padding(tokenizer)
     return tokenizer
+
+
+# What makers keep for it without saying so: Llama 3.1's, then names in common use; GPT-2's and Qwen's end of text.
+PADDING = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|endoftext|>")
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A token that is there to pad with; none is added.
+
+    Nothing is padded in training; generation in batches needs some token, which attention then leaves out.
+    """
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values()} - {tokenizer.eos_token}
+    return next((name for name in PADDING if name in special), tokenizer.unk_token or tokenizer.eos_token)
 
 
 def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     """The base model, on the GPU where there is one.
 
     Raises:
-        UsageError: when it cannot be found, or has only pickled weights, which may run code.
+        UsageError: when it cannot be found, when weights are missing, damaged or of other sizes, or when there are only
+            pickled ones, which may run code.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     source = source_of(plan)
     automatic: Any = AutoModelForCausalLM
-    if plan.stage.component.head == "sequence_classification":
+    scores = plan.stage.component.head == "sequence_classification"
+    if scores:
         automatic, kwargs = AutoModelForSequenceClassification, kwargs | {"num_labels": 1}
+    kwargs = hub_kwargs(plan) | {"use_safetensors": True, "output_loading_info": True} | kwargs
     try:
-        model = automatic.from_pretrained(source, use_safetensors=True, **hub_kwargs(plan), **kwargs)
-    except (OSError, ValueError) as error:
+        model, found = automatic.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise UsageError(_cannot_load(plan, "model", error)) from error
+    # transformers would go on with random numbers in their place; only a scoring head may be new
+    missing = sorted(name for name in found["missing_keys"] if not (scores and name.startswith("score.")))
+    if missing:
+        reason = f"{plan.model.model_name_or_path} lacks weights: {', '.join(missing[:3])}"
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UsageError(Problem(reason + more, place(plan, "model_name_or_path"), "fetch the model again"))
     if getattr(model, "quantization_method", None) == "bitsandbytes":
         from ft_plugins.methods.quantized import use_tables
 
@@ -85,17 +114,18 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
 
 def _cannot_load(plan: Plan, what: str, error: Exception) -> Problem:
     """transformers' long answers as one line with the cure."""
-    name, text = plan.model.model_name_or_path, " ".join(str(error).split())
+    name, text = str(plan.model.model_name_or_path), " ".join(str(error).split())
     where = place(plan, "model_name_or_path")
-    if "gated" in text or "401" in text:
-        return Problem(f"{name} is gated", where, "accept its terms on the hub and set HF_TOKEN")
-    if "trust_remote_code" in text:
-        hint = "read it, then set trust_remote_code: true"
-        return Problem(f"{name} needs code of its own", where, hint)
-    if "safetensors" in text:
+    # the text holds the name, which must not be taken for a reason
+    reason = text.replace(name, "").replace(str(Path(name).expanduser()), "")
+    if "trust_remote_code" in reason:
+        return Problem(f"{name} needs code of its own", where, "read it, then set trust_remote_code: true")
+    if "safetensors" in reason and isinstance(error, OSError):
         hint = "pickled weights can run code and are not read; convert them with save_pretrained"
         return Problem(f"{name} has no safetensors", where, hint)
-    if not Path(str(name)).exists() and plan.source is None:
+    if plan.source is None and not Path(name).expanduser().is_dir():
+        if "gated" in reason or "401" in reason:
+            return Problem(f"{name} is gated", where, "accept its terms on the hub and set HF_TOKEN")
         hint = "is the name right, and is the network there? A folder on this machine serves as well"
         return Problem(f"the {what} of {name} cannot be fetched", where, hint)
     return Problem(f"the {what} of {name} cannot be loaded: {text[:300]}", where)
