@@ -36,7 +36,11 @@ def manifest(
         "format": FORMAT,
         "status": status,
         **as_dict(plan),
-        "model": {"name_or_path": plan.model.model_name_or_path, "revision": plan.model.model_revision},
+        "model": {
+            "name_or_path": plan.model.model_name_or_path,
+            "revision": plan.model.model_revision,
+            "vocabulary": plan.model.vocabulary,
+        },
         "adapter": plan.method.component.saves_adapter,
         "adapters_beneath": list(plan.method.component.beneath(plan)),
         "template": {

@@ -60,9 +60,15 @@ class ModelOptions(OptionGroup):
     """Dtype of the weights when generating; ``auto`` is bfloat16 where the hardware has it, float32 where not."""
 
     @property
+    def vocabulary(self) -> dict[str, Any]:
+        """The options by which the model gets new tokens, those that are set."""
+        names = ("add_tokens", "add_special_tokens", "resize_vocab")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    @property
     def grows_vocabulary(self) -> bool:
         """Whether the model may get new tokens."""
-        return bool(self.add_tokens or self.add_special_tokens or self.resize_vocab)
+        return bool(self.vocabulary)
 
 
 class DataOptions(OptionGroup):

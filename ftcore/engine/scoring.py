@@ -74,10 +74,11 @@ class Scorer:
         return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
 
     def _head_module(self) -> nn.Linear | None:
-        """The head where it is a plain linear layer; PEFT's trained copy of it where there is one."""
+        """The head where it is a plain linear layer; PEFT's trained copy of it where there is one and it is in use."""
         module = self.inner.get_output_embeddings()
         if hasattr(module, "modules_to_save"):
-            module = module.modules_to_save[module.active_adapter]
+            off = module.disable_adapters
+            module = module.original_module if off else module.modules_to_save[module.active_adapter]
         return module if type(module) is nn.Linear else None
 
     def _labels(self, batch: Batch) -> torch.Tensor:

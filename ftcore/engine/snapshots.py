@@ -41,6 +41,7 @@ def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Sett
     values: dict[str, Any] = {"processes": processes, "disable_shuffling": plan.data.disable_shuffling}
     for name in ("model_name_or_path", "model_revision", "adapter_name_or_path"):
         values[name] = getattr(plan.model, name)
+    values |= plan.model.vocabulary
     values |= {name: getattr(plan.training, name) for name in _TRAINING}
     values |= {name: value for name, value in plan.transformers.items() if not name.startswith(_WITHOUT_EFFECT)}
     values |= {"compute dtype": plan.precision.compute, "trained dtype": plan.precision.trained}

@@ -30,6 +30,7 @@ class Trained:
         folder: where it lies.
         model: base model, as the run was told.
         revision: of it.
+        vocabulary: options by which it got new tokens.
         adapter: whether the run left an adapter.
         beneath: adapters that were merged into the base model under it.
         finished: whether it ended well.
@@ -41,6 +42,7 @@ class Trained:
     folder: Path
     model: str
     revision: str
+    vocabulary: Mapping[str, Any]
     adapter: bool
     beneath: tuple[str, ...]
     finished: bool
@@ -57,7 +59,7 @@ class Trained:
         if self.default_system is not None and (self.adapter or self.template):
             values["default_system"] = self.default_system
         if self.adapter:
-            values |= {"model_name_or_path": self.model, "model_revision": self.revision}
+            values |= {"model_name_or_path": self.model, "model_revision": self.revision, **self.vocabulary}
             values["adapter_name_or_path"] = (*self.beneath, str(self.folder))
         return values
 
@@ -79,6 +81,7 @@ def read_trained(folder: Path) -> Trained | None:
             folder=folder,
             model=model["name_or_path"],
             revision=model["revision"],
+            vocabulary=model.get("vocabulary", {}),
             adapter=found["adapter"],
             beneath=tuple(found["adapters_beneath"]),
             finished=found["status"] == "finished",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftcore.plan import Plan
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -44,6 +47,15 @@ def vocabulary_names(model: PreTrainedModel) -> list[str]:
     """Names of embedding and head, without the path to them."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return [name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if layer in [end for end in ends if end]]
+
+
+def warn_of_new_rows(plan: Plan, model: PreTrainedModel, trained: Callable[[str], bool]) -> None:
+    """Says so where the vocabulary grows and embedding or head is not trained; tied ones are when either is."""
+    names = vocabulary_names(model) if plan.model.grows_vocabulary else []
+    frozen = [name for name in names if not trained(name)]
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if frozen and not (tied and len(frozen) < len(names)):
+        log.warning("%s will not be trained: new tokens keep their first values there", " and ".join(frozen))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ft_plugins.methods.freeze import FreezeOptions
@@ -65,6 +66,9 @@ def _pissa(plan: Plan, options: LoraOptions) -> Iterable[Problem]:
 def _quantized(plan: Plan, here: bool) -> Iterable[Problem]:
     """Of adapters on a quantised base."""
     already = quantized_by(plan)
+    if (here or already == "bitsandbytes") and find_spec("bitsandbytes") is None:
+        at = place(plan, "quantization_bit" if here else "model_name_or_path")
+        yield Problem("quantised weights need bitsandbytes", at, "pip install 'ftcore[qlora]'")
     if here and already:
         at = place(plan, "quantization_bit")
         hint = "drop quantization_bit and write finetuning_type: lora"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_plugins.methods.adapters import warn_of_new_rows
 from ft_plugins.methods.full import Full
 from ftcore.checks import place
 from ftcore.components import OptionGroup
@@ -74,6 +75,7 @@ class Freeze(Full):
             tensor.requires_grad_(_is_trained(name, options, layers))
             if tensor.requires_grad:
                 tensor.data = tensor.data.to(getattr(torch, plan.precision.trained))
+        warn_of_new_rows(plan, model, lambda end: end in options.freeze_extra_modules)
         return model
 
     def _check(self, plan: Plan, options: FreezeOptions, names: list[str]) -> None:

@@ -18,6 +18,7 @@ from ft_plugins.methods.adapters import (
     base_name,
     linear_names,
     vocabulary_names,
+    warn_of_new_rows,
     with_adapter,
 )
 from ft_plugins.methods.full import check_names
@@ -135,9 +136,11 @@ class Lora(Method):
 
     def _whole(self, plan: Plan, options: LoraOptions, model: PreTrainedModel) -> list[str]:
         """Modules that are trained in full."""
-        if options.additional_target or not plan.model.grows_vocabulary:
-            return list(options.additional_target)
-        return vocabulary_names(model)
+        if not options.additional_target and plan.model.grows_vocabulary:
+            return vocabulary_names(model)
+        names = [name.rsplit(".", 1)[-1] for name in options.additional_target]
+        warn_of_new_rows(plan, model, lambda end: end in names)
+        return list(options.additional_target)
 
     def effective(self, plan: Plan) -> LoraOptions:
         """With embedding and head trained where the vocabulary grows."""
