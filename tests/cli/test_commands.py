@@ -76,7 +76,7 @@ def test_options(ft) -> None:
     assert "method lora" in owners
     names = [option["name"] for option in options]
     assert {"stage", "template", "learning_rate", "lora_rank", "logging_first_step", "temperature"} <= set(names)
-    assert [option["name"] for option in json.loads(ft("options", "lora_rank", "--json"))] == ["lora_rank"]
+    assert {option["name"] for option in json.loads(ft("options", "lora_rank", "--json"))} == {"lora_rank"}
     assert {option["owner"] for option in json.loads(ft("options", "lora", "--json"))} == {"method lora"}
     assert {option["owner"] for option in json.loads(ft("options", "data", "--json"))} == {"data"}
     assert "lora_rank: int = 8" in ft("options", "method")

@@ -85,7 +85,7 @@ def test_an_option_of_an_unused_component_is_ignored_with_a_line(write_config: W
     plan = make_plan(write_config("lora_rank: 4\nimage_max_pixels: 9\n"), ["finetuning_type=full"], plugins=built_in)
     lines = [line.rpartition("/")[2] for line in plan.ignored]
     assert lines == [
-        "run.yaml:6: ignored: lora_rank belongs to method lora",
+        "run.yaml:6: ignored: lora_rank belongs to method lora and method qlora",
         "run.yaml:7: ignored: image_max_pixels belongs to media",
     ]
     assert "lora_rank" not in plan.options
@@ -111,7 +111,7 @@ def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugin
     assert [line.rpartition("ignored: ")[2] for line in plan.ignored] == [
         "flash_attn: attention is chosen by the hardware",
         "use_galore: lora saves as much memory",
-        "pref_beta: it belongs to a part that this run does not use",
+        "pref_beta belongs to stage dpo and stage kto",
     ]
     file = write_config(
         "evaluation_strategy: 'no'\neval_strategy: epoch\nval_size: 1\nuse_galore: true\nfsdp: full_shard\n"

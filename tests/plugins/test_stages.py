@@ -61,7 +61,7 @@ def test_sft_loss_is_over_the_answers_tokens(run: Run) -> None:
     total, count = 0.0, 0
     with torch.no_grad():
         for row in (run.data.eval[0], run.data.eval[1]):
-            ids = torch.from_numpy(row["input_ids"]).long()
+            ids = torch.tensor(row["input_ids"].tolist())
             text = run.tokenizer.decode(ids)
             answer = text[text.index("<|im_start|>assistant\n") + len("<|im_start|>assistant\n") :].rstrip("\n")
             length = len(run.tokenizer(answer)["input_ids"])
