@@ -109,13 +109,13 @@ class Scorer:
         own_attention = self.inner.config._attn_implementation
         with evaluating(self.model):
             expected = self._own_logits(short)
-            self.fused = self.fused and _same(_tried(self, short), expected)
+            self.fused = self.fused and _same(_tried(self, short), expected, self.inner.dtype)
             if not self.fused:
                 log.warning("the model makes its logits in its own way: its forward is used instead of the fused head")
             self.packed = self._can_pack()
             if self.packed:
                 self.inner.set_attn_implementation(attention.NAME)
-                self.packed = _same(_tried(self, short), expected)
+                self.packed = _same(_tried(self, short), expected, self.inner.dtype)
             if not self.packed:
                 self.inner.set_attn_implementation(own_attention)
                 log.warning("the model needs its own attention: batches are padded")
@@ -161,10 +161,11 @@ def _tried(scorer: Scorer, batch: Batch) -> torch.Tensor | None:
         return None
 
 
-def _same(logits: torch.Tensor | None, expected: torch.Tensor) -> bool:
+def _same(logits: torch.Tensor | None, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    # the logits are float32 whatever they were made in
     if logits is None or logits.shape != expected.shape:
         return False
-    return bool((logits - expected).abs().max() <= TOLERANCE[expected.dtype] * expected.abs().max())
+    return bool((logits - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max())
 
 
 @contextmanager
