@@ -54,8 +54,6 @@ NOT_OBEYED: Mapping[str, str] = {
     "length_column_name": "sequences are never padded",
     "liger_kernel_config": "logits are never made in full",
     "logging_nan_inf_filter": "a loss that is not a number always stops the run",
-    "optim_args": "it comes in a later version",
-    "optim_target_modules": "it comes in a later version",
     "parallelism_config": "it comes in a later version",
     "prediction_loss_only": "no predictions are accumulated",
     "push_to_hub": "upload the finished folder",

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from ftcore.plan import Plan
+from ftcore.training_fields import training_fields
 
 _SAME_NAME = (
     "per_device_train_batch_size",
@@ -44,7 +45,7 @@ def training_arguments(plan: Plan) -> TrainingArguments:
     }
     if training.save_strategy == "best":
         fields["metric_for_best_model"] = "eval_loss"
-    fields |= plan.transformers
+    fields |= {**_optimizer(plan), **plan.transformers}
     fields |= _precision(plan) | {
         "disable_tqdm": True,  # progress is ours (`ftcore.engine.reports`)
         "logging_nan_inf_filter": False,  # it hides a loss that is not a number and steps on it
@@ -56,6 +57,15 @@ def training_arguments(plan: Plan) -> TrainingArguments:
     arguments = TrainingArguments(**fields)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one device; more are the launcher's to start
     return arguments
+
+
+def _optimizer(plan: Plan) -> dict[str, Any]:
+    """What an optimizer has in common with transformers: its name, and the options that are fields there."""
+    known, component = training_fields(), plan.optimizer.component
+    names = [name for name in (component.name, *component.aliases) if name in known["optim"].choices]
+    values = {name: value for name, value in plan.optimizer.options.model_dump().items() if name in known}
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return fields | ({"optim": names[0]} if names else {})
 
 
 def _warmup(steps: float, ratio: float) -> float:

@@ -202,7 +202,7 @@ class FtTrainer(ResumableTrainer):
             groups = [
                 groups[key] for key in sorted(groups, key=lambda key: (key[0], key[1] != self.args.learning_rate))
             ]
-            self.optimizer = self.plan.optimizer.component.create(self.plan, groups)
+            self.optimizer = self.plan.optimizer.component.create_for(self.plan, self.model, groups)
         return self.optimizer
 
     def floating_point_ops(self, inputs: Batch) -> float:
