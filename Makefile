@@ -44,14 +44,14 @@ demo: $(READY)
 	@printf '\n%s\n\n  before  %s\n\n  after   %s\n\n' "$(QUESTION)" "$$(cat saves/before.txt)" "$$(cat saves/after.txt)"
 
 test: $(READY)
-	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=10 tests contrib
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered --durations=10 tests contrib
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/pytest -m "not slow" tests contrib
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile -m "not slow" tests contrib
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
