@@ -50,13 +50,27 @@ def manifest(
         },
         "data": {
             "default_system": plan.data.default_system,
-            "files": {spec.name: file_hash(spec.path) for spec in (*plan.datasets, *plan.eval_datasets) if spec.path},
+            "files": data_hashes(plan),
         },
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "plugins": {plugin.id: plugin.version for plugin in plan.plugins.listed if plugin.status == "ok"},
         "counts": dict(counts),
         "metrics": dict(metrics),
     }
+
+
+def data_hashes(plan: Plan) -> dict[str, str]:
+    """Dataset -> sha256 of its file or folder; of streamed ones, which take hours to read, samples of their bytes."""
+    from ftcore.data.hashing import file_sha256, sampled_sha256
+    from ftcore.data.sources import data_files
+
+    hashes = {spec.name: file_hash(spec.path) for spec in plan.eval_datasets if spec.path}
+    for spec in plan.datasets:
+        if spec.path and plan.data.streaming:
+            hashes[spec.name] = "samples " + " ".join(map(sampled_sha256, data_files(spec)))
+        elif spec.path:
+            hashes[spec.name] = file_sha256(spec.path) if spec.path.is_file() else file_hash(spec.path)
+    return hashes
 
 
 def file_hash(path: Path) -> str:
@@ -75,7 +89,7 @@ def write_json(file: Path, value: Any) -> None:
     """Writes beside and moves into place, so that a reader never meets half a file."""
     from ftcore.cli.common import plain
 
-    staged = file.with_name(f".{file.name}.{os.getpid()}")
+    staged = file.with_name(f".tmp-{os.getpid()}-{file.name}")
     staged.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n", encoding="utf-8")
     staged.replace(file)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ftcore.errors import Problem
 from ftcore.hardware import Hardware
+from ftcore.lock import NAME as LOCK
 from ftcore.plan import Plan, Precision
 
 MANIFEST = "ft_run.json"
@@ -107,6 +108,31 @@ def _check_packing(plan: Plan) -> Iterable[Problem]:
         )
 
 
+def _check_streaming(plan: Plan) -> Iterable[Problem]:
+    data, training, stage = plan.data, plan.training, plan.stage.component
+    if not data.streaming:
+        return
+    if not stage.streams:
+        hint = "remove streaming; what is tokenised is kept on disk, not in memory"
+        yield Problem(f"stage {stage.name!r} cannot train on a stream", place(plan, "streaming"), hint)
+    if training.do_train and training.max_steps <= 0:
+        hint = "write max_steps: nobody knows how long an epoch is"
+        yield Problem("streaming needs max_steps", place(plan, "streaming"), hint)
+    for option in ("save_strategy", "eval_strategy"):
+        if getattr(training, option) == "epoch":
+            message = f"{option} is epoch, and a stream does not know where its epochs end"
+            yield Problem(message, place(plan, option), f"write {option}: steps")
+    if 0 < data.val_size < 1:
+        message = f"val_size: {data.val_size:g} is a share, and nobody knows how long a stream is"
+        yield Problem(message, place(plan, "val_size"), "write a number of rows")
+    if data.on_bad_row == "quarantine":
+        message = "on_bad_row is quarantine, and the rows of a stream are not read twice"
+        yield Problem(message, place(plan, "on_bad_row"), "write skip: they are counted and named all the same")
+    if data.tokenized_path:
+        message = "tokenized_path is set, and the tokens of a stream are not kept"
+        yield Problem(message, place(plan, "tokenized_path"), "remove it, or streaming")
+
+
 def _check_output(plan: Plan) -> Iterable[Problem]:
     if not plan.training.do_train or plan.training.overwrite_output_dir:
         return
@@ -119,8 +145,10 @@ def _check_output(plan: Plan) -> Iterable[Problem]:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a run of ft left what lies in a folder."""
-    return (folder / MANIFEST).is_file() or any(folder.glob("checkpoint-*/MANIFEST.json")) or any(folder.glob(".tmp-*"))
+    """Whether a run of ft left what lies in a folder; one that was killed at its start leaves but a lock."""
+    if (folder / MANIFEST).is_file() or any(folder.glob("checkpoint-*/MANIFEST.json")):
+        return True
+    return any(folder.glob(".tmp-*")) or all(path.name == LOCK for path in folder.iterdir())
 
 
 def _check_resume(plan: Plan) -> Iterable[Problem]:
@@ -148,6 +176,8 @@ def warnings(plan: Plan) -> Iterable[str]:
     """What is worth a line, and no error."""
     if plan.precision.reason:
         yield plan.precision.reason
+    if plan.data.streaming and plan.training.dataloader_num_workers:
+        yield "dataloader_num_workers: the run's own process reads a stream, no others are started"
     for plugin in plan.plugins.broken:
         yield f"plugin {plugin.id} is broken: {plugin.status}"
     if not plan.training.do_train and not plan.training.do_eval:

@@ -284,6 +284,8 @@ class Stage(Component, ABC):
     """Full sequences that one row costs (two for a pair), for the memory estimate."""
     packs: ClassVar[bool | None] = None
     """Whether rows are packed unless the file says otherwise; None where they cannot be."""
+    streams: ClassVar[bool] = False
+    """Whether it trains on rows that come one after the other, of which nobody knows how many there are."""
 
     @abstractmethod
     def trainer(self, run: Run) -> Trainer:

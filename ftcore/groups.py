@@ -86,6 +86,11 @@ class DataOptions(OptionGroup):
     """At most so many rows of each dataset, the first ones."""
     val_size: Annotated[float, Field(ge=0)] = 0.0
     """Share (below 1) or number of rows split off for evaluation."""
+    streaming: bool = False
+    """Whether rows are read and tokenised while they are trained on, for data larger than memory and disk; needs
+    ``max_steps``. One pass over the data follows the other; ``val_size`` takes the first rows."""
+    buffer_size: Annotated[int, Field(ge=1)] = 16384
+    """With ``streaming``: rows that are in memory and shuffled at a time."""
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
     """How several datasets become one: one after the other; or rows in turn (by ``interleave_probs``, if set) until the
     first is used up, until each has been used up once (smaller ones begin again), or until every row is taken once.

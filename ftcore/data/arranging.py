@@ -44,7 +44,7 @@ def mix(plan: Plan, training: Any, rows: np.ndarray[Any, Any], sizes: list[int])
     return training.take(order), [f"{strategy}: {len(order):,} rows, {listed}"]
 
 
-def pack(plan: Plan, dataset: TokenDataset | None, label: str = "") -> tuple[Any, list[str]]:
+def pack(plan: Plan, dataset: TokenDataset | AnswerDataset | None, label: str = "") -> tuple[Any, list[str]]:
     """The dataset in packs, where the plan packs, and a line about it."""
     if dataset is None or isinstance(dataset, AnswerDataset) or not packs(plan):
         return dataset, []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ftcore.samples
 from ftcore.components import DatasetFormat
-from ftcore.data.hashing import file_sha256
+from ftcore.data.hashing import file_sha256, sampled_sha256
 from ftcore.data.packing import splits
 from ftcore.data.rendering import Renderer
 from ftcore.data.sources import DatasetSpec, data_files
@@ -30,6 +30,7 @@ WITHOUT_EFFECT = frozenset(
         *("default_system", "enable_thinking", "preserve_thinking"),  # in "template"
         *("template_check", "on_bad_row", "max_bad_rows", "val_size", "disable_shuffling"),  # about rows as they are
         *("mix_strategy", "interleave_probs", "packing", "neat_packing", "packing_split"),  # in "whole documents"
+        *("streaming", "buffer_size"),  # when a row is tokenised
         *("overwrite_cache", "tokenized_path", "preprocessing_num_workers", "preprocessing_batch_size"),
     }
 )
@@ -41,7 +42,7 @@ def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> d
     """Name of what counts -> its value, or a digest of it.
 
     Args:
-        spec: a dataset of files.
+        spec: the dataset; of one on the hub only the name is known, and of a streamed one samples of its bytes.
         plan: the run's.
         renderer: template and tokenizer.
         kind: what is kept of a row.
@@ -53,7 +54,7 @@ def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> d
     backend = renderer.tokenizer.backend_tokenizer
     options = {name: value for name, value in plan.data.model_dump(mode="json").items() if name not in WITHOUT_EFFECT}
     parts: dict[str, Any] = {
-        "files": digest([file_sha256(path) for path in data_files(spec)]),
+        "files": digest(_content(spec, plan)),
         "rows": min(limits, default="all"),
         "format": {"name": spec.format, "columns": spec.columns, "tags": spec.tags, "ranking": spec.ranking},
         "kind": [kind, *plan.stage.component.samples],
@@ -66,6 +67,13 @@ def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> d
         **options,
     }
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in parts.items()}
+
+
+def _content(spec: DatasetSpec, plan: Plan) -> list[str | None]:
+    if spec.path is None:
+        return [spec.hub_id, spec.subset, spec.folder, spec.split]
+    known = sampled_sha256 if plan.data.streaming else file_sha256
+    return [known(path) for path in data_files(spec)]
 
 
 def digest(value: Any) -> str:

@@ -78,7 +78,7 @@ def _unread(row: Row) -> RowError:
 def limited_rows(spec: DatasetSpec, plan: Plan) -> Iterator[tuple[Place, Row]]:
     """The rows of a dataset, at most as many as the plan wants."""
     limits = [limit for limit in (plan.data.max_samples, spec.num_samples) if limit is not None]
-    return islice(read_dataset(spec), min(limits) if limits else None)
+    return islice(read_dataset(spec, streaming=plan.data.streaming), min(limits) if limits else None)
 
 
 def _sample(reading: Reading, folders: MediaFolders, row: Row) -> Sample | RowError:

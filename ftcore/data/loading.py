@@ -16,6 +16,7 @@ from ftcore.data.dataset import TokenDataset, split_rows
 from ftcore.data.preparing import AnyPrepared, Prepared
 from ftcore.data.rendering import Renderer
 from ftcore.data.sources import DatasetSpec, has_split
+from ftcore.data.streaming import Stream, StreamAccounting, hold_out
 from ftcore.data.tables import KeptRow, Table
 from ftcore.data.texts import renderer_of
 from ftcore.data.tokenizing import Encoder
@@ -90,6 +91,8 @@ def _datasets(
         UsageError: every bad row and every unreadable dataset at once; contradicting options; nothing to train on.
     """
     renderer = renderer_of(plan, tokenizer)
+    if plan.data.streaming:
+        return _streamed(kind, keep, plan, renderer, progress)
     train, train_counts, problems = _load(plan.datasets, plan, renderer, keep, progress)
     held_out, eval_counts, more = _load(eval_specs(plan), plan, renderer, keep, progress)
     bad = bad_rows([*train_counts, *eval_counts], plan.data)
@@ -113,6 +116,24 @@ def _datasets(
     evaluation, last_notes = pack(plan, evaluation, "evaluation: ")
     notes += more_notes + last_notes
     accounting = Accounting(tuple(train_counts), tuple(eval_counts), split_off, tuple(notes))
+    return Datasets(training, evaluation, accounting)
+
+
+def _streamed(kind: type[D], keep: Keep, plan: Plan, renderer: Renderer, progress: Progress | None) -> Datasets[D]:
+    """The same where training rows are read as they are needed; evaluation data is loaded whole."""
+    held_out, eval_counts, problems = _load(eval_specs(plan), plan, renderer, keep, progress)
+    bad = bad_rows(eval_counts, plan.data)
+    if problems := [*problems, *(bad.problems if bad else ())]:
+        raise UsageError(problems)
+    if empty := [counts for counts in eval_counts if not counts.kept]:
+        raise UsageError([_nothing_left(counts) for counts in empty])
+    count = int(plan.data.val_size)
+    table, before = hold_out(Stream(plan, kind, keep, renderer, plain=True), count) if count else (None, 0)
+    tables = [table] if table else held_out
+    evaluation, notes = pack(plan, kind.over(tables) if tables else None, "evaluation: ")
+    training: Any = Stream(plan, kind, keep, renderer, before) if plan.datasets else None
+    counts = tuple(training.counts) if training else ()
+    accounting = StreamAccounting(counts, tuple(eval_counts), count, tuple(notes))
     return Datasets(training, evaluation, accounting)
 
 

@@ -31,14 +31,18 @@ _BATCH = 1024
 """Rows of columnar files that become objects at a time."""
 
 
-def read_dataset(spec: DatasetSpec) -> Rows:
+def read_dataset(spec: DatasetSpec, *, streaming: bool = False) -> Rows:
     """All rows of a dataset, file after file.
+
+    Args:
+        spec: the dataset.
+        streaming: whether rows on the hub are fetched as they are read.
 
     Raises:
         UsageError: see `read_rows`.
     """
     if spec.path is None:
-        yield from _hub_rows(spec)
+        yield from _hub_rows(spec, streaming)
         return
     for path in data_files(spec):
         yield from read_rows(path)
@@ -268,7 +272,7 @@ def _pyarrow(path: Path) -> Any:
     return pyarrow
 
 
-def _hub_rows(spec: DatasetSpec) -> Rows:
+def _hub_rows(spec: DatasetSpec, streaming: bool) -> Rows:
     try:
         import datasets
     except ImportError as error:
@@ -277,7 +281,9 @@ def _hub_rows(spec: DatasetSpec) -> Rows:
             Problem(message, spec.where, "pip install datasets, or download it and give the file")
         ) from error
     try:
-        rows = datasets.load_dataset(spec.hub_id, name=spec.subset, data_dir=spec.folder, split=spec.split)
+        rows = datasets.load_dataset(
+            spec.hub_id, name=spec.subset, data_dir=spec.folder, split=spec.split, streaming=streaming
+        )
     except Exception as error:  # the hub client raises a dozen kinds, its own and requests'
         reason = (str(error).splitlines() or [""])[0]
         message = f"cannot fetch dataset {spec.hub_id!r}: {type(error).__name__}: {reason}"

@@ -186,7 +186,7 @@ def combined(parts: Sequence[object]) -> str:
 def _mapped(path: Path, dtype: Any) -> npt.NDArray[Any]:
     if not path.stat().st_size:  # an empty file cannot be mapped
         return np.zeros(0, dtype=dtype)
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+    return np.asarray(np.memmap(path, dtype=dtype, mode="c"))  # copied where written, or torch warns
 
 
 def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:

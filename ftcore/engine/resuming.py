@@ -16,6 +16,7 @@ from ftcore.engine import checkpoints, snapshots
 from ftcore.engine.disk import check_room, checkpoint_bytes, weight_bytes, writing
 from ftcore.engine.reports import Reports
 from ftcore.engine.signals import InterruptedRunError, StopSignals
+from ftcore.engine.streams import StreamBatches
 from ftcore.engine.trees import load_tree, save_tree
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.plan import Plan
@@ -37,6 +38,8 @@ class ResumableTrainer(Trainer):
     tokenizer: Any
     reports: Reports
     signals: StopSignals
+    streamed: StreamBatches | None = None
+    """The batches, where the training rows are a stream."""
     evaluating = False
     """Whether a checkpoint is written in the middle of an evaluation, which the resume then does first."""
     _saved = _seen = 0

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ftcore.artifacts import file_hash
+from ftcore.artifacts import data_hashes
+from ftcore.data.streaming import Cursor
 from ftcore.engine.checkpoints import Setting
 from ftcore.engine.trees import load_tree, save_tree
 from ftcore.errors import RunError
@@ -51,7 +52,7 @@ def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Sett
         values |= {f"{kind} {name}": value for name, value in selected.options.model_dump(mode="json").items()}
     values["chat template"] = _digest(str(getattr(tokenizer, "chat_template", None)).encode())
     digest = getattr(dataset, "fingerprint", "") or fingerprint(dataset)
-    values["training rows"] = f"{len(dataset)} rows, {digest[:16]}"
+    values["training rows"] = f"{getattr(dataset, 'size', None) or f'{len(dataset)} rows'}, {digest[:16]}"
     return Setting(_texts(values), {"training rows": _texts(_data_causes(plan))})
 
 
@@ -59,7 +60,8 @@ def _data_causes(plan: Plan) -> dict[str, Any]:
     """What the rows are made from: data options, and the files' contents."""
     options = plan.data.model_dump(mode="json").items()
     causes = {name: value for name, value in options if not name.startswith(("overwrite_", "preprocessing_"))}
-    return causes | {spec.name: file_hash(spec.path)[:16] for spec in plan.datasets if spec.path}
+    hashes = data_hashes(plan)
+    return causes | {spec.name: hashes[spec.name][:32] for spec in plan.datasets if spec.name in hashes}
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
@@ -111,6 +113,8 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
     save_tree(folder, "scheduler", trainer.lr_scheduler.state_dict())
     progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
     progress["meters"] = trainer.meters.sums
+    if trainer.streamed is not None:
+        progress["cursor"] = tuple(trainer.streamed.cursor)
     save_tree(folder, "progress", progress)
     if trainer.accelerator.scaler is not None:
         save_tree(folder, "scaler", trainer.accelerator.scaler.state_dict())
@@ -141,6 +145,9 @@ def load_progress(trainer: Any, folder: Path) -> bool:
     trainer._tr_loss = progress["loss"].to(trainer.args.device)
     trainer.meters.sums.update(progress["meters"])
     trainer._globalstep_last_logged = progress["logged"]
+    if trainer.streamed is not None:
+        number = trainer.state.global_step * trainer.args.gradient_accumulation_steps
+        trainer.streamed.resume(number, Cursor(*progress["cursor"]))
     trainer._total_loss_scalar = -trainer._tr_loss.item()
     return bool(progress["evaluating"])
 

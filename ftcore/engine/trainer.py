@@ -10,6 +10,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, speed_metrics
 
+from ftcore.data.streaming import Stream
 from ftcore.engine.arguments import training_arguments
 from ftcore.engine.collate import Batch, collate
 from ftcore.engine.meters import Meters, merged
@@ -19,6 +20,7 @@ from ftcore.engine.resuming import ResumableTrainer
 from ftcore.engine.sampling import EpochBatches, EpochLoader, places
 from ftcore.engine.scoring import Scorer
 from ftcore.engine.signals import StopSignals
+from ftcore.engine.streams import StreamBatches, StreamLoader
 from ftcore.errors import RunError
 from ftcore.run import Run
 
@@ -162,7 +164,12 @@ class FtTrainer(ResumableTrainer):
 
     # ---- data ----
 
-    def get_train_dataloader(self) -> EpochLoader:
+    def get_train_dataloader(self) -> EpochLoader | StreamLoader:
+        if isinstance(self.train_dataset, Stream):
+            count = self.args.max_steps * self.args.gradient_accumulation_steps
+            share = (self._train_batch_size, self.args.process_index, self.args.world_size)
+            self.streamed = StreamBatches(self.train_dataset, count, *share)
+            return StreamLoader(self.streamed, self.data_collator, pin_memory=self._pins())
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order = None if self.plan.data.disable_shuffling else seed
         return self._loader(self.train_dataset, self._train_batch_size, order)
@@ -181,10 +188,13 @@ class FtTrainer(ResumableTrainer):
             batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            pin_memory=self._pins(),
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
+
+    def _pins(self) -> bool:
+        return self.args.dataloader_pin_memory and torch.cuda.is_available()
 
     # ---- optimizer ----
 
@@ -253,7 +263,8 @@ class FtTrainer(ResumableTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.state.epoch is not None:
-            logs["epoch"] = round(self.state.epoch, 6)
+            # transformers sees one epoch of max_steps; a stream knows how often it began anew
+            logs["epoch"] = self.streamed.cursor.epoch if self.streamed is not None else round(self.state.epoch, 6)
         if start_time is not None:
             tokens = self.state.num_input_tokens_seen - self._initial_num_input_tokens_seen
             speed = speed_metrics("train", start_time, num_tokens=tokens)

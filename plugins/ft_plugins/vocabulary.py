@@ -24,7 +24,6 @@ NOT_YET = "it comes in a later version"
 
 SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     # data
-    "streaming": (NOT_YET, (False,)),
     "eval_on_each_dataset": (NOT_YET, (False,)),
     "tool_format": ("the template decides how tools are called", ()),
     "ignore_pad_token_for_loss": ("sequences are never padded", (True, False)),

@@ -72,7 +72,7 @@ def make_plan(tmp_path: Path) -> Any:
             data=data,
             training=training,
             template=chosen,
-            stage=SimpleNamespace(component=SimpleNamespace(name=stage, samples=(samples,), packs=packs)),
+            stage=SimpleNamespace(component=SimpleNamespace(name=stage, samples=(samples,), packs=packs, streams=True)),
             options={},
             plugins=plugins,
             datasets=train,

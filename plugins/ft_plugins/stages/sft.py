@@ -16,6 +16,7 @@ class SupervisedFineTuning(Stage):
 
     samples: ClassVar[tuple[str, ...]] = ("Chat",)
     packs: ClassVar[bool | None] = False
+    streams: ClassVar[bool] = True
 
     def datasets(self, run: Run) -> Any:
         """Conversations tokenised, with a weight for each token."""
