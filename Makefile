@@ -13,11 +13,12 @@ DEMO := examples/quickstart.yaml
 TUNED := saves/quickstart
 ASK := $(BIN)/ft generate --prompt "$(QUESTION)" do_sample=false max_new_tokens=60
 
-.PHONY: help install demo test check docs clean
+.PHONY: help install demo test kills check docs clean
 
 help:
 	@echo "make demo    train the demo model on this machine and ask it who it is, before and after"
 	@echo "make test    all tests, with coverage"
+	@echo "make kills   kill runs N times (N=100) and see that they end in the same bytes"
 	@echo "make check   format, lint, types, quick tests, generated docs in step"
 	@echo "make docs    regenerate docs/options.md and docs/cli.md"
 	@echo "make clean   remove .venv and what the demo left in saves/quickstart"
@@ -45,6 +46,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered --durations=10 tests contrib
+
+kills: $(READY)
+	$(BIN)/python tests/engine/kill_runs.py --kills $(or $(N),100)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

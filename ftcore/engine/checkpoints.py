@@ -216,8 +216,11 @@ def check_setting(folder: Path, manifest: Manifest, setting: Setting, *, force: 
 
 def clean(output_dir: Path) -> None:
     """Removes what runs that are gone left half written or half deleted; the run holds the folder's lock."""
-    for folder in output_dir.glob(".tmp-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for left in output_dir.glob(".tmp-*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink()
 
 
 def prune(output_dir: Path, limit: int | None, best: Path | None, last: int | None = None) -> None:

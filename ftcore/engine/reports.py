@@ -88,7 +88,7 @@ def keep_lines(file: Path, step: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         return
     kept = [line for line in _whole_lines(file) if step and json.loads(line)["current_steps"] <= step]
-    staged = file.with_name(f"{file.name}.tmp")
+    staged = file.with_name(f".tmp-{file.name}")
     staged.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     staged.replace(file)
 
