@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="N",
     type=click.IntRange(0),
-    help="Rows of each dataset to show; 0 for all.",
+    help="Rows of each dataset, or packs, to show; 0 for all.",
 )
 @click.option("--stats", is_flag=True, help="Only the counts, over all rows.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a row: tokens, labels, reasons.")
@@ -50,13 +50,18 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
     Raises:
         UsageError: the bad rows among those looked at, unless the plan skips them.
     """
+    from ftcore.cli.preview_packs import show_packs
     from ftcore.cli.preview_rows import Terminal
     from ftcore.data.accounting import Accounting, Counts, bad_rows
+    from ftcore.data.packing import packs
     from ftcore.data.texts import renderer_of
 
     tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
     if tokenizer is None:
         raise UsageError(Problem("no plugin loads this model's tokenizer", plan.file))
+    if packs(plan) and not stats and not plan.data.streaming:
+        show_packs(plan, tokenizer, rows, as_json=as_json)
+        return
     renderer = renderer_of(plan, tokenizer)
     train = [Counts(name=spec.name) for spec in plan.datasets]
     held_out = [Counts(name=spec.name) for spec in plan.eval_datasets]
@@ -77,11 +82,12 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
 
 def _rows(plan: Plan, renderer: Renderer, spec: DatasetSpec, counts: Counts, most: int) -> Iterator[Item]:
     from ftcore.data.formats import read_samples, row_problem
+    from ftcore.data.packing import uncut
     from ftcore.data.preparing import prepare
     from ftcore.errors import RowError
 
     samples = islice(read_samples(spec, plan), most or None)
-    for place, row in prepare(samples, renderer, plan.data):
+    for place, row in prepare(samples, renderer, uncut(plan)):
         if isinstance(row, RowError):
             counts.add_bad(row_problem(place, row))
         else:

@@ -28,7 +28,7 @@ _STYLES = {
     "template": "dim",
     "truncated": "red strike",
 }
-_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
+CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
 """Control characters are shown as pictures: a data file must not steer the terminal."""
 _NARROW = 60
 """Columns below which two answers do not stand side by side."""
@@ -82,7 +82,7 @@ class Terminal:
             return Text(bracketed(row, first, last).rstrip())
         text = Text()
         for piece, reason, trained in pieces(row, first, last):
-            text.append(piece.translate(_CONTROLS), style=_STYLES[reason] + (" underline" if trained else ""))
+            text.append(piece.translate(CONTROLS), style=_STYLES[reason] + (" underline" if trained else ""))
         text.rstrip()
         return text
 
@@ -99,7 +99,7 @@ def bracketed(row: Prepared, first: int = 0, last: int | None = None) -> str:
     """The row's text for where there are no colours: ``⟦trained⟧``, ``⟨beyond cutoff_len⟩``."""
     parts = []
     for (trained, cut), run in groupby(pieces(row, first, last), key=lambda piece: (piece[2], piece[1] == "truncated")):
-        text = "".join(piece for piece, _, _ in run).translate(_CONTROLS)
+        text = "".join(piece for piece, _, _ in run).translate(CONTROLS)
         parts.append(f"⟨{text}⟩" if cut else f"⟦{text}⟧" if trained else text)
     return "".join(parts)
 

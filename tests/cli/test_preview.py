@@ -41,7 +41,7 @@ class Tokenizers:
 def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``preview("-n", "1", cutoff_len=30)``: the command over a hand-made plan of a.jsonl."""
 
-    def run(*arguments: str, rows: Any = ROWS, samples: str = "Chat", **options: Any) -> Any:
+    def run(*arguments: str, rows: Any = ROWS, samples: str = "Chat", packs: bool = False, **options: Any) -> Any:
         (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         modules = {"formats": ft_plugins.formats, "templates": ft_plugins.templates, "models": Tokenizers()}
         plugins = load([Candidate("ftcore", "0", name, lambda m=module: m) for name, module in modules.items()])
@@ -49,7 +49,7 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         plan = SimpleNamespace(
             file="run.yaml",
             data=DataOptions(**options),
-            stage=SimpleNamespace(component=SimpleNamespace(name="train", samples=(samples,))),
+            stage=SimpleNamespace(component=SimpleNamespace(name="train", samples=(samples,), packs=packs)),
             training=TrainingOptions(),
             template=SimpleNamespace(component=plugins.find(ChatTemplate, "chatml").component),
             options={},
@@ -248,3 +248,37 @@ def test_a_dataset_of_another_kind(preview: Any) -> None:
 def test_without_a_tokenizer(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Tokenizers, "ft_load_tokenizer")
     assert str(preview().error) == "run.yaml: no plugin loads this model's tokenizer"
+
+
+def test_packs_with_their_borders(preview: Any) -> None:
+    answers = ["one", "two " * 12, "three", "four"]
+    rows = [{"instruction": f"q{number}", "output": answer} for number, answer in enumerate(answers)]
+    sizes = [
+        size(f"<|im_start|>user\nq{n}<|im_end|>\n<|im_start|>assistant\n{a}<|im_end|>\n") for n, a in enumerate(answers)
+    ]
+    room = sizes[0] + sizes[2]
+    found = preview("-n", "1", rows=rows, packing=True, cutoff_len=max(room, sizes[1]))
+    lines = found.output.split("\n")
+    assert lines[0].startswith("━━ pack 1: ")
+    borders = [line for line in lines if line.startswith("── a.jsonl:")]
+    assert borders[0] == f"── a.jsonl:1  {sizes[0]} tokens"
+    assert len(borders) > 1
+    assert lines[2:6] == ["<|im_start|>user", "q0<|im_end|>", "<|im_start|>assistant", "⟦one<|im_end|>⟧"]
+    assert lines[-3].startswith("a.jsonl: 4 of 4 rows, ")
+    assert "4 rows in " in lines[-2]
+    packs = [json.loads(line) for line in preview("-n", "0", "--json", rows=rows, packing=True).output.splitlines()]
+    assert [len(pack["rows"]) for pack in packs] == [4]
+    assert packs[0]["tokens"] == sum(sizes)
+    first = packs[0]["rows"][0]
+    assert (first["source"], first["start"], len(first["input_ids"])) == ("a.jsonl:1", 0, sizes[0])
+    trained = [label for label in first["labels"] if label >= 0]
+    assert tiny_tokenizer().decode(trained) == "one<|im_end|>"
+
+
+def test_split_texts_show_where_they_go_on(preview: Any) -> None:
+    found = preview("-n", "0", rows=[{"text": "word " * 40}], samples="Text", packs=True, cutoff_len=30)
+    borders = [line for line in found.output.split("\n") if line.startswith("── ")]
+    assert borders[0] == "── a.jsonl:1  30 tokens"
+    assert borders[1] == "── a.jsonl:1 from token 30 on  30 tokens"
+    plain = preview("--stats", rows=[{"text": "word " * 40}], samples="Text", packs=True, cutoff_len=30)
+    assert "truncated" not in plain.output
