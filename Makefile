@@ -1,7 +1,7 @@
 # Everything happens in .venv, made on first use with the versions of constraints.txt; a second call installs nothing.
 VENV ?= .venv
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
-	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 READY := $(VENV)/.ready
@@ -26,7 +26,7 @@ help:
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt Makefile $(CONTRIB:=/pyproject.toml)
-	@test -n "$(PYTHON)" || { echo "no Python 3.10 or newer with venv was found; name one: make PYTHON=/path/to/python"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv was found; name one: make PYTHON=/path/to/python"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) hatchling editables
 	$(PIP) --no-build-isolation --editable '.[dev]' $(foreach package,$(CONTRIB),--editable $(package))
