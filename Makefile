@@ -45,7 +45,7 @@ demo: $(READY)
 	@printf '\n%s\n\n  before  %s\n\n  after   %s\n\n' "$(QUESTION)" "$$(cat saves/before.txt)" "$$(cat saves/after.txt)"
 
 test: $(READY)
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered --durations=10 tests contrib
+	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=10 tests contrib
 
 kills: $(READY)
 	$(BIN)/python tests/engine/kill_runs.py --kills $(or $(N),100)
@@ -55,7 +55,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile -m "not slow" tests contrib
+	$(BIN)/pytest -m "not slow" tests contrib
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
