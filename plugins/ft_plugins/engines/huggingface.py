@@ -38,7 +38,7 @@ def load_adapted(plan: Plan) -> PreTrainedModel:
     """The base model in ``infer_dtype``, with the adapters of ``adapter_name_or_path``, ready to infer.
 
     Adapters are merged in order, as training does; the last one too in float32. In half precision it stays beside the
-    weights: merged into bfloat16 (8 bits) a small change would be rounded away.
+    weights: merged into bfloat16 (8 bits) a small change would be rounded away. So it does beside quantised ones.
 
     Raises:
         UsageError: when the model or an adapter cannot be loaded.
@@ -51,9 +51,14 @@ def load_adapted(plan: Plan) -> PreTrainedModel:
     kwargs: dict[str, Any] = plan.method.component.load_kwargs(plan) | {"dtype": dtype}
     model = plan.plugins.hook.ft_load_model(plan=plan, kwargs=kwargs)
     names = plan.model.adapter_name_or_path
+    quantized = getattr(model, "is_quantized", False)
+    if quantized and len(names) > 1:
+        hint = "merge all but the last with ft export, and name that model"
+        reason = "adapters cannot be merged into quantised weights without rounding them anew"
+        raise UsageError(Problem(reason, place(plan, "adapter_name_or_path"), hint))
     for number, name in enumerate(names, start=1):
         model = _with_adapter(model, adapter_folder(plan, name), plan, name)
-        if number < len(names) or dtype == torch.float32:
+        if number < len(names) or (dtype == torch.float32 and not quantized):
             model = model.merge_and_unload()
     return model.eval()
 

@@ -17,6 +17,9 @@ from ftcore.errors import Problem
 if TYPE_CHECKING:
     from ftcore.plan import Plan
 
+ROUNDED = "adapters cannot be merged into quantised weights without rounding them anew"
+MERGE = "merge all but the last with ft export, and name that model"
+
 
 def problems(plan: Plan) -> Iterable[Problem]:
     """Every one."""
@@ -33,6 +36,8 @@ def problems(plan: Plan) -> Iterable[Problem]:
         )
     if isinstance(options, LoraOptions):
         yield from _pissa(plan, options)
+    if isinstance(method, Nothing) and quantized_by(plan) and len(plan.model.adapter_name_or_path) > 1:
+        yield Problem(ROUNDED, place(plan, "adapter_name_or_path"), MERGE)
     if isinstance(method, Lora):
         yield from _quantized(plan, isinstance(method, Qlora))
 
@@ -74,9 +79,7 @@ def _quantized(plan: Plan, here: bool) -> Iterable[Problem]:
         hint = "drop quantization_bit and write finetuning_type: lora"
         yield Problem(f"the model is quantised already ({already})", at, hint)
     if (here or already) and plan.training.do_train and plan.method.component.beneath(plan):
-        at = place(plan, "adapter_name_or_path")
-        hint = "merge all but the last with ft export, and train that model"
-        yield Problem("adapters cannot be merged into quantised weights without rounding them anew", at, hint)
+        yield Problem(ROUNDED, place(plan, "adapter_name_or_path"), MERGE)
 
 
 def quantized_by(plan: Plan) -> str:

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 
 class Nothing(Method):
-    """The model, with the adapters of ``adapter_name_or_path`` merged in order, frozen."""
+    """The model, with the adapters of ``adapter_name_or_path`` merged in order, frozen; on quantised weights, one."""
 
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
         """Nothing in it requires gradients."""
+        quantized = getattr(model, "is_quantized", False)
         for name in plan.model.adapter_name_or_path:
-            model = with_adapter(model, adapter_folder(plan, name)).merge_and_unload()
+            model = with_adapter(model, adapter_folder(plan, name))
+            model = model if quantized else model.merge_and_unload()
         return model.requires_grad_(False)
 
     def beneath(self, plan: Plan) -> tuple[str, ...]:

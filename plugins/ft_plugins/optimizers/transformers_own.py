@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,11 +77,25 @@ class TransformersOptimizer(Optimizer):
 
         from ftcore.engine.arguments import training_arguments
 
-        made, kwargs = Trainer.get_optimizer_cls_and_kwargs(training_arguments(plan), model)
+        with _same_devices():
+            arguments = training_arguments(plan)
+        made, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         over: Any = list(groups)
         for name in ("params", "model", "optimizer_dict"):
             over = kwargs.pop(name, over)
         return made(over, **kwargs)
+
+
+@contextmanager
+def _same_devices() -> Iterator[None]:
+    """TrainingArguments set up devices anew when they are made, under the feet of the trainer that is there already."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    states = [(state._shared_state, dict(state._shared_state)) for state in (AcceleratorState, PartialState)]
+    yield
+    for shared, kept in states:
+        shared.clear()
+        shared.update(kept)
 
 
 @dataclass(frozen=True, kw_only=True)
