@@ -23,20 +23,26 @@ def place(plan: Plan, option: str) -> str:
 
 
 def precision(plan: Plan, machine: Hardware) -> tuple[Precision, list[Problem]]:
-    """The dtype that the run computes in: what the file asks for, where the hardware has it; else float32."""
+    """The dtypes of the run: what the file asks for, where the hardware has it; else float32.
+
+    What is trained is float32 unless the file says ``pure_bf16``.
+    """
     training = plan.training
-    if training.bf16 and training.fp16:
-        return Precision(), [Problem("bf16 and fp16 are both true", place(plan, "fp16"), "keep one")]
+    option = "fp16" if training.fp16 else "pure_bf16" if training.pure_bf16 else "bf16"
+    if training.fp16 and (training.bf16 or training.pure_bf16):
+        other = "bf16" if training.bf16 else "pure_bf16"
+        return Precision(), [Problem(f"{other} and fp16 are both true", place(plan, "fp16"), "keep one")]
+    if training.pure_bf16 and training.bf16 is False:
+        return Precision(), [Problem("pure_bf16 is true and bf16 false", place(plan, "pure_bf16"), "keep one")]
     if training.fp16:
         asked, there, lacks = "float16", machine.cuda is not None, f"{machine.name} computes float16 only on CUDA"
-    elif training.bf16 or (training.bf16 is None and machine.bf16):
+    elif training.bf16 or training.pure_bf16 or (training.bf16 is None and machine.bf16):
         asked, there, lacks = "bfloat16", machine.bf16, f"{machine.name} only emulates bfloat16, many times slower"
     else:
         return Precision(), []
     if there:
-        return Precision(compute=asked), []
+        return Precision(compute=asked, trained=asked if training.pure_bf16 else "float32"), []
     if training.strict_precision:
-        option = "fp16" if training.fp16 else "bf16"
         hint = f"drop {option}, or strict_precision to train in float32"
         return Precision(), [Problem(lacks, place(plan, option), hint)]
     return Precision(reason=f"float32 instead of {asked}: {lacks}"), []

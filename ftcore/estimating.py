@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ftcore import hardware
-from ftcore.memory import BYTES, Architecture, Estimate, Need, estimate
+from ftcore.memory import BYTES, Architecture, Estimate, Need, estimate, in_units
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
@@ -41,3 +42,23 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             heap=hardware.detect().cuda is None,
         ),
     )
+
+
+def advice(plan: Plan) -> str:
+    """What to change where memory does not suffice, with what each change would come to."""
+    now = plan.memory or estimate_plan(plan)
+    if now is None:
+        return "lower cutoff_len, write disable_gradient_checkpointing: false, or take a smaller model"
+    shorter = plan.data.model_copy(update={"cutoff_len": max(2, plan.data.cutoff_len // 2)})
+    one = plan.training.model_copy(update={"per_device_train_batch_size": 1})
+    changes = {
+        "disable_gradient_checkpointing: false": replace(plan, gradient_checkpointing=True),
+        "per_device_train_batch_size: 1": replace(plan, training=one),
+        f"cutoff_len: {shorter.cutoff_len}": replace(plan, data=shorter),
+    }
+    found = {change: estimate_plan(changed) for change, changed in changes.items()}
+    helpful = [
+        f"{change} needs {in_units(less.total)}" for change, less in found.items() if less and less.total < now.total
+    ]
+    text = f"the run needs {now}"
+    return f"{text}; {', '.join(helpful)}" if helpful else f"{text}; only a smaller model or an adapter needs less"

@@ -154,7 +154,7 @@ class TrainingOptions(OptionGroup):
     """Rows per device when evaluating."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients make one optimizer step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5e-5
     """Peak learning rate."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
     """How often the data is seen."""
@@ -170,10 +170,18 @@ class TrainingOptions(OptionGroup):
     """Decoupled weight decay, on weight matrices only."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Where a loss, gradient or learning rate is not a number: end the run, or leave the step out. Never step on it."""
+    max_skipped_steps: Annotated[int, Field(ge=1)] = 10
+    """With ``on_nonfinite: skip``, the step after so many ends the run all the same."""
+    early_stopping_steps: Annotated[int, Field(ge=1)] | None = None
+    """End after so many evaluations in a row without a better ``metric_for_best_model`` (unset, ``loss``)."""
     bf16: bool | None = None
     """bfloat16: true where the hardware has it (else float32, and it says so); false never; unset, where it is fast."""
     fp16: bool = False
     """float16 mixed precision, on CUDA only."""
+    pure_bf16: bool = False
+    """Trained parameters in bfloat16 too, instead of float32: half their memory, and updates below 1/256 are lost."""
     strict_precision: bool = False
     """Make it an error when the hardware lacks the precision that the file asks for."""
     seed: int = 42

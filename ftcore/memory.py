@@ -139,8 +139,8 @@ class Estimate:
         return {"total": self.total, "largest": self.largest, "terms": dict(self.terms), "note": self.note}
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {_size(size)}" for name, size in self.terms.items() if size)
-        return f"{_size(self.total)} for {self.note}: {parts}"
+        parts = ", ".join(f"{name} {in_units(size)}" for name, size in self.terms.items() if size)
+        return f"{in_units(self.total)} for {self.note}: {parts}"
 
 
 def estimate(architecture: Architecture, need: Need) -> Estimate:
@@ -228,7 +228,7 @@ def _note(need: Need) -> str:
     return f"{rows}{pairs} of {tokens}{recomputed}"
 
 
-def _size(size: float) -> str:
+def in_units(size: float) -> str:
     """Decimal units, three digits."""
     for unit in ("B", "kB", "MB"):
         if size < 999.5:

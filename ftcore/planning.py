@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ftcore import checks, hardware
+from ftcore import checks, hardware, schedules, selection_checks, trackers
 from ftcore.components import KINDS, ChatTemplate, Component, DatasetFormat, ModelFamily, OptionGroup
 from ftcore.config import COMMAND_LINE, Setting, from_mapping, read_settings
 from ftcore.errors import Problem, UsageError
@@ -253,7 +253,8 @@ class _Planner:
         plan = replace(plan, datasets=datasets, eval_datasets=evaluation, precision=precision)
         plan = checks.with_memory(plan, machine)
         plan = replace(plan, warnings=tuple(checks.warnings(plan)))
-        self.problems += checks.check(plan)
+        for found in (checks.check, schedules.problems, trackers.problems, selection_checks.problems):
+            self.problems += found(plan)
         for found in self.plugins.hook.ft_check_plan(plan=plan):
             self.problems += found or ()
         return plan

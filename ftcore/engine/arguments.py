@@ -43,8 +43,8 @@ def training_arguments(plan: Plan) -> TrainingArguments:
         "use_cpu": not torch.cuda.is_available(),
         "include_num_input_tokens_seen": "all",
     }
-    if training.save_strategy == "best":
-        fields["metric_for_best_model"] = "eval_loss"
+    if training.save_strategy == "best" or training.early_stopping_steps:
+        fields["metric_for_best_model"] = "loss"
     fields |= {**_optimizer(plan), **plan.transformers}
     fields |= _precision(plan) | {
         "disable_tqdm": True,  # progress is ours (`ftcore.engine.reports`)

@@ -1,14 +1,31 @@
-"""``training_loss.png`` and ``training_eval_loss.png``, drawn from ``trainer_log.jsonl``."""
+"""A picture for each loss, reward and accuracy in ``trainer_log.jsonl``: ``training_loss.png`` and so on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ftcore.engine.reports import LOG, read_log
 
-CURVES = {"loss": "training_loss.png", "eval_loss": "training_eval_loss.png"}
+DRAWN = ("loss", "reward", "accurac")
+"""What is in the names of the metrics that are drawn; learning rates, norms and clocks are not."""
+
+
+def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Metric -> its (step, value), of the metrics that are drawn, in the order in which they come up."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if any(word in name for word in DRAWN) and isinstance(value, int | float):
+                found.setdefault(name, []).append((line["current_steps"], value))
+    return found
+
+
+def picture(name: str) -> str:
+    """File of a metric's curve: ``rewards/accuracies`` is ``training_rewards_accuracies.png``."""
+    return f"training_{name.replace('/', '_')}.png"
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -32,12 +49,8 @@ def plot_losses(folder: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = read_log(folder / LOG)
     written = []
-    for name, file in CURVES.items():
-        points = [(line["current_steps"], line[name]) for line in lines if name in line]
-        if not points:
-            continue
+    for name, points in curves(read_log(folder / LOG)).items():
         steps, values = zip(*points, strict=True)
         figure = Figure()
         FigureCanvasAgg(figure)
@@ -46,6 +59,6 @@ def plot_losses(folder: Path) -> list[Path]:
         axes.plot(steps, smooth(values), color="#1f77b4", label="smoothed")
         axes.set(xlabel="step", ylabel=name, title=name)
         axes.legend()
-        figure.savefig(folder / file, format="png", dpi=100)
-        written.append(folder / file)
+        figure.savefig(folder / picture(name), format="png", dpi=100)
+        written.append(folder / picture(name))
     return written

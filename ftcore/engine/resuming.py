@@ -90,7 +90,7 @@ class ResumableTrainer(Trainer):
         return super()._inner_training_loop(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True  # a resume of a finished run would take one step more
             return
         super()._run_epoch(*args, **kwargs)

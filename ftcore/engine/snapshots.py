@@ -112,7 +112,7 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
     save_tree(folder, "optimizer", trainer.optimizer.state_dict())
     save_tree(folder, "scheduler", trainer.lr_scheduler.state_dict())
     progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
-    progress["meters"] = trainer.meters.sums
+    progress["meters"], progress["guard"] = trainer.meters.sums, trainer.guard.state()
     if trainer.streamed is not None:
         progress["cursor"] = tuple(trainer.streamed.cursor)
     save_tree(folder, "progress", progress)
@@ -144,6 +144,7 @@ def load_progress(trainer: Any, folder: Path) -> bool:
     progress = load_tree(folder, "progress")
     trainer._tr_loss = progress["loss"].to(trainer.args.device)
     trainer.meters.sums.update(progress["meters"])
+    trainer.guard.load(progress["guard"])
     trainer._globalstep_last_logged = progress["logged"]
     if trainer.streamed is not None:
         number = trainer.state.global_step * trainer.args.gradient_accumulation_steps

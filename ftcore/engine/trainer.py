@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, speed_metrics
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, speed_metrics
 
 from ftcore.data.streaming import Stream
 from ftcore.engine.arguments import training_arguments
 from ftcore.engine.collate import Batch, collate
+from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
 from ftcore.engine.meters import Meters, merged
 from ftcore.engine.noise import EmbeddingNoise
 from ftcore.engine.reports import Reports
 from ftcore.engine.resuming import ResumableTrainer
-from ftcore.engine.sampling import EpochBatches, EpochLoader, places
+from ftcore.engine.sampling import EpochBatches, EpochLoader
 from ftcore.engine.scoring import Scorer
 from ftcore.engine.signals import StopSignals
+from ftcore.engine.stopping import stopped_early, stopping
 from ftcore.engine.streams import StreamBatches, StreamLoader
-from ftcore.errors import RunError
+from ftcore.errors import Problem, RunError, UsageError
 from ftcore.run import Run
 
 
@@ -41,6 +42,8 @@ class FtTrainer(ResumableTrainer):
     """
 
     loss_is_scaled_for_ga = True
+    divisible = True
+    """Whether the loss of a micro-batch is the sum of those of its parts."""
     neftune_noise_alpha: float | None
     optimizer: Any
     control: Any
@@ -64,7 +67,7 @@ class FtTrainer(ResumableTrainer):
             data_collator=collator,
             train_dataset=train,
             eval_dataset=evaluation,
-            callbacks=[self.reports, *callbacks, *plugins],
+            callbacks=[self.reports, *stopping(run.plan), *callbacks, *plugins],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
@@ -78,7 +81,7 @@ class FtTrainer(ResumableTrainer):
         self._measuring = self.meters
         self.noise = self._noise()
         self.signals = StopSignals()
-        self._rows_in_step: list[int] = []
+        self.guard = StepGuard(self)
 
     # ---- what a stage may override ----
 
@@ -104,9 +107,36 @@ class FtTrainer(ResumableTrainer):
 
     # ---- the loss ----
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """See `ResumableTrainer.train`; what cannot be trained at all is refused before the first step."""
+        self._check_labels()
+        try:
+            output = super().train(*args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise self.guard.too_large("outside the forward and backward passes") from error
+        self._show_averages()
+        if (line := stopped_early(self)) and self.args.should_save:
+            self.reports.say(line)
+        return output
+
+    def _check_labels(self) -> None:
+        wanted = {"training": self.train_dataset}
+        if self.args.eval_strategy != "no" and not isinstance(self.eval_dataset, dict):
+            wanted["evaluation"] = self.eval_dataset
+        for name, dataset in wanted.items():
+            if dataset is None or isinstance(dataset, Stream):
+                continue
+            if not something_to_train(dataset, self.data_collator, self.weight):
+                hint = "raise cutoff_len, or look at the rows with ft preview"
+                raise UsageError(
+                    Problem(f"no token of the {name} data has a label: its loss does not exist", hint=hint)
+                )
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         batches, total = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._rows_in_step = [index for batch in batches for index in batch["index"]]
+        self.guard.begin(batches, float(total))
         return batches, total
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
@@ -114,17 +144,15 @@ class FtTrainer(ResumableTrainer):
         return self.accelerator.gather(total).sum()
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
-        if num_items_in_batch == 0:
-            # without a gradient the optimizer leaves every parameter and every moment as it is
-            return torch.zeros((), device=self.args.device)
-        return super().training_step(model, inputs, num_items_in_batch)
+        once = super().training_step
+        return self.guard.micro_batch(inputs, lambda batch: once(model, batch, num_items_in_batch))
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         total = self._sum_through(model, inputs)
-        if not torch.isfinite(total):
-            self._refuse("loss", total.item(), inputs["index"])
+        if not torch.isfinite(total) and self.guard.stops_at_losses:
+            raise NotFiniteError("loss", total.item(), inputs["index"])
         # processes' gradients are averaged, the global batch's loss is a sum over them
         return total * self.accelerator.num_processes / num_items_in_batch.to(total.dtype)
 
@@ -145,17 +173,7 @@ class FtTrainer(ResumableTrainer):
             return model(batch)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None and not math.isfinite(norm):
-            self._refuse("gradient", float(norm), self._rows_in_step)
-        return norm
-
-    def _refuse(self, what: str, value: float, rows: Sequence[int]) -> None:
-        """Stops before the optimizer steps on what is not a number."""
-        raise RunError(
-            f"the {what} is {value} at step {self.state.global_step + 1}, learning rate {self._get_learning_rate():g}; "
-            f"its rows: {places(self.train_dataset, rows)}; no step was taken with it"
-        )
+        return self.guard.check(super()._get_grad_norm(model, grad_norm))
 
     def _noise(self) -> EmbeddingNoise | None:
         """NEFTune by our own hook instead of transformers'."""
@@ -169,10 +187,10 @@ class FtTrainer(ResumableTrainer):
             count = self.args.max_steps * self.args.gradient_accumulation_steps
             share = (self._train_batch_size, self.args.process_index, self.args.world_size)
             self.streamed = StreamBatches(self.train_dataset, count, *share)
-            return StreamLoader(self.streamed, self.data_collator, pin_memory=self._pins())
+            return StreamLoader(self.streamed, Keeping(self.data_collator), pin_memory=self._pins())
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order = None if self.plan.data.disable_shuffling else seed
-        return self._loader(self.train_dataset, self._train_batch_size, order)
+        return self._loader(self.train_dataset, self._train_batch_size, order, Keeping(self.data_collator))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
         if isinstance(eval_dataset, str):
@@ -181,12 +199,12 @@ class FtTrainer(ResumableTrainer):
             self.eval_dataset if eval_dataset is None else eval_dataset, self.args.eval_batch_size, None
         )
 
-    def _loader(self, dataset: Any, size: int, seed: int | None) -> EpochLoader:
+    def _loader(self, dataset: Any, size: int, seed: int | None, collator: Any = None) -> EpochLoader:
         batches = EpochBatches(len(dataset), size, seed, self.args.process_index, self.args.world_size)
         return EpochLoader(
             dataset,
             batches,
-            collate_fn=self.data_collator,
+            collate_fn=collator or self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self._pins(),
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -201,18 +219,20 @@ class FtTrainer(ResumableTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
-            method, groups = self.plan.method, {}
+            method = self.plan.method
+            found: dict[tuple[bool, float], dict[str, Any]] = {}
             for name, tensor in self.model.named_parameters():
                 if tensor.requires_grad:
                     decay = self.args.weight_decay if name in decayed else 0.0
                     rate = method.component.learning_rate(method.options, name, tensor, self.args.learning_rate)
-                    groups.setdefault((name not in decayed, rate), {"params": [], "weight_decay": decay, "lr": rate})
-                    groups[name not in decayed, rate]["params"].append(tensor)
+                    key = (name not in decayed, rate)
+                    found.setdefault(key, {"params": [], "weight_decay": decay, "lr": rate})["params"].append(tensor)
             # the run's own rate first: it is the one that is logged
-            groups = [
-                groups[key] for key in sorted(groups, key=lambda key: (key[0], key[1] != self.args.learning_rate))
-            ]
+            first = sorted(found, key=lambda key: (key[0], key[1] != self.args.learning_rate))
+            groups = [found[key] for key in first]
             self.optimizer = self.plan.optimizer.component.create_for(self.plan, self.model, groups)
+            # schedules that end at a rate of their own take this for the first one, whatever the groups have
+            self.optimizer.defaults["lr"] = self.args.learning_rate
         return self.optimizer
 
     def floating_point_ops(self, inputs: Batch) -> float:
@@ -221,6 +241,11 @@ class FtTrainer(ResumableTrainer):
         return 6.0 * inputs["input_ids"].numel() * self._dense
 
     # ---- evaluation ----
+
+    def _show_averages(self) -> None:
+        """Schedule-free optimizers train other weights than those that are to be used."""
+        if callable(switch := getattr(self.optimizer, "eval", None)):
+            switch()
 
     def evaluation_loop(
         self,
@@ -232,6 +257,7 @@ class FtTrainer(ResumableTrainer):
     ) -> EvalLoopOutput:
         """Mean loss over all labels of the set, each as heavy as its weight."""
         self.model.eval()
+        self._show_averages()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         self._measuring = Meters()
         with torch.no_grad(), self.accelerator.autocast():
@@ -243,6 +269,13 @@ class FtTrainer(ResumableTrainer):
             raise RunError("the evaluation data has no token to be evaluated on: its mean loss does not exist")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": total / weight, **measured}.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
+            there = ", ".join(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
+            raise RunError(f"metric_for_best_model: the evaluation has no {wanted!r}; it has {there}")
+        return super()._determine_best_metric(metrics, trial)
 
     def passing(self, dataloader: EpochLoader) -> Iterator[Batch]:
         """The loader's batches on the device, to be evaluated; a signal stops the run between them."""
@@ -273,8 +306,7 @@ class FtTrainer(ResumableTrainer):
         if "loss" in logs:
             logs |= self._means(self.meters)
             self.meters.clear()
-        if "train_loss" in logs and self.state.global_step == self._initial_global_step:
-            del logs["train_loss"]  # no step was taken: there is no mean
+        self.guard.correct(logs)
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 

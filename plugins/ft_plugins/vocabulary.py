@@ -60,7 +60,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "export_quantization_bit": ("write export_gguf: q8_0, or load the exported model with quantization_bit", ()),
     "export_hub_model_id": ("export, look at the result, and upload the folder", ()),
     # method and optimizer
-    "pure_bf16": (NOT_YET, (False,)),
     "use_galore": ("lora saves as much memory", (False,)),
     "use_apollo": ("lora saves as much memory", (False,)),
     "use_badam": ("lora saves as much memory", (False,)),
@@ -75,7 +74,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "use_asft_loss": ("", (False,)),
     "use_eaft_loss": ("", (False,)),
     "compute_accuracy": (NOT_YET, (False,)),
-    "early_stopping_steps": (NOT_YET, ()),
     "include_effective_tokens_per_second": ("throughput is always logged", (True, False)),
     "do_predict": (NOT_YET, (False,)),
     "predict_with_generate": (NOT_YET, (False,)),

@@ -22,6 +22,8 @@ import torch
 BLOCK = 256
 APART = 256
 """Blocks from which on it pays to share a parameter among threads."""
+_FAST = {"nnan", "nsz"}
+"""Lets the largest of a block be found in vectors; no sum is taken in another order."""
 _SHIFT = 14
 """Bits of a float32 that do not choose its bucket: sign, exponent and 9 bits of the fraction do. A value gets the code
 that is nearest to the middle of its bucket, another than bitsandbytes' only within 1/14 of a step of where two codes
@@ -109,7 +111,7 @@ def _tables() -> tuple[np.ndarray, ...]:
     return maps[0], codes[0], maps[1], codes[1]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)  # type: ignore[untyped-decorator]
 def _step_blocks(
     weights: Any, gradient: Any, means: Any, squares: Any, mean_absmax: Any, square_absmax: Any,
     mean_map: Any, mean_codes: Any, square_map: Any, square_codes: Any, numbers: Any, first: int, last: int,
