@@ -13,12 +13,14 @@ from ftcore.plan import Plan
 if TYPE_CHECKING:
     from ftcore.engine.trainer import FtTrainer
 
+_KEPT = ("without", "best_step")
+
 
 class EarlyStopping(TrainerCallback, ExportableState):
     """Ends training after ``patience`` evaluations in a row without a new best; it counts on after a resume."""
 
     def __init__(self, patience: int) -> None:
-        self.patience, self.without = patience, 0
+        self.patience, self.without, self.best_step = patience, 0, 0
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **kwargs: Any) -> None:
         name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
@@ -27,6 +29,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
         value, best = metrics[name], state.best_metric  # the best before this one
         better = best is None or (value > best if args.greater_is_better else value < best)
         self.without = 0 if better else self.without + 1
+        self.best_step = state.global_step if better else self.best_step
         self._stop(control)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -38,7 +41,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"args": {"patience": self.patience}, "attributes": {"without": self.without}}
+        return {"args": {"patience": self.patience}, "attributes": {name: getattr(self, name) for name in _KEPT}}
 
 
 def stopping(plan: Plan) -> Sequence[TrainerCallback]:
@@ -55,5 +58,5 @@ def stopped_early(trainer: FtTrainer) -> str:
         return ""
     return (
         f"stopped early at step {state.global_step} of {state.max_steps}: no evaluation since step "
-        f"{state.best_global_step} was better than {state.best_metric:.6g}"
+        f"{found[0].best_step} was better than {state.best_metric:.6g}"
     )
