@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
+
+from packaging.requirements import Requirement
 
 from ftcore.checks import place
 from ftcore.errors import Problem
@@ -13,7 +16,7 @@ TRACKERS: Mapping[str, tuple[str, str]] = {
     "tensorboard": ("tensorboard", "tensorboard"),
     "wandb": ("wandb", "wandb"),
     "mlflow": ("mlflow", "mlflow"),
-    "swanlab": ("swanlab", "swanlab"),
+    "swanlab": ("swanlab", "swanlab<0.8"),  # transformers 5.23 calls get_run() first, which 0.8 refuses
     "trackio": ("trackio", "trackio"),
     "azure_ml": ("azureml", "azureml-sdk"),
     "clearml": ("clearml", "clearml"),
@@ -25,7 +28,7 @@ TRACKERS: Mapping[str, tuple[str, str]] = {
     "kubeflow": ("kubeflow", "kubeflow"),
     "neptune": ("neptune", "neptune"),
 }
-"""Name in ``report_to`` -> module, and what pip installs. ``none`` and ``all`` (what is installed) are names too."""
+"""Name in ``report_to`` -> module, and what pip installs, with the versions that transformers can talk to. ``none`` and ``all`` (what is installed) are names too."""
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
@@ -37,5 +40,21 @@ def problems(plan: Plan) -> Iterable[Problem]:
         if name not in TRACKERS:
             yield Problem(f"report_to: there is no tracker {name!r}", where, f"write none, {', '.join(TRACKERS)}")
         elif find_spec(TRACKERS[name][0]) is None:
-            hint = f"pip install {TRACKERS[name][1]}, or write report_to: none"
-            yield Problem(f"report_to: {name} is not installed", where, hint)
+            yield Problem(f"report_to: {name} is not installed", where, _cure(name))
+        elif wrong := _unfit(TRACKERS[name][1]):
+            yield Problem(f"report_to: transformers cannot talk to {name} {wrong}", where, _cure(name))
+
+
+def _cure(name: str) -> str:
+    package = TRACKERS[name][1]
+    quoted = f'"{package}"' if "<" in package else package  # a shell would read from a file
+    return f"pip install {quoted}, or write report_to: none"
+
+
+def _unfit(requirement: str) -> str:
+    """The installed version, where a requirement excludes it."""
+    name, limited, _ = requirement.partition("<")
+    if not limited:
+        return ""
+    installed = version(name)
+    return "" if Requirement(requirement).specifier.contains(installed, prereleases=True) else installed

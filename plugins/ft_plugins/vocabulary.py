@@ -86,7 +86,7 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "enable_torch_profiler": ("", (False,)),
     "fp8": ("", (False,)),
     "save_safetensors": ("files are always safetensors", (True,)),
-    "logging_dir": ("trackers write into output_dir", ()),
+    "logging_dir": ("tensorboard writes into output_dir/runs; set TENSORBOARD_LOGGING_DIR for another place", ()),
     "group_by_length": ("sequences are never padded, so that there is nothing to gain", (True, False)),
     "overwrite_hub": ("", (False,)),
     "half_precision_backend": ("bf16 and fp16 decide", ("auto",)),
