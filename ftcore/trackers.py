@@ -28,7 +28,8 @@ TRACKERS: Mapping[str, tuple[str, str]] = {
     "kubeflow": ("kubeflow", "kubeflow"),
     "neptune": ("neptune", "neptune"),
 }
-"""Name in ``report_to`` -> module, and what pip installs, with the versions that transformers can talk to. ``none`` and ``all`` (what is installed) are names too."""
+"""Name in ``report_to`` -> module, and what pip installs, with the versions that transformers can talk to. ``none`` and
+``all`` (what is installed) are names too."""
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
