@@ -18,6 +18,8 @@ that losses of training and of evaluation would not be of one model.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import Any, cast
 
 import bitsandbytes
@@ -109,6 +111,19 @@ class CpuLinear8bit(bitsandbytes.nn.Linear8bitLt):
         numbers = self.buffer.take(weight.numel()).view(weight.shape)
         scales = self.weight.SCB if self.weight.SCB is not None else self.state.SCB
         return numbers.copy_(weight).mul_(scales.view(-1, 1)).mul_(INT8_STEP)
+
+
+def settle(model: torch.nn.Module) -> None:
+    """Gives back the memory that loading has taken beside the quantised weights, on the CPU.
+
+    What is not quantised lies in the mapped file and holds all of it, and what was read in float lies about as holes in
+    the heap: 1.79 GB resident instead of 0.65 for a 284-million-parameter Llama in 4 bits (process without it 0.49).
+    """
+    for tensor in model.parameters():
+        if type(tensor) is torch.nn.Parameter and tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def use_tables(model: torch.nn.Module) -> None:

@@ -104,9 +104,10 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UsageError(Problem(reason + more, place(plan, "model_name_or_path"), "fetch the model again"))
     if getattr(model, "quantization_method", None) == "bitsandbytes":
-        from ft_plugins.methods.quantized import use_tables
+        from ft_plugins.methods.quantized import settle, use_tables
 
         use_tables(model)
+        settle(model)
     # What transformers then writes as base model, and what adapters name.
     model.config.name_or_path = (plan.source.hub_id if plan.source else "") or str(plan.model.model_name_or_path)
     return model.to("cuda") if torch.cuda.is_available() and not getattr(model, "hf_device_map", None) else model
