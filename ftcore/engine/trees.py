@@ -22,11 +22,11 @@ def save_tree(folder: Path, name: str, tree: Any) -> None:
     Raises:
         TypeError: for anything else.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = _Tensors()
     text = json.dumps(_encode(tree, tensors), ensure_ascii=False)
     (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    if tensors:
-        save_file(tensors, folder / f"{name}.safetensors")
+    if tensors.by_key:
+        save_file(tensors.by_key, folder / f"{name}.safetensors")
 
 
 def load_tree(folder: Path, name: str) -> Any:
@@ -36,13 +36,26 @@ def load_tree(folder: Path, name: str) -> Any:
     return _decode(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
 
 
-def _encode(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+class _Tensors:
+    """Tensors by key; one that is there several times, such as a map that states share, has one key."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[str, torch.Tensor] = {}
+        self._keys: dict[tuple[int, torch.Size, torch.dtype], str] = {}
+
+    def key(self, tensor: torch.Tensor) -> str:
+        place = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+        if not tensor.numel() or place not in self._keys:
+            self._keys[place] = str(len(self.by_key))
+            self.by_key[self._keys[place]] = tensor
+        return self._keys[place]
+
+
+def _encode(tree: Any, tensors: _Tensors) -> Any:
     if tree is None or isinstance(tree, str | int | float):
         return tree
     if isinstance(tree, torch.Tensor):
-        key = str(len(tensors))
-        tensors[key] = tree.detach().cpu().contiguous()
-        return {"tensor": key}
+        return {"tensor": tensors.key(tree.detach().cpu().contiguous())}
     if isinstance(tree, list):
         return [_encode(item, tensors) for item in tree]
     if isinstance(tree, tuple):

@@ -122,7 +122,7 @@ def test_a_block_of_zeros_stays_one() -> None:
 
 def test_state_is_a_quarter_and_bitsandbytes_reads_it(tmp_path: Path) -> None:
     """After a trip to disk; the next step is bitsandbytes' own, from the same state."""
-    ours, theirs = weights(8192, 100), weights(8192, 100)
+    ours, theirs = weights(8192, 100, 4096), weights(8192, 100, 4096)  # two that share their maps
     optimizer = stepped(BlockwiseAdamW, ours, 3)
     state = optimizer.state[ours[0]]
     size = sum(state[name].nbytes for name in ("state1", "state2", "absmax1", "absmax2"))
@@ -130,7 +130,7 @@ def test_state_is_a_quarter_and_bitsandbytes_reads_it(tmp_path: Path) -> None:
     save_tree(tmp_path, "optimizer", optimizer.state_dict())
     other = bitsandbytes.optim.AdamW(theirs, **OPTIONS)
     other.load_state_dict(load_tree(tmp_path, "optimizer"))
-    again = BlockwiseAdamW(weights(8192, 100), **OPTIONS)
+    again = BlockwiseAdamW(weights(8192, 100, 4096), **OPTIONS)
     again.load_state_dict(load_tree(tmp_path, "optimizer"))
     for name in ("state1", "state2", "absmax1", "absmax2", "qmap1", "qmap2"):
         assert torch.equal(other.state[theirs[0]][name], state[name])

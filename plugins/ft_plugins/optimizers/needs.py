@@ -47,3 +47,6 @@ def problems(plan: Plan) -> Iterable[Problem]:
         instead = INSTEAD.get(name, name.removeprefix("paged_"))
         hint = f"write optim: {instead}" if instead != name else "write another optim"
         yield Problem(f"optimizer {name} works on a GPU alone, and here is none", where, hint)
+    if not getattr(optimizer, "kept", True) and plan.training.do_train and not plan.training.save_only_model:
+        message = f"the state of optimizer {name} holds objects, which a checkpoint cannot keep without pickle"
+        yield Problem(message, where, "write save_only_model: true; such a run cannot be gone on with")

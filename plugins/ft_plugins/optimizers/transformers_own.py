@@ -60,10 +60,12 @@ class TransformersOptimizer(Optimizer):
     Args:
         packages: what must be installed.
         cuda_only: whether it works on a GPU alone.
+        kept: whether its state is numbers and plain tensors, which a checkpoint can keep without pickle.
     """
 
     packages: tuple[Package, ...] = ()
     cuda_only: bool = False
+    kept: bool = True
 
     def create(self, plan: Plan, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """For those that need no model."""
@@ -206,5 +208,6 @@ def further(taken: Sequence[str]) -> Iterator[TransformersOptimizer]:
             summary=f"{family.summary} (transformers)",
             state_bytes=family.state,
             packages=family.packages,
-            cuda_only=name.startswith(("paged_", "galore_adamw_8bit")),
+            cuda_only=name.startswith(("paged_", "galore_adamw_8bit", "lomo", "adalomo")),
+            kept=not name.startswith(("galore_", "apollo_", "adamw_torch_4bit", "adamw_torch_8bit")),
         )
