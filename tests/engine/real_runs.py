@@ -118,8 +118,13 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def differences(whole: Path, other: Path) -> list[str]:
-    """What of two finished runs is not the same: weights, last checkpoints, logs, or what lies about."""
+def differences(whole: Path, other: Path, but: tuple[str, ...] = ("trainer_state.json",)) -> list[str]:
+    """What of two finished runs is not the same: weights, last checkpoints, logs, or what lies about.
+
+    Args:
+        whole, other: their folders.
+        but: files that may differ; the trainer's state holds speeds.
+    """
     found = [f"{path.name} is left" for path in other.glob(".tmp-*")]
     lasts = [checkpoints.checkpoints(folder)[-1] for folder in (whole, other)]
     if lasts[0].name != lasts[1].name:
@@ -128,11 +133,11 @@ def differences(whole: Path, other: Path) -> list[str]:
         checkpoints.verify(path)
     names = [f"{lasts[0].name}/{name}" for name in checkpoints.verify(lasts[0]).files]
     names += [path.name for path in whole.glob("*.safetensors")]
-    for name in names:
-        if name.endswith("trainer_state.json"):
-            continue  # holds speeds
-        if (whole / name).read_bytes() != (other / name).read_bytes():
-            found.append(f"{name} differs")
+    found += [
+        f"{name} differs"
+        for name in names
+        if Path(name).name not in but and (whole / name).read_bytes() != (other / name).read_bytes()
+    ]
     if steady_lines(whole) != steady_lines(other):
         found.append("the log differs")
     return found

@@ -1,0 +1,64 @@
+"""Whole runs that are stopped, and that crash while they save: in forks of one process, by the scripts beside this."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Any:
+    """``script(name, *words)``: runs it and returns its lines of JSON."""
+
+    def run(name: str, *words: str) -> list[dict[str, Any]]:
+        command = [sys.executable, str(Path(__file__).with_name(name)), str(tmp_path), *words]
+        environment = os.environ | {"FT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def test_a_crash_at_any_point_of_a_save_leaves_a_whole_checkpoint(script: Any) -> None:
+    """Killed before each thing that a save does to the disk, and in the midst of a file; or told that it is full."""
+    (found,) = script("crash_points.py")
+    assert found["problems"] == []
+    assert found["deaths"] == found["events"] > 40
+    assert found["deaths_by_size"] == found["full"] == 8
+    assert found["old"] > 20
+    assert found["new"] > 5
+
+
+def test_signals_in_a_step_a_save_and_an_evaluation(script: Any) -> None:
+    """128 + n, a whole checkpoint, and on to the same bytes; a second signal ends the run at once."""
+    found = script("signal_runs.py")
+    assert len(found) == 9
+    for stop in found:
+        signal, place, times = stop["stop"].split("-")
+        assert stop["status"] == {"SIGTERM": 143, "SIGINT": 130}[signal], stop
+        assert stop["again"] == 0, stop
+        assert stop["differences"] == [], stop
+        if times == "1":
+            said = "Ctrl-C" if signal == "SIGINT" else signal
+            assert stop["said"].startswith(f"stopped by {said} at step "), stop
+            assert stop["whole"], stop
+        else:
+            assert stop["seconds"] < 2, stop
+            assert bool(stop["whole"]) is (place == "save"), stop
+
+
+def test_stopped_after_every_step_every_method_ends_in_the_same_bytes(script: Any) -> None:
+    """Weights, optimizer, random states and logs, for every method, packed rows and pairs."""
+    cases = ["lora", "full", "freeze", "qlora", "packing", "dpo"]
+    found = script("signal_runs.py", *cases)
+    stops = [f"checkpoint-{step}" for step in range(1, 7)]
+    assert found == [{"case": case, "stops": stops, "status": 0, "differences": []} for case in cases]
