@@ -107,6 +107,20 @@ def write_results(
     return together
 
 
+def read_manifest(folder: Path) -> bytes | None:
+    """``ft_run.json`` as it is; None where there is none."""
+    file = folder / MANIFEST
+    return file.read_bytes() if file.is_file() else None
+
+
+def put_back(folder: Path, content: bytes | None) -> None:
+    """Makes ``ft_run.json`` what `read_manifest` found."""
+    if content is None:
+        (folder / MANIFEST).unlink()
+    else:
+        (folder / MANIFEST).write_bytes(content)
+
+
 def write_manifest(folder: Path, value: Mapping[str, Any]) -> None:
     """``ft_run.json``."""
     write_json(folder / MANIFEST, value)

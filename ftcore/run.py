@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ftcore.errors import UsageError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
@@ -139,18 +141,26 @@ def carry_out(state: Run, trainer: Trainer) -> None:
     from ftcore.engine.disk import save_trained
 
     plan, folder = state.plan, state.plan.output_dir
-    counts = state.data.accounting.as_dict()
+    accounting = state.data.accounting
 
     def note(status: str, metrics: Mapping[str, Any]) -> None:
+        counts = accounting.as_dict()  # of a stream they grow
         noted = artifacts.manifest(plan, state.tokenizer, status=status, counts=counts, metrics=metrics)
         artifacts.write_manifest(folder, noted)
 
+    earlier = artifacts.read_manifest(folder)
     note("running", {})
-    if line := write_quarantine(plan, state.data.accounting, folder):
+    if line := write_quarantine(plan, accounting, folder):
         click.echo(line)
     train: dict[str, Any] | None = None
     if plan.training.do_train:
-        train = trainer.train().metrics
+        try:
+            train = trainer.train().metrics
+        except UsageError:  # it cannot go on from what lies there, which stays as it is
+            artifacts.put_back(folder, earlier)
+            raise
+        if plan.data.streaming:
+            click.echo(accounting.read_so_far())
         save_trained(plan, state.model, state.tokenizer)
     evaluation = (last_evaluation(trainer) or trainer.evaluate()) if state.data.eval is not None else None
     metrics = artifacts.write_results(folder, train, evaluation)
@@ -162,4 +172,5 @@ def carry_out(state: Run, trainer: Trainer) -> None:
     for name, value in metrics.items():
         click.echo(f"  {name:<26} {value:,.6g}" if isinstance(value, float) else f"  {name:<26} {value}")
     click.echo(f"written to {folder}")
-    plan.plugins.hook.ft_run_finished(plan=plan, result=Result(output_dir=folder, metrics=metrics, counts=counts))
+    result = Result(output_dir=folder, metrics=metrics, counts=accounting.as_dict())
+    plan.plugins.hook.ft_run_finished(plan=plan, result=result)

@@ -28,4 +28,9 @@ def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) 
     from ftcore.run import run
 
     launcher = plan.launcher.component
-    sys.exit(launcher.launch(plan, run))
+    try:
+        status = launcher.launch(plan, run)
+    except KeyboardInterrupt:  # in training it is a signal that writes a checkpoint
+        click.echo("stopped by Ctrl-C outside of training", err=True)
+        status = 130
+    sys.exit(status)

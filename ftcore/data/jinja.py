@@ -46,6 +46,7 @@ class Compiled:
         spans: list[tuple[int, int]] = []
         try:
             template = _compile_jinja_template(self._source)  # remembered there
+            _look_up_first(template.environment)
             context = template.new_context(
                 {
                     "messages": [_plain(message) for message in messages],
@@ -61,6 +62,30 @@ class Compiled:
             reason = f"the chat template refuses the conversation: {error}"
             raise RowError(reason, cure="change the row, or choose another template") from error
         return "".join(blocks), [span for span in spans if span[1] > span[0]]
+
+
+def _look_up_first(environment: Any) -> None:
+    """``message.role`` looks for an attribute first, and for a dict raises and catches an exception each time.
+
+    A dict has no other attributes than its type's: for all other names its items are what is found in the end. 76 us
+    for an alpaca row, 105 without (smollm2).
+    """
+    if "getattr" in vars(environment):
+        return
+    usual = environment.getattr
+
+    def getattr_(owner: Any, name: str) -> Any:
+        if type(owner) is dict and name not in _OF_DICTS:
+            try:
+                return owner[name]
+            except KeyError:
+                return environment.undefined(obj=owner, name=name)
+        return usual(owner, name)
+
+    environment.getattr = getattr_
+
+
+_OF_DICTS = frozenset(dir(dict))
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

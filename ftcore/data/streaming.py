@@ -248,6 +248,10 @@ class StreamAccounting(Accounting):
         held_out = Accounting(eval=self.eval, split_off=self.split_off, notes=self.notes).summary()
         return "\n".join([f"{names}: streamed, rows are counted as they are read", *filter(None, [held_out])])
 
+    def read_so_far(self) -> str:
+        """For the terminal, when the run has ended."""
+        return super().summary()
+
 
 def hold_out(stream: Stream, count: int) -> tuple[Table, int]:
     """The first rows that can be trained on, to evaluate on them, and how many rows were read for them.

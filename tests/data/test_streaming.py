@@ -142,6 +142,7 @@ def test_counts_and_places(tmp_path: Path, tokenizer: Any, make_plan: Any) -> No
     (counts,) = data.accounting.train
     assert (counts.rows, counts.kept, len(counts.bad), counts.truncated) == (5, 4, 1, 1)
     assert data.accounting.as_dict()["train"]["a.jsonl"]["rows"] == 5
+    assert data.accounting.read_so_far().startswith("a.jsonl: 4 of 5 rows, ")
     lines = [data.train.places[item["index"]].line for item, _ in rows[:8]]
     assert [sorted(one) for one in (lines[:4], lines[4:])] == [[1, 3, 4, 5]] * 2
 
