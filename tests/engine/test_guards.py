@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from transformers import TrainerCallback
 from ftcore.engine.guards import out_of_memory
 from ftcore.engine.reports import read_log
 from ftcore.errors import RunError, UsageError
+from ftcore.testing import tiny_model
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 4, 16, 5, 28, 11]
 PLAIN = {"finetuning_type": "full", "disable_shuffling": True, "per_device_train_batch_size": 2, "max_steps": 4}
@@ -314,3 +318,34 @@ def test_other_errors_are_not_hidden(message: str, trainer_of: Any, tokens: Any)
     trainer.loss_sum = broken
     with pytest.raises(RuntimeError, match=message):
         trainer.train()
+
+
+def limited(model: Path, folder: Path, megabytes: int, rows: int) -> subprocess.CompletedProcess[str]:
+    """A run of its own with so much more address space than the loaded model takes; below 0, all there is."""
+    script = Path(__file__).with_name("memory_runs.py")
+    words = [sys.executable, str(script), str(model), str(folder), str(megabytes), str(rows)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.slow
+def test_memory_that_really_runs_out(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """32 rows of 500 tokens in 60 MB: halved twice or so, the same weights as with all the memory (R10)."""
+    whole, tight = (limited(tiny_model_dir, tmp_path / str(size), size, 32) for size in (-1, 60))
+    assert whole.returncode == tight.returncode == 0, tight.stderr
+    assert whole.stdout.startswith("rows at a time None norm ")
+    lines = tight.stdout.splitlines()
+    assert lines[0].startswith("out of memory at step 1 with 32 rows at a time: its rows are done again, 16 at a time")
+    most, norm = lines[-1].split()[4], lines[-1].split()[6]
+    assert 1 <= int(most) <= 16
+    assert float(norm) == pytest.approx(float(whole.stdout.split()[6]), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_memory_that_does_not_suffice_for_one_row(tmp_path: Path) -> None:
+    """One activation of this model's is 16 MB."""
+    done = limited(tiny_model(tmp_path / "wide", intermediate_size=8192), tmp_path / "out", 8, 1)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("out of memory at step 1")
+    assert "cutoff_len: 250 needs " in done.stdout
