@@ -159,11 +159,14 @@ def verify(folder: Path) -> Manifest:
     manifest = Manifest.read(folder)
     for name, (size, digest) in manifest.files.items():
         file = folder / name
-        if not file.is_file():
-            raise DamagedError(f"{file} is missing")
-        if file.stat().st_size != size:
-            raise DamagedError(f"{file} has {file.stat().st_size} bytes, not {size}")
-        if _sha256(file) != digest:
+        try:
+            found = file.stat().st_size
+            whole = found == size and _sha256(file) == digest
+        except FileNotFoundError:  # also where a run deletes it at this moment
+            raise DamagedError(f"{file} is missing") from None
+        if found != size:
+            raise DamagedError(f"{file} has {found} bytes, not {size}")
+        if not whole:
             raise DamagedError(f"{file} is damaged: its sha256 is not the manifest's")
     return manifest
 
@@ -185,7 +188,8 @@ def find_resumable(output_dir: Path, setting: Setting, *, force: bool = False) -
     Raises:
         UsageError: when it was written under another setting, with every difference.
     """
-    for folder in reversed(checkpoints(output_dir)):
+    listed = checkpoints(output_dir)
+    for folder in reversed(listed):
         try:
             manifest = verify(folder)
         except DamagedError as error:
@@ -196,6 +200,8 @@ def find_resumable(output_dir: Path, setting: Setting, *, force: bool = False) -
             continue
         check_setting(folder, manifest, setting, force=force)
         return folder
+    if checkpoints(output_dir) != listed:  # a run that goes on has deleted those listed, after it wrote a newer one
+        return find_resumable(output_dir, setting, force=force)
     return None
 
 

@@ -94,7 +94,9 @@ def keep_lines(file: Path, step: int) -> None:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The log's lines, in order."""
+    """The log's lines, in order; none where a run was shorter than ``logging_steps``."""
+    if not file.is_file():
+        return []
     return [json.loads(line) for line in _whole_lines(file)]
 
 

@@ -22,6 +22,9 @@ from typing import Any
 
 from real_runs import CASES, differences, ended, forked, options_of, write_inputs
 
+_STAGED = ".tmp-[0-9]*-[0-9]*"
+"""A checkpoint that is being written; other files are staged under names with letters."""
+
 
 def kill_case(case: str, folder: Path, kills: int, dice: random.Random) -> dict[str, Any]:
     """One case; ``problems`` is empty where all is well."""
@@ -35,11 +38,12 @@ def kill_case(case: str, folder: Path, kills: int, dice: random.Random) -> dict[
     while found["kills"] < kills and not found["problems"]:
         saving = output if found["kills"] % 3 == 2 else None
         status, took = _killed(forked(killed), dice.uniform(0, length), saving, dice.uniform(0, 0.02))
-        length = took if status == 0 else length
+        if status == 0 or (took > length / 2 and not list(output.glob("checkpoint-*"))):
+            length = took * (1 if status == 0 else 1.5)  # the machine has become faster or slower
         found["kills"] += status == -signal.SIGKILL
         found["finished"] += status == 0
         found["problems"] += [f"a run ended with {status}"] * (status not in (0, -signal.SIGKILL))
-        found["while_saving"] += bool(list(output.glob(".tmp-*")))
+        found["while_saving"] += bool(list(output.glob(_STAGED)))
         found["checkpoints_seen"] += bool(list(output.glob("checkpoint-*")))
         if status == 0 and not found["problems"]:  # it came to its end: begin anew, so that every kill meets a run
             found["problems"] += differences(Path(whole["output_dir"]), output)
@@ -61,7 +65,7 @@ def _killed(child: int, after: float, saving: Path | None, into: float) -> tuple
         into: and so many seconds are spent on that.
     """
     began = time.monotonic()
-    while (took := time.monotonic() - began) < after or (saving and not list(saving.glob(".tmp-*-*"))):
+    while (took := time.monotonic() - began) < after or (saving and not list(saving.glob(_STAGED))):
         number, status = os.waitpid(child, os.WNOHANG)
         if number:
             return os.waitstatus_to_exitcode(status), took

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,72 @@ def test_random_states_come_back(tmp_path: Path) -> None:
     draw()
     set_random_state(load_tree(tmp_path, "r"))
     assert draw() == first
+
+
+def test_another_versions_checkpoint_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = make(tmp_path, 5)
+    monkeypatch.setattr(checkpoints, "FORMAT", 2)
+    make(tmp_path, 10)
+    monkeypatch.undo()
+    assert find_resumable(tmp_path, SETTING) == earlier
+    assert "MANIFEST.json has format 2, this version reads 1" in caplog.text
+
+
+def test_clocks_play_no_part_in_pruning(tmp_path: Path) -> None:
+    """Equal and reversed times of change."""
+    for step in (1, 2, 3, 4):
+        os.utime(make(tmp_path, step), (1000, 1000))
+    os.utime(tmp_path / "checkpoint-1", (9000, 9000))
+    prune(tmp_path, 2, tmp_path / "checkpoint-2", last=4)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_those_of_an_earlier_run_are_pruned_first(tmp_path: Path) -> None:
+    """Steps beyond the newest one: a run that began anew has not come there yet."""
+    for step in (3, 4, 100, 200):
+        make(tmp_path, step, resumable=step < 100)
+    prune(tmp_path, 3, None, last=4)
+    assert names(tmp_path) == ["checkpoint-200", "checkpoint-3", "checkpoint-4"]
+    prune(tmp_path, 1, None, last=4)
+    assert names(tmp_path) == ["checkpoint-4"]
+
+
+def test_there_is_a_whole_one_at_any_time(tmp_path: Path) -> None:
+    """A watcher looks while checkpoints come and go, one of them kept."""
+    make(tmp_path, 1)
+    over, found = threading.Event(), []
+
+    def watch() -> None:
+        while not over.is_set():
+            found.append(find_resumable(tmp_path, SETTING))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for step in range(2, 80):
+        make(tmp_path, step)
+        prune(tmp_path, 1, None, last=step)
+    over.set()
+    watcher.join()
+    assert len(found) > 10
+    assert None not in found
+
+
+def test_what_rows_are_made_from_is_named_only_where_rows_changed(tmp_path: Path) -> None:
+    def setting(rows: str, **causes: str) -> Setting:
+        return Setting({"training rows": rows}, {"training rows": causes})
+
+    make(tmp_path, 5, setting=setting("3 rows", cutoff_len="9", file="a"))
+    assert find_resumable(tmp_path, setting("3 rows", cutoff_len="8", file="a"))
+    with pytest.raises(UsageError) as caught:
+        find_resumable(tmp_path, setting("4 rows", cutoff_len="8", file="a", max_samples="4"))
+    assert caught.value.problems[1].message == (
+        "training rows was 3 rows, now it is 4 rows (cutoff_len was 9, now it is 8; max_samples was unset, now it is 4)"
+    )
+
+
+def test_a_forced_resume_names_what_it_overlooks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make(tmp_path, 5)
+    assert find_resumable(tmp_path, Setting({"learning_rate": "1"}), force=True) == folder
+    assert f"going on from {folder} all the same: learning_rate was 0.1, now it is 1" in caplog.text

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save
 from transformers import TrainerCallback
 
 from ftcore.engine import checkpoints
 from ftcore.engine.reports import read_log
 from ftcore.engine.signals import InterruptedRunError
+from ftcore.engine.trainer import FtTrainer
 from ftcore.errors import RunError, UsageError
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 1, 16, 5, 28, 11, 8]
@@ -241,3 +245,76 @@ def test_nothing_pickled_is_written(trained: Any) -> None:
     folder = trained("whole", finetuning_type="full")
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert suffixes == {".safetensors", ".json", ".jsonl", ".jinja"}
+
+
+@pytest.mark.slow
+def test_every_row_is_seen_as_often_as_there_are_epochs(
+    trainer_of: Any, tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after every step, with accumulation, shuffling, dropout and a short last batch."""
+    seen: list[int] = []
+    options = OPTIONS | {"max_steps": -1, "num_train_epochs": 3, "output_dir": str(tmp_path / "run")}
+    real = FtTrainer.loss_sum
+
+    def noting(self: FtTrainer, batch: Any) -> Any:
+        if self.model.training:
+            seen.extend(batch["index"])
+        return real(self, batch)
+
+    monkeypatch.setattr(FtTrainer, "loss_sum", noting)
+    for step in range(1, 12):
+        trainer = trainer_of(tokens(LENGTHS), tokens([7, 9]), **options)
+        trainer.add_callback(Stop(step))
+        with pytest.raises(InterruptedRunError):
+            trainer.train()
+    trainer_of(tokens(LENGTHS), tokens([7, 9]), **options).train()
+    assert sorted(seen) == sorted([*range(len(LENGTHS))] * 3)
+    epochs = [seen[start : start + len(LENGTHS)] for start in range(0, len(seen), len(LENGTHS))]
+    assert all(sorted(epoch) == [*range(len(LENGTHS))] for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_killed_in_an_epochs_evaluation_it_is_made_up_for(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint of an epoch's last step is written after the epoch's evaluation, and so never without it."""
+    options = {"eval_strategy": "epoch", "save_steps": 1}
+    expected = outcome(trained("whole", **options))
+    assert [line["current_steps"] for line in expected["lines"] if "eval_loss" in line] == [4, 8]
+    real = FtTrainer.evaluation_loop
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FtTrainer, "evaluation_loop", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained("killed", **options)
+    monkeypatch.setattr(FtTrainer, "evaluation_loop", real)
+    assert outcome(trained("killed", **options)) == expected
+
+
+def test_every_damage_of_a_real_checkpoint_is_found(trained: Any) -> None:
+    """200 flipped bits and 20 cuts over all files, each file deleted, and files that another program would write."""
+    folder = trained("run", stop=3) / "checkpoint-3"
+    dice, files = random.Random(0), sorted(path for path in folder.rglob("*") if path.is_file())
+    assert len(files) > 10
+
+    def refused(file: Path, content: bytes | None) -> None:
+        before = file.read_bytes()
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(checkpoints.DamagedError, match=re.escape(file.name)):
+            checkpoints.verify(folder)
+        file.write_bytes(before)
+
+    for number in range(200):
+        file = files[number % len(files)]
+        content = bytearray(file.read_bytes())
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        refused(file, bytes(content))
+    for number in range(20):
+        content = files[number % len(files)].read_bytes()
+        refused(files[number % len(files)], content[: dice.randrange(len(content))])
+    for file in files:
+        refused(file, None)
+    weights = load_file(folder / "adapter_model.safetensors")
+    for changed in ({n: t.half() for n, t in weights.items()}, {n: t[:1] for n, t in weights.items()}):
+        refused(folder / "adapter_model.safetensors", save(changed))
+    checkpoints.verify(folder)

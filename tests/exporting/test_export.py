@@ -210,3 +210,30 @@ def test_an_adapter_that_does_not_fit_is_named(tmp_path: Path, out: Path, adapte
     with pytest.raises(UsageError, match=r"adapter .* does not fit .*; write the model that it was trained on"):
         export("--model", tiny_model(tmp_path / "base"), "--adapter", adapter, f"export_dir={out}")
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_quantised_base_is_merged_into_as_numbers(
+    tiny_model_dir: Path, out: Path, tmp_path: Path, rows_file: Path, logits_of: Callable
+) -> None:
+    """A qlora run's file: what was trained, four-bit weights and adapter, as one model of numbers."""
+    from ftcore.planning import make_plan
+    from ftcore.run import run
+
+    values = {"model_name_or_path": str(tiny_model_dir), "finetuning_type": "qlora", "do_train": True}
+    values |= {"dataset": str(rows_file), "template": "chatml", "max_steps": 2, "learning_rate": 0.05}
+    values |= {"output_dir": str(tmp_path / "run")}
+    file = tmp_path / "run.yaml"
+    file.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items()))
+    plan = make_plan(file)
+    run(plan)
+    done = export(file, f"export_dir={out}")
+    assert done.exit_code == 0, done.output
+    kwargs = plan.method.component.load_kwargs(plan) | {"dtype": torch.float32}
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, **kwargs)
+    expected = logits_of(PeftModel.from_pretrained(base, tmp_path / "run"))
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert getattr(model.config, "quantization_config", None) is None
+    assert (expected - logits_of(model)).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+    plain = logits_of(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), tmp_path / "run"))
+    assert (expected - plain).abs().max() > 1e-3

@@ -1,0 +1,189 @@
+"""Checkpoints as a user meets them: through ``ft run``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ftcore.cli import group
+from ftcore.engine import checkpoints
+from ftcore.errors import RunError, UsageError
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model_dir: Path, rows_file: Path) -> Callable[..., str]:
+    """``run("--force", seed=1)``: four steps with a checkpoint every two, into ``out``; what it prints."""
+    rows = [{"instruction": f"question {number}", "output": f"answer {number}"} for number in range(8)]
+    rows_file.write_text(json.dumps(rows))
+    lines = {"model_name_or_path": str(tiny_model_dir), "do_train": True, "dataset": str(rows_file), "max_steps": 4}
+    lines |= {"output_dir": str(tmp_path / "out"), "save_steps": 2, "per_device_train_batch_size": 2}
+    lines |= {"template": "chatml", "learning_rate": 1e-3, "logging_steps": 1}
+    file = tmp_path / "run.yaml"
+    file.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in lines.items()))
+
+    def call(*words: str, **options: Any) -> str:
+        overrides = [f"{name}={json.dumps(value).strip(chr(34))}" for name, value in options.items()]
+        done = CliRunner().invoke(group, ["run", str(file), *overrides, *words], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return call
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def steps(folder: Path) -> list[str]:
+    return [path.name for path in checkpoints.checkpoints(folder)]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def lose_the_last(folder: Path) -> None:
+    """As if the run had been killed after its first checkpoint."""
+    shutil.rmtree(folder / "checkpoint-4")
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def test_auto_goes_on_from_the_last_whole_one(run: Callable, out: Path) -> None:
+    run()
+    expected = weights(out)
+    assert steps(out) == ["checkpoint-2", "checkpoint-4"]
+    lose_the_last(out)
+    assert f"going on from {out / 'checkpoint-2'}" in run(resume_from_checkpoint="auto")
+    assert weights(out) == expected
+    assert f"{out / 'checkpoint-4'} is the end of this run: no step was left to do" in run()
+    assert weights(out) == expected
+
+
+@pytest.mark.slow
+def test_a_path_and_never(run: Callable, out: Path, tmp_path: Path) -> None:
+    run()
+    other = tmp_path / "other"
+    again = run(resume_from_checkpoint=str(out / "checkpoint-2"), output_dir=str(other))
+    assert f"going on from {out / 'checkpoint-2'}" in again
+    assert weights(other) == weights(out)
+    with pytest.raises(UsageError, match="holds checkpoints of an earlier run: checkpoint-2, checkpoint-4"):
+        run(resume_from_checkpoint="never")
+    assert "going on from" not in run(resume_from_checkpoint="never", overwrite_output_dir=True, seed=7)
+    assert weights(other) != weights(out)
+
+
+@pytest.mark.slow
+def test_limit(run: Callable, out: Path) -> None:
+    run(save_steps=1, save_total_limit=2)
+    assert steps(out) == ["checkpoint-3", "checkpoint-4"]
+
+
+@pytest.mark.slow
+def test_weights_alone(run: Callable, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """``save_only_model``: nothing but weights and tokenizer; no resume, but the run can be done again."""
+    run(save_only_model=True)
+    names = {path.name for path in (out / "checkpoint-4").iterdir()}
+    assert not names & {"optimizer.safetensors", "scheduler.json", "random-0.json"}
+    assert {"adapter_model.safetensors", "tokenizer.json", "trainer_state.json"} <= names
+    expected = weights(out)
+    with pytest.raises(UsageError, match="holds weights only, it was saved by save_only_model"):
+        run(resume_from_checkpoint=str(out / "checkpoint-4"))
+    run(save_only_model=True)
+    assert "checkpoint-4 holds weights only (save_only_model); it cannot be resumed from" in caplog.text
+    assert weights(out) == expected
+
+
+@pytest.mark.slow
+def test_stale_ones_go_first(run: Callable, out: Path) -> None:
+    """A run that begins anew where weights of higher steps lie keeps its own."""
+    run(save_only_model=True)
+    (out / "checkpoint-4").rename(out / "checkpoint-400")
+    run(save_steps=1, save_total_limit=1)
+    assert steps(out) == ["checkpoint-4"]
+    lose = out / "checkpoint-4"
+    assert checkpoints.verify(lose).resumable
+
+
+@pytest.mark.slow
+def test_what_changed_is_named_and_force_goes_on(
+    run: Callable, out: Path, rows_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The option or file behind other rows, and nothing is touched by a refusal."""
+    run()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError) as caught:
+        run(max_samples=7, learning_rate=0.5, template="qwen")
+    messages = [str(problem) for problem in caught.value.problems]
+    assert messages[0].startswith(f"this run cannot go on from {out / 'checkpoint-4'}; undo the change, start anew")
+    assert messages[0].endswith("or go on all the same with ft run --force")
+    assert any(message.startswith("learning_rate was 0.001, now it is 0.5") for message in messages)
+    (rows,) = [message for message in messages if message.startswith("training rows was")]
+    assert "max_samples was null, now it is 7" in rows
+    rows_file.write_text(rows_file.read_text().replace("answer 3", "another 3"))
+    with pytest.raises(UsageError, match=rf"training rows was .*{rows_file.name} was \"\w+\", now it is \"\w+\""):
+        run()
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {path.name for path in before if after[path] != before[path]} == set()
+    lose_the_last(out)
+    caplog.clear()
+    assert f"going on from {out / 'checkpoint-2'}" in run("--force", learning_rate=0.5)
+    assert "all the same: learning_rate was 0.001, now it is 0.5" in caplog.text
+    assert "all the same: training rows was" in caplog.text
+
+
+@pytest.mark.slow
+def test_force_cannot_make_shapes_fit(run: Callable) -> None:
+    run()
+    with pytest.raises(RunError, match="holds other weights than this model has"):
+        run("--force", lora_rank=4)
+
+
+def test_a_folder_that_a_run_was_killed_in_at_its_start_is_its_own(run: Callable, out: Path) -> None:
+    out.mkdir()
+    (out / ".ft.lock").touch()
+    run()
+    assert steps(out) == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_share_a_folder(run: Callable, out: Path) -> None:
+    hold = (
+        "import sys\nfrom pathlib import Path\nfrom ftcore.lock import locked\n"
+        f"with locked(Path({str(out)!r})):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
+        message = f"another run is writing to {out}; wait for it, or write another output_dir"
+        with pytest.raises(RunError, match=message):
+            run()
+        other.communicate()
+    run()
+
+
+def test_ctrl_c_before_training(run: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import ftcore.run
+
+    def interrupted(plan: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ftcore.run, "run", interrupted)
+    done = CliRunner().invoke(group, ["run", str(tmp_path / "run.yaml")])
+    assert done.exit_code == 130
+    assert "stopped by Ctrl-C outside of training" in done.output
+
+
+def test_a_run_without_a_log_line_has_nothing_to_draw(run: Callable, out: Path) -> None:
+    run(logging_steps=10, plot_loss=True)
+    assert not (out / "training_loss.png").exists()
