@@ -87,6 +87,7 @@ class Objective:
         rewards: what the pairs' answers are worth to the model, two ``[B]``, for the logs.
         reference: whether the scores of a reference are needed.
         tail: factor on the log-probabilities of tokens past the length of the pair's shorter answer.
+        compares: pairs of a micro-batch are compared with each other, so that it cannot be divided.
         per_token: the loss is one of the chosen answers' tokens, and its mean goes over these instead of pairs.
     """
 
@@ -94,6 +95,7 @@ class Objective:
     rewards: Callable[[PairScores], tuple[torch.Tensor, torch.Tensor]]
     reference: bool = True
     tail: float = 1.0
+    compares: bool = False
     per_token: bool = False
 
 
@@ -121,7 +123,7 @@ class PairTrainer(FtTrainer):
         reference: Callable[[], Any] | None = None,
     ) -> None:
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
-        self.objective = objective
+        self.objective, self.divisible = objective, not objective.compares
         if objective.reference:
             measure = Measure("pairs", collate_pairs, _pair_sums)
             self.train_dataset, self.eval_dataset = with_reference(self, measure, (train, evaluation), reference)

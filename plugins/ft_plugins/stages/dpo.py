@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ftcore.run import Run
 
 WITHOUT_REFERENCE = ("orpo", "simpo", "sft")
+COMPARING = ("kto_pair", "aot", "aot_unpaired")
 SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "simpo")
 
 
@@ -107,6 +108,7 @@ def objective(options: PreferenceOptions) -> Objective:
         rewards=lambda scores: rewards(name, scores, options.pref_beta),
         reference=name not in WITHOUT_REFERENCE,
         tail=1.0 if options.ld_alpha is None else options.ld_alpha,
+        compares=name in COMPARING,
         per_token=name == "sft",
     )
 

@@ -246,3 +246,27 @@ def test_fillers_change_nothing(trainer_of: Any, moved: Any) -> None:
 def test_options_that_do_not_go_together(options: Any, message: str, stage_run: Any) -> None:
     with pytest.raises(UsageError, match=message):
         stage_run("dpo", 2, **options)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "aot"])
+def test_memory_that_does_not_suffice(loss: str, trainer_of: Any, moved: Any, tmp_path: Path) -> None:
+    """Pairs are done fewer at a time where that is the same loss; a batch that compares its pairs stays whole."""
+    from ftcore.errors import RunError
+
+    trainer = trainer_of("dpo", 8, pref_loss=loss, max_steps=1)
+    moved(trainer.model)
+    expected = trainer.loss_sum(trainer.data_collator([trainer.train_dataset[row] for row in range(4)])).item() / 4
+    honest = trainer.loss_sum
+
+    def short(batch: Any) -> torch.Tensor:
+        if len(batch["index"]) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return honest(batch)
+
+    trainer.loss_sum = short
+    if loss == "aot":
+        with pytest.raises(RunError, match="out of memory"):
+            trainer.train()
+        return
+    trainer.train()
+    assert read_log(tmp_path / "out" / "trainer_log.jsonl")[0]["loss"] == pytest.approx(expected, rel=1e-5)
