@@ -53,6 +53,7 @@ class StepGuard:
         untrained: steps of this run that changed nothing: skipped, or without a token that is trained.
         since_logged: those of them since the last log line, of ``steps_since_logged``.
         rows_seen: rows of this run.
+        rows_in_step: numbers of the rows of the step that is under way.
     """
 
     def __init__(self, trainer: FtTrainer) -> None:
@@ -61,7 +62,7 @@ class StepGuard:
         self.skipped = self.untrained = self.rows_seen = 0
         self.since_logged, self.steps_since_logged = 0, 0
         self._taken: list[Batch] = []
-        self._step: list[int] = []
+        self.rows_in_step: list[int] = []
         self._void = False
 
     # ---- what is kept in checkpoints ----
@@ -80,8 +81,8 @@ class StepGuard:
     def begin(self, batches: Sequence[Batch], weight: float) -> None:
         """Of the optimizer step over these micro-batches, whose labels weigh so much together."""
         self._taken, self._void = [], False
-        self._step = [index for batch in batches for index in batch["index"]]
-        self.rows_seen += sum(index >= 0 for index in self._step)
+        self.rows_in_step = [index for batch in batches for index in batch["index"]]
+        self.rows_seen += sum(index >= 0 for index in self.rows_in_step)
         self.steps_since_logged += 1
         if not weight and batches:
             self._leave_out()
@@ -159,9 +160,9 @@ class StepGuard:
             return None
         rate = max((group["lr"] for group in trainer.optimizer.param_groups), key=lambda lr: not math.isfinite(lr))
         if not math.isfinite(rate):
-            self.left_out(NotFiniteError("learning rate", float(rate), self._step))
+            self.left_out(NotFiniteError("learning rate", float(rate), self.rows_in_step))
         elif trainer.accelerator.scaler is None and not math.isfinite(norm):
-            self.left_out(NotFiniteError("gradient", float(norm), self._step))
+            self.left_out(NotFiniteError("gradient", float(norm), self.rows_in_step))
         return None if self._void else norm
 
     def left_out(self, found: NotFiniteError) -> None:
@@ -222,7 +223,7 @@ class StepGuard:
         return self.trainer.state.global_step + 1
 
     def _places(self) -> str:
-        return f"its rows: {places(self.trainer.train_dataset, self._step)}"
+        return f"its rows: {places(self.trainer.train_dataset, self.rows_in_step)}"
 
 
 def _without(logs: dict[str, float], name: str, steps: int, untrained: int) -> None:

@@ -97,8 +97,9 @@ def test_null_leaves_the_default(write_config: Write, built_in: Plugins) -> None
 
 
 def test_fields_of_transformers_are_passed_on(write_config: Write, built_in: Plugins) -> None:
-    plan = make_plan(write_config("logging_first_step: true\nlr_scheduler_kwargs: {a: 1}\n"), plugins=built_in)
-    assert plan.transformers == {"logging_first_step": True, "lr_scheduler_kwargs": {"a": 1}}
+    text = "logging_first_step: true\nlr_scheduler_type: polynomial\nlr_scheduler_kwargs: {power: 2}\n"
+    plan = make_plan(write_config(text), plugins=built_in)
+    assert plan.transformers == {"logging_first_step": True, "lr_scheduler_kwargs": {"power": 2}}
     assert plan.options["logging_first_step"].owner == "transformers"
 
 

@@ -49,7 +49,7 @@ class Watch(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         places = self.trainer.train_dataset.places
-        self.seen += [places[row].line for row in self.trainer._rows_in_step]
+        self.seen += [places[row].line for row in self.trainer.guard.rows_in_step]
         if state.global_step + 1 == self.stop:
             os.kill(os.getpid(), 15)
 
