@@ -59,7 +59,7 @@ class Freeze(Full):
         return {}
 
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
-        """The model with the chosen layers and modules requiring gradients.
+        """The model with the chosen layers and modules requiring gradients, and a head that scores.
 
         Raises:
             UsageError: naming each module that is not there, and those that are.
@@ -71,8 +71,11 @@ class Freeze(Full):
         names = [name for name, _ in model.named_parameters()]
         self._check(plan, options, names)
         layers = options.chosen(model.config.get_text_config().num_hidden_layers)
+        # a head that scores has random values at first: there is no use in keeping them
+        fresh = plan.stage.component.head != "causal_lm"
         for name, tensor in model.named_parameters():
-            tensor.requires_grad_(_is_trained(name, options, layers))
+            head = fresh and not name.startswith(f"{model.base_model_prefix}.")
+            tensor.requires_grad_(head or _is_trained(name, options, layers))
             if tensor.requires_grad:
                 tensor.data = tensor.data.to(getattr(torch, plan.precision.trained))
         warn_of_new_rows(plan, model, lambda end: end in options.freeze_extra_modules)

@@ -68,6 +68,19 @@ def test_plain_transformers_loads_what_it_leaves(method: str, trainer_of: Any, m
     torch.testing.assert_close(padded, own, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", [*METHODS, "qlora"])
+def test_the_head_is_trained(method: str, trainer_of: Any) -> None:
+    """By every method: it begins at random."""
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    trainer = trainer_of("rm", 4, finetuning_type=method)
+    heads = [tensor for name, tensor in trainer.model.named_parameters() if "score" in name and tensor.requires_grad]
+    assert [head.dtype for head in heads] == [torch.float32]
+    before = heads[0].clone()
+    trainer.train()
+    assert not torch.equal(heads[0], before)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_padding_that_ends_a_sequence(packed: bool, trainer_of: Any, rows_of: Any) -> None:
     """Where the padding token ends an answer, the score is read where transformers reads it."""
@@ -150,7 +163,7 @@ def test_a_run_in_numbers(method: str, trainer_of: Any, tmp_path: Path) -> None:
     expected = {
         "full": [0.684372, 0.697721, 0.690887],
         "lora": [0.684372, 0.698926, 0.535731],
-        "freeze": [0.684372, 0.705289, 0.687743],
+        "freeze": [0.684372, 0.708813, 0.695303],
     }
     trainer_of("rm", 8, finetuning_type=method, max_steps=3).train()
     losses = [line["loss"] for line in read_log(tmp_path / "out" / "trainer_log.jsonl")]

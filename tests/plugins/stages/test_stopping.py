@@ -47,10 +47,12 @@ def outcome(folder: Path) -> dict[str, Any]:
     return files | {"lines": lines}
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "freeze", "qlora"])
 @pytest.mark.parametrize("stage", ["dpo", "rm", "kto", "pt"])
 def test_stopped_it_goes_on_to_the_same_bytes(stage: str, method: str, trainer_of: Any, tmp_path: Path) -> None:
     """In the second epoch, with a log line's sums half full."""
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
     options = OPTIONS | {"finetuning_type": method}
     if method == "lora":
         options["lora_dropout"] = 0.3

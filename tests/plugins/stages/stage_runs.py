@@ -1,0 +1,25 @@
+"""``python stage_runs.py OPTIONS``: a run of a stage from its rows to its checkpoint, OPTIONS being a JSON file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from ftcore.planning import make_plan
+from ftcore.run import Run, load_model, use_template
+
+
+def main() -> None:
+    plan = make_plan(None, values=json.loads(Path(sys.argv[1]).read_text()))
+    run = Run(plan=plan, tokenizer=plan.plugins.hook.ft_load_tokenizer(plan=plan))
+    run.data = plan.stage.component.datasets(run)
+    use_template(run)
+    load_model(run)
+    trainer = plan.stage.component.trainer(run)
+    trainer.train()
+    trainer.evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Stages in two processes: the reference is computed by both, and what is trained and logged is as in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcore.engine.reports import read_log
+
+SCRIPT = Path(__file__).with_name("stage_runs.py")
+
+
+def run(count: int, folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The log of a run in so many processes."""
+    folder.mkdir()
+    file = folder / "options.json"
+    file.write_text(json.dumps(options | {"output_dir": str(folder / "out")}))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "FT_CACHE": str(folder / "cache")}
+    if count > 1:
+        common |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(file)],
+            env=common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    errors = [process.communicate()[1] for process in started]
+    assert [error[-2000:] for error, process in zip(errors, started, strict=True) if process.returncode] == []
+    return read_log(folder / "out" / "trainer_log.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", ["dpo", "rm", "kto"])
+def test_two_processes_train_what_one_does(stage: str, rows_of: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Seven rows in global batches of four leave three for two processes, and evaluations of three leave a filler."""
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps(rows_of[stage](10)))
+    options = {"model_name_or_path": str(tiny_model_dir), "stage": stage, "dataset": str(rows), "do_train": True}
+    options |= {"val_size": 3, "max_steps": 4, "logging_steps": 2, "learning_rate": 1e-3, "save_strategy": "no"}
+    one = run(1, tmp_path / "one", options | {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2})
+    two = run(2, tmp_path / "two", options | {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 1})
+    unlike = {"throughput", "elapsed_time", "remaining_time", "num_input_tokens_seen"}
+    assert [line.keys() for line in two] == [line.keys() for line in one]
+    assert len(one) == 3
+    for alone, shared in zip(one, two, strict=True):
+        names = [name for name in alone if name not in unlike and isinstance(alone[name], int | float)]
+        assert {"rewards/chosen", "eval_rewards/chosen"} & set(names)
+        assert [shared[name] for name in names] == [pytest.approx(alone[name], rel=1e-4, abs=1e-6) for name in names]
