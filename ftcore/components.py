@@ -310,9 +310,7 @@ class Optimizer(Component, ABC):
     def create(self, plan: Plan, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over parameter groups, which already carry ``lr`` and ``weight_decay``."""
 
-    def create_for(
-        self, plan: Plan, model: PreTrainedModel, groups: Sequence[dict[str, Any]]
-    ) -> torch.optim.Optimizer:
+    def create_for(self, plan: Plan, model: PreTrainedModel, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """What a run calls: the same, for optimizers that need the model as well."""
         return self.create(plan, groups)
 

@@ -179,6 +179,21 @@ def weighted_nll(hidden: torch.Tensor, head: Head, labels: torch.Tensor, weights
     return _WeightedNLL.apply(hidden, head.weight, head.bias, labels, weights, options)
 
 
+def nll_and_hits(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses ``[T]``, and whether each label is the likeliest token, bool ``[T]``; without gradients.
+
+    Arguments as `weighted_nll`. Of several likeliest tokens the first one counts, as argmax has it.
+    """
+    losses = hidden.new_empty(len(labels), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+    hits = torch.empty(len(labels), dtype=torch.bool, device=hidden.device)
+    with torch.no_grad():
+        for rows in _chunks(head, len(labels)):
+            z = head.logits(hidden[rows])
+            losses[rows] = z.logsumexp(-1) - z.gather(1, labels[rows, None])[:, 0]
+            hits[rows] = z.argmax(-1) == labels[rows]
+    return losses, hits
+
+
 def token_logps(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor:
     """Log-probabilities ``[T]`` of the labels; arguments as `weighted_nll`."""
     options = (head.scale, head.softcap, torch.is_grad_enabled())

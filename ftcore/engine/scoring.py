@@ -13,7 +13,7 @@ from torch import nn
 
 from ftcore.engine import attention
 from ftcore.engine.collate import Batch, collate, padded
-from ftcore.engine.head import Head, token_logps, weighted_nll
+from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,14 @@ class Scorer:
         """Log-probabilities ``[T]`` of the batch's labels."""
         labels = self._labels(batch)
         return token_logps(self.hidden(batch), self.head(), labels) if self.fused else self._own_logps(batch, labels)
+
+    def nll_and_hits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses ``[T]`` of the batch's labels, and whether each is the likeliest token, bool ``[T]``; no gradients."""
+        labels = self._labels(batch)
+        if self.fused:
+            return nll_and_hits(self.hidden(batch), self.head(), labels)
+        logits = self._own_logits(batch)
+        return -logits.log_softmax(-1).gather(1, labels[:, None])[:, 0], logits.argmax(-1) == labels
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The decoder's last hidden states ``[T, H]`` at the positions that have a label."""

@@ -89,6 +89,10 @@ class FtTrainer(ResumableTrainer):
         """Weighted sum of the losses of a micro-batch, a scalar with a gradient."""
         return self.scorer.weighted_nll(batch)
 
+    def eval_loss_sum(self, batch: Batch) -> torch.Tensor:
+        """The same in an evaluation, where more may be noted."""
+        return self.loss_sum(batch)
+
     def weight(self, batch: Batch) -> float:
         """The total weight that `loss_sum` is over."""
         return float(batch["weights"].sum(dtype=torch.float64))
@@ -262,7 +266,7 @@ class FtTrainer(ResumableTrainer):
         self._measuring = Meters()
         with torch.no_grad(), self.accelerator.autocast():
             for batch in self.passing(dataloader):
-                sums += torch.stack([self.loss_sum(batch).double(), torch.tensor(self.weight(batch)).to(sums)])
+                sums += torch.stack([self.eval_loss_sum(batch).double(), torch.tensor(self.weight(batch)).to(sums)])
         measured, self._measuring = self._means(self._measuring), self.meters
         total, weight = self.accelerator.reduce(sums, "sum").tolist()
         if not weight:

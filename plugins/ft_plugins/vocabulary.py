@@ -73,7 +73,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "use_dft_loss": ("", (False,)),
     "use_asft_loss": ("", (False,)),
     "use_eaft_loss": ("", (False,)),
-    "compute_accuracy": (NOT_YET, (False,)),
     "include_effective_tokens_per_second": ("throughput is always logged", (True, False)),
     "do_predict": (NOT_YET, (False,)),
     "predict_with_generate": (NOT_YET, (False,)),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ft_plugins.stages.sft import AccuracyOptions, token_trainer
 from ftcore.checks import place
-from ftcore.components import OptionGroup, Stage
+from ftcore.components import Stage
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ftcore.run import Run
 
 
-class PretrainingOptions(OptionGroup):
+class PretrainingOptions(AccuracyOptions):
     """How texts stand together."""
 
     isolate_documents: bool = True
@@ -39,12 +40,11 @@ class Pretraining(Stage):
     def trainer(self, run: Run) -> FtTrainer:
         """The shared trainer."""
         from ftcore.engine.collate import collate, collate_joined
-        from ftcore.engine.trainer import FtTrainer
 
         options = run.plan.stage.options
         assert isinstance(options, PretrainingOptions)
         collator = collate if options.isolate_documents else collate_joined
-        return FtTrainer(run, train=run.data.train, evaluation=run.data.eval, collator=collator)
+        return token_trainer(run, collator=collator)
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
