@@ -1,0 +1,151 @@
+"""What the model sees when it answers is, token for token, what came before the answer when it was trained."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from harness import BY_NAME, frozen_date
+from oracle_map import ENTRIES
+
+from ftcore.components import ChatTemplate
+from ftcore.data.preparing import Prepared, prepare
+from ftcore.data.rendering import Renderer
+from ftcore.errors import RowError, UsageError
+from ftcore.groups import DataOptions
+from ftcore.samples import Chat, Message, Place
+from ftcore.testing import SPECIAL_TOKENS, tiny_tokenizer
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells the weather.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+ONE = (Message("user", "hello there"), Message("assistant", "one two"))
+MORE = (*ONE, Message("user", "and now?"), Message("assistant", "three"), Message("user", "你好"))
+CALLED = (
+    Message("user", "what is the weather?"),
+    Message("assistant", "", tool_calls=(CALL,)),
+    Message("tool", '{"sky": "grey"}'),
+    Message("assistant", "It is grey."),
+)
+CHATS: dict[str, Chat] = {
+    "one turn": Chat(ONE),
+    "many turns": Chat((*MORE, Message("assistant", "世界。"))),
+    "system": Chat((Message("system", "be brief"), *MORE, Message("assistant", "four"))),
+    "tools offered": Chat(ONE, (TOOL,)),
+    "tool called": Chat(CALLED[:2], (TOOL,)),
+    "tool answered": Chat(CALLED, (TOOL,)),
+    "thought": Chat((ONE[0], Message("assistant", "one two", "so many"))),
+    "thoughts": Chat(
+        (
+            ONE[0],
+            Message("assistant", "one two", "so many"),
+            Message("user", "and?"),
+            Message("assistant", "three", "what comes next"),
+        )
+    ),
+}
+
+
+def renderer_of(template: ChatTemplate, thinking: bool | None) -> Renderer:
+    """The template with a tokenizer that has its control tokens."""
+    source, tokens = template.source(), ENTRIES.get(template.name, {}).get("tokens", {})
+    tokenizer = tiny_tokenizer()
+    controls = {*re.findall(r"<\|?[\w|-]+\|?>|\[/?[A-Z_]+\]", source), *template.stop, *filter(None, tokens.values())}
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted({*SPECIAL_TOKENS[1:-1], *controls})})
+    for name, token in tokens.items():
+        if name in ("bos_token", "eos_token", "unk_token"):
+            setattr(tokenizer, name, token)
+    return Renderer(tokenizer, source, stop=template.stop, enable_thinking=thinking)
+
+
+def difference(renderer: Renderer, chat: Chat) -> str | None:
+    """What inference shows beyond what training did; empty where nothing; None where the template cannot do it."""
+    with frozen_date():
+        try:
+            (found,) = prepare([(Place("x", 1), chat)], renderer, DataOptions())
+            prompt = renderer.prompt_ids(chat.messages[:-1], chat.tools)
+        except (RowError, UsageError):
+            return None
+    row = found[1]
+    if isinstance(row, RowError):
+        return None
+    assert isinstance(row, Prepared)
+    trained = row.labelled.encoded.ids.tolist()
+    same = next((n for n, pair in enumerate(zip(prompt, trained, strict=False)) if pair[0] != pair[1]), len(prompt))
+    return renderer.tokenizer.decode(prompt[same:])
+
+
+THOUGHTS = ("thought", "thoughts")
+PLAIN = ("one turn", "many turns", "system", "tools offered", "tool called", "tool answered")
+PLAIN_CHATS = PLAIN[:3]
+QWEN = "\n</think>\n\n"
+EXCEPTIONS: dict[str, dict[str, tuple[tuple[bool | None, ...], tuple[str, ...], str]]] = {
+    "the prompt says that nothing is thought, and the row has a thought": {
+        "aeva": ((False,), THOUGHTS, "</think>"),
+        "bailing_v3": ((False,), THOUGHTS, "</think>"),
+        "deepseek3_1": ((None, False), THOUGHTS, "</think>"),
+        "deepseek4": ((None,), THOUGHTS, "</think>"),
+        "ernie_vl": ((False,), THOUGHTS, QWEN),
+        "gemma4": ((None, False), THOUGHTS, "<channel|>"),
+        "glm4_7": ((False,), THOUGHTS, "</think>"),
+        "glm4_moe": ((False,), THOUGHTS, "</think>"),
+        "hy3": ((None, False), THOUGHTS, "</think:opensource>"),
+        "mimo_v2": ((False,), THOUGHTS, "</think>"),
+        "qwen3": ((False,), THOUGHTS, QWEN),
+        "qwen3_5": ((False,), THOUGHTS, QWEN),
+        "qwen3_5_nothink": ((None, False), THOUGHTS, QWEN),
+        "qwen3_6": ((False,), THOUGHTS, QWEN),
+        "qwen3_omni": ((False,), THOUGHTS, QWEN),
+        "seed_oss": ((False,), THOUGHTS, "\n<seed:cot_budget_reflect>"),
+        "youtu": ((False,), THOUGHTS, QWEN),
+    },
+    "the prompt begins a thought, and the row has none": {
+        "aeva": ((None, True), PLAIN, "<think>"),
+        "deepseekr1": ((None,), PLAIN_CHATS, "<think>\n"),
+        "gemma4n": ((True,), ("tool answered",), "<|channel>thought\n"),
+        "glm4_7": ((None, True), PLAIN, "<think>"),
+        "glmz1": ((None,), PLAIN, "<think>"),
+        "minimax2": ((None,), PLAIN, "<think>\n"),
+    },
+    "the vendor's prompt closes an empty thought that its rendering of an answer does not have": {
+        "deepseek3_2": ((None, False), PLAIN + THOUGHTS, "</think>"),
+    },
+    "the prompt ends in a blank, which the answer's first token swallows": {
+        "breeze": ((None,), ("one turn", "system"), " "),
+        "ernie_nothink": ((None, True, False), ("one turn", "system"), " "),
+    },
+}
+"""Reason -> template -> thinking, cases, and what inference shows beyond what training did (or a part of it)."""
+
+
+def expected(name: str, thinking: bool | None, case: str) -> str:
+    """What a template is known to show beyond the training rendering; empty for nothing."""
+    for templates in EXCEPTIONS.values():
+        modes, cases, rest = templates.get(name, ((), (), ""))
+        if thinking in modes and case in cases:
+            return rest
+    return ""
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_prompt_is_the_beginning_of_what_was_trained(name: str) -> None:
+    template = BY_NAME[name]
+    modes = (None, True, False) if "enable_thinking" in template.source() else (None,)
+    compared = 0
+    for thinking in modes:
+        renderer = renderer_of(template, thinking)
+        for case, chat in CHATS.items():
+            found = difference(renderer, chat)
+            if found is None:
+                continue
+            compared += 1
+            known = expected(name, thinking, case)
+            assert known in found, (thinking, case)
+            assert bool(found) == bool(known), (thinking, case, found)
+    assert compared >= 2 * len(modes)
