@@ -94,12 +94,10 @@ def write_json(file: Path, value: Any) -> None:
     staged.replace(file)
 
 
-def write_results(
-    folder: Path, train: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """``train_results.json``, ``eval_results.json`` and, of both, ``all_results.json``."""
+def write_results(folder: Path, results: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+    """``train_results.json`` and so on, by name, where there are any, and of all together ``all_results.json``."""
     together: dict[str, Any] = {}
-    for name, metrics in (("train", train), ("eval", evaluation)):
+    for name, metrics in results.items():
         if metrics:
             write_json(folder / f"{name}_results.json", metrics)
             together |= metrics

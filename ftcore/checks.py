@@ -66,14 +66,20 @@ def _check_data(plan: Plan) -> Iterable[Problem]:
         yield Problem(
             "do_train is true, but there is no dataset", place(plan, "do_train"), "write dataset: NAME or a file"
         )
-    wants = "eval_strategy" if training.eval_strategy != "no" else "do_eval" if training.do_eval else ""
+    asked = {"eval_strategy": training.eval_strategy != "no", "do_eval": training.do_eval}
+    asked |= {"do_predict": training.do_predict}
+    wants = next((option for option, wanted in asked.items() if wanted), "")
+    wants_to = "predict" if wants == "do_predict" else "evaluate"
     folders = any(spec.path and spec.path.is_dir() for spec in plan.datasets)
     if wants and not (data.eval_dataset or data.val_size or folders or any(spec.hub_id for spec in plan.datasets)):
         yield Problem(
-            f"{wants} asks to evaluate, but there is nothing to evaluate on",
+            f"{wants} asks to {wants_to}, but there is nothing to evaluate on",
             place(plan, wants),
             "write val_size or eval_dataset",
         )
+    if training.do_predict and not plan.stage.component.predicts:
+        hint = "remove do_predict; do_eval evaluates"
+        yield Problem(f"stage {plan.stage.component.name!r} predicts nothing", place(plan, "do_predict"), hint)
     if data.val_size and data.eval_dataset:
         yield Problem("val_size and eval_dataset are both set", place(plan, "val_size"), "keep one")
     if data.train_on_prompt and data.mask_history:
@@ -186,7 +192,7 @@ def warnings(plan: Plan) -> Iterable[str]:
         yield "dataloader_num_workers: the run's own process reads a stream, no others are started"
     for plugin in plan.plugins.broken:
         yield f"plugin {plugin.id} is broken: {plugin.status}"
-    if not plan.training.do_train and not plan.training.do_eval:
+    if not (plan.training.do_train or plan.training.do_eval or plan.training.do_predict):
         yield "do_train and do_eval are both false: ft run will do nothing"
 
 

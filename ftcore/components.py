@@ -286,6 +286,8 @@ class Stage(Component, ABC):
     """Whether rows are packed unless the file says otherwise; None where they cannot be."""
     streams: ClassVar[bool] = False
     """Whether it trains on rows that come one after the other, of which nobody knows how many there are."""
+    predicts: ClassVar[bool] = False
+    """Whether it can do what ``do_predict`` asks for."""
 
     @abstractmethod
     def trainer(self, run: Run) -> Trainer:
@@ -294,6 +296,16 @@ class Stage(Component, ABC):
     @abstractmethod
     def datasets(self, run: Run) -> Any:
         """Tokenised train and evaluation data with their accounting (see `ftcore.data`)."""
+
+    def predict(self, run: Run, trainer: Trainer) -> Mapping[str, float]:
+        """What ``do_predict`` asks for: predictions on the evaluation data, written into the run's folder.
+
+        Only called where `predicts`; after training, if there is any.
+
+        Returns:
+            ``predict_*`` metrics, for ``predict_results.json``.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +349,17 @@ class InferenceEngine(Component, ABC):
     @abstractmethod
     def load(self, plan: Plan) -> Generator:
         """Loads model and adapters once; what comes back answers until it is dropped."""
+
+    def over(self, plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
+        """Answers with a model that the run holds, as it is at each call; it may change its generation config.
+
+        Raises:
+            UsageError: the engine only answers with models that it loads itself.
+        """
+        from ftcore.errors import Problem, UsageError
+
+        reason = f"engine {self.name} only answers with models that it loads itself, not with that of a run"
+        raise UsageError(Problem(reason))
 
 
 class Generator(ABC):

@@ -144,6 +144,8 @@ class TrainingOptions(OptionGroup):
     """Whether to train; without it the run only evaluates."""
     do_eval: bool = False
     """Whether to evaluate at the end; implied by ``eval_strategy``."""
+    do_predict: bool = False
+    """Whether to predict the evaluation data at the end, as the stage does it (sft: ``predict_with_generate``)."""
     output_dir: str | None = None
     """Where the run's files go; unset, ``saves/<model>/<method>/<stage>``."""
     overwrite_output_dir: bool = False

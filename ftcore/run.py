@@ -47,7 +47,7 @@ def run(plan: Plan) -> int:
         RunError: when the run fails.
     """
     announce(plan)
-    if not (plan.training.do_train or plan.training.do_eval):
+    if not (plan.training.do_train or plan.training.do_eval or plan.training.do_predict):
         return 0
     from ftcore.lock import locked
 
@@ -162,8 +162,11 @@ def carry_out(state: Run, trainer: Trainer) -> None:
         if plan.data.streaming:
             click.echo(accounting.read_so_far())
         save_trained(plan, state.model, state.tokenizer)
-    evaluation = (last_evaluation(trainer) or trainer.evaluate()) if state.data.eval is not None else None
-    metrics = artifacts.write_results(folder, train, evaluation)
+    only_predicts = plan.training.do_predict and not (plan.training.do_train or plan.training.do_eval)
+    evaluates = state.data.eval is not None and not only_predicts
+    results = {"train": train, "eval": (last_evaluation(trainer) or trainer.evaluate()) if evaluates else None}
+    results |= {"predict": plan.stage.component.predict(state, trainer) if plan.training.do_predict else None}
+    metrics = artifacts.write_results(folder, results)
     note("finished", metrics)
     if plan.training.plot_loss and plan.training.do_train:
         from ftcore.engine.plots import plot_losses

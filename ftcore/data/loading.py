@@ -139,7 +139,7 @@ def _streamed(kind: type[D], keep: Keep, plan: Plan, renderer: Renderer, progres
 
 def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:
     """The datasets that the plan evaluates on, ``val_size`` aside."""
-    wanted = plan.training.do_eval or plan.training.eval_strategy != "no"
+    wanted = plan.training.do_eval or plan.training.do_predict or plan.training.eval_strategy != "no"
     if plan.eval_datasets or plan.data.val_size or not wanted:
         return plan.eval_datasets
     return [

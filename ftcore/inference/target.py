@@ -24,6 +24,7 @@ UNUSED: dict[str, Any] = {
     "eval_dataset": (),
     "do_train": False,
     "do_eval": False,
+    "do_predict": False,
     "eval_strategy": "no",
     "val_size": 0.0,
     "resume_from_checkpoint": "never",

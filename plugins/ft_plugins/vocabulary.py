@@ -74,8 +74,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "use_asft_loss": ("", (False,)),
     "use_eaft_loss": ("", (False,)),
     "include_effective_tokens_per_second": ("throughput is always logged", (True, False)),
-    "do_predict": (NOT_YET, (False,)),
-    "predict_with_generate": (NOT_YET, (False,)),
     "freeze_language_model": (NOT_YET, (False,)),
     "pref_bco_weight": ("pref_loss bco_pair is that loss alone", (0, 0.0)),
     "ref_model_quantization_bit": ("the reference is loaded in the way of the trained model, and only once", ()),

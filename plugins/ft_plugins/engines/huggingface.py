@@ -12,7 +12,7 @@ from ftcore.components import Generator, InferenceEngine
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ftcore.plan import Plan
 
@@ -32,6 +32,13 @@ class HuggingFace(InferenceEngine):
         tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
         renderer = Renderer.from_plan(plan, tokenizer)
         return TransformersGenerator(plan, load_adapted(plan), renderer)
+
+    def over(self, plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
+        """The same with the run's model, in evaluation mode."""
+        from ft_plugins.engines.generating import TransformersGenerator
+        from ftcore.data.rendering import Renderer
+
+        return TransformersGenerator(plan, model.eval(), Renderer.from_plan(plan, tokenizer))
 
 
 def load_adapted(plan: Plan) -> PreTrainedModel:

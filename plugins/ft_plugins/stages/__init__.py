@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ft_plugins.stages import dpo, kto, pt
+from ft_plugins.stages import dpo, kto, pt, sft
 from ft_plugins.stages.rm import RewardModelling
-from ft_plugins.stages.sft import SupervisedFineTuning
 from ftcore import hookimpl
 from ftcore.components import Stage
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 def ft_stages() -> Iterable[Stage]:
     return [
         pt.Pretraining(name="pt", summary="pretraining: the model learns raw texts"),
-        SupervisedFineTuning(
+        sft.SupervisedFineTuning(
             name="sft", summary="supervised fine-tuning: the model learns the answers of conversations", default=True
         ),
         RewardModelling(name="rm", summary="reward model: learns a score by which preferred answers come first"),
@@ -40,6 +39,7 @@ def ft_check_plan(plan: Plan) -> Iterable[Problem]:
         dpo.DirectPreference: dpo.problems,
         kto.KahnemanTversky: kto.problems,
         pt.Pretraining: pt.problems,
+        sft.SupervisedFineTuning: sft.problems,
     }
     check = checks.get(type(plan.stage.component))
     return check(plan) if check else ()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ftcore.components import OptionGroup, Stage
+from ft_plugins.stages.text_scores import missing_packages
+from ftcore.checks import place
+from ftcore.components import InferenceEngine, OptionGroup, Stage
+from ftcore.errors import Problem
 
 if TYPE_CHECKING:
     from ftcore.engine.trainer import FtTrainer
+    from ftcore.plan import Plan
     from ftcore.run import Run
 
 
@@ -29,13 +34,22 @@ def token_trainer(run: Run, **more: Any) -> FtTrainer:
     return kind(run, train=run.data.train, evaluation=run.data.eval, **more)
 
 
+class SupervisedOptions(AccuracyOptions):
+    """What is evaluated and predicted besides the loss."""
+
+    predict_with_generate: bool = False
+    """With ``do_predict``: answer the prompts of the evaluation data by the generation options, and hold the answers
+    against the data's, by BLEU-4 and ROUGE."""
+
+
 class SupervisedFineTuning(Stage):
     """Learns what assistants say in conversations."""
 
-    Options = AccuracyOptions
+    Options = SupervisedOptions
     samples: ClassVar[tuple[str, ...]] = ("Chat",)
     packs: ClassVar[bool | None] = False
     streams: ClassVar[bool] = True
+    predicts: ClassVar[bool] = True
 
     def datasets(self, run: Run) -> Any:
         """Conversations tokenised, with a weight for each token."""
@@ -46,3 +60,30 @@ class SupervisedFineTuning(Stage):
     def trainer(self, run: Run) -> FtTrainer:
         """The shared trainer."""
         return token_trainer(run)
+
+    def predict(self, run: Run, trainer: Any) -> Mapping[str, float]:
+        """Answers the last turns of the evaluation data's conversations."""
+        from ft_plugins.stages.predicting import predict
+
+        return predict(run, trainer)
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """A prediction that nothing is generated for, and the other way round; packages that are missing."""
+    options, training = plan.stage.options, plan.training
+    assert isinstance(options, SupervisedOptions)
+    if training.do_predict and not options.predict_with_generate:
+        hint = "write predict_with_generate: true; for the loss write do_eval: true"
+        yield Problem("do_predict is true, and nothing is generated", place(plan, "do_predict"), hint)
+    if options.predict_with_generate and not training.do_predict:
+        hint = "write do_predict: true, or remove it"
+        yield Problem(
+            "predict_with_generate is true, and do_predict is false", place(plan, "predict_with_generate"), hint
+        )
+    if training.do_predict and type(plan.engine.component).over is InferenceEngine.over:
+        name = plan.engine.component.name
+        reason = f"engine {name} only answers with models that it loads itself, not with that of a run"
+        yield Problem(reason, place(plan, "infer_backend"), "leave infer_backend out")
+    if training.do_predict and (missing := missing_packages()):
+        hint = f"pip install {' '.join(missing)}"
+        yield Problem("answers are measured by packages that are not installed", place(plan, "do_predict"), hint)

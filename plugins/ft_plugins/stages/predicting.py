@@ -1,0 +1,101 @@
+"""``do_predict``: the model answers the evaluation data, and its answers are held against the data's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ftcore.data.formats import read_samples
+from ftcore.data.loading import eval_specs
+from ftcore.data.rendering import Renderer
+from ftcore.data.thinking import with_reasoning
+from ftcore.inference import Prompt
+from ftcore.inference.answers import collect
+from ftcore.samples import Chat, Place
+
+if TYPE_CHECKING:
+    from ftcore.run import Run
+
+FILE = "generated_predictions.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A conversation's last answer, to be given by the model.
+
+    Args:
+        prompt: what stands before it.
+        text: the same, as the model reads it.
+        label: the answer, as the model would have to say it.
+    """
+
+    prompt: Prompt
+    text: str
+    label: str
+
+
+def predict(run: Run, trainer: Any) -> dict[str, float]:
+    """Answers the rows that an evaluation sees, writes `FILE`, and returns ``predict_*`` metrics."""
+    import time
+
+    from accelerate.utils import gather_object
+    from transformers.trainer_utils import speed_metrics
+
+    from ft_plugins.stages.text_scores import scores
+
+    start = time.time()
+    plan, processes = run.plan, trainer.accelerator
+    questions = list(_questions(run))
+    mine = questions[processes.process_index :: processes.num_processes]
+    generator = plan.engine.component.over(plan, run.model, run.tokenizer)
+    with processes.autocast():
+        answers = collect(generator.stream([question.prompt for question in mine]), len(mine))
+    texts = [answer.text for answer in answers]
+    if processes.num_processes > 1:
+        places = [processes.process_index + number * processes.num_processes for number in range(len(mine))]
+        texts = [text for _, text in sorted(gather_object(list(zip(places, texts, strict=True))))]
+    if trainer.args.should_save:
+        _write(run, questions, texts)
+    found = scores(texts, [question.label for question in questions])
+    metrics = {f"predict_{name}": value for name, value in found.items()}
+    return metrics | speed_metrics("predict", start, num_samples=len(questions))
+
+
+def _questions(run: Run) -> Iterator[Question]:
+    renderer = Renderer.from_plan(run.plan, run.tokenizer)
+    seed, hidden = run.plan.training.seed, run.plan.generation.skip_special_tokens
+    for chat in _chats(run):
+        messages = with_reasoning(chat.messages) if renderer.thinks else chat.messages
+        whole = renderer.render(replace(chat, messages=messages))
+        last = whole.said[-1]
+        ids = run.tokenizer(whole.text[last.start : last.end], add_special_tokens=False).input_ids
+        label = run.tokenizer.decode(ids, skip_special_tokens=hidden, clean_up_tokenization_spaces=False)
+        text = renderer.prompt(messages[:-1], chat.tools).text
+        yield Question(Prompt(messages[:-1], chat.tools, seed=seed), text, label)
+
+
+def _chats(run: Run) -> Iterator[Chat]:
+    """The conversations of the evaluation's rows, in its order; what it leaves out has been counted and told."""
+    places: list[Place] = list(run.data.eval.places)
+    wanted, found = set(places), dict[Place, Chat]()
+    specs = run.plan.datasets if run.plan.data.val_size else eval_specs(run.plan)
+    for spec in specs:
+        for place, sample in read_samples(spec, run.plan):
+            if place in wanted and isinstance(sample, Chat):
+                found.setdefault(place, sample)
+    yield from (found[place] for place in places)
+
+
+def _write(run: Run, questions: Sequence[Question], texts: Sequence[str]) -> None:
+    """One object a row, with LLaMA-Factory's names."""
+    import os
+
+    file = run.plan.output_dir / FILE
+    staged = file.with_name(f".tmp-{os.getpid()}-{FILE}")
+    with staged.open("w", encoding="utf-8") as stream:
+        for question, text in zip(questions, texts, strict=True):
+            row = {"prompt": question.text, "predict": text, "label": question.label}
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    staged.replace(file)

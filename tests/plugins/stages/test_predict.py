@@ -1,0 +1,101 @@
+"""do_predict: what is answered, what is written, and how it is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ft_plugins.stages.text_scores import scores
+from ftcore.errors import UsageError
+from ftcore.inference.answers import collect
+from ftcore.inference.prompts import text_prompt
+from ftcore.inference.target import find_target
+from ftcore.planning import make_plan
+from ftcore.run import run
+
+ROWS = [("hello world", "one two three"), ("who are you? " * 5, "a tiny model"), ("你好", "我是一个很小的模型。")]
+
+
+def predicted(model: Path, folder: Path, **values: Any) -> Path:
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps({"instruction": a, "output": b}) + "\n" for a, b in ROWS), encoding="utf-8")
+    given = {
+        "model_name_or_path": str(model),
+        "eval_dataset": str(data),
+        "do_predict": True,
+        "predict_with_generate": True,
+        "do_sample": False,
+        "max_new_tokens": 8,
+        "template": "chatml",
+        "output_dir": str(folder / "out"),
+    }
+    assert run(make_plan(None, values=given | values)) == 0
+    return folder / "out"
+
+
+def lines(folder: Path) -> list[dict[str, str]]:
+    text = (folder / "generated_predictions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_answers_are_those_of_ft_generate(method: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    out = predicted(tiny_model_dir, tmp_path, finetuning_type=method)
+    words = ("do_sample=false", "max_new_tokens=8", "template=chatml")
+    generator = find_target(None, model=str(tiny_model_dir), overrides=words).load()
+    answers = collect(generator.stream([text_prompt(question) for question, _ in ROWS]), len(ROWS))
+    assert lines(out) == [
+        {
+            "prompt": f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
+            "predict": answer.text,
+            "label": label,
+        }
+        for (question, label), answer in zip(ROWS, answers, strict=True)
+    ]
+    results = json.loads((out / "predict_results.json").read_text())
+    expected = scores([answer.text for answer in answers], [label for _, label in ROWS])
+    assert {name: results[f"predict_{name}"] for name in expected} == expected
+    assert results.keys() >= {"predict_runtime", "predict_samples_per_second"}
+    assert json.loads((out / "all_results.json").read_text()) == results
+    assert not (out / "eval_results.json").exists()
+
+
+def test_after_training_the_trained_weights_answer(tiny_model_dir: Path, tmp_path: Path) -> None:
+    data = str(tmp_path / "rows.jsonl")
+    options = {"dataset": data, "do_train": True, "num_train_epochs": 60, "learning_rate": 5e-3}
+    out = predicted(tiny_model_dir, tmp_path, finetuning_type="full", max_new_tokens=24, **options)
+    assert [row["predict"] for row in lines(out)] == [label for _, label in ROWS]
+    results = json.loads((out / "predict_results.json").read_text())
+    assert [results[f"predict_{name}"] for name in ("bleu-4", "rouge-1", "rouge-l")] == pytest.approx([100] * 3)
+
+
+def test_rows_that_val_size_splits_off(tiny_model_dir: Path, tmp_path: Path) -> None:
+    options = {"dataset": str(tmp_path / "rows.jsonl"), "eval_dataset": None, "val_size": 1}
+    (row,) = lines(predicted(tiny_model_dir, tmp_path, finetuning_type="full", **options))
+    assert row["label"] in [label for _, label in ROWS]
+
+
+def test_scores_by_hand() -> None:
+    found = scores(["the cat sat"], ["the cat ran"])
+    assert (found["rouge-1"], found["rouge-2"], found["rouge-l"]) == pytest.approx((200 / 3, 50, 200 / 3))
+    chinese = scores(["我来到北京清华大学"], ["我来到北京清华大学。"])  # 我 来到 北京 清华大学
+    assert chinese["rouge-1"] == chinese["rouge-l"] == pytest.approx(100)
+    assert chinese["bleu-4"] == pytest.approx(100 * 2.718281828459045 ** (1 - 5 / 4))
+    assert scores([""], ["x"]) == {"bleu-4": 0, "rouge-1": 0, "rouge-2": 0, "rouge-l": 0}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"predict_with_generate": False}, "do_predict is true, and nothing is generated"),
+        ({"do_predict": False}, "predict_with_generate is true, and do_predict is false"),
+        ({"eval_dataset": None}, "do_predict asks to predict, but there is nothing to evaluate on"),
+        ({"stage": "dpo"}, "stage 'dpo' predicts nothing"),
+    ],
+)
+def test_what_cannot_be(values: dict[str, Any], message: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        predicted(tiny_model_dir, tmp_path, **values)
