@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ class ResumableTrainer(Trainer):
         if self.args.world_size > 1:
             broadcast_object_list(found)
         return found[0]
+
+    # ---- what a stage may keep besides ----
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a resume needs beyond weights and optimizer (see `ftcore.engine.trees`); empty for nothing."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `extra_state` returned, before the first step."""
 
     # ---- the loop ----
 

@@ -116,6 +116,8 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
     if trainer.streamed is not None:
         progress["cursor"] = tuple(trainer.streamed.cursor)
     save_tree(folder, "progress", progress)
+    if extra := trainer.extra_state():
+        save_tree(folder, "extra", extra)
     if trainer.accelerator.scaler is not None:
         save_tree(folder, "scaler", trainer.accelerator.scaler.state_dict())
 
@@ -149,6 +151,8 @@ def load_progress(trainer: Any, folder: Path) -> bool:
     if trainer.streamed is not None:
         number = trainer.state.global_step * trainer.args.gradient_accumulation_steps
         trainer.streamed.resume(number, Cursor(*progress["cursor"]))
+    if (folder / "extra.json").is_file():
+        trainer.load_extra_state(load_tree(folder, "extra"))
     trainer._total_loss_scalar = -trainer._tr_loss.item()
     return bool(progress["evaluating"])
 

@@ -77,6 +77,7 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "freeze_language_model": (NOT_YET, (False,)),
     "pref_bco_weight": ("pref_loss bco_pair is that loss alone", (0, 0.0)),
     "ref_model_quantization_bit": ("the reference is loaded in the way of the trained model, and only once", ()),
+    "reward_model_quantization_bit": ("the reward model is loaded in the way of the trained model", ()),
     # training
     "use_swanlab": ("use report_to: swanlab", (False,)),
     "ray_num_workers": ("", (0, 1)),
@@ -104,9 +105,7 @@ PARAMETERS = (
     "kt_non_expert_weight_path kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num "
     "kt_lora_expert_intermediate_size "
     "module_dropout oft_rank oft_block_size oft_target "
-    "ppo_buffer_size "
-    "ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards "
-    "reward_model reward_model_adapters reward_model_quantization_bit reward_model_type galore_target "
+    "galore_target "
     "galore_rank galore_update_interval galore_scale galore_proj_type galore_layerwise apollo_target apollo_rank "
     "apollo_update_interval apollo_scale apollo_proj apollo_proj_type apollo_scale_type apollo_layerwise "
     "apollo_scale_front badam_mode badam_start_block badam_switch_mode badam_switch_interval badam_update_ratio "

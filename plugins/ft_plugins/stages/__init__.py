@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ft_plugins.stages import dpo, kto, pt, sft
+from ft_plugins.stages import dpo, kto, ppo, pt, sft
 from ft_plugins.stages.rm import RewardModelling
 from ftcore import hookimpl
 from ftcore.components import Stage
@@ -23,6 +23,7 @@ def ft_stages() -> Iterable[Stage]:
             name="sft", summary="supervised fine-tuning: the model learns the answers of conversations", default=True
         ),
         RewardModelling(name="rm", summary="reward model: learns a score by which preferred answers come first"),
+        ppo.ProximalPolicy(name="ppo", summary="policy optimisation against a reward model (arXiv 1707.06347)"),
         dpo.DirectPreference(
             name="dpo", summary="preference optimisation on pairs of answers: DPO, IPO, ORPO, SimPO and others"
         ),
@@ -38,6 +39,7 @@ def ft_check_plan(plan: Plan) -> Iterable[Problem]:
     checks = {
         dpo.DirectPreference: dpo.problems,
         kto.KahnemanTversky: kto.problems,
+        ppo.ProximalPolicy: ppo.problems,
         pt.Pretraining: pt.problems,
         sft.SupervisedFineTuning: sft.problems,
     }

@@ -1,0 +1,302 @@
+"""Proximal policy optimisation: rollouts, their rewards, and the trainer on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.trainer_utils import EvalLoopOutput
+
+from ftcore.engine import ppo_terms
+from ftcore.engine.collate import Batch
+from ftcore.engine.guards import ROWS
+from ftcore.engine.head import token_logps
+from ftcore.engine.meters import Meters
+from ftcore.engine.rollouts import COLUMNS, RolloutBatches, Sampler, answered, collate_responses
+from ftcore.engine.sampling import EpochLoader
+from ftcore.engine.scoring import evaluating
+from ftcore.engine.trainer import FtTrainer
+from ftcore.errors import RunError
+from ftcore.run import Run
+
+VALUE_HEAD = "ft_value_head"
+"""Name of the value head in the model while it is trained; it is no part of what the model saves."""
+VALUE_FILE = "value_head.safetensors"
+
+Score = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], torch.Tensor]
+"""Prompts' and responses' tokens -> float64 ``[B]``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proximal:
+    """The numbers of the method; each is an option of the stage that has it.
+
+    Args:
+        buffer: optimizer steps' worth of prompts in a rollout.
+        epochs: passes over a rollout.
+        coefficient: weight of the divergence from the reference, at first.
+        target: divergence per response to which the coefficient adapts; None keeps it fixed.
+        horizon: responses in which it does.
+        estimator: ``k1`` or ``k3``.
+        clip: of the policy's ratio.
+        value_clip: of the values.
+        value_weight: of their loss.
+        discount: gamma.
+        decay: lambda.
+        whiten_rewards: whether rewards are brought to variance 1.
+        norm_scores: whether scores are brought to the running mean 0 and variance 1.
+        clip_scores: largest absolute score; None for all.
+        missing_stop: what a response without an end loses.
+    """
+
+    buffer: int
+    epochs: int
+    coefficient: float
+    target: float | None
+    horizon: int
+    estimator: str
+    clip: float
+    value_clip: float
+    value_weight: float
+    discount: float
+    decay: float
+    whiten_rewards: bool
+    norm_scores: bool
+    clip_scores: float | None
+    missing_stop: float
+
+
+class PolicyTrainer(FtTrainer):
+    """Samples responses, scores them, and makes what scored well likelier.
+
+    A rollout is made before the first step of its block of ``buffer * epochs`` steps. ``eval_loss`` is the mean score
+    of the evaluation's prompts with the other sign.
+
+    Args:
+        run: plan, tokenizer and model.
+        train: prompts as a `TokenDataset`; None where the run only evaluates.
+        evaluation: the same; None for none.
+        options: see `Proximal`.
+        score: what responses are worth.
+        sampler: makes them.
+
+    Raises:
+        RunError: in several processes.
+    """
+
+    def __init__(
+        self, run: Run, *, train: Any, evaluation: Any = None, options: Proximal, score: Score, sampler: Sampler
+    ) -> None:
+        super().__init__(run, train=train, evaluation=evaluation, collator=collate_responses)
+        if self.args.world_size > 1:
+            raise RunError("this stage runs in one process only")
+        self.options, self.score, self.sampler = options, score, sampler
+        self.reference = run.plan.method.component.reference(run.plan, run.model)
+        self.value_head = torch.nn.Linear(run.model.config.get_text_config().hidden_size, 1, device=self.args.device)
+        torch.nn.init.zeros_(self.value_head.weight)
+        torch.nn.init.zeros_(self.value_head.bias)
+        run.model.add_module(VALUE_HEAD, self.value_head)
+        run.model.register_state_dict_post_hook(_without_head)
+        self.coefficient = options.coefficient
+        self.scored = [0.0, 0.0, 0.0]  # number, mean, sum of squared differences
+        self.buffer: list[dict[str, Any]] = []
+
+    # ---- pace ----
+
+    @property
+    def _size(self) -> int:
+        """Prompts per rollout."""
+        return self.options.buffer * self.args.gradient_accumulation_steps * self._train_batch_size
+
+    def get_train_dataloader(self) -> EpochLoader:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        order = None if self.plan.data.disable_shuffling else seed
+        repeats = self.options.buffer * self.options.epochs * self.args.gradient_accumulation_steps
+        self.batches = RolloutBatches(len(self.train_dataset), self._size, order, repeats)
+        return EpochLoader(self.train_dataset, self.batches, collate_fn=len)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        for _ in range(num_batches):
+            next(epoch_iterator)
+        number, step = divmod(self.state.global_step, self.options.buffer * self.options.epochs)
+        if step == 0:
+            self._roll_out(number)
+        batches = self._micro_batches(number, step)
+        total = self._get_num_items_in_batch(batches, device)
+        self.guard.begin(batches, float(total))
+        return batches, total
+
+    def _micro_batches(self, number: int, step: int) -> list[Batch]:
+        """Of a step within its block: each pass over the rollout in an order of its own."""
+        turn, place = divmod(step, self.options.buffer)
+        order = np.random.default_rng([self.args.seed, number, turn]).permutation(self._size)
+        size = self._train_batch_size
+        share = order.reshape(self.options.buffer, -1, size)[place]
+        rows = [[self.buffer[row] for row in some] for some in share]
+        return [{**collate_responses(some), ROWS: some} for some in rows]
+
+    def _check_labels(self) -> None:
+        """Prompts have none."""
+
+    # ---- rollouts ----
+
+    def _roll_out(self, number: int) -> None:
+        rows = self.batches.prompts(number)
+        prompts = [self.train_dataset[row]["input_ids"].tolist() for row in rows]
+        responses, scores = self._responses(prompts, self.args.seed + number)
+        made = self._measured(prompts, responses, rows)
+        penalties = [ppo_terms.divergences(row["old_logps"], row["reference"], self.options.estimator) for row in made]
+        shaped = self._shaped(scores, responses)
+        rewards = [
+            ppo_terms.token_rewards(each, float(score), self.coefficient)
+            for each, score in zip(penalties, shaped, strict=True)
+        ]
+        if self.options.whiten_rewards:
+            rewards = list(ppo_terms.whitened(torch.cat(rewards), centred=False).split([len(row) for row in rewards]))
+        for row, reward in zip(made, rewards, strict=True):
+            found = ppo_terms.advantages(reward, row["old_values"], self.options.discount, self.options.decay)
+            row["advantages"], row["returns"] = found
+        gains = ppo_terms.whitened(torch.cat([row["advantages"] for row in made]))
+        for row, gain in zip(made, gains.split([len(row["returns"]) for row in made]), strict=True):
+            row["advantages"] = gain.clone()
+        self._note_rollout(made, scores)
+        self._adapt(made)
+        self.buffer = [{name: row[name] for name in ("input_ids", "weights", "index", *COLUMNS)} for row in made]
+
+    def _responses(self, prompts: Sequence[Sequence[int]], seed: int) -> tuple[list[list[int]], torch.Tensor]:
+        """Responses and their scores, in batches of ``per_device_eval_batch_size``."""
+        size, responses, scores = self.args.eval_batch_size, [], []
+        with evaluating(self.model), self.accelerator.autocast():
+            for start in range(0, len(prompts), size):
+                some = prompts[start : start + size]
+                made = self.sampler(some, seed * 1_000_003 + start)
+                responses += made
+                scores.append(self.score(some, made).double().cpu())
+        found = torch.cat(scores)
+        if not torch.isfinite(found).all():
+            raise RunError("the reward model gives a score that is not a number")
+        return responses, found
+
+    def _measured(self, prompts: Any, responses: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows with the log-probabilities of policy and reference, and the values, of each response's tokens."""
+        rows = [answered(*each) for each in zip(prompts, responses, indices, strict=True)]
+        size = self._train_batch_size
+        with evaluating(self.model), self.accelerator.autocast():
+            for start in range(0, len(rows), size):
+                some = rows[start : start + size]
+                batch = self._prepare_inputs(collate_responses(some))
+                logps, values = self._forward(batch)
+                with self.reference():
+                    reference = self.scorer.logps(batch)
+                counts = [int(row["weights"].sum()) for row in some]
+                for name, found in (("old_logps", logps), ("old_values", values), ("reference", reference)):
+                    for row, part in zip(some, found.double().cpu().split(counts), strict=True):
+                        row[name] = part.clone()
+        return rows
+
+    def _shaped(self, scores: torch.Tensor, responses: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Scores normed, clipped, and less the penalty of a missing end."""
+        options = self.options
+        if options.norm_scores:
+            for score in scores.tolist():  # Welford's
+                count, mean, squares = self.scored
+                new = mean + (score - mean) / (count + 1)
+                self.scored = [count + 1, new, squares + (score - mean) * (score - new)]
+            scores = (scores - self.scored[1]) / math.sqrt(self.scored[2] / max(self.scored[0] - 1, 1) + 1e-8)
+        if options.clip_scores is not None:
+            scores = scores.clamp(-options.clip_scores, options.clip_scores)
+        open_ended = torch.tensor([response[-1] not in self.sampler.stop_ids for response in responses])
+        return scores - options.missing_stop * open_ended
+
+    def _adapt(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The coefficient towards the target (arXiv 1909.08593, section 2.2)."""
+        if self.options.target is None:
+            return
+        divergence = sum(float((row["old_logps"] - row["reference"]).sum()) for row in rows) / len(rows)
+        error = min(max(divergence / self.options.target - 1, -0.2), 0.2)
+        self.coefficient *= 1 + error * len(rows) / self.options.horizon
+
+    def _note_rollout(self, rows: Sequence[Mapping[str, Any]], scores: torch.Tensor) -> None:
+        self.note("reward", scores)
+        self.note("kl", torch.stack([(row["old_logps"] - row["reference"]).sum() for row in rows]))
+        self.note("entropy", -torch.cat([row["old_logps"] for row in rows]))
+        self.note("response_length", torch.tensor([float(len(row["old_logps"])) for row in rows]))
+        self.note("kl_coef", torch.tensor([self.coefficient]))
+
+    # ---- loss ----
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and values at the batch's labels, each ``[T]``; one pass where logits are fused."""
+        hidden = self.scorer.hidden(batch)
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0]
+        if not self.scorer.fused:
+            return self.scorer.logps(batch), values
+        return token_logps(hidden, self.scorer.head(), batch["labels"][0, batch["positions"]]), values
+
+    def loss_sum(self, batch: Batch) -> torch.Tensor:
+        logps, values = self._forward(batch)
+        logps, values, options = logps.double(), values.double(), self.options
+        policy = ppo_terms.policy_losses(logps, batch["old_logps"], batch["advantages"], options.clip)
+        value = ppo_terms.value_losses(values, batch["old_values"], batch["returns"], options.value_clip)
+        outside = ((logps - batch["old_logps"]).exp() - 1).abs() > options.clip
+        self.note("policy_loss", policy)
+        self.note("value_loss", value)
+        self.note("clip_fraction", outside.double())
+        return (policy + options.value_weight * value).sum()
+
+    # ---- evaluation ----
+
+    def evaluation_loop(
+        self,
+        dataloader: EpochLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean score of responses to all prompts of the set, by the same seed each time."""
+        rows, self._measuring = dataloader.dataset, Meters()
+        self._show_averages()
+        for start in range(0, len(rows), self.args.eval_batch_size):
+            numbers = range(start, min(start + self.args.eval_batch_size, len(rows)))
+            prompts = [rows[number]["input_ids"].tolist() for number in numbers]
+            responses, scores = self._responses(prompts, self.args.seed + start)
+            self._note_rollout(self._measured(prompts, responses, numbers), scores)
+            if self.is_in_train:
+                self.evaluating = True
+                self.stop_if_asked()
+        self.evaluating = False
+        means, self._measuring = self._means(self._measuring), self.meters
+        del means["kl_coef"]
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": -means["reward"], **means}.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))
+
+    # ---- checkpoints ----
+
+    def extra_state(self) -> dict[str, Any]:
+        """The rollout that is being trained on, the coefficient, and the moments of the scores."""
+        return {"buffer": self.buffer, "coefficient": self.coefficient, "scored": self.scored}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.buffer, self.coefficient, self.scored = state["buffer"], state["coefficient"], list(state["scored"])
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.value_head.state_dict().items()}
+        save_file(tensors, Path(output_dir or str(self.args.output_dir)) / VALUE_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.value_head.load_state_dict(load_file(Path(resume_from_checkpoint) / VALUE_FILE))
+
+
+def _without_head(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in [name for name in state if VALUE_HEAD in name]:
+        del state[name]

@@ -1,0 +1,61 @@
+"""The terms of proximal policy optimisation (arXiv 1707.06347), with the per-token penalty of arXiv 2009.01325."""
+
+from __future__ import annotations
+
+import torch
+
+
+def divergences(logps: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
+    """Estimates of the divergence from the reference at each sampled token, ``[R]``.
+
+    Args:
+        logps, reference: log-probabilities of the tokens, ``[R]``.
+        estimator: ``k1``, the log-ratio; or ``k3``, never negative (http://joschu.net/blog/kl-approx.html).
+    """
+    ratio = logps - reference
+    return ratio if estimator == "k1" else torch.expm1(-ratio) + ratio
+
+
+def token_rewards(penalties: torch.Tensor, score: float, coefficient: float) -> torch.Tensor:
+    """Each token's penalty, and the score at the last one (2009.01325, section 3.4), ``[R]``."""
+    rewards = -coefficient * penalties
+    rewards[-1] += score
+    return rewards
+
+
+def advantages(
+    rewards: torch.Tensor, values: torch.Tensor, discount: float, decay: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and returns of one response (1707.06347, equations 11 and 12), each ``[R]``.
+
+    Args:
+        rewards: ``[R]``.
+        values: of the states in which each token was chosen, ``[R]``; behind the last token it is 0.
+        discount: gamma.
+        decay: lambda.
+    """
+    found, later, following = torch.zeros_like(rewards), 0.0, 0.0
+    for place in range(len(rewards) - 1, -1, -1):
+        value = float(values[place])
+        later = float(rewards[place]) + discount * following - value + discount * decay * later
+        found[place], following = later, value
+    return found, found + values
+
+
+def whitened(values: torch.Tensor, *, centred: bool = True) -> torch.Tensor:
+    """Values ``[N]`` at variance 1, and at mean 0 unless ``centred`` is false."""
+    mean = values.mean()
+    scaled = (values - mean) * torch.rsqrt(values.var(unbiased=False) + 1e-8)
+    return scaled if centred else scaled + mean
+
+
+def policy_losses(logps: torch.Tensor, old: torch.Tensor, gains: torch.Tensor, clip: float) -> torch.Tensor:
+    """Clipped surrogate losses ``[T]`` (1707.06347, equation 7)."""
+    ratio = torch.exp(logps - old)
+    return torch.maximum(-gains * ratio, -gains * ratio.clamp(1 - clip, 1 + clip))
+
+
+def value_losses(values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, clip: float) -> torch.Tensor:
+    """Half squared errors ``[T]``, the larger one with and without values held near the old ones."""
+    near = torch.minimum(torch.maximum(values, old - clip), old + clip)
+    return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())

@@ -1,0 +1,214 @@
+"""Proximal policy optimisation against a reward model (arXiv 1707.06347, 2009.01325)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ft_plugins.stages.rm import RewardModelling
+from ftcore.checks import place
+from ftcore.components import OptionGroup, Stage
+from ftcore.errors import Problem, RunError, UsageError
+from ftcore.groups import Names
+
+if TYPE_CHECKING:
+    from ftcore.data.rendering import Renderer
+    from ftcore.engine.policy import PolicyTrainer, Score
+    from ftcore.plan import Plan
+    from ftcore.run import Run
+
+PLAIN = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "num_beams": 1, "repetition_penalty": 1.0}
+"""Options of generation, and the only values at which log-probabilities are the policy's own."""
+
+
+class PpoOptions(OptionGroup):
+    """Rewards, rollouts and losses."""
+
+    reward_model: str | None = None
+    """What scores: with ``reward_model_type: lora`` the adapter that stage rm left, on ``model_name_or_path``; with
+    ``full`` a sequence-classification model of one label, with the policy's tokenizer and template."""
+    reward_model_type: Literal["lora", "full"] = "lora"
+    """What ``reward_model`` names."""
+    reward_model_adapters: Names = ()
+    """With ``full``: adapters of stage rm on ``reward_model``."""
+    ppo_buffer_size: Annotated[int, Field(ge=1)] = 1
+    """Optimizer batches of prompts that are answered at a time."""
+    ppo_epochs: Annotated[int, Field(ge=1)] = 4
+    """Passes over these answers."""
+    ppo_score_norm: bool = False
+    """Bring scores to mean 0 and variance 1 by what was seen so far."""
+    ppo_score_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest absolute score, after norming."""
+    ppo_whiten_rewards: bool = False
+    """Bring each token's reward to variance 1 over the rollout."""
+    ppo_missing_eos_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """What an answer that ``max_new_tokens`` cut loses of its score."""
+    ppo_kl_coef: Annotated[float, Field(ge=0)] = 0.2
+    """Weight of each token's divergence from the reference, at first."""
+    ppo_adaptive_kl: bool = True
+    """Adapt the weight so that the divergence comes near ``ppo_target``; false keeps it."""
+    ppo_target: Annotated[float, Field(gt=0)] = 6.0
+    """Divergence of an answer that is aimed at."""
+    ppo_kl_horizon: Annotated[int, Field(ge=1)] = 10_000
+    """Answers in which the weight adapts."""
+    ppo_kl_estimator: Literal["k1", "k3"] = "k1"
+    """The log-ratio, or the estimate that is never negative."""
+    ppo_clip: Annotated[float, Field(gt=0)] = 0.2
+    """How far a token's probability may move from the rollout's, as a ratio, before it counts no more."""
+    ppo_value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """How far a value may move from the rollout's."""
+    ppo_value_coef: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the value loss."""
+    ppo_gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Discount."""
+    ppo_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Decay of generalised advantage estimation."""
+
+
+class ProximalPolicy(Stage):
+    """Samples answers and makes those likelier that a reward model scores well."""
+
+    Options = PpoOptions
+    samples: ClassVar[tuple[str, ...]] = ("Prompt",)
+
+    def datasets(self, run: Run) -> Any:
+        """Prompts."""
+        from ftcore.data.loading import chat_datasets
+
+        return chat_datasets(run.plan, run.tokenizer)
+
+    def trainer(self, run: Run) -> PolicyTrainer:
+        """The engine's trainer of policies."""
+        from ftcore.data.rendering import Renderer
+        from ftcore.engine.policy import PolicyTrainer, Proximal
+        from ftcore.engine.rollouts import Sampler
+
+        plan, options = run.plan, run.plan.stage.options
+        assert isinstance(options, PpoOptions)
+        renderer = Renderer.from_plan(plan, run.tokenizer)
+        inner = run.model.get_base_model() if hasattr(run.model, "get_base_model") else run.model
+        pad = run.tokenizer.pad_token_id
+        stop_ids = renderer.stop_ids
+        pad = pad if pad is not None else min(stop_ids, default=0)
+        return PolicyTrainer(
+            run,
+            train=run.data.train,
+            evaluation=run.data.eval,
+            score=reward_model(run, renderer),
+            sampler=Sampler(inner, stop_ids, pad, plan.generation.max_new_tokens),
+            options=Proximal(
+                buffer=options.ppo_buffer_size,
+                epochs=options.ppo_epochs,
+                coefficient=options.ppo_kl_coef,
+                target=options.ppo_target if options.ppo_adaptive_kl else None,
+                horizon=options.ppo_kl_horizon,
+                estimator=options.ppo_kl_estimator,
+                clip=options.ppo_clip,
+                value_clip=options.ppo_value_clip,
+                value_weight=options.ppo_value_coef,
+                discount=options.ppo_gamma,
+                decay=options.ppo_lambda,
+                whiten_rewards=options.ppo_whiten_rewards,
+                norm_scores=options.ppo_score_norm,
+                clip_scores=options.ppo_score_clip,
+                missing_stop=options.ppo_missing_eos_penalty,
+            ),
+        )
+
+
+def reward_model(run: Run, renderer: Renderer) -> Score:
+    """Loads the reward model, which scores prompt and response as stage rm read them.
+
+    Raises:
+        UsageError: no such model.
+        RunError: its vocabulary is another one.
+    """
+    import torch
+
+    from ft_plugins.engines.huggingface import load_adapted
+    from ftcore.engine.collate import collate
+    from ftcore.engine.rewards import RewardScorer
+
+    model = load_adapted(reward_plan(run.plan)).requires_grad_(False).to(run.model.device)
+    sizes = [one.config.get_text_config().vocab_size for one in (model, run.model)]
+    if sizes[0] != sizes[1]:
+        raise RunError(f"reward_model has a vocabulary of {sizes[0]:,} tokens, the trained model one of {sizes[1]:,}")
+    scorer = RewardScorer(model)
+    scorer.choose()
+    tail = after_answers(renderer)
+
+    def score(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Any:
+        rows = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            ended = response[-1] in renderer.stop_ids
+            ids = torch.tensor([*prompt, *response, *(tail if ended else ())])
+            rows.append({"input_ids": ids, "weights": torch.ones(len(ids)), "index": 0})
+        batch = {
+            name: value.to(model.device) if hasattr(value, "to") else value for name, value in collate(rows).items()
+        }
+        return scorer.rewards(batch)
+
+    return score
+
+
+def after_answers(renderer: Renderer) -> list[int]:
+    """The tokens that the template writes behind the end of an answer."""
+    from ftcore.data.tokenizing import encode
+    from ftcore.samples import Chat, Message
+
+    probe = renderer.render(Chat(messages=(Message("user", "?"), Message("assistant", "!"))))
+    ids = encode(renderer.tokenizer, [probe])[0].ids.tolist()
+    ends = [position for position, token in enumerate(ids) if token in renderer.stop_ids]
+    return ids[ends[-1] + 1 :] if ends else []
+
+
+def reward_plan(plan: Plan) -> Plan:
+    """The plan with the reward model in the model's place.
+
+    Raises:
+        UsageError: no such model.
+    """
+    from ftcore.locate import locate
+
+    options: Any = plan.stage.options
+    stage = replace(plan.stage, component=RewardModelling(name="rm", summary=""))
+    changes: dict[str, Any] = {"infer_dtype": plan.precision.compute}
+    if options.reward_model_type == "lora":
+        changes["adapter_name_or_path"] = (options.reward_model,)
+        return replace(plan, stage=stage, model=plan.model.model_copy(update=changes))
+    changes |= {"adapter_name_or_path": options.reward_model_adapters, "model_name_or_path": options.reward_model}
+    changes["model_revision"] = "main"
+    located, found = locate(options.reward_model, plan.plugins, place(plan, "reward_model"), plan.model.cache_dir)
+    if found:
+        raise UsageError(found)
+    model = plan.model.model_copy(update=changes)
+    return replace(plan, stage=stage, model=model, source=located.source, config=located.config)
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """A reward model that is missing, and sampling that is not the policy's own."""
+    options = plan.stage.options
+    assert isinstance(options, PpoOptions)
+    if not options.reward_model:
+        hint = "write the folder that stage rm left"
+        yield Problem("reward_model is missing", place(plan, "stage"), hint)
+    elif options.reward_model_type == "full":
+        try:
+            reward_plan(plan)
+        except UsageError as error:
+            yield from error.problems
+    if options.reward_model_adapters and options.reward_model_type == "lora":
+        hint = "write reward_model_type: full, or drop it"
+        yield Problem("reward_model_adapters is for full reward models", place(plan, "reward_model_adapters"), hint)
+    for name, plain in PLAIN.items():
+        bound = plan.options.get(name)
+        if bound and bound.origin not in ("default", "family") and bound.value != plain:
+            reason = f"{name}: {bound.value}: stage ppo samples from the policy as it is"
+            yield Problem(
+                reason, place(plan, name), f"drop it; it belongs into a file for answering ({plain} is taken)"
+            )
+    if plan.generation.max_length is not None:
+        yield Problem("max_length has no effect in stage ppo", place(plan, "max_length"), "write max_new_tokens")

@@ -1,0 +1,173 @@
+"""ppo: terms against float64 by hand, no divergence at the start, resumes, and a task with a known optimum."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from ftcore.engine import checkpoints, ppo_terms
+from ftcore.engine.policy import VALUE_FILE
+from ftcore.engine.reports import read_log
+from ftcore.engine.signals import InterruptedRunError
+from ftcore.errors import UsageError
+from ftcore.planning import make_plan
+
+PROMPTS = [{"instruction": f"question {number}"} for number in range(8)]
+
+
+@pytest.fixture
+def scorer_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A full reward model over the tiny model."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    folder = tmp_path / "scorer"
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def ppo(trainer_of: Any, scorer_dir: Path) -> Callable[..., Any]:
+    def make(rows: Any = PROMPTS, **options: Any) -> Any:
+        base = {"reward_model": str(scorer_dir), "reward_model_type": "full", "max_new_tokens": 6}
+        return trainer_of("ppo", rows, **(base | {"learning_rate": 1e-3} | options))
+
+    return make
+
+
+def test_advantages_are_the_sums_of_the_paper() -> None:
+    """Equation 11 written as the double sum that it is, in float64."""
+    rewards, values = torch.tensor([0.3, -0.1, 2.0], dtype=torch.float64), torch.tensor([0.5, 0.2, -0.4], dtype=torch.float64)
+    gamma, decay = 0.9, 0.8
+    following = [0.2, -0.4, 0.0]
+    deltas = [float(rewards[t]) + gamma * following[t] - float(values[t]) for t in range(3)]
+    expected = [sum((gamma * decay) ** (later - t) * deltas[later] for later in range(t, 3)) for t in range(3)]
+    found, returns = ppo_terms.advantages(rewards, values, gamma, decay)
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+    assert returns.tolist() == pytest.approx([e + float(v) for e, v in zip(expected, values, strict=True)], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "gain", "expected"), [(1.5, 2.0, -2.4), (0.5, 2.0, -1.0), (1.5, -2.0, 3.0), (0.5, -2.0, 1.6)]
+)
+def test_the_surrogate_is_clipped_where_it_would_gain(ratio: float, gain: float, expected: float) -> None:
+    old = torch.tensor([-1.0], dtype=torch.float64)
+    loss = ppo_terms.policy_losses(old + math.log(ratio), old, torch.tensor([gain], dtype=torch.float64), 0.2)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_other_terms() -> None:
+    values = [torch.tensor([value], dtype=torch.float64) for value in (1.0, 0.5, 2.0)]
+    assert ppo_terms.value_losses(*values, 0.2).item() == pytest.approx(0.5 * 1.3**2, rel=1e-12)
+    logps, reference = torch.tensor([-1.0, -2.0], dtype=torch.float64), torch.tensor([-1.5, -1.0], dtype=torch.float64)
+    assert ppo_terms.divergences(logps, reference, "k1").tolist() == [0.5, -1.0]
+    k3 = [math.exp(-0.5) - 1 + 0.5, math.exp(1.0) - 1 - 1.0]
+    assert ppo_terms.divergences(logps, reference, "k3").tolist() == pytest.approx(k3, rel=1e-12)
+    rewards = ppo_terms.token_rewards(torch.tensor([0.5, -1.0], dtype=torch.float64), 3.0, 0.2)
+    assert rewards.tolist() == pytest.approx([-0.1, 3.2], rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["full", "freeze", "lora", "qlora"])
+def test_it_begins_at_the_reference(method: str, ppo: Any, tmp_path: Path) -> None:
+    """No divergence in the first rollout, to the bit; the saved model has no value head among its weights."""
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    trainer = ppo(finetuning_type=method, ppo_epochs=2, max_steps=3)
+    trainer.train()
+    lines = [line for line in read_log(tmp_path / "out" / "trainer_log.jsonl") if "kl" in line]
+    assert [line["current_steps"] for line in lines] == [1, 3]
+    assert lines[0]["kl"] == 0.0
+    assert lines[1]["kl"] != 0.0
+    assert lines[0]["clip_fraction"] == 0.0
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / VALUE_FILE).is_file()
+    assert not [name for name in trainer.model.state_dict() if "value_head" in name]
+
+
+def test_scores_are_plain_transformers(ppo: Any, scorer_dir: Path) -> None:
+    """Of prompt, response and the line end that the template writes behind an answer."""
+    from transformers import AutoModelForSequenceClassification
+
+    trainer = ppo()
+    end = trainer.tokenizer.eos_token_id
+    line_end = trainer.tokenizer("\n")["input_ids"]
+    prompts, responses = [[5, 6, 7, 8], [9, 10]], [[11, 12], [13, end]]
+    whole = [[*prompts[0], *responses[0]], [*prompts[1], *responses[1], *line_end]]
+    model = AutoModelForSequenceClassification.from_pretrained(scorer_dir).eval()
+    with torch.no_grad():
+        expected = [model(torch.tensor([ids])).logits[0, 0].item() for ids in whole]
+        assert trainer.score(prompts, responses).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    last = checkpoints.checkpoints(folder)[-1]
+    files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+    clock = {"throughput", "elapsed_time", "remaining_time"}
+    lines = [{key: line[key] for key in line if key not in clock} for line in read_log(folder / "trainer_log.jsonl")]
+    return files | {"lines": lines}
+
+
+@pytest.mark.parametrize("method", ["full", "freeze", "lora", "qlora"])
+def test_stopped_it_goes_on_to_the_same_bytes(method: str, ppo: Any, tmp_path: Path) -> None:
+    """Within a block of steps on one rollout, and at a block's end; adaptive coefficient and normed scores too."""
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    options: dict[str, Any] = {"finetuning_type": method, "max_steps": 7, "ppo_epochs": 2, "ppo_buffer_size": 2}
+    options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "disable_shuffling": False}
+    options |= {"save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "eval_strategy": "steps"}
+    options |= {"eval_steps": 2, "val_size": 3, "ppo_score_norm": True, "ppo_whiten_rewards": True}
+    options |= {"ppo_missing_eos_penalty": 1.0, "ppo_score_clip": 2.0, "ppo_kl_estimator": "k3"}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    ppo(output_dir=str(whole), **options).train()
+    for step in (3, 5):
+        trainer = ppo(output_dir=str(parts), **options)
+        trainer.add_callback(Stop(step))
+        with pytest.raises(InterruptedRunError):
+            trainer.train()
+    ppo(output_dir=str(parts), **options).train()
+    found = outcome(whole)
+    assert {VALUE_FILE, "extra.safetensors", "optimizer.safetensors"} <= found.keys()
+    assert [line["current_steps"] for line in found["lines"] if "eval_reward" in line] == [2, 4, 6]
+    assert outcome(parts) == found
+
+
+def test_what_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    values = {"model_name_or_path": str(tiny_model_dir), "stage": "ppo", "output_dir": str(tmp_path / "out")}
+    with pytest.raises(UsageError) as caught:
+        make_plan(None, values=values | {"top_p": 0.9, "reward_model_adapters": "a", "max_length": 9})
+    text = str(caught.value)
+    for part in ("reward_model is missing", "top_p: 0.9", "reward_model_adapters is for", "max_length has no effect"):
+        assert part in text
+
+
+@pytest.mark.slow
+def test_it_reaches_a_known_optimum(ppo: Any) -> None:
+    """The score is the share of tokens with even ids: 1 at best."""
+    options = {"ppo_kl_coef": 0.0, "ppo_adaptive_kl": False, "max_steps": 240, "per_device_train_batch_size": 32}
+    trainer = ppo(PROMPTS * 4, **options, finetuning_type="full", learning_rate=2e-3)
+    trainer.score = lambda prompts, responses: torch.tensor(
+        [sum(token % 2 == 0 for token in response) / len(response) for response in responses], dtype=torch.float64
+    )
+    trainer.train()
+    rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
+    assert rewards[0] < 0.7
+    assert sum(rewards[-5:]) / 5 > 0.95
