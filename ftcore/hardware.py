@@ -38,10 +38,20 @@ class Hardware:
 
 @cache
 def detect() -> Hardware:
-    """The machine that this process runs on. CUDA was not tried on a GPU here: none was there."""
+    """The machine that this process runs on. CUDA was not tried on a GPU here: none was there.
+
+    ``FT_CPU_BF16`` (0 or 1) overrules what the processor says of bfloat16: for tests, which must give the same numbers
+    everywhere, and for virtual machines that hide it.
+    """
     if gpu := _cuda():
         return Hardware(memory=gpu[1], cuda=gpu[0])
-    return Hardware(memory=_machine_memory(), cpu_bf16=_cpu_has("avx512_bf16", "amx_bf16"))
+    return Hardware(memory=_machine_memory(), cpu_bf16=_cpu_bf16())
+
+
+def _cpu_bf16() -> bool:
+    if (told := os.environ.get("FT_CPU_BF16", "")) in ("0", "1"):
+        return told == "1"
+    return _cpu_has("avx512_bf16", "amx_bf16")
 
 
 def _machine_memory() -> int:

@@ -62,7 +62,16 @@ def run(plan: Plan) -> int:
     with locked(plan.output_dir):
         load_model(state)
         carry_out(state, plan.stage.component.trainer(state))
+    leave_group()
     return 0
+
+
+def leave_group() -> None:
+    """Ends what processes of one run share; left to the interpreter, gloo's threads now and then abort its exit."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def announce(plan: Plan) -> None:

@@ -15,6 +15,8 @@ from ftcore.plugins import Candidate, Plugins, installed, load
 # Tiny models gain nothing by threads, and threads that wait for each other on a busy machine made the same run 20 times
 # slower (165 s against 7 s, load 5 on two cores).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Numbers are those of float32, also on a processor that has bfloat16, where `bf16: auto` would take it.
+os.environ["FT_CPU_BF16"] = "0"
 
 
 @pytest.fixture(scope="session", autouse=True)

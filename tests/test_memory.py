@@ -216,8 +216,8 @@ def test_what_autograd_keeps_of_a_layer(model_type: str, adapter: bool, dtype: s
     assert (more - few) / 2 / sum(lengths) == pytest.approx(_kept_by_layer(arch, need), rel=0.03)
 
 
-PEAK = """
-import json, resource, sys
+PEAK = r"""
+import json, re, sys
 adapter, recompute, config, lengths = json.loads(sys.argv[1])
 import numpy as np, torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -240,11 +240,14 @@ for _ in range(2):
     (scorer.weighted_nll(collate(rows)) / sum(lengths)).backward()
     optimizer.step()
     optimizer.zero_grad()
-print(sum(tensor.numel() for tensor in trained), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# ru_maxrss begins at what the process that started this one takes, 1.87 GB after 2,000 tests
+peak = re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())
+print(sum(tensor.numel() for tensor in trained), int(peak[1]) * 1024)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("adapter", [True, False])
 def test_the_peak_of_a_process(adapter: bool, recompute: bool) -> None:

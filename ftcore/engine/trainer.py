@@ -76,7 +76,8 @@ class FtTrainer(ResumableTrainer):
         if run.plan.gradient_checkpointing:
             _recompute(run.model)
         self.scorer = self.make_scorer(run.model)
-        self.scorer.choose()
+        with self.accelerator.autocast():  # as every forward pass of the run
+            self.scorer.choose()
         self.meters = Meters()
         self._measuring = self.meters
         self.noise = self._noise()

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftcore.engine.trainer import FtTrainer
 from ftcore.planning import make_plan
-from ftcore.run import Run
+from ftcore.run import Run, leave_group
 
 
 class Tokens:
@@ -50,6 +50,7 @@ def train(options: dict[str, Any], folder: Path) -> None:
     trainer = FtTrainer(Run(plan=plan, tokenizer=tokenizer, model=model, data=None), train=Tokens(13))
     trainer.train()
     trainer.save_model()
+    leave_group()
 
 
 def forked(options: dict[str, Any], folder: Path) -> int:

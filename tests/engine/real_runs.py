@@ -13,7 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+os.environ["OMP_NUM_THREADS"] = "1"
+# Threads do not survive a fork. Neither the pool that torch.set_num_threads makes («Invalid thread pool!» in the child)
+# nor the tokenizers' (the child waits for it for ever) may exist in the process that forks.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["FT_CPU_BF16"] = "0"
 
 import ftcore.data.preparing
 import ftcore.engine.plots
@@ -25,7 +29,6 @@ from ftcore.errors import FtError
 from ftcore.planning import make_plan
 from ftcore.testing import tiny_model
 
-torch.set_num_threads(1)
 _COMMON = {
     "do_train": True,
     "dataset": "one,two",
@@ -58,8 +61,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def write_inputs(folder: Path) -> None:
-    """A tiny model and three datasets, in ``folder``."""
-    tiny_model(folder / "model")
+    """A tiny model and three datasets, in ``folder``; the model in a fork: training a tokenizer starts threads."""
+    if not (child := os.fork()):
+        tiny_model(folder / "model")
+        os._exit(0)
+    assert ended(child) == 0
     words = "the quick brown fox jumps over the lazy dog".split()
 
     def rows(count: int, offset: int) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ftcore.planning import make_plan
-from ftcore.run import Run, load_model, use_template
+from ftcore.run import Run, leave_group, load_model, use_template
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
     trainer = plan.stage.component.trainer(run)
     trainer.train()
     trainer.evaluate()
+    leave_group()
 
 
 if __name__ == "__main__":
