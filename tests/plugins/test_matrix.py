@@ -151,6 +151,12 @@ def check(run: Any, way: str, tmp_path: Path, logits: Any) -> None:
         assert torch.allclose(logits(loaded.merge_and_unload()), expected, atol=1e-5)
 
 
+@pytest.fixture(autouse=True)
+def _numbers_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of training bitsandbytes multiplies in bfloat16 on processors that have it, 8e-4 off; not where we compare."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+
+
 def plain(plan: Any, folder: Path) -> Any:
     """What transformers and peft load by themselves."""
     from peft import PeftModel
