@@ -153,7 +153,7 @@ def check(run: Any, way: str, tmp_path: Path, logits: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _numbers_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of training bitsandbytes multiplies in bfloat16 on processors that have it, 8e-4 off; not where we compare."""
+    """Out of training bitsandbytes multiplies in bfloat16 on processors that have it, 8e-4 off; not here."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 
