@@ -289,6 +289,14 @@ class Stage(Component, ABC):
     predicts: ClassVar[bool] = False
     """Whether it can do what ``do_predict`` asks for."""
 
+    def longest(self, plan: Plan) -> int:
+        """Tokens of the longest row that is trained on, for the memory estimate."""
+        return plan.data.cutoff_len
+
+    def memory(self, plan: Plan) -> Mapping[str, int]:
+        """What it keeps beside the trained model and its batch: name -> bytes, for the memory estimate."""
+        return {}
+
     @abstractmethod
     def trainer(self, run: Run) -> Trainer:
         """The trainer over the run's model, tokenizer and datasets (see `ftcore.engine.trainer`)."""

@@ -23,7 +23,8 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     method, training = plan.method.component, plan.training
     options = method.effective(plan)
     weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
-    return estimate(
+    stage = plan.stage.component
+    found = estimate(
         architecture,
         Need(
             weight_bytes=weights,
@@ -34,14 +35,16 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             compute=plan.precision.compute,
             trained=plan.precision.trained,
             rows=training.per_device_train_batch_size,
-            cutoff_len=plan.data.cutoff_len,
-            copies=plan.stage.component.copies,
+            cutoff_len=stage.longest(plan),
+            copies=stage.copies,
             gradient_checkpointing=plan.gradient_checkpointing,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             adapter_dropout=method.drops_inputs(options),
             heap=hardware.detect().cuda is None,
         ),
     )
+    beside = stage.memory(plan)
+    return replace(found, terms={**found.terms, **beside}, total=found.total + sum(beside.values()))
 
 
 def advice(plan: Plan) -> str:

@@ -294,7 +294,14 @@ class PolicyTrainer(FtTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.value_head.load_state_dict(load_file(Path(resume_from_checkpoint) / VALUE_FILE))
+        self._load_values(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_values(Path(str(self.state.best_model_checkpoint)))
+
+    def _load_values(self, folder: Path) -> None:
+        self.value_head.load_state_dict(load_file(folder / VALUE_FILE))
 
 
 def _without_head(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ft_plugins.stages.rm import RewardModelling
+from ft_plugins.stages import reward_models
 from ftcore.checks import place
 from ftcore.components import OptionGroup, Stage
 from ftcore.errors import Problem, RunError, UsageError
@@ -74,6 +74,14 @@ class ProximalPolicy(Stage):
     Options = PpoOptions
     samples: ClassVar[tuple[str, ...]] = ("Prompt",)
 
+    def longest(self, plan: Plan) -> int:
+        """A prompt and its answer."""
+        return plan.data.cutoff_len + plan.generation.max_new_tokens
+
+    def memory(self, plan: Plan) -> Mapping[str, int]:
+        """Reward model, value head and rollout."""
+        return reward_models.memory(plan)
+
     def datasets(self, run: Run) -> Any:
         """Prompts."""
         from ftcore.data.loading import chat_datasets
@@ -123,7 +131,7 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
     """Loads the reward model, which scores prompt and response as stage rm read them.
 
     Raises:
-        UsageError: no such model.
+        UsageError: no such model, or one that reads other tokens.
         RunError: its vocabulary is another one.
     """
     import torch
@@ -132,7 +140,8 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
     from ftcore.engine.collate import collate
     from ftcore.engine.rewards import RewardScorer
 
-    model = load_adapted(reward_plan(run.plan)).requires_grad_(False).to(run.model.device)
+    reward_models.check_tokens(run.plan, renderer)
+    model = load_adapted(reward_models.reward_plan(run.plan)).requires_grad_(False).to(run.model.device)
     sizes = [one.config.get_text_config().vocab_size for one in (model, run.model)]
     if sizes[0] != sizes[1]:
         raise RunError(f"reward_model has a vocabulary of {sizes[0]:,} tokens, the trained model one of {sizes[1]:,}")
@@ -156,36 +165,9 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
 
 def after_answers(renderer: Renderer) -> list[int]:
     """The tokens that the template writes behind the end of an answer."""
-    from ftcore.data.tokenizing import encode
-    from ftcore.samples import Chat, Message
-
-    probe = renderer.render(Chat(messages=(Message("user", "?"), Message("assistant", "!"))))
-    ids = encode(renderer.tokenizer, [probe])[0].ids.tolist()
+    ids = reward_models.probe_ids(renderer, "!")
     ends = [position for position, token in enumerate(ids) if token in renderer.stop_ids]
     return ids[ends[-1] + 1 :] if ends else []
-
-
-def reward_plan(plan: Plan) -> Plan:
-    """The plan with the reward model in the model's place.
-
-    Raises:
-        UsageError: no such model.
-    """
-    from ftcore.locate import locate
-
-    options: Any = plan.stage.options
-    stage = replace(plan.stage, component=RewardModelling(name="rm", summary=""))
-    changes: dict[str, Any] = {"infer_dtype": plan.precision.compute}
-    if options.reward_model_type == "lora":
-        changes["adapter_name_or_path"] = (options.reward_model,)
-        return replace(plan, stage=stage, model=plan.model.model_copy(update=changes))
-    changes |= {"adapter_name_or_path": options.reward_model_adapters, "model_name_or_path": options.reward_model}
-    changes["model_revision"] = "main"
-    located, found = locate(options.reward_model, plan.plugins, place(plan, "reward_model"), plan.model.cache_dir)
-    if found:
-        raise UsageError(found)
-    model = plan.model.model_copy(update=changes)
-    return replace(plan, stage=stage, model=model, source=located.source, config=located.config)
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
@@ -197,12 +179,15 @@ def problems(plan: Plan) -> Iterable[Problem]:
         yield Problem("reward_model is missing", place(plan, "stage"), hint)
     elif options.reward_model_type == "full":
         try:
-            reward_plan(plan)
+            reward_models.reward_plan(plan)
         except UsageError as error:
             yield from error.problems
     if options.reward_model_adapters and options.reward_model_type == "lora":
         hint = "write reward_model_type: full, or drop it"
         yield Problem("reward_model_adapters is for full reward models", place(plan, "reward_model_adapters"), hint)
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        hint = "start it without a launcher"
+        yield Problem(f"stage ppo runs in one process, this is one of {processes}", place(plan, "stage"), hint)
     for name, plain in PLAIN.items():
         bound = plan.options.get(name)
         if bound and bound.origin not in ("default", "family") and bound.value != plain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from ftcore import estimating
 from ftcore.engine import checkpoints, ppo_terms
 from ftcore.engine.policy import VALUE_FILE
 from ftcore.engine.reports import read_log
@@ -110,6 +113,67 @@ def test_scores_are_plain_transformers(ppo: Any, scorer_dir: Path) -> None:
     with torch.no_grad():
         expected = [model(torch.tensor([ids])).logits[0, 0].item() for ids in whole]
         assert trainer.score(prompts, responses).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def swapped(folder: Path) -> None:
+    """Two words of the tokenizer change numbers."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[20:22]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(content))
+
+
+def test_a_reward_model_that_reads_other_tokens_is_refused(ppo: Any, scorer_dir: Path) -> None:
+    template = scorer_dir / "chat_template.jinja"
+    before = template.read_text()
+    template.write_text("{{ 'Hi' }}" + before)
+    with pytest.raises(UsageError, match="another tokenizer or chat template: a conversation's tokens differ"):
+        ppo()
+    template.write_text(before)
+    swapped(scorer_dir)
+    with pytest.raises(UsageError, match="another tokenizer: 2 tokens have another number"):
+        ppo()
+
+
+def test_memory_counts_what_ppo_keeps(ppo: Any) -> None:
+    """By config.json: two layers of keys and values for eight conversations, and three times their logits."""
+    trainer = ppo(cutoff_len=30, max_new_tokens=10, per_device_eval_batch_size=8)
+    config, terms = trainer.model.config, estimating.estimate_plan(trainer.plan).terms
+    keys = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    rollout = 8 * 40 * config.num_hidden_layers * 2 * keys * 4 + 8 * config.vocab_size * 4 * 3
+    assert terms["rollout"] == rollout
+    assert terms["value head"] == (config.hidden_size + 1) * 16
+    model = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
+    base = sum(each.numel() for name, each in model.named_parameters() if "lora" not in name and "value" not in name)
+    assert terms["reward model"] == pytest.approx(base * 4, rel=0.01)
+
+
+def test_the_best_checkpoint_has_its_value_head(ppo: Any, tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "val_size": 3}
+    trainer = ppo(max_steps=4, load_best_model_at_end=True, **options)
+    evaluate = trainer.evaluation_loop
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        found = evaluate(*args, **kwargs)
+        found.metrics["eval_loss"] = float(trainer.state.global_step)  # the first is the best
+        return found
+
+    trainer.evaluation_loop = told
+    trainer.train()
+    first, last = (load_file(tmp_path / "out" / f"checkpoint-{step}" / VALUE_FILE) for step in (2, 4))
+    assert not torch.equal(first["weight"], last["weight"])
+    assert torch.equal(trainer.value_head.weight, first["weight"])
+
+
+def test_several_processes_are_refused(
+    tiny_model_dir: Path, scorer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    values = {"model_name_or_path": str(tiny_model_dir), "stage": "ppo", "output_dir": str(tmp_path / "out")}
+    with pytest.raises(UsageError, match="runs in one process, this is one of 2"):
+        make_plan(None, values=values | {"reward_model": str(scorer_dir), "reward_model_type": "full"})
 
 
 class Stop(TrainerCallback):

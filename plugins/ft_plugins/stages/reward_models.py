@@ -1,0 +1,118 @@
+"""The reward model that stage ppo is given: which it is, that it reads the policy's tokens, and its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft_plugins.stages.rm import RewardModelling
+from ftcore.checks import place
+from ftcore.errors import Problem, UsageError
+from ftcore.memory import BYTES, Architecture
+
+if TYPE_CHECKING:
+    from ftcore.data.rendering import Renderer
+    from ftcore.plan import Plan
+
+PROBES = ("?", "It's 2,048 Wörter long: «ok»\n\n  1. naïve 日本語 🙂")
+"""Texts that tokenizers tell apart: numbers, accents, quotes, spaces, other scripts."""
+
+
+def reward_plan(plan: Plan) -> Plan:
+    """The plan with the reward model in the model's place.
+
+    Raises:
+        UsageError: no such model.
+    """
+    from ftcore.locate import locate
+
+    options: Any = plan.stage.options
+    stage = replace(plan.stage, component=RewardModelling(name="rm", summary=""))
+    changes: dict[str, Any] = {"infer_dtype": plan.precision.compute}
+    if options.reward_model_type == "lora":
+        changes["adapter_name_or_path"] = (options.reward_model,)
+        return replace(plan, stage=stage, model=plan.model.model_copy(update=changes))
+    changes |= {"adapter_name_or_path": options.reward_model_adapters, "model_name_or_path": options.reward_model}
+    changes["model_revision"] = "main"
+    located, found = locate(options.reward_model, plan.plugins, place(plan, "reward_model"), plan.model.cache_dir)
+    if found:
+        raise UsageError(found)
+    model = plan.model.model_copy(update=changes)
+    return replace(plan, stage=stage, model=model, source=located.source, config=located.config)
+
+
+def check_tokens(plan: Plan, renderer: Renderer) -> None:
+    """Holds the reward model's tokenizer and chat template against the policy's, as it is given the policy's tokens.
+
+    An adapter's are those that stage rm saved beside it; where there are none, its base is the policy's own.
+
+    Raises:
+        UsageError: it would read other tokens than it was trained on.
+    """
+    from ftcore.data.rendering import Renderer
+
+    scored = reward_plan(plan)
+    if plan.stage.options.reward_model_type == "lora":  # type: ignore[attr-defined]
+        folder = scored.model.adapter_name_or_path[0]
+        if not (Path(folder) / "tokenizer.json").is_file():
+            return
+        model = scored.model.model_copy(update={"model_name_or_path": folder})
+        scored = replace(scored, model=model, source=None)
+    tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=scored)
+    mine, theirs = renderer.tokenizer.get_vocab(), tokenizer.get_vocab()
+    differing = sorted(word for word in mine.keys() | theirs.keys() if mine.get(word) != theirs.get(word))
+    if differing:
+        reason = f"{len(differing):,} tokens have another number in the trained model's, {differing[0]!r} among them"
+        raise UsageError(_other(plan, "tokenizer", reason))
+    if tokenizer.chat_template is not None:
+        scored = replace(scored, template=None)
+    for text in PROBES:
+        read = [probe_ids(one, text) for one in (renderer, Renderer.from_plan(scored, tokenizer))]
+        if read[0] != read[1]:
+            (place_,) = [number for number in range(len(read[0]) + 1) if read[0][:number] == read[1][:number]][-1:]
+            reason = f"a conversation's tokens differ from number {place_ + 1} on"
+            raise UsageError(_other(plan, "tokenizer or chat template", reason))
+
+
+def _other(plan: Plan, what: str, reason: str) -> Problem:
+    hint = "train the reward model with the policy's tokenizer and template"
+    return Problem(f"reward_model has another {what}: {reason}", place(plan, "reward_model"), hint)
+
+
+def probe_ids(renderer: Renderer, answer: str) -> list[int]:
+    """Tokens of a short conversation that ends with an answer."""
+    from ftcore.data.tokenizing import encode
+    from ftcore.samples import Chat, Message
+
+    chat = Chat(messages=(Message("user", "?"), Message("assistant", answer)))
+    ids: list[int] = encode(renderer.tokenizer, [renderer.render(chat)])[0].ids.tolist()
+    return ids
+
+
+def memory(plan: Plan) -> Mapping[str, int]:
+    """Bytes of the reward model, of the value head with its gradient and state, and of a rollout.
+
+    A rollout holds keys and values of ``per_device_eval_batch_size`` conversations, and of their next token the
+    float32 logits three times: as they come, and what sampling makes of them.
+    """
+    own = Architecture.from_config(plan.config) if plan.config else None
+    if own is None:
+        return {}
+    options: Any = plan.stage.options
+    judged: Architecture | None = own
+    if options.reward_model and options.reward_model_type == "full":
+        try:
+            config = reward_plan(plan).config
+        except UsageError:  # the check of the plan says it
+            config = None
+        judged = Architecture.from_config(config) if config else None
+    width, rows = BYTES[plan.precision.compute], plan.training.per_device_eval_batch_size
+    tokens = plan.data.cutoff_len + plan.generation.max_new_tokens
+    kept = rows * tokens * own.layers * 2 * own.key_size * width
+    return {
+        "reward model": judged.parameters * width if judged else 0,
+        "value head": round((own.hidden_size + 1) * (8 + plan.optimizer.component.state_bytes)),
+        "rollout": kept + rows * own.vocab_size * 4 * 3,
+    }
