@@ -29,9 +29,14 @@ class PpoOptions(OptionGroup):
 
     reward_model: str | None = None
     """What scores: with ``reward_model_type: lora`` the adapter that stage rm left, on ``model_name_or_path``; with
-    ``full`` a sequence-classification model of one label, with the policy's tokenizer and template."""
-    reward_model_type: Literal["lora", "full"] = "lora"
+    ``full`` a sequence-classification model of one label, with the policy's tokenizer and template; with ``api`` the
+    http address of one."""
+    reward_model_type: Literal["lora", "full", "api"] = "lora"
     """What ``reward_model`` names."""
+    reward_api_timeout: Annotated[float, Field(gt=0)] = 60.0
+    """With ``api``: seconds for an answer."""
+    reward_api_retries: Annotated[int, Field(ge=0, le=10)] = 3
+    """With ``api``: tries after the first, when there is no answer or the server fails."""
     reward_model_adapters: Names = ()
     """With ``full``: adapters of stage rm on ``reward_model``."""
     ppo_buffer_size: Annotated[int, Field(ge=1)] = 1
@@ -105,7 +110,7 @@ class ProximalPolicy(Stage):
             run,
             train=run.data.train,
             evaluation=run.data.eval,
-            score=reward_model(run, renderer),
+            score=api_model(run) if options.reward_model_type == "api" else reward_model(run, renderer),
             sampler=Sampler(inner, stop_ids, pad, plan.generation.max_new_tokens),
             options=Proximal(
                 buffer=options.ppo_buffer_size,
@@ -163,6 +168,23 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
     return score
 
 
+def api_model(run: Run) -> Score:
+    """Scores by what listens at the address ``reward_model``."""
+    import torch
+
+    from ft_plugins.stages.reward_api import ask
+
+    options: Any = run.plan.stage.options
+
+    def score(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Any:
+        whole = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+        texts = run.tokenizer.batch_decode(whole, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        scores = ask(options.reward_model, texts, options.reward_api_timeout, options.reward_api_retries)
+        return torch.tensor(scores, dtype=torch.float64)
+
+    return score
+
+
 def after_answers(renderer: Renderer) -> list[int]:
     """The tokens that the template writes behind the end of an answer."""
     ids = reward_models.probe_ids(renderer, "!")
@@ -177,12 +199,19 @@ def problems(plan: Plan) -> Iterable[Problem]:
     if not options.reward_model:
         hint = "write the folder that stage rm left"
         yield Problem("reward_model is missing", place(plan, "stage"), hint)
+    elif options.reward_model_type == "api":
+        if not options.reward_model.startswith(("http://", "https://")):
+            reason = f"reward_model: {options.reward_model} is no address"
+            yield Problem(reason, place(plan, "reward_model"), "write http://HOST:PORT/PATH")
     elif options.reward_model_type == "full":
         try:
             reward_models.reward_plan(plan)
         except UsageError as error:
             yield from error.problems
-    if options.reward_model_adapters and options.reward_model_type == "lora":
+    for name in ("reward_api_timeout", "reward_api_retries"):
+        if options.reward_model_type != "api" and name in plan.options and plan.options[name].origin != "default":
+            yield Problem(f"{name} is for reward_model_type: api", place(plan, name), "drop it")
+    if options.reward_model_adapters and options.reward_model_type != "full":
         hint = "write reward_model_type: full, or drop it"
         yield Problem("reward_model_adapters is for full reward models", place(plan, "reward_model_adapters"), hint)
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":

@@ -108,6 +108,8 @@ def memory(plan: Plan) -> Mapping[str, int]:
         except UsageError:  # the check of the plan says it
             config = None
         judged = Architecture.from_config(config) if config else None
+    elif options.reward_model_type == "api":
+        judged = None
     width, rows = BYTES[plan.precision.compute], plan.training.per_device_eval_batch_size
     tokens = plan.data.cutoff_len + plan.generation.max_new_tokens
     kept = rows * tokens * own.layers * 2 * own.key_size * width

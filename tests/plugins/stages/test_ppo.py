@@ -6,7 +6,9 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from ftcore.engine import checkpoints, ppo_terms
 from ftcore.engine.policy import VALUE_FILE
 from ftcore.engine.reports import read_log
 from ftcore.engine.signals import InterruptedRunError
-from ftcore.errors import UsageError
+from ftcore.errors import RunError, UsageError
 from ftcore.planning import make_plan
 
 PROMPTS = [{"instruction": f"question {number}"} for number in range(8)]
@@ -174,6 +176,51 @@ def test_several_processes_are_refused(
     values = {"model_name_or_path": str(tiny_model_dir), "stage": "ppo", "output_dir": str(tmp_path / "out")}
     with pytest.raises(UsageError, match="runs in one process, this is one of 2"):
         make_plan(None, values=values | {"reward_model": str(scorer_dir), "reward_model_type": "full"})
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """Answers each request with the next of ``replies``: a status and a body made of the texts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found.asked.append(body)
+            status, reply = found.replies.pop(0) if found.replies else (200, None)
+            content = json.dumps({"scores": [float(len(text)) for text in body["texts"]]}) if reply is None else reply
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Silent."""
+
+    found: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.asked, found.replies = [], []
+    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    found.shutdown()
+    found.server_close()
+    thread.join()
+
+
+def test_scores_by_http(ppo: Any, server: Any) -> None:
+    """A failing server is asked again; what it is sent is prompt and answer with the control tokens."""
+    server.replies = [(503, "busy")]
+    address = f"http://127.0.0.1:{server.server_port}/score"
+    trainer = ppo(reward_model=address, reward_model_type="api", max_steps=1)
+    prompts, responses = [[5, 6, 7, 8], [9, 10]], [[11, 12], [13, trainer.tokenizer.eos_token_id]]
+    texts = [trainer.tokenizer.decode([*each[0], *each[1]]) for each in zip(prompts, responses, strict=True)]
+    assert trainer.score(prompts, responses).tolist() == [float(len(text)) for text in texts]
+    assert server.asked == [{"texts": texts}] * 2
+    assert texts[1].endswith(trainer.tokenizer.eos_token)
+    trainer.train()
+    assert trainer.state.log_history[0]["reward"] > 0
+    for reply, said in ((400, "no such"), "HTTP 400 no such"), ((200, '{"scores": [1]}'), "2 numbers"):
+        server.replies = [reply]
+        with pytest.raises(RunError, match=said):
+            trainer.score(prompts, responses)
 
 
 class Stop(TrainerCallback):
