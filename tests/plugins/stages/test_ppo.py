@@ -223,6 +223,33 @@ def test_scores_by_http(ppo: Any, server: Any) -> None:
             trainer.score(prompts, responses)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_chain_of_adapters(trainer_of: Any, moved: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The policy begins at stage sft's adapter; the reward model is the base with stage rm's, and nothing of sft's."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    folders = {stage: str(tmp_path / stage) for stage in ("sft", "rm")}
+    for stage, rows in (("sft", [{"instruction": "a", "output": "b"}] * 8), ("rm", 8)):
+        trainer = trainer_of(stage, rows, finetuning_type="lora")
+        moved(trainer.model)
+        trainer.save_model(folders[stage])
+    options = {"adapter_name_or_path": folders["sft"], "reward_model": folders["rm"], "finetuning_type": "lora"}
+    trainer = trainer_of("ppo", PROMPTS, **options, max_new_tokens=6, bf16=False)
+    prompt, response = [5, 6, 7, 8], [11, 12]
+    ids = torch.tensor([[*prompt, *response]])
+    judge = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    with torch.no_grad():
+        score = PeftModel.from_pretrained(judge, folders["rm"]).eval()(ids).logits[0, 0].item()
+        logits = PeftModel.from_pretrained(policy, folders["sft"]).eval()(ids).logits[0, 3:5].log_softmax(-1)
+    assert trainer.score([prompt], [response]).tolist() == pytest.approx([score], rel=1e-4)
+    (row,) = trainer._measured([prompt], [response], [0])
+    expected = logits.gather(1, ids[0, 4:, None])[:, 0].tolist()
+    assert row["old_logps"].tolist() == pytest.approx(expected, rel=1e-4)
+    assert row["reference"].tolist() == row["old_logps"].tolist()
+
+
 class Stop(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
