@@ -1,0 +1,67 @@
+"""What is measured: one entry for each row of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SHARED: Mapping[str, Any] = {
+    "do_train": True,
+    "dataset": "rows",
+    "cutoff_len": 1024,
+    "template": "phi4",  # the same text and the same labels in both; others train a line break more in LLaMA-Factory
+    "disable_shuffling": True,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "overwrite_output_dir": True,
+    "bf16": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison.
+
+    Args:
+        work: what ``WORK=`` selects.
+        against: the peer and its setting, for the table.
+        data: file of the data folder; ``batch`` times the number of steps of its rows are drawn.
+        batch: rows in an optimizer step.
+        target: the ratio of CPU time that is aimed at.
+        options: of both sides.
+        peer: of the peer alone.
+    """
+
+    work: str
+    against: str
+    data: str
+    batch: int
+    target: float
+    options: Mapping[str, Any]
+    peer: Mapping[str, Any]
+
+
+LORA = {"stage": "sft", "finetuning_type": "lora", "lora_rank": 8, "lora_alpha": 16, "lora_target": "all"}
+ROWS = (
+    Row(
+        work="sft",
+        against="LLaMA-Factory 0.9.5 as its examples set it",
+        data="alpaca_en_demo.json",
+        batch=8,
+        target=4.0,
+        options=LORA,
+        peer={},
+    ),
+    Row(
+        work="sft",
+        against="LLaMA-Factory 0.9.5, gradient checkpointing off",
+        data="alpaca_en_demo.json",
+        batch=8,
+        target=2.8,
+        options=LORA,
+        peer={"disable_gradient_checkpointing": True},
+    ),
+)
