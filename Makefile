@@ -13,13 +13,16 @@ DEMO := examples/quickstart.yaml
 TUNED := saves/quickstart
 ASK := $(BIN)/ft generate --prompt "$(QUESTION)" do_sample=false max_new_tokens=60
 
-.PHONY: help install demo test coverage kills check docs clean
+PEER := .bench/llamafactory
+
+.PHONY: help install demo test coverage kills bench check docs clean
 
 help:
 	@echo "make demo    train the demo model on this machine and ask it who it is, before and after"
 	@echo "make test    all tests, on all cores"
 	@echo "make coverage  the same, with the lines that no test runs; takes three times as long"
 	@echo "make kills   kill runs N times (N=100) and see that they end in the same bytes"
+	@echo "make bench   ft beside LLaMA-Factory, installed in .bench (WORK=sft; ARGS='--turns 5 --threads 1')"
 	@echo "make check   format, lint, types, quick tests, generated docs in step"
 	@echo "make docs    regenerate docs/options.md and docs/cli.md"
 	@echo "make clean   remove .venv and what the demo left in saves/quickstart"
@@ -53,6 +56,15 @@ coverage: $(READY)
 
 kills: $(READY)
 	$(BIN)/python tests/engine/kill_runs.py --kills $(or $(N),100)
+
+bench: $(READY) $(PEER)/.ready
+	$(BIN)/python benchmarks/bench.py $(if $(WORK),--work $(WORK)) $(ARGS)
+
+# --no-deps: the file names every package, and torchaudio and torchvision, which have no CPU build here, stay out
+$(PEER)/.ready: benchmarks/peers/llamafactory.txt
+	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --no-deps --requirement $<
+	@touch $@
 
 check: $(READY)
 	$(BIN)/ruff format --check .
