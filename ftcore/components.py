@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from ftcore.stage_costs import StageCosts
+
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
 
@@ -270,7 +272,7 @@ class Method(Component, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage(Component, ABC):
+class Stage(StageCosts, Component, ABC):
     """Turns samples into a dataset and a trainer."""
 
     kind = "stage"
@@ -288,14 +290,6 @@ class Stage(Component, ABC):
     """Whether it trains on rows that come one after the other, of which nobody knows how many there are."""
     predicts: ClassVar[bool] = False
     """Whether it can do what ``do_predict`` asks for."""
-
-    def longest(self, plan: Plan) -> int:
-        """Tokens of the longest row that is trained on, for the memory estimate."""
-        return plan.data.cutoff_len
-
-    def memory(self, plan: Plan) -> Mapping[str, int]:
-        """What it keeps beside the trained model and its batch: name -> bytes, for the memory estimate."""
-        return {}
 
     @abstractmethod
     def trainer(self, run: Run) -> Trainer:
