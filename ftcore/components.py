@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from ftcore.stage_costs import StageCosts
 
 if TYPE_CHECKING:
-    from typing import Self  # from Python 3.11 on
-
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
