@@ -35,7 +35,8 @@ class RewardScorer(Scorer):
             return self._own_logits(batch)
         hidden, head = self.hidden(batch), self.inner.score
         with torch.autocast(hidden.device.type, enabled=False):  # 8 bits are few for a difference of two scores
-            scores = head(hidden.to(next(head.parameters()).dtype))[:, 0]
+            # PEFT's wrapper answers for the copy in use; its first parameter is the original's, in another dtype
+            scores = head(hidden.to(head.weight.dtype))[:, 0]
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def ended(self, batch: Batch) -> Batch:

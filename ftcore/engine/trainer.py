@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ class FtTrainer(ResumableTrainer):
         if run.plan.gradient_checkpointing:
             _recompute(run.model)
         self.scorer = self.make_scorer(run.model)
-        with self.accelerator.autocast():  # as every forward pass of the run
+        # weights of two dtypes need it; where all are float32 the ways are compared exactly
+        with self.accelerator.autocast() if run.model.dtype.itemsize < 4 else nullcontext():
             self.scorer.choose()
         self.meters = Meters()
         self._measuring = self.meters

@@ -41,8 +41,14 @@ def losses(folder: Path, **values: Any) -> list[float]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stage", ["sft", "dpo", "rm"])
 def test_losses_are_near_those_of_float32(
-    method: str, stage: str, tiny_model_dir: Path, rows_file: Path, tmp_path: Path
+    method: str,
+    stage: str,
+    tiny_model_dir: Path,
+    rows_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """By the fast way too: none of them falls back to the model's own forward."""
     values: dict[str, Any] = METHODS[method] | {"finetuning_type": method, "stage": stage, "do_train": True}
     values |= {"model_name_or_path": str(tiny_model_dir), "template": "chatml", "max_steps": 3, "logging_steps": 1}
     values |= {"dataset": str(rows_file if stage == "sft" else pairs_file(tmp_path)), "learning_rate": 1e-3}
@@ -54,6 +60,7 @@ def test_losses_are_near_those_of_float32(
     assert all(math.isfinite(loss) for loss in mixed)
     assert mixed == pytest.approx(exact, rel=0.05, abs=0.02)
     assert mixed != exact
+    assert [line for line in caplog.messages if "its own" in line] == []
 
 
 def pairs_file(folder: Path) -> Path:
