@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ft_plugins.formats import FORMATS
@@ -341,6 +341,7 @@ turn = st.fixed_dictionaries(
 )
 
 
+@example({"messages": [{"role": "user", "content": [{"type": []}]}]}, "Chat")  # a type that cannot be hashed
 @given(st.dictionaries(keys, json_values | st.lists(turn, max_size=4)), st.sampled_from(list(ROLES_OF)))
 def test_any_row_is_a_sample_or_a_row_error(row: dict[str, Any], kind: str) -> None:
     for format_ in FORMATS:

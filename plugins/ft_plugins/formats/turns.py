@@ -127,7 +127,7 @@ def _part(part: object, field: str) -> str:
         if kind == "text":
             return text(part.get("text"), f"{field}.text")
         # TRL's way of images: the part says where, the column has the file. Arrow fills other keys with nulls.
-        if kind in _MEDIA and not any(value for key, value in part.items() if key != "type"):
+        if isinstance(kind, str) and kind in _MEDIA and not any(value for key, value in part.items() if key != "type"):
             return _MEDIA[kind]
     cure = 'here only {"type": "text", "text": ...} can be read, and {"type": "image"} with the file in images'
     raise RowError(f"{field} is not a text part", field=field, value=part, cure=cure)
