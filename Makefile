@@ -20,7 +20,7 @@ PEER := .bench/llamafactory
 help:
 	@echo "make demo    train the demo model on this machine and ask it who it is, before and after"
 	@echo "make test    all tests, on all cores"
-	@echo "make coverage  the same, with the lines that no test runs; takes three times as long"
+	@echo "make coverage  the same, with the lines that no test runs; slower"
 	@echo "make kills   kill runs N times (N=100) and see that they end in the same bytes"
 	@echo "make bench   ft beside LLaMA-Factory, installed in .bench (WORK=sft; ARGS='--turns 5 --threads 1')"
 	@echo "make check   format, lint, types, quick tests, generated docs in step"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 SHARED: Mapping[str, Any] = {
@@ -45,23 +45,21 @@ class Row:
 
 
 LORA = {"stage": "sft", "finetuning_type": "lora", "lora_rank": 8, "lora_alpha": 16, "lora_target": "all"}
+SFT = Row(
+    work="sft",
+    against="LLaMA-Factory 0.9.5, gradient checkpointing on (its default)",
+    data="alpaca_en_demo.json",
+    batch=8,
+    target=4.0,
+    options=LORA,
+    peer={},
+)
 ROWS = (
-    Row(
-        work="sft",
-        against="LLaMA-Factory 0.9.5, gradient checkpointing on (its default)",
-        data="alpaca_en_demo.json",
-        batch=8,
-        target=4.0,
-        options=LORA,
-        peer={},
-    ),
-    Row(
-        work="sft",
+    SFT,
+    replace(
+        SFT,
         against="LLaMA-Factory 0.9.5, gradient checkpointing off",
-        data="alpaca_en_demo.json",
-        batch=8,
         target=2.8,
-        options=LORA,
         peer={"disable_gradient_checkpointing": True},
     ),
 )

@@ -86,11 +86,16 @@ def file_hash(path: Path) -> str:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Writes beside and moves into place, so that a reader never meets half a file."""
+    """The value as a file of its own; see `write_whole`."""
     from ftcore.cli.common import plain
 
+    write_whole(file, json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes beside and moves into place, so that a reader never meets half a file."""
     staged = file.with_name(f".tmp-{os.getpid()}-{file.name}")
-    staged.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n", encoding="utf-8")
+    staged.write_text(text, encoding="utf-8")
     staged.replace(file)
 
 

@@ -50,6 +50,11 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
     }
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device."""
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
 def collate_joined(rows: Sequence[Mapping[str, Any]]) -> Batch:
     """The same with each pack as one sequence: its rows see those before them, and their first tokens are predicted.
 

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.trainer_utils import EvalLoopOutput
 
 from ftcore.engine import ppo_terms
 from ftcore.engine.collate import Batch
 from ftcore.engine.guards import ROWS
 from ftcore.engine.head import token_logps
-from ftcore.engine.meters import Meters
 from ftcore.engine.rollouts import COLUMNS, RolloutBatches, Sampler, answered, collate_responses
 from ftcore.engine.sampling import EpochLoader
 from ftcore.engine.scoring import evaluating
@@ -166,6 +164,7 @@ class PolicyTrainer(FtTrainer):
         for row, gain in zip(made, gains.split([len(row["returns"]) for row in made]), strict=True):
             row["advantages"] = gain.clone()
         self._note_rollout(made, scores)
+        self.note("kl_coef", torch.tensor([self.coefficient]))
         self._adapt(made)
         self.buffer = [{name: row[name] for name in ("input_ids", "weights", "index", *COLUMNS)} for row in made]
 
@@ -227,7 +226,6 @@ class PolicyTrainer(FtTrainer):
         self.note("kl", torch.stack([(row["old_logps"] - row["reference"]).sum() for row in rows]))
         self.note("entropy", -torch.cat([row["old_logps"] for row in rows]))
         self.note("response_length", torch.tensor([float(len(row["old_logps"])) for row in rows]))
-        self.note("kl_coef", torch.tensor([self.coefficient]))
 
     # ---- loss ----
 
@@ -253,30 +251,16 @@ class PolicyTrainer(FtTrainer):
 
     # ---- evaluation ----
 
-    def evaluation_loop(
-        self,
-        dataloader: EpochLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Mean score of responses to all prompts of the set, by the same seed each time."""
-        rows, self._measuring = dataloader.dataset, Meters()
-        self._show_averages()
-        for start in range(0, len(rows), self.args.eval_batch_size):
-            numbers = range(start, min(start + self.args.eval_batch_size, len(rows)))
+    def eval_loss(self, dataloader: EpochLoader) -> float:
+        """Mean score, the other sign, of responses to all prompts of the set, by the same seed each time."""
+        rows, size, total = dataloader.dataset, self.args.eval_batch_size, 0.0
+        for start in self.interruptible(range(0, len(rows), size)):
+            numbers = range(start, min(start + size, len(rows)))
             prompts = [rows[number]["input_ids"].tolist() for number in numbers]
             responses, scores = self._responses(prompts, self.args.seed + start)
             self._note_rollout(self._measured(prompts, responses, numbers), scores)
-            if self.is_in_train:
-                self.evaluating = True
-                self.stop_if_asked()
-        self.evaluating = False
-        means, self._measuring = self._means(self._measuring), self.meters
-        del means["kl_coef"]
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": -means["reward"], **means}.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))
+            total += float(scores.sum())
+        return -total / len(rows)
 
     # ---- checkpoints ----
 

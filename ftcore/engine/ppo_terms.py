@@ -34,11 +34,12 @@ def advantages(
         discount: gamma.
         decay: lambda.
     """
-    found, later, following = torch.zeros_like(rewards), 0.0, 0.0
-    for place in range(len(rewards) - 1, -1, -1):
-        value = float(values[place])
-        later = float(rewards[place]) + discount * following - value + discount * decay * later
-        found[place], following = later, value
+    gains, later, following = [], 0.0, 0.0
+    for reward, value in zip(reversed(rewards.tolist()), reversed(values.tolist()), strict=True):
+        later = reward + discount * following - value + discount * decay * later
+        gains.append(later)
+        following = value
+    found = rewards.new_tensor(gains[::-1])
     return found, found + values
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from ftcore.artifacts import write_whole
+
 LOG = "trainer_log.jsonl"
 _FIRST = ("loss", "grad_norm", "learning_rate", "eval_loss", "epoch", "throughput", "num_input_tokens_seen")
 _CLOCK = ("_runtime", "_per_second")
@@ -88,9 +90,7 @@ def keep_lines(file: Path, step: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         return
     kept = [line for line in _whole_lines(file) if step and json.loads(line)["current_steps"] <= step]
-    staged = file.with_name(f".tmp-{file.name}")
-    staged.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    staged.replace(file)
+    write_whole(file, "".join(line + "\n" for line in kept))
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

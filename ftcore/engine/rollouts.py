@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from ftcore.engine.collate import Batch, collate
@@ -108,5 +107,4 @@ class Sampler:
 def answered(prompt: Sequence[int], response: Sequence[int], index: int) -> dict[str, Any]:
     """Prompt and response as a row for `collate`, of which the response is trained."""
     weights = torch.cat([torch.zeros(len(prompt)), torch.ones(len(response))])
-    ids = np.concatenate([np.asarray(prompt, np.int64), np.asarray(response, np.int64)])
-    return {"input_ids": torch.from_numpy(ids), "weights": weights, "index": index}
+    return {"input_ids": torch.tensor([*prompt, *response]), "weights": weights, "index": index}

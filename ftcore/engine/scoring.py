@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ftcore.engine import attention
-from ftcore.engine.collate import Batch, collate, padded
+from ftcore.engine.collate import Batch, collate, on_device, padded
 from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def _probe(model: Any) -> Batch:
     vocabulary = model.config.get_text_config().vocab_size
     rows = [(np.arange(length, dtype=np.int32) * 37 + 11 * length) % vocabulary for length in (9, 6)]
     batch = collate([{"input_ids": ids, "weights": np.ones(len(ids), np.float32), "index": 0} for ids in rows])
-    return {name: value.to(model.device) if hasattr(value, "to") else value for name, value in batch.items()}
+    return on_device(batch, model.device)
 
 
 def _tried(scorer: Scorer, batch: Batch) -> torch.Tensor | None:

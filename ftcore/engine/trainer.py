@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PrinterCallback, TrainerCallback
@@ -25,6 +25,8 @@ from ftcore.engine.stopping import stopped_early, stopping
 from ftcore.engine.streams import StreamBatches, StreamLoader
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.run import Run
+
+T = TypeVar("T")
 
 
 class FtTrainer(ResumableTrainer):
@@ -262,20 +264,25 @@ class FtTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Mean loss over all labels of the set, each as heavy as its weight."""
+        """`eval_loss`, and the means of what was noted meanwhile."""
         self.model.eval()
         self._show_averages()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         self._measuring = Meters()
+        loss = self.eval_loss(dataloader)
+        measured, self._measuring = self._means(self._measuring), self.meters
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **measured}.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def eval_loss(self, dataloader: EpochLoader) -> float:
+        """Mean loss over all labels of the set, each as heavy as its weight."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad(), self.accelerator.autocast():
             for batch in self.passing(dataloader):
                 sums += torch.stack([self.eval_loss_sum(batch).double(), torch.tensor(self.weight(batch)).to(sums)])
-        measured, self._measuring = self._means(self._measuring), self.meters
         total, weight = self.accelerator.reduce(sums, "sum").tolist()
         if not weight:
             raise RunError("the evaluation data has no token to be evaluated on: its mean loss does not exist")
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": total / weight, **measured}.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+        return float(total / weight)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         wanted = self.args.metric_for_best_model
@@ -286,8 +293,13 @@ class FtTrainer(ResumableTrainer):
 
     def passing(self, dataloader: EpochLoader) -> Iterator[Batch]:
         """The loader's batches on the device, to be evaluated; a signal stops the run between them."""
-        for batch in dataloader:
+        for batch in self.interruptible(dataloader):
             yield self._prepare_inputs(batch)
+
+    def interruptible(self, parts: Iterable[T]) -> Iterator[T]:
+        """The parts of an evaluation; a signal stops the run between them."""
+        for part in parts:
+            yield part
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             if self.is_in_train:
                 self.evaluating = True

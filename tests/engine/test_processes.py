@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ftcore.engine.checkpoints import checkpoints, verify
 from ftcore.engine.reports import read_log
 
-SCRIPT = Path(__file__).with_name("forked_runs.py")
+SCRIPT = Path(__file__).with_name("process_runs.py")
 
 
 def run_processes(count: int, folder: Path, options: dict[str, Any]) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ft_plugins.stages import reward_models
+from ft_plugins.stages.other_models import load_frozen
 from ftcore.checks import place
 from ftcore.components import OptionGroup, Stage
-from ftcore.errors import Problem, RunError, UsageError
+from ftcore.errors import Problem, UsageError
 from ftcore.groups import Names
 
 if TYPE_CHECKING:
@@ -139,31 +140,20 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
         UsageError: no such model, or one that reads other tokens.
         RunError: its vocabulary is another one.
     """
-    import torch
-
-    from ft_plugins.engines.huggingface import load_adapted
-    from ftcore.engine.collate import collate
+    from ftcore.engine.collate import collate, on_device
     from ftcore.engine.rewards import RewardScorer
+    from ftcore.engine.rollouts import answered
 
     reward_models.check_tokens(run.plan, renderer)
-    model = load_adapted(reward_models.reward_plan(run.plan)).requires_grad_(False).to(run.model.device)
-    sizes = [one.config.get_text_config().vocab_size for one in (model, run.model)]
-    if sizes[0] != sizes[1]:
-        raise RunError(f"reward_model has a vocabulary of {sizes[0]:,} tokens, the trained model one of {sizes[1]:,}")
+    model = load_frozen(reward_models.reward_plan(run.plan), run.model, "reward_model").to(run.model.device)
     scorer = RewardScorer(model)
     scorer.choose()
     tail = after_answers(renderer)
 
     def score(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Any:
-        rows = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            ended = response[-1] in renderer.stop_ids
-            ids = torch.tensor([*prompt, *response, *(tail if ended else ())])
-            rows.append({"input_ids": ids, "weights": torch.ones(len(ids)), "index": 0})
-        batch = {
-            name: value.to(model.device) if hasattr(value, "to") else value for name, value in collate(rows).items()
-        }
-        return scorer.rewards(batch)
+        whole = [[*response, *(tail if response[-1] in renderer.stop_ids else ())] for response in responses]
+        rows = [answered(prompt, response, 0) for prompt, response in zip(prompts, whole, strict=True)]
+        return scorer.rewards(on_device(collate(rows), model.device))
 
     return score
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ftcore.artifacts import write_whole
 from ftcore.data.formats import read_samples
 from ftcore.data.loading import eval_specs
 from ftcore.data.rendering import Renderer
@@ -90,12 +91,8 @@ def _chats(run: Run) -> Iterator[Chat]:
 
 def _write(run: Run, questions: Sequence[Question], texts: Sequence[str]) -> None:
     """One object a row, with LLaMA-Factory's names."""
-    import os
-
-    file = run.plan.output_dir / FILE
-    staged = file.with_name(f".tmp-{os.getpid()}-{FILE}")
-    with staged.open("w", encoding="utf-8") as stream:
-        for question, text in zip(questions, texts, strict=True):
-            row = {"prompt": question.text, "predict": text, "label": question.label}
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    staged.replace(file)
+    rows = [
+        {"prompt": question.text, "predict": text, "label": question.label}
+        for question, text in zip(questions, texts, strict=True)
+    ]
+    write_whole(run.plan.output_dir / FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ftcore.checks import place
+from ft_plugins.stages.other_models import load_frozen, plan_with
 from ftcore.components import OptionGroup
-from ftcore.errors import Problem, RunError, UsageError
+from ftcore.errors import Problem, UsageError
 from ftcore.groups import Names
 
 if TYPE_CHECKING:
@@ -31,7 +30,12 @@ def reference_loader(run: Run) -> Callable[[], Any] | None:
     options: Any = run.plan.stage.options
     if not options.ref_model and not options.ref_model_adapters:
         return None
-    return lambda: _load(reference_plan(run.plan), run.model)
+
+    def load() -> Any:
+        other = reference_plan(run.plan)
+        return load_frozen(other, run.model, f"ref_model {other.model.model_name_or_path}")
+
+    return load
 
 
 def reference_plan(plan: Plan) -> Plan:
@@ -40,21 +44,8 @@ def reference_plan(plan: Plan) -> Plan:
     Raises:
         UsageError: no such model.
     """
-    from ftcore.locate import locate
-
     options: Any = plan.stage.options
-    changes: dict[str, Any] = {
-        "adapter_name_or_path": options.ref_model_adapters,
-        "infer_dtype": plan.precision.compute,
-    }
-    if not options.ref_model:
-        return replace(plan, model=plan.model.model_copy(update=changes))
-    changes |= {"model_name_or_path": options.ref_model, "model_revision": "main"}
-    located, problems = locate(options.ref_model, plan.plugins, place(plan, "ref_model"), plan.model.cache_dir)
-    if problems:
-        raise UsageError(problems)
-    model = plan.model.model_copy(update=changes)
-    return replace(plan, model=model, source=located.source, config=located.config)
+    return plan_with(plan, "ref_model", options.ref_model, options.ref_model_adapters)
 
 
 def reference_problems(plan: Plan) -> Iterable[Problem]:
@@ -63,16 +54,3 @@ def reference_problems(plan: Plan) -> Iterable[Problem]:
         reference_plan(plan)
     except UsageError as error:
         yield from error.problems
-
-
-def _load(plan: Plan, policy: Any) -> Any:
-    from ft_plugins.engines.huggingface import load_adapted
-
-    model = load_adapted(plan).requires_grad_(False)
-    sizes = [one.config.get_text_config().vocab_size for one in (model, policy)]
-    if sizes[0] != sizes[1]:
-        name = plan.model.model_name_or_path
-        raise RunError(
-            f"ref_model {name} has a vocabulary of {sizes[0]:,} tokens, the trained model one of {sizes[1]:,}"
-        )
-    return model

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_plugins.stages.other_models import plan_with
 from ft_plugins.stages.rm import RewardModelling
 from ftcore.checks import place
 from ftcore.errors import Problem, UsageError
@@ -26,21 +27,12 @@ def reward_plan(plan: Plan) -> Plan:
     Raises:
         UsageError: no such model.
     """
-    from ftcore.locate import locate
-
     options: Any = plan.stage.options
-    stage = replace(plan.stage, component=RewardModelling(name="rm", summary=""))
-    changes: dict[str, Any] = {"infer_dtype": plan.precision.compute}
     if options.reward_model_type == "lora":
-        changes["adapter_name_or_path"] = (options.reward_model,)
-        return replace(plan, stage=stage, model=plan.model.model_copy(update=changes))
-    changes |= {"adapter_name_or_path": options.reward_model_adapters, "model_name_or_path": options.reward_model}
-    changes["model_revision"] = "main"
-    located, found = locate(options.reward_model, plan.plugins, place(plan, "reward_model"), plan.model.cache_dir)
-    if found:
-        raise UsageError(found)
-    model = plan.model.model_copy(update=changes)
-    return replace(plan, stage=stage, model=model, source=located.source, config=located.config)
+        judged = plan_with(plan, "reward_model", None, (options.reward_model,))
+    else:
+        judged = plan_with(plan, "reward_model", options.reward_model, options.reward_model_adapters)
+    return replace(judged, stage=replace(plan.stage, component=RewardModelling(name="rm", summary="")))
 
 
 def check_tokens(plan: Plan, renderer: Renderer) -> None:

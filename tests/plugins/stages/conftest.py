@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
+from ftcore.engine import checkpoints
+from ftcore.engine.reports import read_log
+from ftcore.engine.signals import InterruptedRunError
 from ftcore.planning import make_plan
 from ftcore.plugins import Plugins
 from ftcore.run import Run
@@ -147,3 +153,44 @@ def own_loss(gradient: Any) -> Callable[..., tuple[float, float]]:
         return gradient(trainer.model, trainer.loss_sum(batch) / trainer.weight(batch))
 
     return measure
+
+
+class Stop(TrainerCallback):
+    """Asks the run to stop before a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """The last checkpoint's tensor files, and the log without what depends on the clock."""
+    last = checkpoints.checkpoints(folder)[-1]
+    files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+    clock = {"throughput", "elapsed_time", "remaining_time"}
+    lines = [{key: line[key] for key in line if key not in clock} for line in read_log(folder / "trainer_log.jsonl")]
+    return files | {"lines": lines}
+
+
+@pytest.fixture
+def whole_and_parts(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
+    """``whole_and_parts(make, steps)``: what runs of ``make(output_dir=...)`` leave: one in peace, one in parts.
+
+    The second is stopped before each of the steps, and gone on with by a new trainer.
+    """
+
+    def run(make: Callable[..., Any], steps: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        make(output_dir=str(whole)).train()
+        for step in steps:
+            trainer = make(output_dir=str(parts))
+            trainer.add_callback(Stop(step))
+            with pytest.raises(InterruptedRunError):
+                trainer.train()
+        make(output_dir=str(parts)).train()
+        return outcome(whole), outcome(parts)
+
+    return run

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from ftcore import estimating
-from ftcore.engine import checkpoints, ppo_terms
+from ftcore.engine import ppo_terms
 from ftcore.engine.policy import VALUE_FILE
 from ftcore.engine.reports import read_log
-from ftcore.engine.signals import InterruptedRunError
 from ftcore.errors import RunError, UsageError
 from ftcore.planning import make_plan
 
@@ -250,25 +247,8 @@ def test_a_chain_of_adapters(trainer_of: Any, moved: Any, tiny_model_dir: Path, 
     assert row["reference"].tolist() == row["old_logps"].tolist()
 
 
-class Stop(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    last = checkpoints.checkpoints(folder)[-1]
-    files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
-    clock = {"throughput", "elapsed_time", "remaining_time"}
-    lines = [{key: line[key] for key in line if key not in clock} for line in read_log(folder / "trainer_log.jsonl")]
-    return files | {"lines": lines}
-
-
 @pytest.mark.parametrize("method", ["full", "freeze", "lora", "qlora"])
-def test_stopped_it_goes_on_to_the_same_bytes(method: str, ppo: Any, tmp_path: Path) -> None:
+def test_stopped_it_goes_on_to_the_same_bytes(method: str, ppo: Any, whole_and_parts: Any) -> None:
     """Within a block of steps on one rollout, and at a block's end; adaptive coefficient and normed scores too."""
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
@@ -277,18 +257,10 @@ def test_stopped_it_goes_on_to_the_same_bytes(method: str, ppo: Any, tmp_path: P
     options |= {"save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "eval_strategy": "steps"}
     options |= {"eval_steps": 2, "val_size": 3, "ppo_score_norm": True, "ppo_whiten_rewards": True}
     options |= {"ppo_missing_eos_penalty": 1.0, "ppo_score_clip": 2.0, "ppo_kl_estimator": "k3"}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    ppo(output_dir=str(whole), **options).train()
-    for step in (3, 5):
-        trainer = ppo(output_dir=str(parts), **options)
-        trainer.add_callback(Stop(step))
-        with pytest.raises(InterruptedRunError):
-            trainer.train()
-    ppo(output_dir=str(parts), **options).train()
-    found = outcome(whole)
+    found, parts = whole_and_parts(partial(ppo, **options), (3, 5))
     assert {VALUE_FILE, "extra.safetensors", "optimizer.safetensors"} <= found.keys()
     assert [line["current_steps"] for line in found["lines"] if "eval_reward" in line] == [2, 4, 6, 7]
-    assert outcome(parts) == found
+    assert parts == found
 
 
 def test_what_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:

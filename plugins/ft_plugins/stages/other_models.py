@@ -1,0 +1,57 @@
+"""A model beside the trained one, such as a reference or a reward model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ftcore.checks import place
+from ftcore.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from ftcore.plan import Plan
+
+
+def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ...]) -> Plan:
+    """The plan with another model in the model's place.
+
+    Args:
+        plan: of the run.
+        option: what names the other model, for messages.
+        name: hub id, folder or offered name; None for the run's own base.
+        adapters: on it.
+
+    Raises:
+        UsageError: no such model.
+    """
+    from ftcore.locate import locate
+
+    changes: dict[str, Any] = {"adapter_name_or_path": adapters, "infer_dtype": plan.precision.compute}
+    if not name:
+        return replace(plan, model=plan.model.model_copy(update=changes))
+    changes |= {"model_name_or_path": name, "model_revision": "main"}
+    located, problems = locate(name, plan.plugins, place(plan, option), plan.model.cache_dir)
+    if problems:
+        raise UsageError(problems)
+    model = plan.model.model_copy(update=changes)
+    return replace(plan, model=model, source=located.source, config=located.config)
+
+
+def load_frozen(plan: Plan, trained: Any, what: str) -> Any:
+    """The model of such a plan, to be computed with only.
+
+    Args:
+        plan: see `plan_with`.
+        trained: the run's model.
+        what: the other model, for messages.
+
+    Raises:
+        RunError: its vocabulary is of another size.
+    """
+    from ft_plugins.engines.huggingface import load_adapted
+
+    model = load_adapted(plan).requires_grad_(False)
+    sizes = [one.config.get_text_config().vocab_size for one in (model, trained)]
+    if sizes[0] != sizes[1]:
+        raise RunError(f"{what} has a vocabulary of {sizes[0]:,} tokens, the trained model one of {sizes[1]:,}")
+    return model
