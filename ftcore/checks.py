@@ -175,13 +175,16 @@ def _check_resume(plan: Plan) -> Iterable[Problem]:
 
 def _check_adapters(plan: Plan) -> Iterable[Problem]:
     for name in plan.model.adapter_name_or_path:
-        folder = Path(name).expanduser()
-        if folder.is_dir() and not (folder / "adapter_config.json").is_file():
-            yield Problem(f"{name} is no adapter: it has no adapter_config.json", place(plan, "adapter_name_or_path"))
-        elif not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") != 1):
-            yield Problem(
-                f"there is no adapter {name!r}", place(plan, "adapter_name_or_path"), "write a folder or a hub id"
-            )
+        yield from adapter_problems(plan, "adapter_name_or_path", name)
+
+
+def adapter_problems(plan: Plan, option: str, name: str) -> Iterable[Problem]:
+    """An adapter, named by an option, that does not exist or is none."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "adapter_config.json").is_file():
+        yield Problem(f"{name} is no adapter: it has no adapter_config.json", place(plan, option))
+    elif not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") != 1):
+        yield Problem(f"there is no adapter {name!r}", place(plan, option), "write a folder or a hub id")
 
 
 def warnings(plan: Plan) -> Iterable[str]:

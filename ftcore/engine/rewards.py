@@ -61,8 +61,8 @@ class RewardScorer(Scorer):
     def _own_logits(self, batch: Batch) -> torch.Tensor:
         """By the model's own forward, sequence by sequence: there is no padding that it could take for the end."""
         starts = batch["cu_seqlens"].tolist()
-        half = self.model.dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(batch["input_ids"].device.type, dtype=self.model.dtype if half else None, enabled=half):
+        half = self.coarsest.itemsize < 4
+        with torch.autocast(batch["input_ids"].device.type, dtype=self.coarsest if half else None, enabled=half):
             scores = [
                 self.inner(batch["input_ids"][:, start:end], use_cache=False).logits[0, 0]
                 for start, end in pairwise(starts)

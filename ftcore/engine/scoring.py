@@ -32,6 +32,7 @@ class Scorer:
         packed: sequences go end to end through ``ft_varlen`` attention; else padded, with the model's own attention.
         fused: hidden states go through `ftcore.engine.head`; else the model's own forward makes the logits, of the
             trained positions only.
+        coarsest: dtype among the weights; results are no finer. Any of them may be in float32 because it is trained.
     """
 
     def __init__(self, model: Any) -> None:
@@ -39,6 +40,8 @@ class Scorer:
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.packed = False
         self.fused = self._head_module() is not None
+        dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
+        self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
 
     def weighted_nll(self, batch: Batch) -> torch.Tensor:
         """Weighted sum of the losses at the batch's labels, a scalar."""
@@ -117,13 +120,13 @@ class Scorer:
         own_attention = self.inner.config._attn_implementation
         with evaluating(self.model):
             expected = self._own_logits(short)
-            self.fused = self.fused and _same(_tried(self, short), expected, self.inner.dtype)
+            self.fused = self.fused and _same(_tried(self, short), expected, self.coarsest)
             if not self.fused:
                 log.warning("the model makes its logits in its own way: its forward is used instead of the fused head")
             self.packed = self._can_pack()
             if self.packed:
                 self.inner.set_attn_implementation(attention.NAME)
-                self.packed = _same(_tried(self, short), expected, self.inner.dtype)
+                self.packed = _same(_tried(self, short), expected, self.coarsest)
             if not self.packed:
                 self.inner.set_attn_implementation(own_attention)
                 log.warning("the model needs its own attention: batches are padded")

@@ -80,7 +80,7 @@ class FtTrainer(ResumableTrainer):
             _recompute(run.model)
         self.scorer = self.make_scorer(run.model)
         # weights of two dtypes need it; where all are float32 the ways are compared exactly
-        with self.accelerator.autocast() if run.model.dtype.itemsize < 4 else nullcontext():
+        with self.accelerator.autocast() if self.scorer.coarsest.itemsize < 4 else nullcontext():
             self.scorer.choose()
         self.meters = Meters()
         self._measuring = self.meters

@@ -95,12 +95,17 @@ def read_trained(folder: Path) -> Trained | None:
 
 def base_of(adapter: Path) -> Mapping[str, Any]:
     """The base model that peft wrote into an adapter, as options; empty where it says none."""
+    base = adapter_config(adapter).get("base_model_name_or_path")
+    return {"model_name_or_path": base} if base else {}
+
+
+def adapter_config(adapter: Path) -> Mapping[str, Any]:
+    """What peft wrote about an adapter; empty where it cannot be read."""
     try:
         found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
-    return {"model_name_or_path": base} if base else {}
+    return found if isinstance(found, dict) else {}
 
 
 def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, trained: Trained) -> None:

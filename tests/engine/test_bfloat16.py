@@ -17,6 +17,8 @@ from ftcore.run import run
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},
     "freeze": {"freeze_trainable_layers": 1},
+    # the first of the weights is float32, those behind it are not
+    "embeddings": {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "freeze_extra_modules": "embed_tokens"},
     "lora": {},
     "qlora": {"lora_target": "q_proj"},
 }
@@ -49,7 +51,7 @@ def test_losses_are_near_those_of_float32(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """By the fast way too: none of them falls back to the model's own forward."""
-    values: dict[str, Any] = METHODS[method] | {"finetuning_type": method, "stage": stage, "do_train": True}
+    values: dict[str, Any] = {"finetuning_type": method, "stage": stage, "do_train": True} | METHODS[method]
     values |= {"model_name_or_path": str(tiny_model_dir), "template": "chatml", "max_steps": 3, "logging_steps": 1}
     values |= {"dataset": str(rows_file if stage == "sft" else pairs_file(tmp_path)), "learning_rate": 1e-3}
     values |= {"save_strategy": "no", "val_size": 1, "eval_strategy": "epoch", "plot_loss": False}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +70,10 @@ def load_adapted(plan: Plan) -> PreTrainedModel:
 
 
 def _with_adapter(model: Any, folder: Path, plan: Plan, name: str) -> Any:
-    from peft import PeftModel
+    from ft_plugins.methods.adapters import with_adapter
 
     try:
-        with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 by the old name
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            return PeftModel.from_pretrained(model, str(folder))
+        return with_adapter(model, folder, trainable=False)
     except (RuntimeError, ValueError) as error:
         reason = f"adapter {name} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
         raise UsageError(

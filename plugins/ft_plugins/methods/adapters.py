@@ -96,16 +96,30 @@ def adapter_folder(plan: Plan, name: str) -> Path:
     return folder
 
 
-def with_adapter(model: PreTrainedModel, adapter: Any) -> PeftModel:
-    """The model with an adapter from a folder, or a fresh one of a configuration, trainable."""
-    from peft import PeftModel, get_peft_model
+def with_adapter(model: PreTrainedModel, adapter: Any, *, trainable: bool = True) -> PeftModel:
+    """The model with an adapter from a folder, or a fresh one of a configuration.
+
+    An adapter of answers goes on a model of scores as well: its layers are the same, only the head is new.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
 
     with warnings.catch_warnings():
         # peft 0.21 asks by a name that transformers 5.23 calls deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        if isinstance(adapter, Path):
-            return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-        return get_peft_model(model, adapter)
+        if not isinstance(adapter, Path):
+            return get_peft_model(model, adapter)
+        config = PeftConfig.from_pretrained(str(adapter))
+        head = getattr(model, "score", None)
+        if head is None or config.task_type == "SEQ_CLS":
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        config.task_type, config.inference_mode = "SEQ_CLS", not trainable
+        adapted = get_peft_model(model, config)
+        # peft fails on a file without the head that it trains
+        set_peft_model_state_dict(
+            adapted, load_file(adapter / WEIGHTS) | {"base_model.model.score.weight": head.weight}
+        )
+        return adapted
 
 
 def base_name(plan: Plan) -> str | None:

@@ -12,7 +12,7 @@ from ft_plugins.stages import reward_models
 from ft_plugins.stages.other_models import load_frozen
 from ftcore.checks import place
 from ftcore.components import OptionGroup, Stage
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import Problem
 from ftcore.groups import Names
 
 if TYPE_CHECKING:
@@ -193,11 +193,8 @@ def problems(plan: Plan) -> Iterable[Problem]:
         if not options.reward_model.startswith(("http://", "https://")):
             reason = f"reward_model: {options.reward_model} is no address"
             yield Problem(reason, place(plan, "reward_model"), "write http://HOST:PORT/PATH")
-    elif options.reward_model_type == "full":
-        try:
-            reward_models.reward_plan(plan)
-        except UsageError as error:
-            yield from error.problems
+    else:
+        yield from reward_models.problems(plan)
     for name in ("reward_api_timeout", "reward_api_retries"):
         if options.reward_model_type != "api" and name in plan.options and plan.options[name].origin != "default":
             yield Problem(f"{name} is for reward_model_type: api", place(plan, name), "drop it")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ft_plugins.stages.other_models import load_frozen, plan_with
+from ftcore.checks import adapter_problems
 from ftcore.components import OptionGroup
 from ftcore.errors import Problem, UsageError
 from ftcore.groups import Names
@@ -50,6 +51,9 @@ def reference_plan(plan: Plan) -> Plan:
 
 def reference_problems(plan: Plan) -> Iterable[Problem]:
     """A reference that does not exist, told from here."""
+    options: Any = plan.stage.options
+    for name in options.ref_model_adapters:
+        yield from adapter_problems(plan, "ref_model_adapters", name)
     try:
         reference_plan(plan)
     except UsageError as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_plugins.stages.other_models import plan_with
 from ft_plugins.stages.rm import RewardModelling
-from ftcore.checks import place
+from ftcore.checks import adapter_problems, place
 from ftcore.errors import Problem, UsageError
+from ftcore.inference.manifest import adapter_config, read_trained
 from ftcore.memory import BYTES, Architecture
 
 if TYPE_CHECKING:
@@ -29,10 +30,40 @@ def reward_plan(plan: Plan) -> Plan:
     """
     options: Any = plan.stage.options
     if options.reward_model_type == "lora":
-        judged = plan_with(plan, "reward_model", None, (options.reward_model,))
+        folder = Path(options.reward_model).expanduser()
+        trained = read_trained(folder) if folder.is_dir() else None
+        beneath = trained.beneath if trained else ()
+        judged = plan_with(plan, "reward_model", None, (*beneath, options.reward_model))
     else:
         judged = plan_with(plan, "reward_model", options.reward_model, options.reward_model_adapters)
     return replace(judged, stage=replace(plan.stage, component=RewardModelling(name="rm", summary="")))
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """A reward model that is not there, or that has no head which was trained to score."""
+    options: Any = plan.stage.options
+    try:
+        judged = reward_plan(plan)
+    except UsageError as error:
+        yield from error.problems
+        return
+    option = "reward_model" if options.reward_model_type == "lora" else "reward_model_adapters"
+    adapters = judged.model.adapter_name_or_path
+    found = [problem for name in adapters for problem in adapter_problems(plan, option, name)]
+    yield from found
+    hint = "write what stage rm left: its adapter, or with reward_model_type: full the whole model"
+    if adapters and not found:
+        task = adapter_config(Path(adapters[-1]).expanduser()).get("task_type", "SEQ_CLS")
+        if task != "SEQ_CLS":
+            reason = f"adapter {adapters[-1]} has no head that scores: its task_type is {task}"
+            yield Problem(reason, place(plan, option), hint)
+    elif not adapters and judged.config is not None:
+        kinds = judged.config.get("architectures") or ()
+        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            reason = (
+                f"reward_model {options.reward_model} has no head that scores: it is {', '.join(kinds) or 'unknown'}"
+            )
+            yield Problem(reason, place(plan, option), hint)
 
 
 def check_tokens(plan: Plan, renderer: Renderer) -> None:
@@ -47,7 +78,7 @@ def check_tokens(plan: Plan, renderer: Renderer) -> None:
 
     scored = reward_plan(plan)
     if plan.stage.options.reward_model_type == "lora":  # type: ignore[attr-defined]
-        folder = scored.model.adapter_name_or_path[0]
+        folder = scored.model.adapter_name_or_path[-1]
         if not (Path(folder) / "tokenizer.json").is_file():
             return
         model = scored.model.model_copy(update={"model_name_or_path": folder})

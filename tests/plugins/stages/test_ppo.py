@@ -15,7 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ft_plugins.methods.adapters import adapter_tensors
 from ftcore import estimating
+from ftcore.artifacts import manifest
+from ftcore.checks import MANIFEST
 from ftcore.engine import ppo_terms
 from ftcore.engine.policy import VALUE_FILE
 from ftcore.engine.reports import read_log
@@ -261,6 +264,64 @@ def test_stopped_it_goes_on_to_the_same_bytes(method: str, ppo: Any, whole_and_p
     assert {VALUE_FILE, "extra.safetensors", "optimizer.safetensors"} <= found.keys()
     assert [line["current_steps"] for line in found["lines"] if "eval_reward" in line] == [2, 4, 6, 7]
     assert parts == found
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("new", [False, True])
+def test_a_reward_model_that_goes_on_from_answers(
+    new: bool, trainer_of: Any, moved: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Stage rm trains sft's adapter further, or a new one on top; ppo scores by both together, as peft does."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    sft, rm = str(tmp_path / "sft"), tmp_path / "rm"
+    trainer = trainer_of("sft", [{"instruction": "a", "output": "b"}] * 8, finetuning_type="lora")
+    moved(trainer.model)
+    trainer.save_model(sft)
+    answers = load_file(Path(sft) / "adapter_model.safetensors")
+    options = {"adapter_name_or_path": sft, "create_new_adapter": new, "finetuning_type": "lora", "bf16": False}
+    trainer = trainer_of("rm", 8, **options)
+    if not new:
+        started = adapter_tensors(trainer.model)
+        assert all(torch.equal(started[name], tensor) for name, tensor in answers.items())
+    moved(trainer.model)
+    trainer.save_model(str(rm))
+    (rm / MANIFEST).write_text(json.dumps(manifest(trainer.plan, trainer.tokenizer, status="", counts={}, metrics={})))
+    torch.manual_seed(5)
+    judge = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    if new:
+        with torch.no_grad():
+            for name in {name.rsplit(".lora_", 1)[0] for name in answers}:
+                down, up = (answers[f"{name}.lora_{side}.weight"] for side in "AB")
+                judge.get_submodule(name.removeprefix("base_model.model.")).weight += 2 * up @ down
+    judge = PeftModel.from_pretrained(judge, rm).eval()
+    ppo = trainer_of("ppo", PROMPTS, reward_model=str(rm), finetuning_type="lora", max_new_tokens=6, bf16=False)
+    with torch.no_grad():
+        expected = judge(torch.tensor([[5, 6, 7, 8, 11, 12]])).logits[0, 0].item()
+    assert ppo.score([[5, 6, 7, 8]], [[11, 12]]).tolist() == pytest.approx([expected], rel=1e-4)
+
+
+def test_a_reward_model_without_a_head_is_refused(trainer_of: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """It would score by random numbers."""
+    trainer = trainer_of("sft", [{"instruction": "a", "output": "b"}] * 8, finetuning_type="lora")
+    trainer.save_model(str(tmp_path / "sft"))
+    values = {"model_name_or_path": str(tiny_model_dir), "stage": "ppo", "output_dir": str(tmp_path / "out")}
+    found = []
+    for more in (
+        {"reward_model": str(tmp_path / "sft")},
+        {"reward_model": "nowhere"},
+        {"reward_model": str(tiny_model_dir), "reward_model_type": "full"},
+        {"reward_model": str(tiny_model_dir), "reward_model_type": "full", "reward_model_adapters": "a"},
+    ):
+        with pytest.raises(UsageError) as caught:
+            make_plan(None, values=values | more)
+        found.append(str(caught.value))
+    hint = "write what stage rm left: its adapter, or with reward_model_type: full the whole model"
+    assert f"adapter {tmp_path / 'sft'} has no head that scores: its task_type is CAUSAL_LM; {hint}" in found[0]
+    assert "there is no adapter 'nowhere'; write a folder or a hub id" in found[1]
+    assert f"reward_model {tiny_model_dir} has no head that scores: it is LlamaForCausalLM; {hint}" in found[2]
+    assert "there is no adapter 'a'; write a folder or a hub id" in found[3]
 
 
 def test_what_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
