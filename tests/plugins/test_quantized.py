@@ -250,7 +250,7 @@ def test_a_step_takes_at_most_twice_as_long_at_a_quarter_of_the_weights(tmp_path
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_holds_a_quarter_of_the_weights(tmp_path: Path) -> None:
-    """Resident memory that loading 107 million parameters adds, libraries that it imports included; measured 0.23."""
+    """Resident memory that loading 107 million parameters adds, libraries that it imports included; measured 0.16."""
     from ftcore.testing import tiny_model
 
     shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 9, "num_attention_heads": 16}
@@ -265,11 +265,13 @@ def test_a_process_holds_a_quarter_of_the_weights(tmp_path: Path) -> None:
 
 
 LOADS = """
-import gc, torch, bitsandbytes, peft, transformers.trainer
+import ctypes, gc, torch, bitsandbytes, peft, transformers.trainer
 from ftcore.planning import make_plan
 
 def resident():
     gc.collect()
+    # what is freed and not given back, 11 to 44 MB by the threads' luck, is held by nobody
+    ctypes.CDLL(None).malloc_trim(0)
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
 plan = make_plan(None, values=dict(model_name_or_path="{folder}", output_dir="{out}", quantization_bit={bits}))
