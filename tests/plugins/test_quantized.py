@@ -250,7 +250,7 @@ def test_a_step_takes_at_most_twice_as_long_at_a_quarter_of_the_weights(tmp_path
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_holds_a_quarter_of_the_weights(tmp_path: Path) -> None:
-    """Resident memory that loading 107 million parameters adds, libraries that it imports included; measured 0.16."""
+    """Resident memory that loading 107 million parameters adds, libraries that it imports included; measured 0.17."""
     from ftcore.testing import tiny_model
 
     shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 9, "num_attention_heads": 16}
