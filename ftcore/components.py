@@ -7,65 +7,27 @@ options checked in a fraction of a second, and a component's methods import what
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
-
+from ftcore.component_base import Component as Component
+from ftcore.component_base import OptionGroup as OptionGroup
+from ftcore.inference_components import Generator as Generator
+from ftcore.inference_components import InferenceEngine as InferenceEngine
+from ftcore.inference_components import Judge as Judge
 from ftcore.stage_costs import StageCosts
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, Trainer
 
-    from ftcore.inference import Chunk, Prompt
     from ftcore.memory import Architecture, Depth
     from ftcore.plan import Plan
     from ftcore.run import Run
     from ftcore.samples import Sample
-
-
-class OptionGroup(BaseModel):
-    """Base of every owner's options: frozen, unknown keys forbidden, docstrings under the fields are the help."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Component:
-    """What all kinds share.
-
-    Args:
-        name: how a YAML file selects it; unique within its kind when it is used.
-        summary: one line for ``ft plugins list``.
-        aliases: further names that select it.
-        default: whether it is used when the file names none of its kind.
-        selected_by: options of its own that select it as well, where the file names none of its kind.
-    """
-
-    kind: ClassVar[str] = ""
-    """The kind's name in the plan, in ``ft plugins list`` and in error messages."""
-    option: ClassVar[str] = ""
-    """The option by which a file selects one of this kind, such as ``stage``; empty where it is selected otherwise."""
-    Options: ClassVar[type[OptionGroup]] = OptionGroup
-    """The options that this component owns; the plan binds them and refuses what they refuse."""
-
-    name: str
-    summary: str
-    aliases: tuple[str, ...] = ()
-    default: bool = False
-    selected_by: tuple[str, ...] = ()
-
-    def resolve(self, values: Mapping[str, Any]) -> str:
-        """The name of the component that takes this one's place under these raw option values; usually itself."""
-        return self.name
-
-    def configured(self, options: OptionGroup) -> Self:
-        """What the plan holds in this one's place once its options are bound; usually itself."""
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,39 +299,6 @@ class Launcher(Component, ABC):
     @abstractmethod
     def launch(self, plan: Plan, work: Callable[[Plan], int]) -> int:
         """Runs ``work`` on the plan, here or in other processes, and returns the exit status."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceEngine(Component, ABC):
-    """Generates."""
-
-    kind = "inference_engine"
-    option = "infer_backend"
-
-    @abstractmethod
-    def load(self, plan: Plan) -> Generator:
-        """Loads model and adapters once; what comes back answers until it is dropped."""
-
-    def over(self, plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
-        """Answers with a model that the run holds, as it is at each call; it may change its generation config.
-
-        Raises:
-            UsageError: the engine only answers with models that it loads itself.
-        """
-        from ftcore.errors import Problem, UsageError
-
-        reason = f"engine {self.name} only answers with models that it loads itself, not with that of a run"
-        raise UsageError(Problem(reason))
-
-
-class Generator(ABC):
-    """A loaded model that answers."""
-
-    tokenizer: PreTrainedTokenizerBase
-
-    @abstractmethod
-    def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
-        """Pieces of text as they are made, each with the index of its prompt; batched."""
 
 
 @dataclass(frozen=True, slots=True)

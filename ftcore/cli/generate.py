@@ -31,6 +31,7 @@ WINDOW = 8
 @click.option("--overwrite", is_flag=True, help="Replace --output where it exists.")
 @click.option("--system", metavar="TEXT", help="System message of prompts that have none.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Of sampling; unset, the option seed.")
+@click.option("--score", is_flag=True, help="Score the conversations of --input by a reward model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an answer.")
 def command(
     words: Words,
@@ -40,13 +41,23 @@ def command(
     overwrite: bool,
     system: str | None,
     seed: int | None,
+    score: bool,
     as_json: bool,
 ) -> None:
     """Answers prompts: those of --prompt, of --input, or what standard input holds.
 
     A line of --input is {"prompt": "..."} or {"messages": [...]}, with "system", "tools", "settings" (such as
     {"temperature": 0}) and "seed" where wanted. Answers keep the prompts' order.
+
+    With --score each line is {"messages": [...]} up to an assistant's turn, and what comes out is the line with
+    "score" and "tokens".
     """
+    if score:
+        if source is None or texts or system is not None or seed is not None:
+            hint = "it reads whole conversations, from --input alone"
+            raise UsageError(Problem("--score goes with no --prompt, --system or --seed", hint=hint))
+        _score(words, source, output, overwrite, as_json)
+        return
     from ftcore.inference.prompts import read_prompts, text_prompt
 
     rows: list[Mapping[str, Any]] = [{"prompt": text} for text in texts]
@@ -75,6 +86,17 @@ def command(
         _write(rows, prompts, generator, size, stream, as_json)
     if output:
         click.echo(f"{len(prompts)} answers written to {output}", err=True)
+
+
+def _score(words: Words, source: Path, output: Path | None, overwrite: bool, as_json: bool) -> None:
+    from ftcore.cli.scoring import write_scores
+
+    if output:
+        _check_output(output, overwrite)
+    with _opened(output) as stream:
+        count = write_scores(words, source, stream, as_json)
+    if output:
+        click.echo(f"{count} scores written to {output}", err=True)
 
 
 def _write(

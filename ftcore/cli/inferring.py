@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ftcore.components import Judge
     from ftcore.inference.target import Target
 
 
@@ -31,11 +32,15 @@ class Words:
     adapters: Sequence[str]
     force: bool
 
-    def find(self) -> Target:
-        """What to talk to; nothing heavy is imported."""
+    def find(self, *, score: bool = False) -> Target:
+        """What to talk to, or what scores; nothing heavy is imported."""
+        from ftcore.inference.scoring import to_score
         from ftcore.inference.target import find_target
+        from ftcore.plugins import load
 
-        return find_target(self.file, model=self.model, adapters=self.adapters, overrides=self.overrides)
+        plugins = load()
+        overrides = to_score(self.file, self.overrides, plugins) if score else self.overrides
+        return find_target(self.file, model=self.model, adapters=self.adapters, overrides=overrides, plugins=plugins)
 
     def load(self, target: Target) -> Any:
         """The generator, without what libraries print of their own accord."""
@@ -43,6 +48,13 @@ class Words:
 
         quieten()
         return target.load(force=self.force)
+
+    def judge(self, target: Target) -> Judge:
+        """The same with a reward model, which scores."""
+        from ftcore.run import quieten
+
+        quieten()
+        return target.judge(force=self.force)
 
 
 def names_a_model(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ftcore.errors import Problem, UsageError
 from ftcore.groups import GenerationOptions
 from ftcore.inference import Prompt
 from ftcore.inference.overriding import override
-from ftcore.samples import ROLES, Message
+from ftcore.samples import ROLES, Chat, Message
+
+T = TypeVar("T")
 
 
 def text_prompt(text: str, system: str | None = None) -> Prompt:
@@ -30,28 +32,47 @@ def read_prompts(file: Path, system: str | None) -> tuple[list[Mapping[str, Any]
     Raises:
         UsageError: with every bad line.
     """
+    rows, prompts, _ = _read(file, lambda row: _prompt(row, system))
+    return rows, prompts
+
+
+def read_conversations(file: Path) -> tuple[list[Mapping[str, Any]], list[Chat], list[str]]:
+    """Rows ``{"messages": [...], "tools": [...]}``, their conversations, and where they stand, ``file:line``.
+
+    The last turn of each is the assistant's.
+
+    Raises:
+        UsageError: with every bad line.
+    """
+    return _read(file, _conversation)
+
+
+def _read(file: Path, convert: Callable[[Any], T]) -> tuple[list[Mapping[str, Any]], list[T], list[str]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(Problem(f"{file} cannot be read: {error.strerror}", "--input")) from error
     except UnicodeDecodeError as error:
         raise UsageError(Problem(f"byte {error.start} is not UTF-8", str(file), "save the file as UTF-8")) from error
-    rows, prompts, problems = [], [], []
+    rows: list[Mapping[str, Any]] = []
+    found: list[T] = []
+    places, problems = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            prompts.append(_prompt(row, system))
+            found.append(convert(row))
             rows.append(row)
+            places.append(f"{file}:{number}")
         except (ValueError, _BadRowError) as error:
             reason = str(error) if isinstance(error, _BadRowError) else f"not JSON: {error}"
             problems.append(Problem(reason, f"{file}:{number}"))
     if problems:
         raise UsageError(problems)
-    if not prompts:
+    if not rows:
         raise UsageError(Problem("there is no prompt in it", str(file)))
-    return rows, prompts
+    return rows, found, places
 
 
 class _BadRowError(Exception):
@@ -82,7 +103,25 @@ def _prompt(row: Any, system: str | None) -> Prompt:
     return Prompt(messages, tools, settings, seed)
 
 
+def _conversation(row: Any) -> Chat:
+    if not isinstance(row, dict) or "messages" not in row:
+        raise _BadRowError('a line must be an object, such as {"messages": [...]}')
+    messages = _turns(row["messages"])
+    if messages[-1].role != "assistant":
+        raise _BadRowError("the last turn is not the assistant's: there is nothing to score")
+    return Chat(tuple(messages), _objects(row.get("tools"), "tools"))
+
+
 def _messages(found: Any, system: str | None) -> tuple[Message, ...]:
+    messages = _turns(found)
+    if messages[-1].role == "assistant":
+        raise _BadRowError("the last turn is the assistant's: there is nothing to answer")
+    if system is not None and messages[0].role != "system":
+        messages.insert(0, Message("system", system))
+    return tuple(messages)
+
+
+def _turns(found: Any) -> list[Message]:
     if not isinstance(found, list) or not found:
         raise _BadRowError("messages must be a list of turns")
     messages = []
@@ -94,11 +133,7 @@ def _messages(found: Any, system: str | None) -> tuple[Message, ...]:
             raise _BadRowError(f"messages[{place}].content must be str, not {content!r:.60}")
         calls = _objects(turn.get("tool_calls"), f"messages[{place}].tool_calls")
         messages.append(Message(turn["role"], content, turn.get("reasoning_content"), calls))
-    if messages[-1].role == "assistant":
-        raise _BadRowError("the last turn is the assistant's: there is nothing to answer")
-    if system is not None and messages[0].role != "system":
-        messages.insert(0, Message("system", system))
-    return tuple(messages)
+    return messages
 
 
 def _objects(found: Any, name: str) -> tuple[dict[str, Any], ...]:

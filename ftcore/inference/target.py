@@ -14,7 +14,7 @@ from ftcore.locate import HUB_ID
 from ftcore.planning import make_plan
 
 if TYPE_CHECKING:
-    from ftcore.components import Generator
+    from ftcore.components import Generator, Judge
     from ftcore.plan import Plan
     from ftcore.plugins import Plugins
 
@@ -49,10 +49,17 @@ class Target:
         Raises:
             UsageError: when it differs; and as the engine says.
         """
-        plan = self.plan
+        self._check(force)
+        return self.plan.engine.component.load(self.plan)
+
+    def judge(self, *, force: bool = False) -> Judge:
+        """The same for a reward model: what scores."""
+        self._check(force)
+        return self.plan.engine.component.judge(self.plan)
+
+    def _check(self, force: bool) -> None:
         if self.trained and self.trained.sha256 and not force:
-            check_template(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan), self.trained)
-        return plan.engine.component.load(plan)
+            check_template(self.plan, self.plan.plugins.hook.ft_load_tokenizer(plan=self.plan), self.trained)
 
     def __str__(self) -> str:
         model = self.plan.model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore import hardware
 from ftcore.checks import place
-from ftcore.components import Generator, InferenceEngine
+from ftcore.components import Generator, InferenceEngine, Judge
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +38,22 @@ class HuggingFace(InferenceEngine):
         from ftcore.data.rendering import Renderer
 
         return TransformersGenerator(plan, model.eval(), Renderer.from_plan(plan, tokenizer))
+
+    def judge(self, plan: Plan) -> Judge:
+        """A sequence-classification model of one label, or a base model with an adapter that holds its head."""
+        from ft_plugins.engines.heads import head_problems
+
+        stage = plan.stage.component
+        if stage.head != "sequence_classification":
+            reason = f"stage {stage.name} makes a model that answers and does not score"
+            raise UsageError(Problem(reason, place(plan, "stage"), "choose the run of a reward model"))
+        if problems := list(head_problems(plan, place(plan, "model_name_or_path"), "write what stage rm left")):
+            raise UsageError(problems)
+        from ft_plugins.engines.judging import TransformersJudge
+        from ftcore.data.rendering import Renderer
+
+        renderer = Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))
+        return TransformersJudge(plan, load_adapted(plan), renderer)
 
 
 def load_adapted(plan: Plan) -> PreTrainedModel:

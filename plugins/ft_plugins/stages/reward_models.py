@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_plugins.engines.heads import head_problems
 from ft_plugins.stages.other_models import plan_with
 from ft_plugins.stages.rm import RewardModelling
 from ftcore.checks import adapter_problems, place
 from ftcore.errors import Problem, UsageError
-from ftcore.inference.manifest import adapter_config, read_trained
+from ftcore.inference.manifest import read_trained
 from ftcore.memory import BYTES, Architecture
 
 if TYPE_CHECKING:
@@ -52,18 +53,8 @@ def problems(plan: Plan) -> Iterable[Problem]:
     found = [problem for name in adapters for problem in adapter_problems(plan, option, name)]
     yield from found
     hint = "write what stage rm left: its adapter, or with reward_model_type: full the whole model"
-    if adapters and not found:
-        task = adapter_config(Path(adapters[-1]).expanduser()).get("task_type", "SEQ_CLS")
-        if task != "SEQ_CLS":
-            reason = f"adapter {adapters[-1]} has no head that scores: its task_type is {task}"
-            yield Problem(reason, place(plan, option), hint)
-    elif not adapters and judged.config is not None:
-        kinds = judged.config.get("architectures") or ()
-        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-            reason = (
-                f"reward_model {options.reward_model} has no head that scores: it is {', '.join(kinds) or 'unknown'}"
-            )
-            yield Problem(reason, place(plan, option), hint)
+    if not found:
+        yield from head_problems(judged, place(plan, option if adapters else "reward_model"), hint, "reward_model")
 
 
 def check_tokens(plan: Plan, renderer: Renderer) -> None:

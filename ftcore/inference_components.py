@@ -1,0 +1,81 @@
+"""The kind of component that answers and scores, and what it loads; `ftcore.components` offers it on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftcore.component_base import Component
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ftcore.inference import Chunk, Prompt
+    from ftcore.plan import Plan
+    from ftcore.samples import Chat
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceEngine(Component, ABC):
+    """Answers, and scores where it can."""
+
+    kind = "inference_engine"
+    option = "infer_backend"
+
+    @abstractmethod
+    def load(self, plan: Plan) -> Generator:
+        """Loads model and adapters once; what comes back answers until it is dropped."""
+
+    def judge(self, plan: Plan) -> Judge:
+        """Loads a reward model once; what comes back scores until it is dropped.
+
+        Raises:
+            UsageError: when the engine does not score, or the model does not.
+        """
+        reason = f"inference engine {self.name} does not score"
+        raise UsageError(Problem(reason, hint="write infer_backend: and one that does"))
+
+    def over(self, plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
+        """Answers with a model that the run holds, as it is at each call; it may change its generation config.
+
+        Raises:
+            UsageError: the engine only answers with models that it loads itself.
+        """
+        reason = f"engine {self.name} only answers with models that it loads itself, not with that of a run"
+        raise UsageError(Problem(reason))
+
+
+class Generator(ABC):
+    """A loaded model that answers."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @abstractmethod
+    def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
+        """Pieces of text as they are made, each with the index of its prompt; batched."""
+
+
+class Judge(ABC):
+    """A loaded reward model."""
+
+    @abstractmethod
+    def read(self, chats: Sequence[Chat], places: Sequence[str] = ()) -> list[Sequence[int]]:
+        """The tokens of each conversation, as the model read them in training.
+
+        Args:
+            chats: each ends with the answer that is scored.
+            places: what they are called in errors, such as ``file:3``; without it ``conversation 3``.
+
+        Raises:
+            UsageError: with every conversation that cannot be scored.
+        """
+
+    @abstractmethod
+    def score(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """The score of each conversation that `read` has read, in order; the higher, the better.
+
+        Scores compare within one model only. Batched; one call at a time, further callers wait.
+        """
