@@ -57,6 +57,13 @@ class Generator(ABC):
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
         """Pieces of text as they are made, each with the index of its prompt; batched."""
 
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (an engine need not know beforehand)
+        """Refuses prompts that `stream` would refuse, before an hour of answers is made; here it knows of none.
+
+        Raises:
+            UsageError: with every prompt that cannot be answered, and its place.
+        """
+
 
 class Judge(ABC):
     """A loaded reward model."""

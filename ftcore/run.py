@@ -148,6 +148,7 @@ def carry_out(state: Run, trainer: Trainer) -> None:
     from ftcore import artifacts
     from ftcore.data.quarantine import write_quarantine
     from ftcore.engine.disk import save_trained
+    from ftcore.engine.signals import ended_at_once
 
     plan, folder = state.plan, state.plan.output_dir
     accounting = state.data.accounting
@@ -173,8 +174,9 @@ def carry_out(state: Run, trainer: Trainer) -> None:
         save_trained(plan, state.model, state.tokenizer)
     only_predicts = plan.training.do_predict and not (plan.training.do_train or plan.training.do_eval)
     evaluates = state.data.eval is not None and not only_predicts
-    results = {"train": train, "eval": (last_evaluation(trainer) or trainer.evaluate()) if evaluates else None}
-    results |= {"predict": plan.stage.component.predict(state, trainer) if plan.training.do_predict else None}
+    with ended_at_once(lambda: _measuring(plan)):
+        results = {"train": train, "eval": (last_evaluation(trainer) or trainer.evaluate()) if evaluates else None}
+        results |= {"predict": plan.stage.component.predict(state, trainer) if plan.training.do_predict else None}
     metrics = artifacts.write_results(folder, results)
     note("finished", metrics)
     if plan.training.plot_loss and plan.training.do_train:
@@ -186,3 +188,10 @@ def carry_out(state: Run, trainer: Trainer) -> None:
     click.echo(f"written to {folder}")
     result = Result(output_dir=folder, metrics=metrics, counts=accounting.as_dict())
     plan.plugins.hook.ft_run_finished(plan=plan, result=result)
+
+
+def _measuring(plan: Plan) -> str:
+    """What a user is told whose run was stopped after training."""
+    what = "predicting" if plan.training.do_predict else "evaluating"
+    saved = f"; what was trained is in {plan.output_dir}" if plan.training.do_train else ""
+    return f" while {what}{saved}; the same command does that anew"

@@ -1,14 +1,13 @@
-"""``ft generate``: answers to prompts, from the command line, a file or standard input."""
+"""``ft generate``: answers to prompts, from the command line, a file, a dataset or standard input."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,132 +15,140 @@ from ftcore.cli.inferring import Words, names_a_model
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
+    from ftcore.cli.writing import Lines, Work
     from ftcore.inference import Prompt
     from ftcore.inference.answers import Answer
+    from ftcore.inference.target import Target
 
 WINDOW = 8
 """Batches that are answered before their answers are written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Where prompts come from.
+
+    Args:
+        texts: of ``--prompt``.
+        source: of ``--input``.
+        dataset: of ``--dataset``.
+        system: of prompts that have none.
+        seed: of sampling; None for the option ``seed``.
+    """
+
+    texts: tuple[str, ...]
+    source: Path | None
+    dataset: str | None
+    system: str | None
+    seed: int | None
 
 
 @click.command(name="generate")
 @names_a_model
 @click.option("--prompt", "texts", metavar="TEXT", multiple=True, help="What to answer; repeatable.")
 @click.option("--input", "source", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="A prompt a line.")
+@click.option("--dataset", metavar="NAME", help="Datasets, as in the option dataset: their last answers anew.")
 @click.option("--output", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Where answers go.")
 @click.option("--overwrite", is_flag=True, help="Replace --output where it exists.")
 @click.option("--system", metavar="TEXT", help="System message of prompts that have none.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Of sampling; unset, the option seed.")
 @click.option("--score", is_flag=True, help="Score the conversations of --input by a reward model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an answer.")
-def command(
-    words: Words,
-    texts: tuple[str, ...],
-    source: Path | None,
-    output: Path | None,
-    overwrite: bool,
-    system: str | None,
-    seed: int | None,
-    score: bool,
-    as_json: bool,
-) -> None:
-    """Answers prompts: those of --prompt, of --input, or what standard input holds.
+def command(words: Words, output: Path | None, overwrite: bool, score: bool, as_json: bool, **asked: Any) -> None:
+    """Answers prompts: those of --prompt, --input and --dataset, or what standard input holds.
 
     A line of --input is {"prompt": "..."} or {"messages": [...]}, with "system", "tools", "settings" (such as
-    {"temperature": 0}) and "seed" where wanted. Answers keep the prompts' order.
+    {"temperature": 0}) and "seed" where wanted. Answers keep the prompts' order. Until all are there they are in
+    FILE.jsonl.partial; when stopped, the same command goes on.
 
     With --score each line is {"messages": [...]} up to an assistant's turn, and what comes out is the line with
     "score" and "tokens".
     """
+    said = Asked(**asked)
+    if score and (
+        said.source is None or said.texts or said.dataset or said.system is not None or said.seed is not None
+    ):
+        hint = "it reads whole conversations, from --input alone"
+        raise UsageError(Problem("--score goes with no --prompt, --dataset, --system or --seed", hint=hint))
+    from ftcore.cli.writing import check_output
+
     if score:
-        if source is None or texts or system is not None or seed is not None:
-            hint = "it reads whole conversations, from --input alone"
-            raise UsageError(Problem("--score goes with no --prompt, --system or --seed", hint=hint))
-        _score(words, source, output, overwrite, as_json)
-        return
+        from ftcore.cli.scoring import score_work
+
+        assert said.source is not None
+        work = score_work(words, said.source)
+    else:
+        target, rows, prompts = _questions(words, said)
+        if not output and not as_json and len(prompts) == 1:
+            _stream(words.load(target), prompts)
+            return
+        work = _answer_work(words, target, rows, prompts)
+    if output:
+        check_output(output, overwrite)
+        work.to_file(output, as_json)
+    else:
+        work.to_terminal(as_json)
+
+
+def _questions(words: Words, said: Asked) -> tuple[Target, list[Mapping[str, Any]], list[Prompt]]:
+    """The model, and rows with their prompts."""
     from ftcore.inference.prompts import read_prompts, text_prompt
 
-    rows: list[Mapping[str, Any]] = [{"prompt": text} for text in texts]
-    prompts = [text_prompt(text, system) for text in texts]
-    if source:
-        more, read = read_prompts(source, system)
+    rows: list[Mapping[str, Any]] = [{"prompt": text} for text in said.texts]
+    prompts = [text_prompt(text, said.system) for text in said.texts]
+    if said.source:
+        more, read = read_prompts(said.source, said.system)
         rows, prompts = rows + more, prompts + read
-    elif not texts:
+    elif not said.texts and not said.dataset:
         text = sys.stdin.read().rstrip("\n") if not sys.stdin.isatty() else ""
         if not text:
-            raise UsageError("there is no prompt; write --prompt, --input, or pipe one in")
-        rows, prompts = [{"prompt": text}], [text_prompt(text, system)]
-    if output:
-        _check_output(output, overwrite)
+            raise UsageError("there is no prompt; write --prompt, --input, --dataset, or pipe one in")
+        rows, prompts = [{"prompt": text}], [text_prompt(text, said.system)]
     target = words.find()
-    default = target.plan.training.seed if seed is None else seed
-    prompts = [_seeded(prompt, default) for prompt in prompts]
-    generator = words.load(target)
+    if said.dataset:
+        from ftcore.inference.asking import dataset_prompts
+
+        more, read, told = dataset_prompts(said.dataset, target.plan, said.system)
+        rows, prompts = rows + more, prompts + read
+        for line in told:
+            click.echo(line, err=True)
+    seed = target.plan.training.seed if said.seed is None else said.seed
+    return target, rows, [prompt if prompt.seed is not None else replace(prompt, seed=seed) for prompt in prompts]
+
+
+def _answer_work(words: Words, target: Target, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt]) -> Work:
+    from ftcore.cli.writing import Work
+
+    def load(done: int) -> Lines:
+        from ftcore.inference.answers import collect
+
+        generator = words.load(target)
+        generator.check(prompts[done:])
+
+        def lines(start: int, end: int) -> Sequence[tuple[str, str]]:
+            answers = collect(generator.stream(prompts[start:end]), end - start)
+            return [
+                (_line(rows[number], answer), f"{click.style(f'── {number + 1}', bold=True)}\n{answer.text}")
+                for number, answer in enumerate(answers, start=start)
+            ]
+
+        return lines
+
     size = target.plan.training.per_device_eval_batch_size * WINDOW
-    with _opened(output) as stream:
-        if stream is None and not as_json and len(prompts) == 1:
-            for chunk in generator.stream(prompts):
-                click.echo(chunk.text, nl=False)
-            click.echo()
-            return
-        _write(rows, prompts, generator, size, stream, as_json)
-    if output:
-        click.echo(f"{len(prompts)} answers written to {output}", err=True)
+    inputs = [[row, asdict(replace(prompt, place=""))] for row, prompt in zip(rows, prompts, strict=True)]
+    return Work(what="answers", plan=target.plan, inputs=inputs, window=size, load=load)
 
 
-def _score(words: Words, source: Path, output: Path | None, overwrite: bool, as_json: bool) -> None:
-    from ftcore.cli.scoring import write_scores
+def _stream(generator: Any, prompts: Sequence[Prompt]) -> None:
+    """One answer, as it is made."""
+    from ftcore.engine.signals import ended_at_once
 
-    if output:
-        _check_output(output, overwrite)
-    with _opened(output) as stream:
-        count = write_scores(words, source, stream, as_json)
-    if output:
-        click.echo(f"{count} scores written to {output}", err=True)
-
-
-def _write(
-    rows: Iterable[Mapping[str, Any]],
-    prompts: list[Prompt],
-    generator: Any,
-    size: int,
-    stream: TextIO | None,
-    as_json: bool,
-) -> None:
-    from ftcore.inference.answers import answer_all
-
-    for number, (row, answer) in enumerate(zip(rows, answer_all(generator, prompts, size), strict=True), start=1):
-        if stream is not None:
-            stream.write(_line(row, answer) + "\n")
-            stream.flush()
-        if as_json:
-            click.echo(_line(row, answer))
-        elif stream is None:
-            click.secho(f"── {number}", bold=True)
-            click.echo(answer.text)
+    with ended_at_once(lambda: ""):
+        for chunk in generator.stream(prompts):
+            click.echo(chunk.text, nl=False)
+    click.echo()
 
 
 def _line(row: Mapping[str, Any], answer: Answer) -> str:
     found = asdict(answer)
     return json.dumps({**row, "answer": found.pop("text"), **found}, ensure_ascii=False)
-
-
-def _seeded(prompt: Prompt, seed: int) -> Prompt:
-    from dataclasses import replace
-
-    return prompt if prompt.seed is not None else replace(prompt, seed=seed)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not overwrite:
-        raise UsageError(Problem(f"{output} exists", "--output", "write another name, or --overwrite"))
-    if not output.parent.is_dir():
-        raise UsageError(Problem(f"there is no folder {output.parent}", "--output"))
-
-
-def _opened(output: Path | None) -> Any:
-    if output is None:
-        return nullcontext(None)
-    try:
-        return output.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(Problem(f"{output} cannot be written: {error.strerror}", "--output")) from error

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
-
-import click
+from typing import TYPE_CHECKING
 
 from ftcore.cli.inferring import Words
 
+if TYPE_CHECKING:
+    from ftcore.cli.writing import Lines, Work
 
-def write_scores(words: Words, source: Path, stream: TextIO | None, as_json: bool) -> int:
-    """Scores the conversations of ``source``; returns how many.
+WINDOW = 64
+"""Batches that are scored before their scores are written."""
 
-    Each becomes its line with ``score`` and ``tokens`` in the stream, and with ``as_json`` on standard output; without
-    either there is a number and its score.
-    """
+
+def score_work(words: Words, source: Path) -> Work:
+    """Scores of the conversations of ``source``: each line with ``score`` and ``tokens``."""
+    from ftcore.cli.writing import Work
     from ftcore.inference.prompts import read_conversations
 
     rows, chats, places = read_conversations(source)
     target = words.find(score=True)
-    judge = words.judge(target)
-    read = judge.read(chats, places)
-    for number, (row, ids, score) in enumerate(zip(rows, read, judge.score(read), strict=True), start=1):
-        line = json.dumps({**row, "score": score, "tokens": len(ids)}, ensure_ascii=False)
-        if stream is not None:
-            stream.write(line + "\n")
-        if as_json:
-            click.echo(line)
-        elif stream is None:
-            click.echo(f"{number}  {score:.6f}")
-    return len(rows)
+
+    def load(done: int) -> Lines:
+        judge = words.judge(target)
+        read = judge.read(chats[done:], places[done:])
+
+        def lines(start: int, end: int) -> Sequence[tuple[str, str]]:
+            ids = read[start - done : end - done]
+            found = []
+            for number, (one, score) in enumerate(zip(ids, judge.score(ids), strict=True), start=start):
+                line = json.dumps({**rows[number], "score": score, "tokens": len(one)}, ensure_ascii=False)
+                found.append((line, f"{number + 1}  {score:.6f}"))
+            return found
+
+        return lines
+
+    size = target.plan.training.per_device_eval_batch_size * WINDOW
+    return Work(what="scores", plan=target.plan, inputs=rows, window=size, load=load)

@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from ftcore.engine import checkpoints, snapshots
 from ftcore.engine.disk import check_room, checkpoint_bytes, weight_bytes, writing
 from ftcore.engine.reports import Reports
-from ftcore.engine.signals import InterruptedRunError, StopSignals
+from ftcore.engine.signals import InterruptedRunError, StopSignals, shown
 from ftcore.engine.streams import StreamBatches
 from ftcore.engine.trees import load_tree, save_tree
 from ftcore.errors import Problem, RunError, UsageError
@@ -129,7 +129,7 @@ class ResumableTrainer(Trainer):
             number = int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
         if not number:
             return
-        step, name = self.state.global_step, "Ctrl-C" if number == 2 else "SIGTERM"
+        step, name = self.state.global_step, shown(number)
         folder = self.plan.output_dir / f"checkpoint-{step}"
         if step and self._saved != step:
             self._save_checkpoint(self.model, None)

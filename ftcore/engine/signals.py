@@ -1,10 +1,12 @@
-"""SIGTERM and Ctrl-C: the first ends the run at a whole step, with a checkpoint; the second ends it at once."""
+"""SIGTERM and Ctrl-C: in training the first ends the run at a whole step, with a checkpoint; the second at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -41,3 +43,40 @@ class StopSignals:
         if self.received is not None:
             os._exit(128 + number)  # checkpoints are staged: nothing half written can be taken for one
         self.received = signal.Signals(number)
+
+
+@contextmanager
+def ended_at_once(message: Callable[[], str]) -> Iterator[None]:
+    """While it is entered, SIGTERM and Ctrl-C end what is done in it, wherever it is; a second one ends the process.
+
+    Args:
+        message: what the user is told behind ``stopped by ...``.
+
+    Raises:
+        InterruptedRunError: in the place of whatever the signal was turned into on its way.
+    """
+    received: list[signal.Signals] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt  # no library takes it for an error of its own, as it would an Exception
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    except BaseException:
+        if not received:
+            raise
+        raise InterruptedRunError(f"stopped by {shown(received[0])}{message()}", received[0]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def shown(number: int) -> str:
+    """A signal as people call it."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

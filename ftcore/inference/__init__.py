@@ -18,12 +18,14 @@ class Prompt:
         tools: JSON schemas, in OpenAI's shape.
         settings: overrides of the plan's generation options for this prompt, such as ``{"temperature": 0.0}``.
         seed: makes sampling repeatable: the same prompts in one call get the same answers.
+        place: where it comes from, such as ``prompts.jsonl:3``, for errors.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     settings: Mapping[str, Any] | None = None
     seed: int | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

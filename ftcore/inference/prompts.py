@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,8 +33,8 @@ def read_prompts(file: Path, system: str | None) -> tuple[list[Mapping[str, Any]
     Raises:
         UsageError: with every bad line.
     """
-    rows, prompts, _ = _read(file, lambda row: _prompt(row, system))
-    return rows, prompts
+    rows, prompts, places = _read(file, lambda row: _prompt(row, system))
+    return rows, [replace(prompt, place=place) for prompt, place in zip(prompts, places, strict=True)]
 
 
 def read_conversations(file: Path) -> tuple[list[Mapping[str, Any]], list[Chat], list[str]]:

@@ -95,6 +95,7 @@ def test_a_file_of_prompts_in_a_file_of_answers(generate: Any, answer: Any, tmp_
     with pytest.raises(UsageError) as error:
         generate("--input", source, "--output", output, *GREEDY)
     assert str(error.value) == f"--output: {output} exists; write another name, or --overwrite"
+    assert not (tmp_path / "out.jsonl.partial").exists()
     generate("--prompt", "hello", "--output", output, "--overwrite", *GREEDY)
     assert json.loads(output.read_text(encoding="utf-8")) == line(answer("hello"), prompt="hello")
 
@@ -159,7 +160,7 @@ def test_no_prompts(generate: Any, tmp_path: Path, content: bytes, message: str)
 def test_what_cannot_be(generate: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         generate(text="")
-    assert str(error.value) == "there is no prompt; write --prompt, --input, or pipe one in"
+    assert str(error.value) == "there is no prompt; write --prompt, --input, --dataset, or pipe one in"
     with pytest.raises(UsageError) as error:
         generate("--input", tmp_path / "none")
     assert str(error.value) == f"--input: {tmp_path}/none cannot be read: No such file or directory"
@@ -169,3 +170,68 @@ def test_what_cannot_be(generate: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         generate("--prompt", "x", "top_p=2", "do_sampel=1")
     assert len(str(error.value).splitlines()) == 2
+
+
+def test_every_prompt_that_is_too_long_is_told_before_the_first_answer(generate: Any, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    texts = ["hello", *["dog " * 600] * 2]
+    source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    with pytest.raises(UsageError) as error:
+        generate("--input", source, "--output", output, "per_device_eval_batch_size=1")
+    found = str(error.value).splitlines()
+    assert [line.partition(": the prompt has ")[0] for line in found] == [f"{source}:2", f"{source}:3"]
+    assert list(tmp_path.iterdir()) == [source]
+
+
+DATASETS: dict[str, list[dict[str, Any]]] = {
+    "instructions": [
+        {"instruction": "hello", "output": "world", "system": "be brief"},
+        {"instruction": "and?", "input": "this", "output": "that", "history": [["one", "two"]]},
+    ],
+    "talks": [
+        {"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "world"}]},
+        {"conversations": [{"from": "human", "value": "one two"}]},
+    ],
+    "pairs": [{"instruction": "hello", "chosen": "good", "rejected": "bad"}],
+    "marks": [
+        {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "x"}], "label": True}
+    ],
+}
+QUESTIONS: dict[str, list[dict[str, Any]]] = {
+    "instructions": [
+        {"messages": [("system", "be brief"), ("user", "hello")], "label": "world"},
+        {"messages": [("user", "one"), ("assistant", "two"), ("user", "and?\nthis")], "label": "that"},
+    ],
+    "talks": [{"messages": [("user", "hello")], "label": "world"}],
+    "pairs": [{"messages": [("user", "hello")], "label": "good"}],
+    "marks": [{"messages": [("user", "hello")], "label": "x"}],
+}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_last_answers_of_a_dataset_anew(name: str, generate: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Every kind of row by its description, the prompts that the loaders make of it, and the answers to these."""
+    lines = "".join(json.dumps(row) + "\n" for row in DATASETS[name])
+    (tmp_path / f"{name}.jsonl").write_text(lines)
+    info = {"file_name": f"{name}.jsonl"} | ({"formatting": "sharegpt"} if name == "talks" else {})
+    (tmp_path / "dataset_info.json").write_text(json.dumps({name: info | {"ranking": name == "pairs"}}))
+    output = tmp_path / "out.jsonl"
+    words = (f"dataset_dir={tmp_path}", "on_bad_row=skip", "template=chatml", *GREEDY)
+    result = generate("--dataset", name, "--output", output, *words)
+    found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    generator = find_target(None, model=str(tiny_model_dir), overrides=("template=chatml", *GREEDY)).load()
+    for number, (row, expected) in enumerate(zip(found, QUESTIONS[name], strict=True), start=1):
+        messages = tuple(Message(role, content) for role, content in expected["messages"])
+        said = collect(generator.stream([Prompt(messages)]), 1)[0]
+        head = {"place": f"{tmp_path}/{name}.jsonl:{number}", "messages": [each.as_dict() for each in messages]}
+        assert row == line(said, **head, label=expected["label"])
+    left_out = [each for each in result.stderr.splitlines() if "left out" in each]
+    assert left_out == (["talks: 1 of 2 rows left out"] if name == "talks" else [])
+
+
+def test_a_dataset_of_texts_has_no_prompts(generate: Any, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("hello\n")
+    with pytest.raises(UsageError, match=r"holds texts; stage 'ft generate' needs conversations"):
+        generate("--dataset", str(tmp_path / "texts.txt"))
+    with pytest.raises(UsageError, match=r"--dataset: no dataset 'nowhere'"):
+        generate("--dataset", "nowhere", f"dataset_dir={tmp_path}")

@@ -122,8 +122,13 @@ def test_the_command_writes_what_the_judge_says(reward_dir: Path, built_in: Any,
 def test_the_command_refuses(reward_dir: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     words = ["--model", str(reward_dir), "--score"]
-    for more in ([], ["--input", str(source), "--prompt", "x"], ["--input", str(source), "--seed", "1"]):
-        with pytest.raises(UsageError, match="--score goes with no --prompt, --system or --seed"):
+    for more in (
+        [],
+        ["--input", str(source), "--prompt", "x"],
+        ["--input", str(source), "--seed", "1"],
+        ["--input", str(source), "--dataset", "x"],
+    ):
+        with pytest.raises(UsageError, match="--score goes with no --prompt, --dataset, --system or --seed"):
             CliRunner().invoke(command, [*words, *more], catch_exceptions=False)
     source.write_text("\n" + json.dumps({"messages": [{"role": "user", "content": "hello"}]}) + "\n")
     with pytest.raises(UsageError, match=r"in\.jsonl:2: the last turn is not the assistant's"):

@@ -17,6 +17,7 @@ from ft_plugins.engines.detokenizing import Detokenizer
 from ft_plugins.engines.settings import Settings
 from ftcore.components import Generator
 from ftcore.data.rendering import Renderer
+from ftcore.errors import Problem, UsageError
 from ftcore.inference import Chunk, Prompt
 from ftcore.plan import Plan
 
@@ -86,6 +87,17 @@ class TransformersGenerator(Generator):
                 answers = self._generate(batch)
             for task, ids in zip(batch, answers, strict=True):
                 yield self._last(task, ids, self._text(task, ids))
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Every prompt that is too long, or that template or settings refuse."""
+        problems: list[Problem] = []
+        for prompt in prompts:
+            try:
+                self._task(0, prompt)
+            except UsageError as error:
+                problems += [Problem(each.message, prompt.place or each.where, each.hint) for each in error.problems]
+        if problems:
+            raise UsageError(problems)
 
     def _task(self, index: int, prompt: Prompt) -> Task:
         settings = Settings.of(self.plan, prompt.settings)

@@ -99,3 +99,31 @@ def test_scores_by_hand() -> None:
 def test_what_cannot_be(values: dict[str, Any], message: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         predicted(tiny_model_dir, tmp_path, **values)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_signal_ends_it_with_a_line(
+    trains: bool, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM while it answers; the same command goes on to what a run in peace writes."""
+    import os
+    import signal
+
+    from ft_plugins.engines.generating import TransformersGenerator
+    from ftcore.engine.signals import InterruptedRunError
+
+    options: dict[str, Any] = {"finetuning_type": "lora", "bf16": False}
+    if trains:
+        options |= {"dataset": str(tmp_path / "stopped" / "rows.jsonl"), "do_train": True, "max_steps": 2}
+    for name in ("stopped", "whole"):
+        (tmp_path / name).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersGenerator, "_generate", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(InterruptedRunError) as error:
+            predicted(tiny_model_dir, tmp_path / "stopped", **options)
+    saved = f"; what was trained is in {tmp_path}/stopped/out" if trains else ""
+    assert str(error.value) == f"stopped by SIGTERM while predicting{saved}; the same command does that anew"
+    assert error.value.exit_code == 143
+    assert not (tmp_path / "stopped" / "out" / "generated_predictions.jsonl").exists()
+    again = lines(predicted(tiny_model_dir, tmp_path / "stopped", **options))
+    assert again == lines(predicted(tiny_model_dir, tmp_path / "whole", **options))

@@ -1,0 +1,89 @@
+"""Lines made a window at a time, to a file that a kill does not spoil, or to standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ftcore.engine.signals import ended_at_once
+from ftcore.errors import Problem, UsageError
+from ftcore.inference.identity import facts
+from ftcore.plan import Plan
+
+Lines = Callable[[int, int], Sequence[tuple[str, str]]]
+"""``lines(start, end)``: of each of these inputs the JSON line, and what people read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is written.
+
+    Args:
+        what: ``answers`` or ``scores``.
+        plan: of the model.
+        inputs: one for each line.
+        window: how many are made at a time.
+        load: loads what makes the lines, of which so many are there already.
+    """
+
+    what: str
+    plan: Plan
+    inputs: Sequence[Any]
+    window: int
+    load: Callable[[int], Lines]
+
+    def to_terminal(self, as_json: bool) -> None:
+        """On standard output."""
+        with ended_at_once(lambda: f"; --output FILE keeps {self.what}, and goes on after a stop"):
+            self._each_window(0, as_json=as_json, show=True, keep=lambda lines: None)
+
+    def to_file(self, output: Path, as_json: bool) -> None:
+        """Into a file, which is whole or not there; what was made before a kill is gone on with."""
+        from ftcore.inference.partial import open_partial
+
+        count, done = len(self.inputs), 0
+        with (
+            ended_at_once(lambda: f" after {done:,} of {count:,} {self.what}; the same command goes on"),
+            open_partial(output, facts(self.plan, self.inputs), count, self.window) as partial,
+        ):
+            done = partial.done
+
+            def keep(lines: Sequence[str]) -> None:
+                nonlocal done
+                partial.write(lines)
+                done = partial.done
+
+            if done:
+                click.echo(f"going on after {done:,} of {count:,} {self.what}", err=True)
+            self._each_window(done, as_json=as_json, show=as_json, keep=keep)
+            partial.finish()
+        click.echo(f"{count:,} {self.what} written to {output}", err=True)
+
+    def _each_window(self, done: int, *, as_json: bool, show: bool, keep: Callable[[Sequence[str]], None]) -> None:
+        count = len(self.inputs)
+        if done == count:
+            return
+        lines = self.load(done)
+        for start in range(done, count, self.window):
+            made = lines(start, min(start + self.window, count))
+            keep([line for line, _ in made])
+            for line, text in made if show else ():
+                click.echo(line if as_json else text)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuses a file that is there, and a folder that is not.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if output.exists() and not overwrite:
+        raise UsageError(Problem(f"{output} exists", "--output", "write another name, or --overwrite"))
+    if output.is_dir():
+        raise UsageError(Problem(f"{output} is a folder", "--output", "write a file's name"))
+    if not output.parent.is_dir():
+        raise UsageError(Problem(f"there is no folder {output.parent}", "--output"))

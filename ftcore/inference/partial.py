@@ -1,0 +1,137 @@
+"""A file of answers that is begun once and gone on with: ``OUTPUT.partial``, moved to ``OUTPUT`` when it is whole.
+
+Its first line says what the answers depend on. Answers come in windows, and a kill loses the one that it falls into:
+they are batched and sampled a window at a time, so that what was made by two processes is what one would have made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ftcore.errors import Problem, RunError, UsageError
+
+MARK = "ft_partial"
+
+
+class Partial:
+    """An open file of this kind; see `open_partial`.
+
+    Attributes:
+        done: how many lines are there.
+    """
+
+    def __init__(self, output: Path, stream: BinaryIO, begin: int, done: int) -> None:
+        self.output, self.stream, self.begin, self.done = output, stream, begin, done
+
+    def write(self, lines: Sequence[str]) -> None:
+        """A window of lines, which are on the disk when this returns."""
+        self.stream.write("".join(f"{line}\n" for line in lines).encode())
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        self.done += len(lines)
+
+    def finish(self) -> None:
+        """Puts the lines in the place of ``output``."""
+        staged = self.output.with_name(f".tmp-{self.output.name}")
+        self.stream.seek(self.begin)
+        with staged.open("wb") as target:
+            shutil.copyfileobj(self.stream, target)
+            target.flush()
+            os.fsync(target.fileno())
+        staged.replace(self.output)
+        partial_of(self.output).unlink(missing_ok=True)
+
+
+def partial_of(output: Path) -> Path:
+    """Where answers are until all are there."""
+    return output.with_name(f"{output.name}.partial")
+
+
+@contextmanager
+def open_partial(output: Path, facts: Mapping[str, Any], count: int, window: int) -> Iterator[Partial]:
+    """Begins the file, or goes on with what lies there.
+
+    Args:
+        output: where the lines belong in the end; what is there stays until then.
+        facts: what the lines depend on, plain JSON.
+        count: how many there will be.
+        window: how many are written at a time.
+
+    Raises:
+        UsageError: what lies there was begun otherwise, naming each difference, or is no such file.
+        RunError: it cannot be written, or another process writes it.
+    """
+    path = partial_of(output)
+    facts = {**facts, "window": window}
+    try:
+        with path.open("a+b") as stream:
+            _lock(stream, path)
+            begin, done = _begun(stream, path, facts, count, window)
+            partial = Partial(output, stream, begin, done)
+            try:
+                yield partial
+            finally:
+                if not partial.done:
+                    path.unlink()
+    except OSError as error:
+        reason = f"{error.filename or path} cannot be written: {error.strerror}"
+        raise RunError(f"{reason}; the same command goes on when that is mended") from error
+
+
+def _lock(stream: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise RunError(f"another process is writing {path}; wait for it, or write another --output") from error
+
+
+def _begun(stream: BinaryIO, path: Path, facts: Mapping[str, Any], count: int, window: int) -> tuple[int, int]:
+    """``(bytes of the first line, lines behind it that are kept)``; what is behind these is cut off."""
+    stream.seek(0)
+    first = stream.readline()
+    done, end = 0, len(first)
+    for number, line in enumerate(stream, start=1):
+        if not line.endswith(b"\n"):
+            break
+        if number % window == 0 or number == count:
+            done, end = number, stream.tell()
+    if first:
+        _check(first, path, facts if done else {})
+    if done:
+        stream.truncate(end)
+        stream.seek(end)
+        return len(first), done
+    stream.truncate(0)
+    head = json.dumps({MARK: 1, **facts}, ensure_ascii=False).encode() + b"\n"
+    stream.write(head)
+    stream.flush()
+    return len(head), 0
+
+
+def _check(first: bytes, path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses a file of somebody else's, and differences from these facts, if there are any facts."""
+    try:
+        known = json.loads(first)
+        there = isinstance(known, dict) and known.pop(MARK, None) == 1
+    except ValueError:
+        there = False
+    if not there:
+        raise UsageError(Problem(f"{path} was not begun by this version of ft", hint="move it away"))
+    wanted = json.loads(json.dumps(facts))
+    names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
+    if facts and names:
+        hint = f"undo the change, or remove {path.name} to begin anew"
+        changes = [Problem(f"{name} was {_said(known.get(name))}, is {_said(wanted.get(name))}") for name in names]
+        raise UsageError([Problem(f"{path} cannot be gone on with", hint=hint), *changes])
+
+
+def _said(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
