@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from ftcore.samples import Message
 
 BLOCK = '"""'
+FIRST, MORE = "> ", ". "
+"""Prompts of a turn's first line, and of those that belong to it."""
 HELP = """\
 /system TEXT   set the system message (none: TEXT left out), and begin anew
 /clear         begin anew
 /save FILE     write the conversation as one JSON line, in the messages format
 /help          this
 /exit          leave; so does the end of input
-A backslash at the end of a line goes on in the next; so does everything between two lines of \"\"\"."""
+A backslash at the end of a line goes on in the next; so does everything between two lines of \"\"\".
+Ctrl-C stops an answer, what was said of it stays; at the prompt it drops what was typed. Arrow keys bring back lines.
+A space before a slash makes it text."""
 
 
 @click.command(name="chat")
@@ -41,8 +45,8 @@ def command(words: Words, system: str | None, seed: int | None) -> None:
     interactive = sys.stdin.isatty()
     if interactive:
         click.echo(f"{target}; /help shows commands", err=True)
-    chat = Chat(words.load(target), system, secrets.randbits(31) if seed is None else seed)
-    for text in turns(_lines(interactive)):
+    chat = Chat(words.load(target), system, secrets.randbits(31) if seed is None else seed, tells=interactive)
+    for text in turns(_typed if interactive else _piped):
         if not chat.take(text):
             break
 
@@ -54,19 +58,22 @@ class Chat:
         generator: answers.
         system: system message, None for the template's own.
         seed: the n-th answer is sampled with ``seed + n``.
+        tells: whether a command that leaves nothing to see is confirmed.
     """
 
-    def __init__(self, generator: Any, system: str | None, seed: int) -> None:
-        self.generator, self.seed, self.answers = generator, seed, 0
+    def __init__(self, generator: Any, system: str | None, seed: int, *, tells: bool = False) -> None:
+        self.generator, self.seed, self.tells, self.answers = generator, seed, tells, 0
         self.messages: tuple[Message, ...] = system_messages(system)
 
     def take(self, text: str) -> bool:
         """One turn or command; false when it was the last."""
         try:
-            if text.startswith("/"):
+            if text.startswith("/") and "\n" not in text:
                 return self._obey(text)
             if text.strip():
                 self._answer(text)
+        except KeyboardInterrupt:  # just before or after an answer
+            click.echo()
         except UsageError as error:
             for problem in error.problems:
                 click.echo(click.style("error: ", fg="red", bold=True) + str(problem), err=True)
@@ -79,8 +86,10 @@ class Chat:
             return False
         if name == "/system":
             self.messages = system_messages(rest or None)
+            self._tell(f"system message {'set' if rest else 'removed'}, conversation begun anew")
         elif name == "/clear":
             self.messages = tuple(message for message in self.messages if message.role == "system")
+            self._tell("conversation begun anew")
         elif name == "/save":
             self._save(rest)
         elif name == "/help":
@@ -88,6 +97,10 @@ class Chat:
         else:
             raise UsageError(Problem(f"there is no command {name}", hint="/help shows them"))
         return True
+
+    def _tell(self, text: str) -> None:
+        if self.tells:
+            click.secho(text, dim=True, err=True)
 
     def _save(self, name: str) -> None:
         if not name:
@@ -97,13 +110,13 @@ class Chat:
         click.echo(f"written to {name}", err=True)
 
     def _answer(self, text: str) -> None:
-        """Streams the answer; Ctrl-C stops it, and what was said is kept."""
+        """Streams the answer; Ctrl-C stops it, and what was said is kept, if anything was."""
         from ftcore.inference import Prompt
         from ftcore.samples import Message
 
         messages = (*self.messages, Message("user", text))
         stream = self.generator.stream([Prompt(messages, seed=self.seed + self.answers)])
-        said = ""
+        said, stopped = "", False
         try:
             for chunk in stream:
                 click.echo(chunk.text, nl=False)
@@ -112,7 +125,10 @@ class Chat:
                     click.echo(click.style(" [max_new_tokens]", dim=True), nl=False, err=True)
         except KeyboardInterrupt:
             stream.close()
+            stopped = True
         click.echo()
+        if stopped and not said:
+            return
         self.messages, self.answers = (*messages, Message("assistant", said)), self.answers + 1
 
 
@@ -131,37 +147,62 @@ def write_new(file: Path, text: str) -> None:
         raise UsageError(Problem(f"{file} cannot be written: {error.strerror}")) from error
 
 
-def turns(lines: Iterator[str]) -> Iterator[str]:
-    r"""Lines put together: one that ends in a backslash goes on; a block stands between two lines of \"\"\"."""
-    for line in lines:
-        if line.strip() == BLOCK:
-            yield "\n".join(_until_block_ends(lines))
-            continue
-        parts = [line]
-        while parts[-1].endswith("\\"):
-            parts[-1] = parts[-1][:-1]
-            parts.append(next(lines, ""))
-        yield "\n".join(parts)
+def turns(read: Callable[[str], str]) -> Iterator[str]:
+    r"""Lines put together: one that ends in a backslash goes on; a block stands between two lines of \"\"\".
 
-
-def _until_block_ends(lines: Iterator[str]) -> Iterator[str]:
-    for line in lines:
-        if line.strip() == BLOCK:
+    Args:
+        read: given a prompt, the next line; ``EOFError`` ends, ``KeyboardInterrupt`` drops what was begun.
+    """
+    while True:
+        try:
+            yield _turn(read)
+        except EOFError:
             return
+        except KeyboardInterrupt:
+            continue
+
+
+def _turn(read: Callable[[str], str]) -> str:
+    """One turn; the end of input ends it where it was begun."""
+    line = read(FIRST)
+    if line.strip() == BLOCK:
+        return "\n".join(_block(read))
+    parts = [line]
+    while parts[-1].endswith("\\"):
+        parts[-1] = parts[-1][:-1]
+        parts.append(_more(read) or "")
+    return "\n".join(parts)
+
+
+def _block(read: Callable[[str], str]) -> Iterator[str]:
+    while (line := _more(read)) is not None and line.strip() != BLOCK:
         yield line
 
 
-def _lines(interactive: bool) -> Iterator[str]:
-    """Without their ends; on a terminal with a prompt and the keys of readline."""
-    if not interactive:
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
-        return
+def _more(read: Callable[[str], str]) -> str | None:
+    try:
+        return read(MORE)
+    except EOFError:
+        return None
+
+
+def _piped(_: str) -> str:
+    """The next line of standard input."""
+    if not (line := sys.stdin.readline()):
+        raise EOFError
+    return line.rstrip("\r\n")
+
+
+def _typed(prompt: str) -> str:
+    """A line from a terminal, with the keys of readline."""
     import readline  # noqa: F401  (input() edits lines with it)
 
-    while True:
-        try:
-            yield input("> ")
-        except (EOFError, KeyboardInterrupt):
-            click.echo()
-            return
+    try:
+        return input(prompt)
+    except EOFError:
+        click.echo()
+        raise
+    except KeyboardInterrupt:
+        click.echo()
+        click.secho("Ctrl-D or /exit leaves", dim=True, err=True)
+        raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,11 +43,11 @@ def answer(tiny_model_dir: Path) -> Callable[..., str]:
     """``answer("user", "assistant", ..., "user")``: what the model says then."""
     generator = find_target(None, model=str(tiny_model_dir), overrides=GREEDY).load()
 
-    def run(*texts: str, system: str | None = None) -> str:
+    def run(*texts: str, system: str | None = None, **settings: Any) -> str:
         roles: tuple[Any, ...] = ("user", "assistant")
         head = (Message("system", system),) if system is not None else ()
         messages = (*head, *(Message(roles[place % 2], text) for place, text in enumerate(texts)))
-        return collect(generator.stream([Prompt(messages)]), 1)[0].text
+        return collect(generator.stream([Prompt(messages, settings=settings)]), 1)[0].text
 
     return run
 
@@ -121,10 +123,61 @@ def test_no_model_is_named() -> None:
     assert str(result.exception) == "no model is named; write a training file, --model or --adapter"
 
 
+def reader(lines: list[str | type[BaseException]]) -> Callable[[str], str]:
+    """Reads these lines, or raises."""
+    rest = iter(lines)
+
+    def read(_: str) -> str:
+        line = next(rest, EOFError)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    return read
+
+
 @given(st.lists(st.text(st.characters(exclude_characters="\\\r\n", exclude_categories=["Cs"]), max_size=8), min_size=1))
 def test_any_text_can_be_said(lines: list[str]) -> None:
     continued = [*(line + "\\" for line in lines[:-1]), lines[-1]]
     if lines[0].strip() != '"""' or len(lines) > 1:
-        assert list(turns(iter(continued))) == ["\n".join(lines)]
+        assert list(turns(reader([*continued]))) == ["\n".join(lines)]
     if all(line.strip() != '"""' for line in lines):
-        assert list(turns(iter(['"""', *lines, '"""', "next"]))) == ["\n".join(lines), "next"]
+        assert list(turns(reader(['"""', *lines, '"""', "next"]))) == ["\n".join(lines), "next"]
+        assert list(turns(reader(['"""', *lines]))) == ["\n".join(lines)]
+
+
+def test_an_interrupt_drops_what_was_begun() -> None:
+    stop = KeyboardInterrupt
+    assert list(turns(reader([stop, "a\\", stop, "b", '"""', "c", stop, stop, "d"]))) == ["b", "d"]
+
+
+def test_what_begins_with_a_slash_can_be_said(chat: Any, answer: Any) -> None:
+    assert chat(" /etc").stdout == answer(" /etc") + "\n"
+    assert chat('"""', "/exit", "now", '"""').stdout == answer("/exit\nnow") + "\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_on_a_terminal(tiny_model_dir: Path, answer: Any, tmp_path: Path) -> None:
+    """One session on a pseudo-terminal: what is typed, what is shown, what is kept."""
+    script = Path(__file__).with_name("chat_terminal.py")
+    words = [sys.executable, str(script), str(tiny_model_dir), str(tmp_path)]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]
+    shown = json.loads(ran.stdout)
+    first = answer("hello")
+    assert shown["hello"] == f"hello\n{first}{CUT}\n> "
+    assert shown["again"] == f"hello\n{answer('hello', first, 'hello')}{CUT}\n> "  # brought back by the arrow key
+    assert shown["system"] == "/system be brief\nsystem message set, conversation begun anew\n> "
+    assert shown["lines"] == f"one\\\n. two\n{answer(chr(10).join(('one', 'two')), system='be brief')}{CUT}\n> "
+    assert shown["block begun"] == '"""\n. '
+    assert shown["block dropped"] == "\nCtrl-D or /exit leaves\n> "
+    assert shown["paste"] == f"one^Jtwo\n{answer(chr(10).join(('one', 'two')))}{CUT}\n> "
+    assert shown["clear"] == "/clear\nconversation begun anew\n> "
+    assert shown["end"] == "\n"
+    assert shown["status"] == 0
+    # an answer of 400 tokens was stopped, what had been said stays, and the talk went on
+    stopped = json.loads((tmp_path / "stopped.jsonl").read_text(encoding="utf-8"))["messages"]
+    assert [turn["role"] for turn in stopped] == ["user", "assistant", "user", "assistant"]
+    assert 0 < len(stopped[1]["content"]) < len(answer("hello", max_new_tokens=400)) / 2
+    assert stopped[3]["content"]

@@ -20,7 +20,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["FT_CPU_BF16"] = "0"
 
 import ft_plugins.engines.generating
-import ftcore.cli.generate
 from ftcore.cli import main
 from ftcore.inference import partial
 from ftcore.testing import tiny_model
