@@ -54,6 +54,8 @@ def check(plan: Plan) -> list[Problem]:
         *_check_data(plan),
         *_check_mixing(plan),
         *_check_packing(plan),
+        *_check_streaming(plan),
+        *_check_prefix(plan),
         *_check_output(plan),
         *_check_resume(plan),
         *_check_adapters(plan),
@@ -118,6 +120,23 @@ def _check_packing(plan: Plan) -> Iterable[Problem]:
         yield Problem(
             f"packing_split is for raw texts, not for stage {stage.name!r}", place(plan, "packing_split"), hint
         )
+
+
+def _check_prefix(plan: Plan) -> Iterable[Problem]:
+    """What alone shows that nothing can be kept of the frozen layers; the rest is seen on the model."""
+    if plan.training.cache_frozen_prefix is not True:
+        return
+    whys = {
+        "the rows are a stream, of which each comes once": plan.data.streaming,
+        f"stage {plan.stage.component.name} makes its sequences anew in each epoch": (
+            not plan.stage.component.constant_rows
+        ),
+        "neftune_noise_alpha puts noise on what the lowest layer reads": plan.transformers.get("neftune_noise_alpha"),
+    }
+    for why, holds in whys.items():
+        if holds:
+            message = f"cache_frozen_prefix is true, and {why}"
+            yield Problem(message, place(plan, "cache_frozen_prefix"), "write cache_frozen_prefix: auto, or false")
 
 
 def _check_streaming(plan: Plan) -> Iterable[Problem]:

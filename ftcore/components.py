@@ -248,6 +248,8 @@ class Stage(StageCosts, Component, ABC):
     """Whether rows are packed unless the file says otherwise; None where they cannot be."""
     streams: ClassVar[bool] = False
     """Whether it trains on rows that come one after the other, of which nobody knows how many there are."""
+    constant_rows: ClassVar[bool] = True
+    """Whether every epoch computes the same sequences."""
     predicts: ClassVar[bool] = False
     """Whether it can do what ``do_predict`` asks for."""
 

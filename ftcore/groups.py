@@ -192,6 +192,11 @@ class TrainingOptions(OptionGroup):
     """Seconds that processes wait for each other."""
     disable_gradient_checkpointing: bool | None = None
     """true: activations are kept; false: recomputed; unset: recomputed only where the memory estimate needs it."""
+    cache_frozen_prefix: bool | Literal["auto"] = "auto"
+    """Whether what the layers under the lowest trained one compute is kept on disk and not computed again: ``auto``
+    where the run has several epochs and there is room; true refuses a run that cannot; false computes it each time."""
+    frozen_prefix_size: Annotated[float, Field(gt=0)] = 20.0
+    """Largest size of what is kept in this way, of all runs together, in GB; what was not used for longest goes."""
     logging_steps: Annotated[float, Field(gt=0)] = 10
     """Steps between log lines (below 1, a share of all steps)."""
     save_strategy: Literal["no", "steps", "epoch", "best"] = "steps"

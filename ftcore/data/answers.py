@@ -50,6 +50,11 @@ class AnswerDataset(ABC):
         return self.part_lengths.sum(axis=1)
 
     @property
+    def computed_tokens(self) -> int:
+        """Of all sequences of an epoch, prompts as often as they are in one."""
+        return int(self.part_lengths.sum() + self.part_lengths[:, 0].sum())
+
+    @property
     def part_lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of prompt, good and bad answer, ``[R, 3]``."""
         return self.parts.lengths.reshape(-1, _PARTS)
@@ -115,6 +120,11 @@ class FeedbackDataset(AnswerDataset):
             "good": good,
             "index": index,
         }
+
+    @property
+    def computed_tokens(self) -> int:
+        """Each prompt is computed with another row's answer too."""
+        return int(2 * self.lengths.sum())
 
     @cached_property
     def good(self) -> npt.NDArray[np.bool_]:

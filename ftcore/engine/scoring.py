@@ -14,6 +14,7 @@ from torch import nn
 from ftcore.engine import attention
 from ftcore.engine.collate import Batch, collate, on_device, padded
 from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
+from ftcore.engine.prefix import FrozenPrefix
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +34,14 @@ class Scorer:
         fused: hidden states go through `ftcore.engine.head`; else the model's own forward makes the logits, of the
             trained positions only.
         coarsest: dtype among the weights; results are no finer. Any of them may be in float32 because it is trained.
+        prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.packed = False
+        self.prefix: FrozenPrefix | None = None
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
         self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
@@ -65,9 +68,11 @@ class Scorer:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The decoder's last hidden states ``[T, H]`` at the positions that have a label."""
+        if self.prefix is not None:
+            return self.prefix.run(batch)[0, batch["positions"]]
         decoder = self.inner.get_decoder()
         if self.packed:
-            return decoder(**_flat_inputs(batch)).last_hidden_state[0, batch["positions"]]
+            return decoder(**flat_inputs(batch)).last_hidden_state[0, batch["positions"]]
         inputs = padded(batch)
         rows, columns = inputs.pop("rows"), inputs.pop("columns")
         return decoder(**inputs, use_cache=False).last_hidden_state[rows, columns]
@@ -101,7 +106,7 @@ class Scorer:
     def _own_logits(self, batch: Batch) -> torch.Tensor:
         """The model's own logits, ``[T, V]``, in float32 or float64."""
         if self.packed:
-            logits = self.model(**_flat_inputs(batch), logits_to_keep=batch["positions"]).logits[0]
+            logits = self.model(**flat_inputs(batch), logits_to_keep=batch["positions"]).logits[0]
         else:
             inputs = padded(batch)
             rows, columns = inputs.pop("rows"), inputs.pop("columns")
@@ -142,7 +147,8 @@ class Scorer:
         return kinds <= {"full_attention", "sliding_attention"} and not getattr(config, "attention_chunk_size", None)
 
 
-def _flat_inputs(batch: Batch) -> dict[str, Any]:
+def flat_inputs(batch: Batch) -> dict[str, Any]:
+    """A batch as a decoder with ``ft_varlen`` attention takes it."""
     starts, longest = batch["cu_seqlens"], batch["max_len"]
     return {
         "input_ids": batch["input_ids"],

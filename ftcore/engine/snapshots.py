@@ -45,6 +45,8 @@ def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Sett
     values |= plan.model.vocabulary
     values |= {name: getattr(plan.training, name) for name in _TRAINING}
     values |= {name: value for name, value in plan.transformers.items() if not name.startswith(_WITHOUT_EFFECT)}
+    if plan.training.cache_frozen_prefix is False:
+        values["cache_frozen_prefix"] = False  # what is kept was computed row by row, which differs in the last bits
     values |= {"compute dtype": plan.precision.compute, "trained dtype": plan.precision.trained}
     for selected in (plan.stage, plan.method, plan.optimizer):
         kind = selected.component.kind
@@ -113,6 +115,7 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
     save_tree(folder, "scheduler", trainer.lr_scheduler.state_dict())
     progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
     progress["meters"], progress["guard"] = trainer.meters.sums, trainer.guard.state()
+    progress["prefix"] = trainer.scorer.prefix is not None and trainer.scorer.prefix.on
     if trainer.streamed is not None:
         progress["cursor"] = tuple(trainer.streamed.cursor)
     save_tree(folder, "progress", progress)
@@ -148,6 +151,7 @@ def load_progress(trainer: Any, folder: Path) -> bool:
     trainer.meters.sums.update(progress["meters"])
     trainer.guard.load(progress["guard"])
     trainer._globalstep_last_logged = progress["logged"]
+    go_on_with_prefix(trainer, progress.get("prefix", False))
     if trainer.streamed is not None:
         number = trainer.state.global_step * trainer.args.gradient_accumulation_steps
         trainer.streamed.resume(number, Cursor(*progress["cursor"]))
@@ -155,6 +159,21 @@ def load_progress(trainer: Any, folder: Path) -> bool:
         trainer.load_extra_state(load_tree(folder, "extra"))
     trainer._total_loss_scalar = -trainer._tr_loss.item()
     return bool(progress["evaluating"])
+
+
+def go_on_with_prefix(trainer: Any, used: bool) -> None:
+    """Computes the frozen layers row by row, or in batches, as the steps before the checkpoint did.
+
+    Args:
+        trainer: whose scorer may have a prefix.
+        used: whether it was in use.
+    """
+    prefix = trainer.scorer.prefix
+    if prefix is None or prefix.on == used:
+        return
+    prefix.on = used
+    how = "row by row, and not kept" if used else "in batches"
+    trainer.reports.say(f"the frozen layers are computed {how}: so they were before the checkpoint, to the bit")
 
 
 def _digest(content: bytes) -> str:

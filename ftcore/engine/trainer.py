@@ -16,6 +16,7 @@ from ftcore.engine.collate import Batch, collate
 from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
 from ftcore.engine.meters import Meters, merged
 from ftcore.engine.noise import EmbeddingNoise
+from ftcore.engine.prefix_choice import choose_prefix
 from ftcore.engine.reports import Reports
 from ftcore.engine.resuming import ResumableTrainer
 from ftcore.engine.sampling import EpochBatches, EpochLoader
@@ -85,6 +86,7 @@ class FtTrainer(ResumableTrainer):
         self.meters = Meters()
         self._measuring = self.meters
         self.noise = self._noise()
+        self.scorer.prefix = choose_prefix(self)
         self.signals = StopSignals()
         self.guard = StepGuard(self)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -291,3 +292,40 @@ def test_an_optimizer_can_step_aside_for_another(write_config: Write, with_plugi
 def test_the_default_output_dir(write_config: Write, built_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert make_plan(write_config(output_dir=...), plugins=built_in).output_dir == Path("saves/model/lora/sft")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"streaming": True, "max_steps": 3}, "the rows are a stream, of which each comes once"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha puts noise on what the lowest layer reads"),
+        ({"stage": "ppo", "reward_model": "{config}"}, "stage ppo makes its sequences anew in each epoch"),
+    ],
+)
+def test_keeping_frozen_layers_where_nothing_stays(
+    values: dict[str, Any], message: str, write_config: Any, config_dir: Path
+) -> None:
+    written = {name: str(config_dir) if value == "{config}" else value for name, value in values.items()}
+    with pytest.raises(UsageError) as caught:
+        make_plan(write_config(**written, cache_frozen_prefix=True))
+    problems = [problem for problem in caught.value.problems if "cache_frozen_prefix" in problem.message]
+    assert [(problem.message, problem.hint) for problem in problems] == [
+        (f"cache_frozen_prefix is true, and {message}", "write cache_frozen_prefix: auto, or false")
+    ]
+    make_plan(
+        write_config(**{name: value for name, value in written.items() if name != "reward_model"} | {"stage": "sft"})
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "streaming needs max_steps"),
+        ({"max_steps": 3, "val_size": 0.1}, "val_size: 0.1 is a share, and nobody knows how long a stream is"),
+        ({"max_steps": 3, "stage": "kto"}, "stage 'kto' cannot train on a stream"),
+    ],
+)
+def test_streams_are_checked_in_the_plan(values: dict[str, Any], message: str, write_config: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_plan(write_config(streaming=True, **values))
+    assert [problem.message for problem in caught.value.problems] == [message]

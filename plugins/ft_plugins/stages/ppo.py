@@ -79,6 +79,7 @@ class ProximalPolicy(Stage):
 
     Options = PpoOptions
     samples: ClassVar[tuple[str, ...]] = ("Prompt",)
+    constant_rows: ClassVar[bool] = False
 
     def longest(self, plan: Plan) -> int:
         """A prompt and its answer."""

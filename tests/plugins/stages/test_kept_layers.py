@@ -1,0 +1,41 @@
+"""What frozen layers compute is kept for every stage that scores rows: the losses stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcore.engine.reports import read_log
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("stage", ["dpo", "rm", "kto", "pt"])
+def test_losses_stay_and_no_sequence_is_computed_twice(stage: str, trainer_of: Any, tmp_path: Path) -> None:
+    found = {}
+    options = {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "max_steps": 8, "val_size": 2}
+    options |= {"eval_strategy": "steps", "eval_steps": 2, "cutoff_len": 64}
+    for wish in (True, False):
+        out = tmp_path / str(wish)
+        trainer = trainer_of(stage, 9, **options, cache_frozen_prefix=wish, output_dir=str(out))
+        if wish:
+            prefix, computed = trainer.scorer.prefix, []
+            assert prefix.on
+            alone = prefix.alone
+            prefix.alone = lambda ids, alone=alone, computed=computed: (
+                computed.append(tuple(ids.tolist())) or alone(ids)
+            )
+        trainer.train()
+        names = ("loss", "eval_loss", "grad_norm")
+        lines = read_log(out / "trainer_log.jsonl")
+        found[wish] = [line[name] for line in lines for name in names if name in line]
+    assert found[True] == pytest.approx(found[False], rel=1e-4)
+    assert len(found[True]) == 20
+    assert len(set(computed)) == len(computed)
+    # a reference, where there is one, has been through all rows when the trainer is made
+    assert bool(computed) == (stage in ("rm", "pt"))
