@@ -77,7 +77,8 @@ def talk(model: str, folder: Path) -> dict[str, object]:
     chat.until("> ")
     for said in ("hello", "and?"):
         chat.type(f"{said}\r", f"{said}\n")
-        assert os.read(chat.screen, 4096)  # a piece of the answer
+        while not plain(os.read(chat.screen, 4096).decode(errors="replace")).strip():
+            pass  # until there is a piece of the answer
         chat.type("\x03")
     chat.type(f"/save {folder}/stopped.jsonl\r")
     chat.type("/exit\r", "")
