@@ -280,6 +280,35 @@ class ExportOptions(OptionGroup):
     """Write ``model-<type>.gguf`` as well, for llama.cpp and Ollama."""
 
 
+class ServingOptions(OptionGroup):
+    """What ``ft serve`` does; of no effect elsewhere."""
+
+    serve_host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach needs an API key."""
+    serve_port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one."""
+    serve_api_key_file: str | None = None
+    """File whose first line is the key that requests must bring; the environment variable ``FT_API_KEY`` wins."""
+    serve_name: str | None = None
+    """Name of the model in requests; unset, the last part of its folder or hub id."""
+    serve_adapters: dict[str, str] = Field(default_factory=dict)
+    """Name -> folder or hub id of adapters that are served beside the model, each under its name."""
+    serve_batch: Annotated[int, Field(ge=1)] = 8
+    """Answers that are made at a time."""
+    serve_queue: Annotated[int, Field(ge=0)] = 64
+    """Answers that may wait for a place; further requests are answered with 429."""
+    serve_max_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Largest ``max_tokens`` of a request; a request that says none gets ``max_new_tokens``, or this if it is less."""
+    serve_max_body: Annotated[int, Field(ge=1)] = 1 << 20
+    """Largest request in bytes."""
+    serve_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that a request may take, waiting included."""
+    serve_read_timeout: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds in which the head of a request must have come, and again its body."""
+    serve_shutdown: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds that answers have to end after SIGTERM or Ctrl-C."""
+
+
 GROUPS: dict[str, type[OptionGroup]] = {
     "model": ModelOptions,
     "data": DataOptions,
@@ -287,4 +316,5 @@ GROUPS: dict[str, type[OptionGroup]] = {
     "generation": GenerationOptions,
     "media": MediaOptions,
     "export": ExportOptions,
+    "serving": ServingOptions,
 }

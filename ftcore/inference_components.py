@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,14 @@ class InferenceEngine(Component, ABC):
     @abstractmethod
     def load(self, plan: Plan) -> Generator:
         """Loads model and adapters once; what comes back answers until it is dropped."""
+
+    def load_all(self, plans: Mapping[str, Plan]) -> Mapping[str, Generator]:
+        """Loads several, which one thread will use; an engine that can lets them share a base model.
+
+        Args:
+            plans: name -> plan.
+        """
+        return {name: self.load(plan) for name, plan in plans.items()}
 
     def judge(self, plan: Plan) -> Judge:
         """Loads a reward model once; what comes back scores until it is dropped.

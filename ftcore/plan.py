@@ -22,7 +22,15 @@ from ftcore.components import (
     OptionGroup,
     Stage,
 )
-from ftcore.groups import DataOptions, ExportOptions, GenerationOptions, MediaOptions, ModelOptions, TrainingOptions
+from ftcore.groups import (
+    DataOptions,
+    ExportOptions,
+    GenerationOptions,
+    MediaOptions,
+    ModelOptions,
+    ServingOptions,
+    TrainingOptions,
+)
 
 if TYPE_CHECKING:
     from ftcore.data.sources import DatasetSpec
@@ -97,6 +105,7 @@ class Plan:
     generation: GenerationOptions
     media: MediaOptions
     export: ExportOptions = field(default_factory=ExportOptions)
+    serving: ServingOptions = field(default_factory=ServingOptions)
     transformers: Mapping[str, Any]
 
     plugins: Plugins

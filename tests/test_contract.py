@@ -25,7 +25,7 @@ HOOK_NAMES = sorted(name for name in dir(hookspecs) if name.startswith("ft_"))
     "words",
     [["--help"], ["plugins", "list"], ["plugins", "show", "adamw"], ["options"], ["options", "--schema"],
      ["plan", "{file}"], ["run", "--dry-run", "{file}"], ["env"], ["chat", "--help"], ["generate", "--help"],
-     ["preview", "--help"], ["export", "--help"]],
+     ["preview", "--help"], ["export", "--help"], ["serve", "--help"]],
     ids=" ".join,
 )  # fmt: skip
 def test_cold_commands_import_nothing_heavy(words: list[str], write_config) -> None:

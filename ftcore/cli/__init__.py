@@ -16,6 +16,7 @@ COMMANDS = {
     "preview": "what would be trained, row by row, without a model",
     "chat": "talk to a model, with or without an adapter",
     "generate": "answers to prompts, from the command line or a file",
+    "serve": "an OpenAI-compatible server for a model and its adapters",
     "export": "a model that loads anywhere: adapters merged, template set, for Ollama and llama.cpp too",
     "plugins": "what is installed",
     "options": "what a file may hold",

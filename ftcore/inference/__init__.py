@@ -29,6 +29,29 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Likely:
+    """A token and how likely the model finds it, before temperature and the like.
+
+    Args:
+        text: of the token alone; an unfinished character is U+FFFD.
+        logprob: natural logarithm of its probability.
+        bytes: of the token, None where the tokenizer does not tell.
+    """
+
+    text: str
+    logprob: float
+    bytes: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token of an answer, and the likeliest tokens in its place, the likeliest first."""
+
+    token: Likely
+    top: tuple[Likely, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of an answer.
 
@@ -36,8 +59,10 @@ class Chunk:
         index: of the prompt that it answers.
         text: new text; may be empty in the last chunk.
         finish: empty while the answer goes on, then ``stop`` or ``length``.
-        prompt_tokens: set in the last chunk.
-        tokens: tokens of the answer, set in the last chunk.
+        prompt_tokens: set in the last chunk, and in every chunk of a session.
+        tokens: tokens of the answer, set in the last chunk; so far, in every chunk of a session.
+        scored: the tokens that came with this chunk, where a session was asked for log-probabilities; an end of turn
+            that is no text is not among them.
     """
 
     index: int
@@ -45,3 +70,4 @@ class Chunk:
     finish: str = ""
     prompt_tokens: int = 0
     tokens: int = 0
+    scored: tuple[Scored, ...] = ()

@@ -49,15 +49,16 @@ class Target:
         Raises:
             UsageError: when it differs; and as the engine says.
         """
-        self._check(force)
+        self.check(force=force)
         return self.plan.engine.component.load(self.plan)
 
     def judge(self, *, force: bool = False) -> Judge:
         """The same for a reward model: what scores."""
-        self._check(force)
+        self.check(force=force)
         return self.plan.engine.component.judge(self.plan)
 
-    def _check(self, force: bool) -> None:
+    def check(self, *, force: bool = False) -> None:
+        """Raises UsageError when the template differs from the one trained with."""
         if self.trained and self.trained.sha256 and not force:
             check_template(self.plan, self.plan.plugins.hook.ft_load_tokenizer(plan=self.plan), self.trained)
 

@@ -12,7 +12,7 @@ import pytest
 from ftcore.cli import main
 from ftcore.components import KINDS
 
-GROUP_OWNERS = {"selection", "model", "data", "training", "generation", "media", "export", "transformers"}
+GROUP_OWNERS = {"selection", "model", "data", "training", "generation", "media", "export", "serving", "transformers"}
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_a_batch_gives_what_single_prompts_give(generator: Any, settings: dict[s
 
 
 def test_one_batch_holds_prompts_of_like_length_only(generator: Any) -> None:
-    tasks = [generator._task(index, prompt) for index, prompt in enumerate(ask("a", "b " * 100, "c", *["d"] * 8))]
+    tasks = [generator.task(index, prompt) for index, prompt in enumerate(ask("a", "b " * 100, "c", *["d"] * 8))]
     assert [[task.index for task in batch] for batch in generator._batches(tasks)] == [
         [0, 2, 3, 4, 5, 6, 7, 8],
         [9, 10],
@@ -220,4 +220,4 @@ def test_the_prompt_is_the_prefix_of_what_training_renders(generator: Any) -> No
     prompt = generator.renderer.prompt_ids(turns[:-1])
     assert trained.ids[: len(prompt)].tolist() == prompt
     assert trained.starts[len(prompt)] == rendered.said[0].start
-    assert generator._task(0, Prompt(turns[:-1])).ids == tuple(prompt)
+    assert generator.task(0, Prompt(turns[:-1])).ids == tuple(prompt)

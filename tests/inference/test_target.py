@@ -212,7 +212,7 @@ def test_a_run_is_talked_to_in_the_form_that_it_learnt(method: str, tmp_path: Pa
         generator = target.load()
         prompts = [Prompt((Message("user", "hello"),), settings={"max_new_tokens": 40})]
         assert [answer.text for answer in collect(generator.stream(prompts), 1)] == ["one two three four five"]
-        assert generator.tokenizer.decode(generator._task(0, prompts[0]).ids) == (
+        assert generator.tokenizer.decode(generator.task(0, prompts[0]).ids) == (
             "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
         )
     other = find_target(None, overrides=["template=smollm2"], **named)

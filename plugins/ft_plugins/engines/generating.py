@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from ft_plugins.engines.detokenizing import Detokenizer
 from ft_plugins.engines.settings import Settings
-from ftcore.components import Generator
 from ftcore.data.rendering import Renderer
 from ftcore.errors import Problem, UsageError
 from ftcore.inference import Chunk, Prompt
+from ftcore.inference.sessions import BatchingGenerator, Session
 from ftcore.plan import Plan
 
 NOT_SHORTER = 2.0
@@ -52,16 +52,24 @@ class Task:
         return (self.settings, self.new_tokens, seed, length)
 
 
-class TransformersGenerator(Generator):
+class TransformersGenerator(BatchingGenerator):
     """Answers until it is dropped; one call at a time, further callers wait.
 
     Args:
         plan: generation options, and the batch size (``per_device_eval_batch_size``).
         model: ready to infer.
         renderer: makes the prompt's tokens, the same as in training.
+        active: a context in which the model computes with this generator's adapter; None where it always does.
     """
 
-    def __init__(self, plan: Plan, model: PreTrainedModel, renderer: Renderer) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        model: PreTrainedModel,
+        renderer: Renderer,
+        active: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self.active = active or nullcontext
         self.plan, self.model, self.renderer, self.tokenizer = plan, model, renderer, renderer.tokenizer
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own] if own is not None else []
@@ -72,13 +80,19 @@ class TransformersGenerator(Generator):
         model.generation_config = GenerationConfig()
         self._lock = threading.Lock()
 
+    def session(self, slots: int) -> Session | None:
+        """Answers side by side; none where a model remembers more than keys and values (sliding windows, states)."""
+        from ft_plugins.engines.continuous import ContinuousSession, joins
+
+        return ContinuousSession(self, slots) if joins(self.model) else None
+
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
         """Pieces of a single prompt's answer as they are made; whole answers, batch by batch, of several.
 
         Raises:
             UsageError: for a prompt or a setting that cannot be; before anything is generated.
         """
-        tasks = [self._task(index, prompt) for index, prompt in enumerate(prompts)]
+        tasks = [self.task(index, prompt) for index, prompt in enumerate(prompts)]
         if len(tasks) == 1 and tasks[0].settings.options.num_beams == 1:
             yield from self._stream(tasks[0])
             return
@@ -93,13 +107,18 @@ class TransformersGenerator(Generator):
         problems: list[Problem] = []
         for prompt in prompts:
             try:
-                self._task(0, prompt)
+                self.task(0, prompt)
             except UsageError as error:
                 problems += [Problem(each.message, prompt.place or each.where, each.hint) for each in error.problems]
         if problems:
             raise UsageError(problems)
 
-    def _task(self, index: int, prompt: Prompt) -> Task:
+    def task(self, index: int, prompt: Prompt) -> Task:
+        """A prompt made ready.
+
+        Raises:
+            UsageError: for a prompt or a setting that cannot be.
+        """
         settings = Settings.of(self.plan, prompt.settings)
         ids = self.renderer.prompt_ids(prompt.messages, prompt.tools)
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -127,7 +146,7 @@ class TransformersGenerator(Generator):
         ids = torch.tensor(rows, device=self.model.device)
         real = torch.tensor([[0] * (longest - len(task.ids)) + [1] * len(task.ids) for task in batch])
         config = batch[0].settings.config(batch[0].new_tokens, self.stop_ids, self.pad)
-        with _seeded(batch[0].seed, self.model.device), torch.inference_mode():
+        with self.active(), _seeded(batch[0].seed, self.model.device), torch.inference_mode():
             out = self.model.generate(
                 input_ids=ids, attention_mask=real.to(ids.device), generation_config=config, **more
             )
@@ -147,7 +166,7 @@ class TransformersGenerator(Generator):
         try:
             for token in channel.tokens():
                 ids.append(token)
-                if not self._hidden(task, token) and (text := detokenizer.add(token)):
+                if not self.hidden(task, token) and (text := detokenizer.add(token)):
                     yield Chunk(task.index, text)
             yield self._last(task, ids, detokenizer.rest())
         finally:
@@ -163,12 +182,12 @@ class TransformersGenerator(Generator):
         else:
             channel.queue.put(None)
 
-    def _hidden(self, task: Task, token: int) -> bool:
+    def hidden(self, task: Task, token: int) -> bool:
         """Whether a token is the end of the turn, which is no text, special token or not."""
         return token in self.stop_ids and task.settings.options.skip_special_tokens
 
     def _text(self, task: Task, ids: list[int]) -> str:
-        shown = ids[:-1] if ids and self._hidden(task, ids[-1]) else ids
+        shown = ids[:-1] if ids and self.hidden(task, ids[-1]) else ids
         return Detokenizer(self.tokenizer, task.settings.options.skip_special_tokens).decode(shown)
 
     def _last(self, task: Task, ids: list[int], text: str) -> Chunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,12 @@ class HuggingFace(InferenceEngine):
         tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
         renderer = Renderer.from_plan(plan, tokenizer)
         return TransformersGenerator(plan, load_adapted(plan), renderer)
+
+    def load_all(self, plans: Mapping[str, Plan]) -> Mapping[str, Generator]:
+        """Several adapters on one base model, which is loaded once; a single plan as in `load`."""
+        from ft_plugins.engines.sharing import load_shared
+
+        return super().load_all(plans) if len(plans) == 1 else load_shared(plans)
 
     def over(self, plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
         """The same with the run's model, in evaluation mode."""

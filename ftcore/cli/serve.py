@@ -1,0 +1,92 @@
+"""``ft serve``: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from ftcore.cli.inferring import Words, names_a_model
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from ftcore.inference.target import Target
+
+
+@click.command(name="serve")
+@names_a_model
+@click.option("--host", metavar="H", help="Address to listen on: serve_host.")
+@click.option("--port", metavar="P", type=click.IntRange(0, 65535), help="Port to listen on: serve_port.")
+@click.option("--score", is_flag=True, help="The model is a reward model: it scores at /v1/score.")
+def command(words: Words, host: str | None, port: int | None, score: bool) -> None:
+    """Serves a model to OpenAI's clients, until SIGTERM or Ctrl-C.
+
+    FILE is a training file: then what its run left is served, else its base model. --adapter NAME=A serves an adapter
+    beside the model, under NAME. The API key is what the environment variable FT_API_KEY holds.
+    """
+    words, adapters = _parted(words, host, port)
+    if score and adapters:
+        raise UsageError(Problem("a reward model is served alone, without named adapters", "--score"))
+    targets = find_targets(words, adapters, score=score)
+    _serve(targets, force=words.force)
+
+
+def find_targets(words: Words, adapters: Mapping[str, str], *, score: bool = False) -> dict[str, Target]:
+    """Name -> what is served under it: the model that the words name, then adapters.
+
+    Raises:
+        UsageError: as `find_target`; and for a name that is there twice.
+    """
+    from ftcore.inference.target import find_target
+    from ftcore.serving.naming import distinct, name_of
+
+    if words.file is None and not words.model and not words.adapters and adapters:
+        first = find_target(None, adapters=[next(iter(adapters.values()))], overrides=words.overrides)
+        words = replace(words, model=first.plan.model.model_name_or_path)
+    main = words.find(score=score)
+    named = {**main.plan.serving.serve_adapters, **adapters}
+    found = [(name_of(main), main)]
+    for name, path in named.items():
+        beside = replace(words, adapters=[path], model=str(main.plan.model.model_name_or_path))
+        found.append((name, beside.find()))
+    distinct([name for name, _ in found])
+    return dict(found)
+
+
+def _parted(words: Words, host: str | None, port: int | None) -> tuple[Words, dict[str, str]]:
+    """The words without NAME=A, and these; ``--host`` and ``--port`` as the options that they are."""
+    named: dict[str, str] = {}
+    plain = []
+    for word in words.adapters:
+        name, equals, path = word.partition("=")
+        if not equals:
+            plain.append(word)
+        elif not name or not path or name in named:
+            raise UsageError(Problem(f"--adapter {word}: write NAME=FOLDER, each name once"))
+        else:
+            named[name] = path
+    given = {"serve_host": host, "serve_port": port}
+    more = [f"{name}={value}" for name, value in given.items() if value is not None]
+    return replace(words, adapters=plain, overrides=[*words.overrides, *more]), named
+
+
+def _serve(targets: Mapping[str, Target], *, force: bool) -> None:
+    from ftcore.run import quieten
+
+    options = next(iter(targets.values())).plan.serving
+    try:
+        from ftcore.serving.server import api_key, server
+    except ModuleNotFoundError as error:
+        reason = f"ft serve needs {error.name}, which is not installed"
+        raise UsageError(Problem(reason, hint="pip install 'ftcore[serve]'")) from error
+    key = api_key(options)
+    quieten()
+    from ftcore.serving.app import create_app
+    from ftcore.serving.models import load
+
+    served = load(targets, force=force)
+    for name, target in targets.items():
+        click.echo(f"{name}: {target}", err=True)
+    server(create_app(served, key=key), options).run()

@@ -1,0 +1,132 @@
+"""The application: routes, and errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
+
+from ftcore.serving.completions import ClientGone, Completion
+from ftcore.serving.errors import ApiError, dumps, failed
+from ftcore.serving.limits import Guard
+from ftcore.serving.models import Served
+from ftcore.serving.schema import ChatRequest, ScoreRequest, read
+from ftcore.serving.scores import score
+from ftcore.serving.worker import Worker
+
+# the client is gone: nobody reads it; nginx's number for that, for the log
+CLIENT_CLOSED = 499
+
+
+def create_app(served: Mapping[str, Served], *, key: str | None = None) -> FastAPI:
+    """The application over what is served; the options are those of the first.
+
+    Args:
+        served: name -> model.
+        key: that requests must bring; None for none.
+    """
+    options = next(iter(served.values())).plan.serving
+    sessions = {name: one.opener() for name, one in served.items() if one.generator}
+    worker = Worker(sessions, options.serve_batch + options.serve_queue)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        await worker.stop()
+
+    app = FastAPI(title="ft", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.worker, app.state.served = worker, served
+    app.add_middleware(
+        Guard,
+        key=key,
+        host=options.serve_host,
+        max_body=options.serve_max_body,
+        seconds=options.serve_read_timeout,
+    )
+    _errors(app)
+    _routes(app)
+    return app
+
+
+def _routes(app: FastAPI) -> None:
+    worker: Worker = app.state.worker
+    served: Mapping[str, Served] = app.state.served
+
+    @app.get("/health")
+    async def health() -> Response:
+        return _json({"status": "ok"})
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [_model(one) for one in served.values()]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        return _json(_model(find(served, name)))
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        asked = read(ChatRequest, await request.body(), request.headers.get("content-type", ""))
+        one = find(served, asked.model)
+        if one.generator is None:
+            raise ApiError(400, f"model {one.name} scores and does not answer; ask /v1/score", param="model")
+        completion = Completion(asked, one, worker)
+        try:
+            await completion.start(request)
+            if asked.stream:
+                return StreamingResponse(
+                    completion.stream(), media_type="text/event-stream", headers={"cache-control": "no-cache"}
+                )
+            body = await completion.whole(request)
+        except BaseException:
+            worker.drop(completion.job)
+            raise
+        return _json(body)
+
+    @app.post("/v1/score")
+    async def scores(request: Request) -> Response:
+        asked = read(ScoreRequest, await request.body(), request.headers.get("content-type", ""))
+        return _json(await score(asked, find(served, asked.model), worker))
+
+
+def find(served: Mapping[str, Served], name: str) -> Served:
+    """The model of this name.
+
+    Raises:
+        ApiError: 404, naming those that there are.
+    """
+    if name in served:
+        return served[name]
+    reason = f"there is no model {name!r:.80}; there are: {', '.join(served)}"
+    raise ApiError(404, reason, param="model", code="model_not_found")
+
+
+def _model(one: Served) -> dict[str, Any]:
+    return {"id": one.name, "object": "model", "created": one.created, "owned_by": "ft"}
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def api(request: Request, error: ApiError) -> Response:
+        return _json(error.body(), error.status, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        return _json(ApiError(error.status_code, str(error.detail).lower()).body(), error.status_code, error.headers)
+
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=CLIENT_CLOSED)
+
+    @app.exception_handler(Exception)
+    async def other(request: Request, error: Exception) -> Response:
+        return _json(failed().body(), 500)
+
+
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(dumps(value), status, dict(headers or {}), media_type="application/json")

@@ -1,0 +1,216 @@
+"""``/v1/chat/completions``: a request becomes a job, and its chunks an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from ftcore.errors import UsageError
+from ftcore.inference import Chunk, Prompt
+from ftcore.serving.choices import Choice, Piece, Whole, logprobs
+from ftcore.serving.errors import ApiError, dumps, failed, refused
+from ftcore.serving.messages import conversation, tools
+from ftcore.serving.models import Served
+from ftcore.serving.schema import MAX_SEED, ChatRequest
+from ftcore.serving.worker import Busy, Job, Worker
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass
+class Completion:
+    """One request under way.
+
+    Args:
+        asked: the request.
+        served: the model that answers.
+        worker: makes the answer.
+    """
+
+    asked: ChatRequest
+    served: Served
+    worker: Worker
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        asked, offered = self.asked, self.asked.tool_choice != "none"
+        offers = tools(asked.tools) if offered else ()
+        self.deadline = time.monotonic() + self.served.plan.serving.serve_timeout
+        self.choices = [Choice(asked.stops, self.served.notation, offers) for _ in range(asked.n or 1)]
+        prompt = Prompt(conversation(asked.messages), offers, self._settings())
+        seeds = [
+            None if asked.seed is None else (asked.seed + number) % (MAX_SEED + 1) for number in range(asked.n or 1)
+        ]
+        prompts = [Prompt(prompt.messages, prompt.tools, prompt.settings, seed) for seed in seeds]
+        self.job = Job(self.served.name, prompts, (asked.top_logprobs or 0) if asked.logprobs else None)
+        self.left = len(prompts)
+
+    async def start(self, request: Request) -> None:
+        """Waits until the prompts are accepted.
+
+        Raises:
+            ApiError: they are not, or there is no room.
+            ClientGone: the client did not wait so long.
+        """
+        if len(self.job.prompts) > self.worker.room:
+            raise ApiError(400, f"n is more than the {self.worker.room} answers that this server takes", param="n")
+        submit(self.worker, self.job)
+        await watched(request, self.job, self._next)
+
+    async def whole(self, request: Request) -> dict[str, Any]:
+        """The body of an answer that does not stream."""
+        wholes = [Whole() for _ in self.choices]
+        await watched(request, self.job, lambda: self._collect(wholes))
+        choices = []
+        for index, whole in enumerate(wholes):
+            message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
+            if whole.calls:
+                message |= {"content": whole.text or None, "tool_calls": whole.calls}
+            scored = logprobs(whole.scored) if self.asked.logprobs else None
+            found = {"index": index, "message": message, "logprobs": scored, "finish_reason": whole.finish}
+            choices.append(found)
+        return self._envelope("chat.completion", choices) | {"usage": self._usage()}
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Server-sent events; leaving them stops the answer."""
+        more: dict[str, Any] = {"usage": None} if self._tells_usage() else {}
+        try:
+            for index in range(len(self.choices)):
+                yield self._event(index, {"role": "assistant", "content": "", "refusal": None}, **more)
+            while self.left:
+                for chunk in await self._next():
+                    piece = self._take(chunk)
+                    if piece.text or piece.scored or piece.calls:
+                        yield self._event(chunk.index, _delta(piece), scored=piece.scored, **more)
+                    if piece.finish:
+                        yield self._event(chunk.index, {}, finish=piece.finish, **more)
+            if self._tells_usage():
+                yield _sse(self._envelope("chat.completion.chunk", []) | {"usage": self._usage()})
+        except ApiError as error:
+            # the status has been sent: clients read an event with "error" as one
+            yield _sse(error.body())
+            return
+        finally:
+            self.worker.drop(self.job)
+        yield b"data: [DONE]\n\n"
+
+    async def _collect(self, wholes: list[Whole]) -> None:
+        while self.left:
+            for chunk in await self._next():
+                wholes[chunk.index].add(self._take(chunk))
+
+    async def _next(self) -> list[Chunk]:
+        """The job's next chunks, before the deadline."""
+        try:
+            event = await asyncio.wait_for(self.job.events.get(), max(self.deadline - time.monotonic(), 0))
+        except TimeoutError:
+            limit = self.served.plan.serving.serve_timeout
+            reason = f"the answer was not ready within {limit:g} seconds (serve_timeout)"
+            raise ApiError(504, reason, kind="server_error", code="timeout") from None
+        if isinstance(event, Exception):
+            raise told(event)
+        return event
+
+    def _take(self, chunk: Chunk) -> Piece:
+        choice = self.choices[chunk.index]
+        over = choice.finish is not None
+        piece = choice.take(chunk)
+        if piece.finish and not over:
+            self.left -= 1
+            if not chunk.finish:
+                self.worker.drop(self.job, chunk.index)
+        return piece
+
+    def _settings(self) -> dict[str, Any]:
+        """What the request says over the plan's generation options."""
+        asked, plan = self.asked, self.served.plan
+        limit = plan.serving.serve_max_tokens
+        if asked.tokens is not None and asked.tokens > limit:
+            reason = f"max_tokens {asked.tokens} is more than the {limit} that this server allows (serve_max_tokens)"
+            raise ApiError(400, reason, param="max_tokens")
+        settings: dict[str, Any] = {"max_new_tokens": asked.tokens or min(plan.generation.max_new_tokens, limit)}
+        drawn = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
+        drawn = {name: value for name, value in drawn.items() if value is not None}
+        settings |= {"repetition_penalty": asked.repetition_penalty} if asked.repetition_penalty else {}
+        # who says how to draw wants to draw, whatever the model's file says
+        return settings | drawn | ({"do_sample": True} if drawn else {})
+
+    def _tells_usage(self) -> bool:
+        return bool(self.asked.stream_options and self.asked.stream_options.include_usage)
+
+    def _usage(self) -> dict[str, int]:
+        prompt = max(choice.prompt_tokens for choice in self.choices)
+        made = sum(choice.tokens for choice in self.choices)
+        return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+
+    def _event(
+        self, index: int, delta: Mapping[str, Any], *, scored: Any = (), finish: Any = None, **more: Any
+    ) -> bytes:
+        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        if self.asked.logprobs and scored:
+            choice["logprobs"] = logprobs(scored)
+        return _sse(self._envelope("chat.completion.chunk", [choice]) | more)
+
+    def _envelope(self, kind: str, choices: list[Any]) -> dict[str, Any]:
+        name = self.served.name
+        return {"id": self.id, "object": kind, "created": self.created, "model": name, "choices": choices}
+
+
+def submit(worker: Worker, job: Job) -> None:
+    """Takes places for a job.
+
+    Raises:
+        ApiError: 429, there are none.
+    """
+    try:
+        worker.submit(job)
+    except Busy:
+        raise busy() from None
+
+
+def busy() -> ApiError:
+    """Every place is taken."""
+    reason = "the server has as many requests as it takes (serve_batch + serve_queue): ask again"
+    return ApiError(429, reason, kind="rate_limit_error", code="queue_full", headers={"retry-after": "1"})
+
+
+def told(event: Exception) -> ApiError | ClientGone:
+    """What a job's error is to the client."""
+    if isinstance(event, ApiError | ClientGone):
+        return event
+    return refused(event) if isinstance(event, UsageError) else failed()
+
+
+async def watched(request: Request, job: Job, work: Callable[[], Any]) -> Any:
+    """Awaits work on a job, which is told when the client goes away."""
+    watcher = asyncio.create_task(_watch(request, job))
+    try:
+        return await work()
+    finally:
+        watcher.cancel()
+
+
+async def _watch(request: Request, job: Job) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    job.events.put_nowait(ClientGone())
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    delta: dict[str, Any] = {"content": piece.text} if piece.text or not piece.calls else {}
+    if piece.calls:
+        delta["tool_calls"] = [{"index": number, **call} for number, call in enumerate(piece.calls)]
+    return delta
+
+
+def _sse(value: Any) -> bytes:
+    return b"data: " + dumps(value) + b"\n\n"

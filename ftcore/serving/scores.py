@@ -1,0 +1,56 @@
+"""``/v1/score``: conversations scored by a reward model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ftcore.errors import UsageError
+from ftcore.samples import Chat, Message
+from ftcore.serving.completions import busy, told
+from ftcore.serving.errors import ApiError
+from ftcore.serving.messages import tools
+from ftcore.serving.models import Served
+from ftcore.serving.schema import Conversation, ScoreRequest
+from ftcore.serving.worker import Busy, EngineFailed, Worker
+
+
+async def score(asked: ScoreRequest, served: Served, worker: Worker) -> dict[str, Any]:
+    """The body of the answer; scores in the order of the conversations.
+
+    Raises:
+        ApiError: the model does not score, a conversation cannot be scored, or there is no room or time.
+    """
+    if (judge := served.judge) is None:
+        reason = f"model {served.name} answers and does not score; ask /v1/chat/completions"
+        raise ApiError(400, reason, param="model")
+    chats = [_chat(one) for one in asked.conversations]
+    places = [f"conversations.{number}" for number in range(len(chats))]
+
+    def work() -> tuple[list[Sequence[int]], list[float]]:
+        rows = judge.read(chats, places)
+        return rows, judge.score(rows)
+
+    limit = served.plan.serving.serve_timeout
+    try:
+        rows, scores = await asyncio.wait_for(worker.call(work), limit)
+    except Busy:
+        raise busy() from None
+    except TimeoutError:
+        reason = f"the scores were not ready within {limit:g} seconds (serve_timeout)"
+        raise ApiError(504, reason, kind="server_error", code="timeout") from None
+    except (UsageError, EngineFailed) as error:
+        raise told(error) from None
+    data = [
+        {"object": "score", "index": index, "score": value, "tokens": len(row)}
+        for index, (row, value) in enumerate(zip(rows, scores, strict=True))
+    ]
+    read = sum(map(len, rows))
+    usage = {"prompt_tokens": read, "total_tokens": read}
+    return {"object": "list", "model": served.name, "data": data, "usage": usage}
+
+
+def _chat(found: Conversation) -> Chat:
+    turns = tuple(Message(turn.role, turn.content) for turn in found.messages)
+    return Chat(turns, tools(found.tools))

@@ -1,0 +1,81 @@
+"""Runs the application until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from ftcore.errors import Problem, UsageError
+from ftcore.groups import ServingOptions
+from ftcore.serving.limits import LOOPBACK, patient_protocol
+
+CONNECTIONS = 1000
+"""Open connections; more are answered with 503 by uvicorn, before any is read."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which ends in peace: uvicorn's own raises the signal once more when all is done."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first signal lets answers end, the second Ctrl-C does not wait."""
+        if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def server(app: Any, options: ServingOptions, **more: Any) -> Server:
+    """A server for an application, not yet running."""
+    config = uvicorn.Config(
+        app,
+        host=options.serve_host,
+        port=options.serve_port,
+        http=patient_protocol(options.serve_read_timeout),
+        ws="none",
+        lifespan="on",
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=int(options.serve_shutdown),
+        **more,
+    )
+    return Server(config)
+
+
+def api_key(options: ServingOptions) -> str | None:
+    """The key that requests must bring.
+
+    Raises:
+        UsageError: the file cannot be read or is empty; or there is no key, and others than this machine can ask.
+    """
+    key = os.environ.get("FT_API_KEY") or _from_file(options.serve_api_key_file)
+    if key is None and options.serve_host not in LOOPBACK:
+        reason = f"serve_host {options.serve_host} lets other machines ask, and there is no API key"
+        hint = "set FT_API_KEY or serve_api_key_file, or listen on 127.0.0.1"
+        raise UsageError(Problem(reason, hint=hint))
+    return key
+
+
+def _from_file(name: str | None) -> str | None:
+    if name is None:
+        return None
+    try:
+        key = Path(name).expanduser().read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(Problem(f"{name} cannot be read: {error}", "serve_api_key_file")) from error
+    if not key:
+        raise UsageError(Problem(f"{name} holds no key in its first line", "serve_api_key_file"))
+    return key

@@ -1,0 +1,238 @@
+"""The one thread that owns the models, and the places that requests take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from ftcore.errors import UsageError
+from ftcore.inference import Chunk, Prompt
+from ftcore.inference.sessions import Refused, Session
+
+log = logging.getLogger("uvicorn.error")
+T = TypeVar("T")
+
+
+class Busy(Exception):
+    """Every place is taken."""
+
+
+class EngineFailed(Exception):
+    """The engine raised what is no user's mistake."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Prompts of one request.
+
+    Args:
+        model: that answers.
+        prompts: each is a choice.
+        logprobs: see `Session.add`.
+
+    Attributes:
+        events: for the event loop: chunks whose index is the choice's, first an empty list when the prompts are
+            accepted; or the error that ends the job.
+        keys: number in the session -> choice, for the worker.
+        open: whether it holds places.
+    """
+
+    model: str
+    prompts: Sequence[Prompt]
+    logprobs: int | None = None
+    events: asyncio.Queue[list[Chunk] | Exception] = field(default_factory=asyncio.Queue)
+    keys: dict[int, int] = field(default_factory=dict)
+    open: bool = False
+
+
+class _Lane:
+    """One served model: its session, and whose prompts are in it."""
+
+    def __init__(self, open_session: Callable[[], Session]) -> None:
+        self.open_session, self.session = open_session, open_session()
+        self.jobs: dict[int, Job] = {}
+
+
+class Worker:
+    """Runs every model in one thread; requests come in and answers go out through queues.
+
+    Args:
+        sessions: name of a served model -> opens its session.
+        room: answers that may be under way or wait.
+    """
+
+    def __init__(self, sessions: Mapping[str, Callable[[], Session]], room: int) -> None:
+        self.room, self.taken = room, 0
+        self._lanes = {name: _Lane(open_session) for name, open_session in sessions.items()}
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ft-worker", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # the event loop's side
+
+    def start(self) -> None:
+        """Begins, in the event loop that will ask."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Ends after the step that is under way."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def submit(self, job: Job) -> None:
+        """Takes places for a job, one for each prompt, until it has ended.
+
+        Raises:
+            Busy: there are not so many.
+        """
+        self._take(len(job.prompts))
+        job.open = True
+        self._commands.put(lambda: self._add(job))
+
+    def drop(self, job: Job, choice: int | None = None) -> None:
+        """Stops a job, or one of its choices; nothing where it has ended."""
+        self._commands.put(lambda: self._drop(job, choice))
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """What a function gives, run between two steps; it takes one place.
+
+        Raises:
+            Busy: there is none.
+            UsageError, EngineFailed: what the function raised.
+        """
+        self._take(1)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._commands.put(lambda: self._call(function, future))
+        return await future
+
+    def _take(self, places: int) -> None:
+        if self.taken + places > self.room:
+            raise Busy
+        self.taken += places
+
+    def _free(self, places: int) -> None:
+        self.taken -= places
+
+    # the thread's side
+
+    def _run(self) -> None:
+        while self._obey(wait=not any(lane.jobs for lane in self._lanes.values())):
+            for lane in self._lanes.values():
+                if lane.jobs:
+                    self._step(lane)
+
+    def _obey(self, *, wait: bool) -> bool:
+        """Runs what has been asked; false when the thread is to end."""
+        while True:
+            try:
+                command = self._commands.get(block=wait)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            wait = False
+
+    def _add(self, job: Job) -> None:
+        lane = self._lanes[job.model]
+        try:
+            for choice, prompt in enumerate(job.prompts):
+                job.keys[lane.session.add(prompt, job.logprobs)] = choice
+        except Exception as error:
+            self._fail(lane, job, self._told(error))
+            return
+        lane.jobs |= dict.fromkeys(job.keys, job)
+        self._tell(job, [])
+
+    def _step(self, lane: _Lane) -> None:
+        try:
+            chunks = lane.session.step()
+        except Exception as error:
+            failure = self._told(error)
+            for job in dict.fromkeys(lane.jobs.values()):
+                self._fail(None, job, failure)
+            lane.jobs.clear()
+            lane.session = lane.open_session()
+            return
+        told: dict[Job, list[Chunk]] = {}
+        for chunk in chunks:
+            if chunk.index not in lane.jobs:
+                continue
+            job = lane.jobs[chunk.index]
+            if isinstance(chunk, Refused):
+                self._fail(lane, job, chunk.error)
+                continue
+            told.setdefault(job, []).append(_renumbered(chunk, job.keys[chunk.index]))
+            if chunk.finish:
+                del lane.jobs[chunk.index], job.keys[chunk.index]
+        for job, part in told.items():
+            self._tell(job, part)
+            self._end_if_empty(job)
+
+    def _drop(self, job: Job, choice: int | None) -> None:
+        lane = self._lanes[job.model]
+        for key in [key for key, found in job.keys.items() if choice is None or found == choice]:
+            lane.session.drop(key)
+            lane.jobs.pop(key, None)
+            del job.keys[key]
+        self._end_if_empty(job)
+
+    def _fail(self, lane: _Lane | None, job: Job, error: Exception) -> None:
+        if lane is not None:
+            for key in job.keys:
+                lane.session.drop(key)
+                lane.jobs.pop(key, None)
+        job.keys.clear()
+        self._tell(job, error)
+        self._end_if_empty(job)
+
+    def _end_if_empty(self, job: Job) -> None:
+        if not job.keys and job.open:
+            job.open = False
+            self._post(self._free, len(job.prompts))
+
+    def _call(self, function: Callable[[], T], future: asyncio.Future[T]) -> None:
+        try:
+            if future.cancelled():
+                return
+            result = function()
+        except Exception as error:
+            self._post(_settle, future, None, self._told(error))
+        else:
+            self._post(_settle, future, result, None)
+        finally:
+            self._post(self._free, 1)
+
+    def _told(self, error: Exception) -> Exception:
+        """What the request is told; what is no user's mistake goes to the log."""
+        if isinstance(error, UsageError):
+            return error
+        log.error("the model failed", exc_info=error)
+        return EngineFailed()
+
+    def _tell(self, job: Job, event: list[Chunk] | Exception) -> None:
+        self._post(job.events.put_nowait, event)
+
+    def _post(self, function: Callable[..., object], *arguments: object) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _settle(future: asyncio.Future[object], result: object, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _renumbered(chunk: Chunk, index: int) -> Chunk:
+    return Chunk(index, chunk.text, chunk.finish, chunk.prompt_tokens, chunk.tokens, chunk.scored)

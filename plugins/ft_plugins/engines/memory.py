@@ -1,0 +1,84 @@
+"""Keys and values of several answers in one cache, left-padded; rows join and leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+def joins(model: Any) -> bool:
+    """Whether a model remembers in keys and values alone, of which rows can be joined and left out."""
+    layers = _empty(model.config).layers
+    return not getattr(model, "_is_stateful", False) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def _empty(config: Any) -> Any:
+    make: Any = DynamicCache
+    return make(config=config)
+
+
+class Memory:
+    """A cache of rows, all as long as the longest; shorter ones are padded on the left.
+
+    Attributes:
+        lengths: tokens of each row.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._config = model.config
+        self.cache, self.lengths = self.fresh(), list[int]()
+
+    def fresh(self) -> Any:
+        """An empty cache for a prompt that is to be added."""
+        return _empty(self._config)
+
+    def add(self, cache: Any, length: int, copies: int) -> None:
+        """Takes in a prompt's cache of one row, so many times."""
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
+        if self.lengths:
+            longest = max(*self.lengths, length)
+            self._widen(self.cache, longest - max(self.lengths))
+            self._widen(cache, longest - length)
+            for mine, its in zip(self.cache.layers, cache.layers, strict=True):
+                if its.is_initialized:
+                    mine.keys = torch.cat([mine.keys, its.keys])
+                    mine.values = torch.cat([mine.values, its.values])
+        else:
+            self.cache = cache
+        self.lengths += [length] * copies
+
+    def grow(self) -> None:
+        """Counts the token that a forward pass has written to every row."""
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Leaves out all other rows, and the padding that only these needed."""
+        before = max(self.lengths, default=0)
+        self.lengths = [self.lengths[row] for row in rows]
+        if not rows:
+            self.cache = self.fresh()
+            return
+        cut = before - max(self.lengths)
+        for layer in self.cache.layers:
+            if layer.is_initialized:
+                index = torch.tensor(rows, device=layer.keys.device)
+                layer.keys, layer.values = layer.keys[index, :, cut:], layer.values[index, :, cut:]
+
+    def mask(self, device: torch.device) -> torch.Tensor:
+        """What is real, the token to come included, ``[rows, longest + 1]``."""
+        longest = max(self.lengths)
+        places = torch.arange(longest + 1, device=device)
+        return (places >= longest - torch.tensor(self.lengths, device=device)[:, None]).long()
+
+    def _widen(self, cache: Any, by: int) -> None:
+        if not by:
+            return
+        for layer in cache.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = pad(layer.keys, (0, 0, by, 0)), pad(layer.values, (0, 0, by, 0))
