@@ -25,8 +25,8 @@ LONG = {"model": "tiny", "messages": [{"role": "user", "content": "hello world"}
 
 @pytest.fixture(scope="module")
 def small(targets: Any) -> Iterator[Any]:
-    """Two places and two that wait, 2,000 bytes, half a second to read, a key."""
-    options = ("serve_batch=2", "serve_queue=2", "serve_max_body=2000", "serve_read_timeout=0.5")
+    """Two places and two that wait, 2,000 bytes, a second to read, a key."""
+    options = ("serve_batch=2", "serve_queue=2", "serve_max_body=2000", "serve_read_timeout=1")
     with running(targets(*options, "max_new_tokens=400"), key="open sesame") as found:
         yield found
 
@@ -162,7 +162,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(small: Any, sent: bytes) ->
         start = time.monotonic()
         slow.sendall(sent)
         assert slow.recv(1000) == b""
-        assert 0.3 < time.monotonic() - start < 5
+        assert 0.8 < time.monotonic() - start < 8
 
 
 def test_a_head_that_comes_a_letter_at_a_time_is_not_waited_for(small: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_body_that_does_not_come_is_408(small: Any) -> None:
         slow.sendall(b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         found = slow.recv(10_000)
         assert found.startswith(b"HTTP/1.1 408")
-        assert b"the request did not come within 0.5 seconds" in found
+        assert b"the request did not come within 1 seconds" in found
 
 
 def test_a_second_request_on_a_connection_is_timed_too(small: Any) -> None:
@@ -197,19 +197,21 @@ def test_a_second_request_on_a_connection_is_timed_too(small: Any) -> None:
         assert slow.recv(10_000) == b""
 
 
-def test_fifty_at_once_are_answered_or_told_to_come_back(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_model(monkeypatch, small)
-    with ThreadPoolExecutor(50) as pool:
-        found = list(pool.map(lambda _: post(small, LONG | {"max_tokens": 8}), range(50)))
-    statuses = [response.status_code for response in found]
-    assert set(statuses) == {200, 429}
-    assert statuses.count(200) >= 4
-    full = next(response for response in found if response.status_code == 429)
-    assert full.headers["retry-after"] == "1"
-    assert full.json()["error"]["code"] == "queue_full"
-    assert len({response.json()["choices"][0]["message"]["content"] for response in found if response.is_success}) == 1
-    assert small.settled() == 0
-    assert post(small, LONG | {"max_tokens": 8}).status_code == 200
+def test_fifty_at_once_are_answered_or_told_to_come_back(targets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(targets("serve_batch=2", "serve_queue=2")) as server:
+        slow_model(monkeypatch, server)
+        with ThreadPoolExecutor(50) as pool:
+            found = list(pool.map(lambda _: post(server, LONG | {"max_tokens": 8}), range(50)))
+        statuses = [response.status_code for response in found]
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) >= 4
+        full = next(response for response in found if response.status_code == 429)
+        assert full.headers["retry-after"] == "1"
+        assert full.json()["error"]["code"] == "queue_full"
+        said = {response.json()["choices"][0]["message"]["content"] for response in found if response.is_success}
+        assert len(said) == 1
+        assert server.settled() == 0
+        assert post(server, LONG | {"max_tokens": 8}).status_code == 200
 
 
 def test_a_client_that_leaves_a_stream_frees_its_place(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
