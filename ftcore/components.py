@@ -125,6 +125,8 @@ class ModelFamily(Component):
         template: name of the chat template; None where only the tokenizer knows.
         lora_targets: module names that LoRA's ``all`` means; empty for every linear layer but the head.
         media: what a model reads beside text, ``image`` and ``video``, through its own processor.
+        image: what stands in the text for an image, its processor's token in it; empty where the model's own chat
+            template says so.
         models: models that the plugin offers by name.
         defaults: option -> value, used where the file is silent; the plan shows their origin as ``family``.
     """
@@ -136,6 +138,7 @@ class ModelFamily(Component):
     template: str | None = None
     lora_targets: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
+    image: str = ""
     models: tuple[ModelSource, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -250,6 +253,8 @@ class Stage(StageCosts, Component, ABC):
     """Whether it trains on rows that come one after the other, of which nobody knows how many there are."""
     constant_rows: ClassVar[bool] = True
     """Whether every epoch computes the same sequences."""
+    sees: ClassVar[bool] = False
+    """Whether it trains on conversations with images."""
     predicts: ClassVar[bool] = False
     """Whether it can do what ``do_predict`` asks for."""
 

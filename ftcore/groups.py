@@ -247,8 +247,14 @@ class GenerationOptions(OptionGroup):
 
 
 class MediaOptions(OptionGroup):
-    """Limits of images and videos, for models with a media processor."""
+    """For models that see: which of their parts are trained, and limits of images and videos."""
 
+    freeze_vision_tower: bool = True
+    """Leave the part that reads images as it is."""
+    freeze_multi_modal_projector: bool = True
+    """Leave what brings its features to the language model as it is."""
+    freeze_language_model: bool = False
+    """Leave the language model as it is."""
     image_max_pixels: Annotated[int, Field(ge=1)] = 768 * 768
     """Largest image, width times height; larger ones are scaled down."""
     image_min_pixels: Annotated[int, Field(ge=1)] = 32 * 32

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from ftcore import components as c
     from ftcore.errors import Problem
@@ -88,6 +88,14 @@ def ft_check_plan(plan: Plan) -> Iterable[Problem]:  # type: ignore[empty-body]
 @hookspec(firstresult=True)
 def ft_load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase | None:
     """The tokenizer, or None to leave it to the next plugin; the built-in comes last."""
+
+
+@hookspec(firstresult=True)
+def ft_load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
+    """The processor of a model that sees, or None to leave it to the next plugin; the built-in comes last.
+
+    Called by stages that train on images, and by ``ft export``; None from all means that the model reads text only.
+    """
 
 
 @hookspec(firstresult=True)

@@ -159,7 +159,8 @@ class _Planner:
         return None
 
     def _bind(self, chosen: Mapping[str, Offer[Any]]) -> tuple[Binding, dict[str, OptionGroup] | None]:
-        active: dict[str, type[OptionGroup]] = {owner: group for owner, group in GROUPS.items() if owner != "media"}
+        unused = _unused(chosen)
+        active: dict[str, type[OptionGroup]] = {name: group for name, group in GROUPS.items() if name not in unused}
         for kind, offer in chosen.items():
             active[owner_of(kind, offer.component.name)] = offer.component.Options
         selecting = selection_options()
@@ -225,7 +226,7 @@ class _Planner:
             written = [self._where(name) for name in selecting if self._raw(name) is not None]
             origin = written[0] if written else "family" if kind == ChatTemplate.kind and offer else "default"
             options[option] = Bound(offer.full_name if offer else None, "selection", origin)
-        active = {owner: group for owner, group in groups.items() if owner != "media"}
+        active = {owner: group for owner, group in groups.items() if owner not in _unused(chosen)}
         return options | bound_options(active, binding)
 
     def _with_output_dir(
@@ -258,6 +259,12 @@ class _Planner:
         for found in self.plugins.hook.ft_check_plan(plan=plan):
             self.problems += found or ()
         return plan
+
+
+def _unused(chosen: Mapping[str, Any]) -> tuple[str, ...]:
+    """Groups of options that mean nothing to this model."""
+    family = chosen.get(ModelFamily.kind)
+    return () if family is not None and family.component.media else ("media",)
 
 
 def _distinct(problems: Sequence[Problem]) -> list[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ftcore.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+    from ftcore.data.pictures import Pictures
     from ftcore.plan import Plan
 
 
@@ -28,6 +30,13 @@ class Run:
     """The method has been applied: what is to be trained requires gradients."""
     data: Any = None
     """What the stage's ``datasets`` returned: ``train``, ``eval`` and ``accounting``."""
+
+    @cached_property
+    def pictures(self) -> Pictures | None:
+        """How images are read; None where the stage or the model sees none."""
+        from ftcore.data.pictures import Pictures
+
+        return Pictures.of(self.plan, self.tokenizer) if self.plan.stage.component.sees else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +180,7 @@ def carry_out(state: Run, trainer: Trainer) -> None:
             raise
         if plan.data.streaming:
             click.echo(accounting.read_so_far())
-        save_trained(plan, state.model, state.tokenizer)
+        save_trained(plan, state.model, state.tokenizer, state.pictures)
     only_predicts = plan.training.do_predict and not (plan.training.do_train or plan.training.do_eval)
     evaluates = state.data.eval is not None and not only_predicts
     with ended_at_once(lambda: _measuring(plan)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import Any
@@ -30,6 +31,7 @@ _STYLES = {
 }
 CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
 """Control characters are shown as pictures: a data file must not steer the terminal."""
+_MANY = re.compile(r"(<\|?[\w|]{3,40}\|?>)\1{3,}")
 _NARROW = 60
 """Columns below which two answers do not stand side by side."""
 
@@ -82,7 +84,7 @@ class Terminal:
             return Text(bracketed(row, first, last).rstrip())
         text = Text()
         for piece, reason, trained in pieces(row, first, last):
-            text.append(piece.translate(CONTROLS), style=_STYLES[reason] + (" underline" if trained else ""))
+            text.append(_folded(piece).translate(CONTROLS), style=_STYLES[reason] + (" underline" if trained else ""))
         text.rstrip()
         return text
 
@@ -99,9 +101,14 @@ def bracketed(row: Prepared, first: int = 0, last: int | None = None) -> str:
     """The row's text for where there are no colours: ``⟦trained⟧``, ``⟨beyond cutoff_len⟩``."""
     parts = []
     for (trained, cut), run in groupby(pieces(row, first, last), key=lambda piece: (piece[2], piece[1] == "truncated")):
-        text = "".join(piece for piece, _, _ in run).translate(CONTROLS)
+        text = _folded("".join(piece for piece, _, _ in run)).translate(CONTROLS)
         parts.append(f"⟨{text}⟩" if cut else f"⟦{text}⟧" if trained else text)
     return "".join(parts)
+
+
+def _folded(text: str) -> str:
+    """Tokens that stand for parts of an image, hundreds of the same, as one with their number."""
+    return _MANY.sub(lambda found: f"{found[1]}×{len(found[0]) // len(found[1])}", text)
 
 
 def _sizes(row: Prepared | PreparedPair | PreparedFeedback) -> str:

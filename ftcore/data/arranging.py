@@ -48,6 +48,9 @@ def pack(plan: Plan, dataset: TokenDataset | AnswerDataset | None, label: str = 
     """The dataset in packs, where the plan packs, and a line about it."""
     if dataset is None or isinstance(dataset, AnswerDataset) or not packs(plan):
         return dataset, []
+    if dataset.has_images:
+        message = "packing is true, and rows have images: each goes through the model alone"
+        raise UsageError(Problem(message, plan.file, "write packing: false"))
     size = plan.data.cutoff_len
     packed = PackedDataset.of(dataset, size, split=splits(plan))
     full = packed.lengths.sum() / (len(packed) * size)

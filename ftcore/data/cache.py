@@ -26,7 +26,7 @@ from ftcore.samples import Place
 if TYPE_CHECKING:
     from ftcore.plan import Plan
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 
 Fill = Callable[[TableWriter, Counts], None]
@@ -96,8 +96,11 @@ def _read(folder: Path, parts: Mapping[str, str], files: Sequence[str], counts: 
             return None
     except OSError:
         return None
+    table = read_table(folder, files, manifest["sha256"])
+    if any(picture.changed for pictures in table.images.values() for picture in pictures):
+        return None
     _take_counts(counts, manifest["counts"], files)
-    return read_table(folder, files, manifest["sha256"])
+    return table
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
@@ -153,7 +156,7 @@ def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
         return
     manifest = _manifest(folder)
     changed = differences(manifest["parts"], parts) if manifest else []
-    why = "; ".join(changed) or "it is damaged, or not what ft wrote"
+    why = "; ".join(changed) or "it is damaged, an image was changed, or it is not what ft wrote"
     message = f"tokenized_path: {folder} does not hold dataset {name!r} as this run needs it: {why}"
     hint = "write another tokenized_path, or overwrite_cache: true to make it anew"
     raise UsageError(Problem(message, hint=hint))

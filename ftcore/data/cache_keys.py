@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ftcore.samples
 from ftcore.components import DatasetFormat
 from ftcore.data.hashing import file_sha256, sampled_sha256
+from ftcore.data.media import MediaFolders
 from ftcore.data.packing import splits
 from ftcore.data.rendering import Renderer
 from ftcore.data.sources import DatasetSpec, data_files
@@ -59,6 +60,7 @@ def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> d
         "format": {"name": spec.format, "columns": spec.columns, "tags": spec.tags, "ranking": spec.ranking},
         "kind": [kind, *plan.stage.component.samples],
         "whole documents": splits(plan),
+        "images": _images(plan, renderer),
         "template": digest([renderer.source, renderer.stop, renderer.variables]),
         "tokenizer": digest([backend.to_str(), renderer.tokenizer.eos_token_id]),
         "formats": sorted(f"{offer.full_name} {offer.version} {_code(offer)}" for offer in _formats(plan)),
@@ -67,6 +69,14 @@ def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> d
         **options,
     }
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in parts.items()}
+
+
+def _images(plan: Plan, renderer: Renderer) -> str:
+    """How images are read and where they are looked for: their paths are kept, not their bytes."""
+    if renderer.pictures is None:
+        return "not read"
+    folders = [str(folder.resolve()) for folder in MediaFolders.of(plan).folders]
+    return digest([renderer.pictures.fingerprint, folders])
 
 
 def _content(spec: DatasetSpec, plan: Plan) -> list[str | None]:

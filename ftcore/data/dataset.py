@@ -42,9 +42,16 @@ class TokenDataset:
         return int(self._starts[-1]) if self._rows is None else len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``input_ids`` int32 ``[T]``, ``weights`` float32 ``[T]``, and ``index`` itself."""
-        table, first, last = self._at(int(index))
-        return {"input_ids": table.ids[first:last], "weights": table.weights[first:last], "index": int(index)}
+        """``input_ids`` int32 ``[T]``, ``weights`` float32 ``[T]``, and ``index``; ``images`` where it has some."""
+        table, row = self._row(int(index))
+        tokens = slice(int(table.offsets[row]), int(table.offsets[row + 1]))
+        item = {"input_ids": table.ids[tokens], "weights": table.weights[tokens], "index": int(index)}
+        return item | {"images": table.images[row]} if row in table.images else item
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any of the tables' rows has."""
+        return any(table.images for table in self.tables)
 
     @property
     def ids(self) -> npt.NDArray[np.int32]:
@@ -71,12 +78,15 @@ class TokenDataset:
         return np.concatenate([np.zeros(0, dtype), *(getattr(table, name)[start:end] for table, start, end in parts)])
 
     def _at(self, index: int) -> tuple[Table, int, int]:
+        table, row = self._row(index)
+        return table, int(table.offsets[row]), int(table.offsets[row + 1])
+
+    def _row(self, index: int) -> tuple[Table, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         row = index if self._rows is None else int(self._rows[index])
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        table, row = self.tables[number], row - int(self._starts[number])
-        return table, int(table.offsets[row]), int(table.offsets[row + 1])
+        return self.tables[number], row - int(self._starts[number])
 
     @cached_property
     def lengths(self) -> Ints:

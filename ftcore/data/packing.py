@@ -167,6 +167,9 @@ class PackedDataset:
             "index": rows,
         }
 
+    has_images = False
+    """Rows with images are not packed."""
+
     @property
     def places(self) -> Sequence[Place]:
         """Where each row came from; pieces are numbered by their rows."""

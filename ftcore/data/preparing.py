@@ -18,8 +18,10 @@ from ftcore.errors import RowError
 from ftcore.groups import DataOptions
 from ftcore.samples import Chat, Feedback, Message, Place, Preference, Sample, Text
 
+_SEEING = "choose a model that sees, a stage that trains on images, and no streaming, or remove such rows"
 ALIKE = "chosen and rejected are the same"
 ALIKE_CUT = "chosen and rejected are the same up to cutoff_len"
+IMAGES_TOO_LONG = "its images do not fit into cutoff_len (a smaller image_max_pixels makes fewer tokens of them)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +158,8 @@ def _rendered(sample: Sample | RowError, renderer: Renderer) -> _Parts | RowErro
     """The texts that a sample is made of; a preference has two."""
     if isinstance(sample, RowError):
         return sample
-    if media := holds_media(sample):
-        cure = "choose a model that sees, or remove such rows"
-        return RowError(f"the row has {media}, and this run reads text only", cure=cure)
     try:
+        _check_media(sample, renderer)
         match sample:
             case Text():
                 return (document(renderer, sample.text),)
@@ -179,7 +179,20 @@ def _chat(chat: Chat, renderer: Renderer) -> Rendered:
     messages = _messages(chat.messages, renderer)
     if messages[-1].role != "assistant":
         return renderer.prompt(messages, chat.tools)
-    return renderer.render(replace(chat, messages=messages))
+    rendered = renderer.render(replace(chat, messages=messages))
+    return renderer.pictures.placed(rendered, chat.images) if renderer.pictures and chat.images else rendered
+
+
+def _check_media(sample: Sample, renderer: Renderer) -> None:
+    """Refuses what would not be seen."""
+    if not (media := holds_media(sample)):
+        return
+    if renderer.pictures is None:
+        reason = f"the row has {media}, and this run reads text only"
+        raise RowError(reason, cure=_SEEING)
+    if not isinstance(sample, Chat) or sample.messages[-1].role != "assistant" or sample.videos:
+        reason = f"the row has {media}; images in conversations that end with an answer are read, and nothing else"
+        raise RowError(reason, cure="remove such rows")
 
 
 def _last_only(chat: Chat, renderer: Renderer) -> Rendered:
@@ -221,11 +234,26 @@ def _finished(
         train_on_prompt=options.train_on_prompt,
         mask_history=options.mask_history,
     )
-    return _cut(texts[0], labelled, options)
+    return (
+        _cut(texts[0], labelled, options)
+        if not texts[0].images
+        else _with_images(texts[0], labelled, renderer, options)
+    )
 
 
 def _cut(text: Rendered, labelled: Labelled, options: DataOptions) -> Prepared:
     return Prepared(text, labelled, *kept_tokens(labelled, options.cutoff_len))
+
+
+def _with_images(text: Rendered, labelled: Labelled, renderer: Renderer, options: DataOptions) -> Prepared:
+    """No part of an image is trained, and none is cut off: a model wants as many tokens as it makes features."""
+    assert renderer.pictures is not None
+    of_images = np.isin(labelled.encoded.ids, renderer.pictures.tokens)
+    labelled.weights[of_images] = 0
+    kept, untrainable = kept_tokens(labelled, options.cutoff_len)
+    if not untrainable and of_images[kept:].any():
+        kept, untrainable = 0, IMAGES_TOO_LONG
+    return Prepared(text, labelled, kept, untrainable)
 
 
 def _before_answer(row: Prepared) -> int:

@@ -22,6 +22,7 @@ from ftcore.samples import Chat, Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ftcore.data.pictures import Pictures
     from ftcore.plan import Plan
 
 
@@ -44,6 +45,7 @@ class Rendered:
         said: what the model says, ends of turns included.
         read: contents of the other messages; those that the template alters are not found.
         literal: control tokens in contents, ``(start, end)``: they are encoded as text.
+        images: paths of the images whose tokens are in the text.
     """
 
     text: str
@@ -51,6 +53,7 @@ class Rendered:
     said: tuple[Span, ...] = ()
     read: tuple[Span, ...] = ()
     literal: tuple[tuple[int, int], ...] = ()
+    images: tuple[str, ...] = ()
 
 
 class Renderer:
@@ -68,6 +71,7 @@ class Renderer:
     Attributes:
         source: what is to be saved as ``chat_template``; a default system message is part of it.
         variables: what the template reads besides messages and tools.
+        pictures: how images are read; None where rows with such are refused.
 
     Raises:
         UsageError: the first of ``stop`` is not one token.
@@ -89,6 +93,7 @@ class Renderer:
         for name, value in (("enable_thinking", enable_thinking), ("preserve_thinking", preserve_thinking)):
             if value is not None:
                 self.variables[name] = value
+        self.pictures: Pictures | None = None
         self._template = Compiled(self.source, self.variables)
         self._layouts = Layouts()
         self._controls_read, self._controls_said = control_tokens(tokenizer, source)

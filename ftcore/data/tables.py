@@ -12,12 +12,20 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from ftcore.data.pictures import Images, Picture, as_lines, from_lines
 from ftcore.data.preparing import Prepared
 from ftcore.samples import Place
 
 Ints = npt.NDArray[np.int64]
-ARRAYS = {"ids": np.int32, "weights": np.float32, "reasons": np.uint8, "offsets": np.int64, "places": np.int64}
-"""Name of an array, and of its file, -> its dtype."""
+ARRAYS = {
+    "ids": np.int32,
+    "weights": np.float32,
+    "reasons": np.uint8,
+    "offsets": np.int64,
+    "places": np.int64,
+    "images": np.uint8,
+}
+"""Name of an array, and of its file, -> its dtype. ``images`` holds lines of text."""
 
 
 class KeptRow(NamedTuple):
@@ -27,13 +35,18 @@ class KeptRow(NamedTuple):
     ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     reasons: npt.NDArray[np.uint8]
+    images: tuple[Picture, ...] = ()
 
     @classmethod
     def of(cls, place: Place, row: Prepared) -> KeptRow:
         """Copies: a view would keep the tokens that were cut off in memory."""
         labelled, kept = row.labelled, row.kept
         return cls(
-            place, labelled.encoded.ids[:kept].copy(), labelled.weights[:kept].copy(), labelled.reasons[:kept].copy()
+            place,
+            labelled.encoded.ids[:kept].copy(),
+            labelled.weights[:kept].copy(),
+            labelled.reasons[:kept].copy(),
+            tuple(Picture.of(path) for path in row.rendered.images),
         )
 
 
@@ -81,6 +94,7 @@ class Table:
         reasons: uint8 ``[N]``, `ftcore.data.reasons.Reason`.
         offsets: int64 ``[R + 1]``: row i is tokens ``offsets[i]`` to ``offsets[i + 1]``.
         places: where each row came from.
+        images: of the rows that have some.
     """
 
     def __init__(
@@ -90,10 +104,12 @@ class Table:
         reasons: npt.NDArray[np.uint8],
         offsets: Ints,
         places: Places,
+        images: Images | None = None,
     ) -> None:
         assert len(ids) == len(weights) == len(reasons) == offsets[-1]
         assert len(offsets) == len(places) + 1
         self.ids, self.weights, self.reasons, self.offsets, self.places = ids, weights, reasons, offsets, places
+        self.images: Images = images or {}
 
     @classmethod
     def of(cls, rows: Sequence[KeptRow]) -> Table:
@@ -104,6 +120,7 @@ class Table:
             _joined([row.reasons for row in rows], np.uint8),
             np.concatenate([[0], np.cumsum([len(row.ids) for row in rows])]).astype(np.int64),
             Places.of([row.place for row in rows]),
+            {number: row.images for number, row in enumerate(rows) if row.images},
         )
 
     def __len__(self) -> int:
@@ -111,8 +128,8 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over what is trained: ids, weights and where rows begin."""
-        arrays = (self.ids, self.weights, self.offsets)
+        """sha256 over what is trained: ids, weights, where rows begin, and images."""
+        arrays = (self.ids, self.weights, self.offsets, np.frombuffer(as_lines(self.images), dtype=np.uint8))
         return combined([hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in arrays])
 
 
@@ -137,7 +154,7 @@ class TableWriter:
         self._files = {file: number for number, file in enumerate(files)}
         self._streams = {name: (folder / name).open("wb") for name in ARRAYS}
         self._digests = {name: hashlib.sha256() for name in ARRAYS}
-        self._tokens = 0
+        self._tokens = self._rows = 0
         self._write("offsets", np.zeros(1, dtype=np.int64))
 
     def append(self, table: Table) -> None:
@@ -149,7 +166,9 @@ class TableWriter:
             self._write(name, array)
         self._write("offsets", table.offsets[1:] + self._tokens)
         self._write("places", numbers)
+        self._write("images", np.frombuffer(as_lines(table.images, self._rows), dtype=np.uint8))
         self._tokens += len(table.ids)
+        self._rows += len(table)
 
     def _write(self, name: str, array: npt.NDArray[Any]) -> None:
         content = np.ascontiguousarray(array, dtype=ARRAYS[name]).data
@@ -172,9 +191,10 @@ def read_table(folder: Path, files: Sequence[str], digests: Mapping[str, str]) -
     """The table that a `TableWriter` wrote, mapped: what is not looked at is not read."""
     arrays: dict[str, Any] = {name: _mapped(folder / name, dtype) for name, dtype in ARRAYS.items()}
     places = Places(files, arrays.pop("places").reshape(-1, 3))
-    table = MappedTable(**arrays, places=places)
+    images = from_lines(arrays.pop("images").tobytes())
+    table = MappedTable(**arrays, places=places, images=images)
     table.source = (folder, tuple(files), dict(digests))
-    table.fingerprint = combined([digests[name] for name in ("ids", "weights", "offsets")])
+    table.fingerprint = combined([digests[name] for name in ("ids", "weights", "offsets", "images")])
     return table
 
 

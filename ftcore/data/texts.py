@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ftcore.data.pictures import Pictures
 from ftcore.data.reasons import Reason
 from ftcore.data.rendering import Rendered, Renderer, check_text
 from ftcore.data.tokenizing import Encoded, Labelled
@@ -25,7 +26,10 @@ def renderer_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     """
     if plan.stage.component.samples == (Text.__name__,):
         return Renderer(tokenizer, "")
-    return Renderer.from_plan(plan, tokenizer)
+    renderer = Renderer.from_plan(plan, tokenizer)
+    if plan.stage.component.sees and not plan.data.streaming:
+        renderer.pictures = Pictures.of(plan, tokenizer)
+    return renderer
 
 
 def document(renderer: Renderer, text: str) -> Rendered:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from ftcore.errors import Problem, RowError, RunError
+
+if TYPE_CHECKING:
+    from ftcore.data.pictures import Pictures
 
 IGNORED = -100
 
@@ -52,7 +57,31 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device."""
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    return moved | {"images": [on_device(one, device) for one in batch["images"]]} if "images" in batch else moved
+
+
+class ImageCollator:
+    """`collate` for rows of which some have images, ``images``; packs have none.
+
+    A batch with images has ``images`` besides: of each row what `Pictures.inputs` gives; empty where it has none.
+    """
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """The rows as one batch."""
+        batch = collate(rows)
+        if any("images" in row for row in rows):
+            batch["images"] = [self._inputs(row) for row in rows]
+        return batch
+
+    def _inputs(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self.pictures.inputs(row["images"], row["input_ids"]) if "images" in row else {}
+        except RowError as error:
+            raise RunError(str(Problem(error.reason, hint=error.cure))) from error
 
 
 def collate_joined(rows: Sequence[Mapping[str, Any]]) -> Batch:

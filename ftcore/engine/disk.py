@@ -73,7 +73,7 @@ def writing(what: str, folder: Path, needed: int) -> Iterator[None]:
         raise RunError(f"{what} could not be written to {folder}: {cause}; {room}") from error
 
 
-def save_trained(plan: Plan, model: Any, tokenizer: Any) -> None:
+def save_trained(plan: Plan, model: Any, tokenizer: Any, pictures: Any = None) -> None:
     """Puts what was trained into the run's folder: written beside, flushed, and moved into place file by file.
 
     Raises:
@@ -85,6 +85,8 @@ def save_trained(plan: Plan, model: Any, tokenizer: Any) -> None:
             staged.mkdir(parents=True, exist_ok=True)
             plan.method.component.save(model, staged)
             tokenizer.save_pretrained(staged)
+            if pictures is not None:
+                pictures.processor.image_processor.save_pretrained(staged)
             _move(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

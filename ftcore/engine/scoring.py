@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,9 @@ class Scorer:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The decoder's last hidden states ``[T, H]`` at the positions that have a label."""
+        if "images" in batch:
+            kept = [self.inner.base_model(**inputs).last_hidden_state[0, at] for inputs, at in self._each(batch)]
+            return torch.cat(kept)
         if self.prefix is not None:
             return self.prefix.run(batch)[0, batch["positions"]]
         decoder = self.inner.get_decoder()
@@ -105,7 +109,9 @@ class Scorer:
 
     def _own_logits(self, batch: Batch) -> torch.Tensor:
         """The model's own logits, ``[T, V]``, in float32 or float64."""
-        if self.packed:
+        if "images" in batch:
+            logits = torch.cat([self.model(**inputs, logits_to_keep=at).logits[0] for inputs, at in self._each(batch)])
+        elif self.packed:
             logits = self.model(**flat_inputs(batch), logits_to_keep=batch["positions"]).logits[0]
         else:
             inputs = padded(batch)
@@ -114,6 +120,22 @@ class Scorer:
             keep, where = columns.unique(return_inverse=True)
             logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[rows, where]
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _each(self, batch: Batch) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+        """Each sequence of a batch with images: what the whole model is given, and the places ``[n]`` of its labels.
+
+        One by one, so that the model itself gives its tokens their places, which images change, and its attention its
+        mask: some models let the parts of an image see each other.
+        """
+        wanted = inspect.signature(self.inner.base_model.forward).parameters
+        starts, positions = batch["cu_seqlens"].tolist(), batch["positions"]
+        for start, end, images in zip(starts, starts[1:], batch["images"], strict=False):
+            ids = batch["input_ids"][:, start:end]
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **images}
+            kinds = inputs.setdefault("mm_token_type_ids", torch.zeros_like(ids))
+            inputs["token_type_ids"] = kinds  # Gemma 3's name
+            at = positions[(positions >= start) & (positions < end)] - start
+            yield {name: value for name, value in inputs.items() if name in wanted or name == "use_cache"}, at
 
     def choose(self) -> None:
         """Takes the packed and fused way as far as a probe shows that it gives the model's own logits.

@@ -91,6 +91,8 @@ def export(target: Target, *, force: bool = False) -> Exported:
     with folders.staged(place_) as staging:
         model.save_pretrained(staging, max_shard_size=int(plan.export.export_size * 10**9))
         tokenizer.save_pretrained(staging)
+        if processor := plan.plugins.hook.ft_load_processor(plan=plan, tokenizer=tokenizer):
+            processor.image_processor.save_pretrained(staging)
         if gguf:
             gguf.write(model, renderer, staging)
         text, note = ollama.modelfile(plan, renderer, f"./{gguf.name}" if gguf else ".")

@@ -74,7 +74,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "use_asft_loss": ("", (False,)),
     "use_eaft_loss": ("", (False,)),
     "include_effective_tokens_per_second": ("throughput is always logged", (True, False)),
-    "freeze_language_model": (NOT_YET, (False,)),
     "pref_bco_weight": ("pref_loss bco_pair is that loss alone", (0, 0.0)),
     "ref_model_quantization_bit": ("the reference is loaded in the way of the trained model, and only once", ()),
     "reward_model_quantization_bit": ("the reward model is loaded in the way of the trained model", ()),
@@ -111,7 +110,7 @@ PARAMETERS = (
     "apollo_scale_front badam_mode badam_start_block badam_switch_mode badam_switch_interval badam_update_ratio "
     "badam_mask_mode badam_verbose swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key "
     "swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret hyper_parallel_args hyper_parallel_cp_size "
-    "asft_alpha eaft_alpha freeze_vision_tower freeze_multi_modal_projector master_addr master_port "
+    "asft_alpha eaft_alpha master_addr master_port "
     "profiler_output_dir profiler_wait_steps profiler_warmup_steps profiler_active_steps profiler_repeat "
     "profiler_record_shapes profiler_profile_memory profiler_with_stack profile_modules fp8_backend "
     "fp8_enable_fsdp_float8_all_gather audio_sampling_rate task task_dir batch_size lang n_shot save_dir download_mode"

@@ -49,7 +49,7 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         plan = SimpleNamespace(
             file="run.yaml",
             data=DataOptions(**options),
-            stage=SimpleNamespace(component=SimpleNamespace(name="train", samples=(samples,), packs=packs)),
+            stage=SimpleNamespace(component=SimpleNamespace(name="train", samples=(samples,), packs=packs, sees=False)),
             training=TrainingOptions(),
             template=SimpleNamespace(component=plugins.find(ChatTemplate, "chatml").component),
             options={},

@@ -62,6 +62,9 @@ def test_the_hooks_of_a_run_are_called_in_their_order(run_file: Path, with_plugi
     def ft_load_tokenizer(plan: Any) -> None:
         called.append("ft_load_tokenizer")
 
+    def ft_load_processor(plan: Any, tokenizer: Any) -> None:
+        called.append(f"ft_load_processor {tokenizer.eos_token}")
+
     def ft_load_model(plan: Any, kwargs: dict[str, Any]) -> None:
         called.append(f"ft_load_model {sorted(kwargs)}")
 
@@ -75,14 +78,15 @@ def test_the_hooks_of_a_run_are_called_in_their_order(run_file: Path, with_plugi
     def ft_run_finished(plan: Any, result: Any) -> None:
         called.append(f"ft_run_finished {result.output_dir.name} {'train_loss' in result.metrics}")
 
-    functions = [ft_foreign_options, ft_check_plan, ft_load_tokenizer, ft_load_model, ft_model_ready]
-    functions += [ft_callbacks, ft_run_finished]
+    functions = [ft_foreign_options, ft_check_plan, ft_load_tokenizer, ft_load_processor, ft_load_model]
+    functions += [ft_model_ready, ft_callbacks, ft_run_finished]
     plugins = with_plugins(acme=hooks(**{function.__name__: function for function in functions}))
     assert run(make_plan(run_file, plugins=plugins)) == 0
     assert list(dict.fromkeys(called)) == [
         "ft_foreign_options",
         "ft_check_plan",
         "ft_load_tokenizer",
+        "ft_load_processor <|im_end|>",
         "ft_load_model ['dtype']",
         "ft_model_ready PeftModelForCausalLM",
         "ft_callbacks",

@@ -72,7 +72,9 @@ def make_plan(tmp_path: Path) -> Any:
             data=data,
             training=training,
             template=chosen,
-            stage=SimpleNamespace(component=SimpleNamespace(name=stage, samples=(samples,), packs=packs, streams=True)),
+            stage=SimpleNamespace(
+                component=SimpleNamespace(name=stage, samples=(samples,), packs=packs, streams=True, sees=False)
+            ),
             options={},
             plugins=plugins,
             datasets=train,

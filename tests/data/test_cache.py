@@ -278,7 +278,7 @@ def test_a_named_folder_is_used_or_refused(
     chat_datasets(make_plan("a.jsonl", cutoff_len=30, **named), tokenizer)
     assert made == ["a.jsonl"] * 2
     (tmp_path / "tokens" / "a.jsonl" / "manifest.json").write_text("{}")
-    with pytest.raises(UsageError, match="needs it: it is damaged, or not what ft wrote; "):
+    with pytest.raises(UsageError, match="needs it: it is damaged, an image was changed, or it is not what ft wrote; "):
         chat_datasets(make_plan("a.jsonl", cutoff_len=30, **named), tokenizer)
 
 

@@ -27,11 +27,17 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 
     peft's ``all-linear`` writes every layer's whole path into the adapter, 224 for Llama 3 8B where seven names do.
     """
+    ends = {name: name.rsplit(".", 1)[-1] for name in linear_paths(model)}
+    return sorted({name if end.isdigit() else end for name, end in ends.items()})
+
+
+def linear_paths(model: PreTrainedModel) -> list[str]:
+    """The same layers with the paths to them."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     heads = (model.get_output_embeddings(), getattr(model, "score", None))
-    linears = [
+    return [
         name
         for name, layer in model.named_modules()
         # GPTQ's and AWQ's layers are no nn.Linear, and hold buffers only
@@ -39,8 +45,6 @@ def linear_names(model: PreTrainedModel) -> list[str]:
         and layer not in heads
         and not any(True for _ in layer.children())
     ]
-    ends = {name: name.rsplit(".", 1)[-1] for name in linears}
-    return sorted({name if end.isdigit() else end for name, end in ends.items()})
 
 
 def vocabulary_names(model: PreTrainedModel) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.methods.adapters import warn_of_new_rows
 from ft_plugins.methods.full import Full
+from ft_plugins.methods.sight import Sight
 from ftcore.checks import place
 from ftcore.components import OptionGroup
 from ftcore.errors import Problem, UsageError
@@ -72,10 +73,12 @@ class Freeze(Full):
         self._check(plan, options, names)
         layers = options.chosen(model.config.get_text_config().num_hidden_layers)
         # a head that scores has random values at first: there is no use in keeping them
+        sight = Sight(plan, model)
         fresh = plan.stage.component.head != "causal_lm"
         for name, tensor in model.named_parameters():
             head = fresh and not name.startswith(f"{model.base_model_prefix}.")
-            tensor.requires_grad_(head or _is_trained(name, options, layers))
+            chosen = not sight.frozen(name) if sight.sees(name) else _is_trained(name, options, layers)
+            tensor.requires_grad_(head or (chosen and not sight.frozen(name)))
             if tensor.requires_grad:
                 tensor.data = tensor.data.to(getattr(torch, plan.precision.trained))
         warn_of_new_rows(plan, model, lambda end: end in options.freeze_extra_modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_plugins.methods.sight import Sight
 from ftcore.components import Method, OptionGroup
 from ftcore.errors import RunError
 
@@ -25,11 +26,12 @@ class Full(Method):
         return {"dtype": getattr(torch, plan.precision.trained)}
 
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
-        """The model itself, everything requiring gradients."""
+        """The model itself, everything requiring gradients but the eyes of one that sees."""
         import torch
 
         model.to(getattr(torch, plan.precision.trained))
         model.requires_grad_(True)
+        Sight(plan, model).freeze(model)
         return model
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:

@@ -17,11 +17,13 @@ from ft_plugins.methods.adapters import (
     adapter_tensors,
     base_name,
     linear_names,
+    linear_paths,
     vocabulary_names,
     warn_of_new_rows,
     with_adapter,
 )
 from ft_plugins.methods.full import check_names
+from ft_plugins.methods.sight import Sight
 from ftcore.components import Method, OptionGroup
 from ftcore.groups import Names
 
@@ -130,9 +132,13 @@ class Lora(Method):
         return plan.method.options
 
     def _targets(self, plan: Plan, options: LoraOptions, model: PreTrainedModel) -> list[str]:
-        if options.lora_target != ("all",):
-            return list(options.lora_target)
-        return list(plan.family.component.lora_targets if plan.family else ()) or linear_names(model)
+        named = options.lora_target != ("all",)
+        targets = options.lora_target if named else plan.family.component.lora_targets if plan.family else ()
+        sight = Sight(plan, model)
+        if not sight:
+            return list(targets or linear_names(model))
+        found = [name for name in linear_paths(model) if not sight.frozen(name)]
+        return [name for name in found if not targets or name.endswith(tuple(f".{target}" for target in targets))]
 
     def _whole(self, plan: Plan, options: LoraOptions, model: PreTrainedModel) -> list[str]:
         """Modules that are trained in full."""

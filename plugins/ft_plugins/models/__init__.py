@@ -10,7 +10,7 @@ from ftcore import hookimpl
 from ftcore.components import ModelFamily
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from ftcore.plan import Plan
 
@@ -42,6 +42,14 @@ def replace_special_tokens(
         add_tokens(plan, tokenizer)
         replace_tokens(plan, tokenizer)
     return tokenizer
+
+
+@hookimpl(trylast=True)
+def ft_load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
+    """Whatever no other plugin has loaded, of families that read images."""
+    from ft_plugins.models.processors import load_processor
+
+    return load_processor(plan, tokenizer)
 
 
 @hookimpl(trylast=True)

@@ -25,12 +25,17 @@ class NamedFamily(ModelFamily):
         return 1 + max(found) if found and super().matches(config, name) else 0
 
 
-def _family(name: str, summary: str, types: str, template: str | None, *words: str, media: str = "") -> ModelFamily:
+def _family(
+    name: str, summary: str, types: str, template: str | None, *words: str, media: str = "", image: str = ""
+) -> ModelFamily:
     """A row of the table: ``types`` and ``media`` are words."""
     fields: dict[str, Any] = {"name": name, "summary": summary, "model_types": tuple(types.split())}
-    fields |= {"template": template, "media": tuple(media.split())}
+    fields |= {"template": template, "media": tuple(media.split()), "image": image}
     return NamedFamily(**fields, words=words) if words else ModelFamily(**fields)
 
+
+_QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_GLM_IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
 
 FAMILIES: tuple[ModelFamily, ...] = (
     # Llama, and what is built like it
@@ -63,15 +68,44 @@ FAMILIES: tuple[ModelFamily, ...] = (
     _family("qwen3", "Qwen 3", "qwen3 qwen3_moe qwen3_next", "qwen3"),
     _family("qwen3_instruct", "Qwen 3 without thinking", "qwen3 qwen3_moe qwen3_next", "qwen3_nothink", "-instruct"),
     _family("qwen3_coder", "Qwen 3 Coder", "qwen3_moe qwen3_next", "qwen3_coder", "qwen3-coder"),
-    _family("qwen3_5", "Qwen 3.5", "qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text", "qwen3_5", media="image video"),
-    _family("qwen2_vl", "Qwen 2 and 2.5 VL", "qwen2_vl qwen2_5_vl", "qwen2_vl", media="image video"),
-    _family("qwen3_vl", "Qwen 3 VL", "qwen3_vl qwen3_vl_moe", "qwen3_vl_nothink", media="image video"),
     _family(
-        "qwen3_vl_thinking", "Qwen 3 VL Thinking", "qwen3_vl qwen3_vl_moe", "qwen3_vl", "thinking", media="image video"
+        "qwen3_5",
+        "Qwen 3.5",
+        "qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text",
+        "qwen3_5",
+        media="image video",
+        image=_QWEN_IMAGE,
+    ),
+    _family("qwen2_vl", "Qwen 2 and 2.5 VL", "qwen2_vl qwen2_5_vl", "qwen2_vl", media="image video", image=_QWEN_IMAGE),
+    _family(
+        "qwen3_vl", "Qwen 3 VL", "qwen3_vl qwen3_vl_moe", "qwen3_vl_nothink", media="image video", image=_QWEN_IMAGE
+    ),
+    _family(
+        "qwen3_vl_thinking",
+        "Qwen 3 VL Thinking",
+        "qwen3_vl qwen3_vl_moe",
+        "qwen3_vl",
+        "thinking",
+        media="image video",
+        image=_QWEN_IMAGE,
     ),
     _family("qwen2_audio", "Qwen 2 Audio, its text", "qwen2_audio", "qwen2_audio"),
-    _family("qwen2_omni", "Qwen 2.5 Omni, without audio", "qwen2_5_omni", "qwen2_omni", media="image video"),
-    _family("qwen3_omni", "Qwen 3 Omni, without audio", "qwen3_omni_moe", "qwen3_omni", media="image video"),
+    _family(
+        "qwen2_omni",
+        "Qwen 2.5 Omni, without audio",
+        "qwen2_5_omni",
+        "qwen2_omni",
+        media="image video",
+        image=_QWEN_IMAGE,
+    ),
+    _family(
+        "qwen3_omni",
+        "Qwen 3 Omni, without audio",
+        "qwen3_omni_moe",
+        "qwen3_omni",
+        media="image video",
+        image=_QWEN_IMAGE,
+    ),
     # Mistral
     _family("mistral", "Mistral and Mixtral", "mistral mixtral", "mistral"),
     _family("mistral_nemo", "Mistral Nemo and Ministral", "mistral ministral", "ministral", "nemo", "ministral"),
@@ -85,7 +119,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     # Google
     _family("gemma", "Gemma", "gemma", "gemma"),
     _family("gemma2", "Gemma 2", "gemma2", "gemma2"),
-    _family("gemma3", "Gemma 3", "gemma3 gemma3_text", "gemma3", media="image"),
+    _family("gemma3", "Gemma 3", "gemma3 gemma3_text", "gemma3", media="image", image="<start_of_image>"),
     _family("gemma3n", "Gemma 3n", "gemma3n gemma3n_text", "gemma3n", media="image"),
     _family("gemma4", "Gemma 4", "gemma4 gemma4_text gemma4_unified gemma4_unified_text", "gemma4", media="image"),
     _family("paligemma", "PaliGemma", "paligemma", "paligemma", media="image"),
@@ -103,8 +137,8 @@ FAMILIES: tuple[ModelFamily, ...] = (
     _family("glm_z1", "GLM Z1", "glm4", "glmz1", "glm-z1"),
     _family("glm4_moe", "GLM 4.5 and 4.6", "glm4_moe", "glm4_moe"),
     _family("glm4_7", "GLM 4.7", "glm4_moe glm4_moe_lite", "glm4_7", "glm-4.7"),
-    _family("glm4v", "GLM 4.1V", "glm4v", "glm4v", media="image video"),
-    _family("glm4_5v", "GLM 4.5V", "glm4v_moe", "glm4_5v", media="image video"),
+    _family("glm4v", "GLM 4.1V", "glm4v", "glm4v", media="image video", image=_GLM_IMAGE),
+    _family("glm4_5v", "GLM 4.5V", "glm4v_moe", "glm4_5v", media="image video", image=_GLM_IMAGE),
     _family("glm_ocr", "GLM OCR", "glm_ocr", "glm_ocr", media="image"),
     # Others, by name
     _family("cohere", "Command R", "cohere", "cohere"),
@@ -132,7 +166,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     _family("ling", "Ling", "bailing_moe", "bailing"),
     _family("ling_2", "Ling 2", "bailing_moe_v2", "bailing_v2"),
     _family("ling_3", "Ling 3", "bailing_hybrid", "bailing_v3"),
-    _family("llava", "LLaVA 1.5", "llava", "llava", media="image"),
+    _family("llava", "LLaVA 1.5", "llava", "llava", media="image", image="<image>"),
     _family("llava_next", "LLaVA NeXT", "llava_next", "llava_next", media="image"),
     _family("llava_next_llama3", "LLaVA NeXT on Llama 3", "llava_next", "llava_next_llama3", "llama3", media="image"),
     _family(

@@ -83,13 +83,11 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     source = source_of(plan)
-    automatic: Any = AutoModelForCausalLM
     scores = plan.stage.component.head == "sequence_classification"
-    if scores:
-        automatic, kwargs = AutoModelForSequenceClassification, kwargs | {"num_labels": 1}
+    automatic = _automatic(plan, scores=scores)
+    kwargs = kwargs | {"num_labels": 1} if scores else kwargs
     kwargs = hub_kwargs(plan) | {"use_safetensors": True, "output_loading_info": True} | kwargs
     try:
         model, found = automatic.from_pretrained(source, **kwargs)
@@ -111,6 +109,20 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     # What transformers then writes as base model, and what adapters name.
     model.config.name_or_path = (plan.source.hub_id if plan.source else "") or str(plan.model.model_name_or_path)
     return model.to("cuda") if torch.cuda.is_available() and not getattr(model, "hf_device_map", None) else model
+
+
+def _automatic(plan: Plan, *, scores: bool) -> Any:
+    """The auto class: models that see are no causal language models to transformers, unless they are listed twice."""
+    import transformers
+    from transformers.models.auto import modeling_auto as known
+
+    if scores:
+        return transformers.AutoModelForSequenceClassification
+    kind = (plan.config or {}).get("model_type")
+    sees = kind in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if sees and kind not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def _cannot_load(plan: Plan, what: str, error: Exception) -> Problem:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ft_plugins.stages.text_scores import missing_packages
 from ftcore.checks import place
 from ftcore.components import InferenceEngine, OptionGroup, Stage
-from ftcore.errors import Problem
+from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from ftcore.engine.trainer import FtTrainer
@@ -50,16 +50,23 @@ class SupervisedFineTuning(Stage):
     packs: ClassVar[bool | None] = False
     streams: ClassVar[bool] = True
     predicts: ClassVar[bool] = True
+    sees: ClassVar[bool] = True
 
     def datasets(self, run: Run) -> Any:
         """Conversations tokenised, with a weight for each token."""
         from ftcore.data.loading import chat_datasets
 
-        return chat_datasets(run.plan, run.tokenizer)
+        data = chat_datasets(run.plan, run.tokenizer)
+        if run.plan.training.do_predict and data.eval is not None and data.eval.has_images:
+            message = "do_predict is true, and rows to predict have images, which generation does not see yet"
+            raise UsageError(Problem(message, place(run.plan, "do_predict"), "remove do_predict, or those rows"))
+        return data
 
     def trainer(self, run: Run) -> FtTrainer:
-        """The shared trainer."""
-        return token_trainer(run)
+        """The shared trainer, reading images where the model does."""
+        from ftcore.engine.collate import ImageCollator
+
+        return token_trainer(run, **({"collator": ImageCollator(run.pictures)} if run.pictures else {}))
 
     def predict(self, run: Run, trainer: Any) -> Mapping[str, float]:
         """Answers the last turns of the evaluation data's conversations."""

@@ -1,0 +1,226 @@
+"""Images in conversations: what stands in the text for each, and what the model gets of it.
+
+transformers' processors do the work: an image's placeholder becomes as many tokens as the model makes of it
+(``ProcessorMixin._process_images``), and the pixels become tensors. Both depend on the image's size, so images are
+opened twice: when rows are tokenised, and again when they are in a batch; what is kept between is the path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ftcore.data.media import PLACEHOLDERS
+from ftcore.data.rendering import Rendered, Span
+from ftcore.errors import RowError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedTokenizerBase
+
+    from ftcore.groups import MediaOptions
+    from ftcore.plan import Plan
+
+PLACEHOLDER = PLACEHOLDERS["images"]
+
+
+class Picture(NamedTuple):
+    """An image file as it was when its row was tokenised."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: str) -> Picture:
+        """The file as it is now.
+
+        Raises:
+            OSError: it is gone.
+        """
+        found = Path(path).stat()
+        return cls(path, found.st_size, found.st_mtime_ns)
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is gone, or another one."""
+        try:
+            return Picture.of(self.path) != self
+        except OSError:
+            return True
+
+
+class Pictures:
+    """How a model reads images.
+
+    Args:
+        processor: transformers' processor of the model.
+        frame: what the model's own chat template writes for an image, the processor's token in it.
+        limits: the largest and smallest image.
+    """
+
+    def __init__(self, processor: Any, frame: str, limits: MediaOptions) -> None:
+        assert processor.image_token in frame
+        self.processor, self.frame, self.limits = processor, frame, limits
+
+    @classmethod
+    def of(cls, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Pictures | None:
+        """How the plan's model reads images; None where it does not, or where nobody knows how it is told of them."""
+        processor = plan.plugins.hook.ft_load_processor(plan=plan, tokenizer=tokenizer)
+        if processor is None:
+            return None
+        known = plan.family.component.image if plan.family else ""
+        frame = known or frame_of(processor)
+        return cls(processor, frame, plan.media) if frame else None
+
+    @cached_property
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """The tokens that stand for parts of images; they are never trained."""
+        known = [self.processor.image_token_id, *self.processor.image_token_ids]
+        return np.array(sorted({token for token in known if token is not None}), dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over all that decides what an image becomes."""
+        config = self.processor.image_processor.to_dict()
+        parts = [config, self.frame, self.limits.image_max_pixels, self.limits.image_min_pixels]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def placed(self, rendered: Rendered, paths: Sequence[str]) -> Rendered:
+        """The text with each ``<image>`` replaced by the tokens of its image, in their order.
+
+        Raises:
+            RowError: an image cannot be read, or the template does not write every placeholder.
+        """
+        starts = _find_all(rendered.text, PLACEHOLDER)
+        if len(starts) != len(paths):
+            reason = f"the chat template writes {PLACEHOLDER} {len(starts)} times for {len(paths)} images"
+            raise RowError(reason, field="images", cure="choose the template that the model was made for")
+        _, tokens = self._processed([self._opened(path, f"images[{n}]") for n, path in enumerate(paths)])
+        texts = [self.frame.replace(self.processor.image_token, text) for text in tokens]
+        return _replaced(rendered, starts, texts, paths)
+
+    def inputs(self, pictures: Sequence[Picture], ids: npt.NDArray[Any]) -> dict[str, Any]:
+        """What a model is given beside the tokens of one row.
+
+        Args:
+            pictures: the row's images, in their order.
+            ids: its tokens, ``[T]``.
+
+        Returns:
+            The processor's tensors, such as ``pixel_values``; ``mm_token_type_ids`` int64 ``[1, T]``, 1 at tokens of
+            images.
+
+        Raises:
+            RowError: an image is gone or was changed after its row was tokenised.
+        """
+        import torch
+
+        for picture in pictures:
+            if picture.changed:
+                raise RowError(f"{picture.path} was changed or removed during the run", cure="start the run again")
+        tensors, _ = self._processed([self._opened(picture.path, picture.path) for picture in pictures])
+        kinds = self.processor.create_mm_token_type_ids([ids.tolist()])
+        return {**tensors, "mm_token_type_ids": torch.tensor(kinds)}
+
+    def _processed(self, images: Sequence[Image]) -> tuple[dict[str, Any], list[str]]:
+        from transformers import TensorType
+
+        unused = self.processor.unused_input_names
+        tensors, texts = self.processor._process_images([list(images)], return_tensors=TensorType.PYTORCH)
+        return {name: value for name, value in tensors.items() if name not in unused}, texts
+
+    def _opened(self, path: str, field: str) -> Image:
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(path) as file:
+                return self._sized(ImageOps.exif_transpose(file).convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = f"{path} cannot be read as an image: {' '.join(str(error).split())}"
+            raise RowError(reason, field=field, cure="repair the file, or remove the row") from error
+
+    def _sized(self, image: Image) -> Image:
+        """Between ``image_min_pixels`` and ``image_max_pixels``, its shape kept, as LLaMA-Factory scales images."""
+        pixels = image.width * image.height
+        for over, limit in (
+            (pixels > self.limits.image_max_pixels, self.limits.image_max_pixels),
+            (pixels < self.limits.image_min_pixels, self.limits.image_min_pixels),
+        ):
+            if over:
+                factor = sqrt(limit / pixels)
+                return image.resize((max(int(image.width * factor), 1), max(int(image.height * factor), 1)))
+        return image
+
+
+def frame_of(processor: Any) -> str:
+    """What the model's own chat template writes for an image; empty where there is none, or one of text alone."""
+    token = str(processor.image_token)
+    if not (template := getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
+        return ""
+    parts = [{"type": "text", "text": "before"}, {"type": "image"}, {"type": "text", "text": "after"}]
+    try:
+        text = processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}], chat_template=template, tokenize=False
+        )
+    except Exception:  # a template of text alone may fail in any way that Jinja can
+        return ""
+    frame = text.partition("before")[2].partition("after")[0]
+    return frame if token in frame else ""
+
+
+def _find_all(text: str, part: str) -> list[int]:
+    starts, start = [], text.find(part)
+    while start >= 0:
+        starts.append(start)
+        start = text.find(part, start + len(part))
+    return starts
+
+
+def _replaced(rendered: Rendered, starts: Sequence[int], texts: Sequence[str], paths: Sequence[str]) -> Rendered:
+    """The text with other pieces in it, and every span where it then is."""
+    pieces, position = [], 0
+    for start, text in zip(starts, texts, strict=True):
+        pieces += [rendered.text[position:start], text]
+        position = start + len(PLACEHOLDER)
+    grown = np.cumsum([0, *(len(text) - len(PLACEHOLDER) for text in texts)])
+
+    def at(place: int) -> int:
+        return place + int(grown[np.searchsorted(starts, place, side="left")])
+
+    def moved(spans: Sequence[Span]) -> tuple[Span, ...]:
+        return tuple(Span(at(span.start), at(span.end), span.message) for span in spans)
+
+    inside = {start: start + len(PLACEHOLDER) for start in starts}  # LLaVA's placeholder is a control token itself
+    literal = tuple((at(start), at(end)) for start, end in rendered.literal if inside.get(start) != end)
+    text = "".join([*pieces, rendered.text[position:]])
+    return replace(
+        rendered, text=text, said=moved(rendered.said), read=moved(rendered.read), literal=literal, images=tuple(paths)
+    )
+
+
+Images = Mapping[int, Sequence[Picture]]
+"""Number of a row in a table -> its images; rows without are left out."""
+
+
+def as_lines(images: Images, before: int = 0) -> bytes:
+    """These as lines of JSON; ``before`` rows come before the first."""
+    return b"".join(
+        json.dumps([row + before, *(list(picture) for picture in pictures)]).encode() + b"\n"
+        for row, pictures in images.items()
+    )
+
+
+def from_lines(lines: bytes) -> Images:
+    """The other way round."""
+    rows = [json.loads(line) for line in lines.splitlines()]
+    return {row: tuple(Picture(*picture) for picture in pictures) for row, *pictures in rows}

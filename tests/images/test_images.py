@@ -1,0 +1,271 @@
+"""Images in sft: tokens, loss and gradients are those of transformers' own processor and model, row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from seeing_models import KINDS, seeing_model
+
+from ftcore.cli import group
+from ftcore.data.pictures import Picture, Pictures, frame_of
+from ftcore.errors import RunError, UsageError
+from ftcore.planning import make_plan
+from ftcore.run import Run, load_model, run
+
+FRAMES = {
+    "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "llava": "<image>",
+    "gemma3": "<start_of_image>",
+}
+MIDDLE = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``folders(model_type)``: a tiny model that sees."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = seeing_model(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three rows: one image, two images in two turns, none."""
+    generator = np.random.default_rng(0)
+    for name, size in (("wide.png", (90, 40)), ("small.jpg", (30, 60))):
+        Image.fromarray(generator.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(tmp_path / name)
+    rows = [
+        {"messages": _turns("<image>What is it?", "A bird."), "images": ["wide.png"]},
+        {
+            "messages": _turns("Look: <image>", "I see.", "and <image>?", "Another one."),
+            "images": ["small.jpg", "wide.png"],
+        },
+        {"messages": _turns("Hello", "Good day.")},
+    ]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def _turns(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+@pytest.fixture
+def prepared(folders: Any, data: Path, tmp_path: Path) -> Callable[..., Run]:
+    """``prepared(model_type, option=value)``: a run with its data."""
+
+    def make(name: str, **values: Any) -> Run:
+        base = {"model_name_or_path": str(folders(name)), "dataset": str(data), "dataset_dir": str(data.parent)}
+        base |= {"output_dir": str(tmp_path / "out"), "template": "chatml", "template_check": "off", "do_train": True}
+        base |= {"cutoff_len": 512, "per_device_train_batch_size": 3, "max_steps": 2, "save_strategy": "no"}
+        base |= {"disable_shuffling": True, "logging_steps": 1}
+        plan = make_plan(None, values=base | values)
+        state = Run(plan=plan, tokenizer=plan.plugins.hook.ft_load_tokenizer(plan=plan))
+        state.data = plan.stage.component.datasets(state)
+        return state
+
+    return make
+
+
+def _own(state: Run, row: dict[str, Any], text: str) -> dict[str, Any]:
+    """What transformers' processor makes of a row by itself."""
+    images = [state.pictures._opened(picture.path, "") for picture in row.get("images", ())]
+    return state.pictures.processor(text=[text], images=[images] if images else None, return_tensors="pt")
+
+
+def _texts(name: str) -> list[str]:
+    frame = FRAMES[name]
+    return [
+        f"<|im_start|>user\n{frame}What is it?{MIDDLE}A bird.<|im_end|>\n",
+        f"<|im_start|>user\nLook: {frame}{MIDDLE}I see.<|im_end|>\n<|im_start|>user\nand {frame}?{MIDDLE}"
+        "Another one.<|im_end|>\n",
+        f"<|im_start|>user\nHello{MIDDLE}Good day.<|im_end|>\n",
+    ]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_tokens_loss_and_gradients_are_those_of_transformers(name: str, prepared: Any) -> None:
+    state = prepared(name, finetuning_type="full")
+    load_model(state)
+    trainer = state.plan.stage.component.trainer(state)
+    rows = [state.data.train[n] for n in range(3)]
+    model, total, expected = state.model.eval(), 0.0, []
+    for row, text in zip(rows, _texts(name), strict=True):
+        own = _own(state, row, text)
+        assert own["input_ids"][0].tolist() == row["input_ids"].tolist()
+        labels = own["input_ids"].masked_fill(torch.from_numpy(row["weights"])[None] == 0, -100)
+        logits = model(**own).logits[0, :-1].double()
+        loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum")
+        loss.backward()
+        total += loss.item()
+        expected.append(state.tokenizer.decode(row["input_ids"][row["weights"] > 0]))
+    assert expected == ["A bird.<|im_end|>", "I see.<|im_end|>Another one.<|im_end|>", "Good day.<|im_end|>"]
+    gradients = {key: tensor.grad.clone() for key, tensor in model.named_parameters() if tensor.grad is not None}
+    model.zero_grad()
+    loss = trainer.loss_sum(trainer.data_collator(rows))
+    loss.backward()
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    assert gradients
+    for key, tensor in model.named_parameters():
+        if tensor.requires_grad:
+            torch.testing.assert_close(tensor.grad, gradients[key], rtol=1e-3, atol=1e-5)
+
+
+def test_no_part_of_an_image_is_trained_even_on_the_prompt(prepared: Any) -> None:
+    state = prepared("qwen2_vl", train_on_prompt=True)
+    row = state.data.train[0]
+    pad = state.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    of_image = row["input_ids"] == pad
+    assert of_image.sum() == 3 * 1  # 84 x 28 pixels after rounding to 28: 3 merged patches
+    assert not row["weights"][of_image].any()
+    assert row["weights"][~of_image][1:].all()
+
+
+TRAINED = {
+    "freeze_vision_tower": ("model.visual.patch_embed", "model.visual.blocks"),
+    "freeze_multi_modal_projector": ("model.visual.merger",),
+    "freeze_language_model": ("model.language_model", "lm_head"),
+}
+
+
+@pytest.mark.parametrize("method", ["full", "freeze", "lora"])
+@pytest.mark.parametrize("part", TRAINED)
+def test_each_part_is_trained_where_it_is_not_frozen(method: str, part: str, prepared: Any) -> None:
+    state = prepared("qwen2_vl", finetuning_type=method, **{name: name != part for name in TRAINED})
+    load_model(state)
+    names = {name.removeprefix("base_model.model.") for name, t in state.model.named_parameters() if t.requires_grad}
+    assert names
+    assert all(name.startswith(TRAINED[part]) for name in names)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_whole_run_leaves_what_can_be_loaded(method: str, prepared: Any, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText
+
+    state = prepared("qwen2_vl", finetuning_type=method, save_strategy="steps", save_steps=1)
+    assert run(state.plan) == 0
+    log = [json.loads(line) for line in (tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()]
+    assert [entry["current_steps"] for entry in log if "loss" in entry] == [1, 2]
+    assert log[1]["loss"] < log[0]["loss"]
+    AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    if method == "lora":
+        file = tmp_path / "export.yaml"
+        file.write_text(
+            f"model_name_or_path: {state.plan.model.model_name_or_path}\ntemplate: chatml\n"
+            f"adapter_name_or_path: {tmp_path / 'out'}\nexport_dir: {tmp_path / 'merged'}\n"
+        )
+        CliRunner().invoke(group, ["export", str(file)], catch_exceptions=False)
+        AutoImageProcessor.from_pretrained(tmp_path / "merged", backend="pil")
+    model, found = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / ("out" if method == "full" else "merged"), output_loading_info=True
+    )
+    assert not found["missing_keys"]
+    assert model.config.model_type == "qwen2_vl"
+
+
+def test_the_largest_and_smallest_image(prepared: Any, tmp_path: Path) -> None:
+    state = prepared("qwen2_vl", image_max_pixels=2000, image_min_pixels=1900)
+    pictures = state.pictures
+    assert isinstance(pictures, Pictures)
+    sizes = [pictures._opened(str(tmp_path / name), "").size for name in ("wide.png", "small.jpg")]
+    assert sizes == [(67, 29), (30, 61)]  # sqrt(2000 / 3600) and sqrt(1900 / 1800) times
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows, folder: (folder / "wide.png").write_bytes(b"no image"), "cannot be read as an image"),
+        (lambda rows, folder: rows[0].update(images=["gone.png"]), "there is no file 'gone.png'"),
+        (lambda rows, folder: rows[0].update(images=[]), "images is empty, and the messages have <image>"),
+    ],
+)
+def test_bad_images_are_bad_rows(change: Any, message: str, prepared: Any, data: Path) -> None:
+    rows = json.loads(data.read_text())
+    change(rows, data.parent)
+    data.write_text(json.dumps(rows))
+    with pytest.raises(UsageError, match=message):
+        prepared("qwen2_vl")
+
+
+def test_an_image_that_does_not_fit_leaves_its_row_out(prepared: Any) -> None:
+    state = prepared("qwen2_vl", cutoff_len=24)
+    assert "its images do not fit into cutoff_len" in str(state.data.accounting.train[0].untrainable)
+
+
+def test_tokens_are_kept_until_an_image_changes(prepared: Any, data: Path) -> None:
+    before = prepared("qwen2_vl").data.train
+    again = prepared("qwen2_vl").data.train
+    assert again.tables[0].source[0] == before.tables[0].source[0]
+    assert again[0]["images"] == (Picture.of(str(data.parent / "wide.png")),)
+    Image.new("RGB", (28, 28)).save(data.parent / "wide.png")
+    after = prepared("qwen2_vl").data.train
+    assert len(after[0]["input_ids"]) < len(before[0]["input_ids"])
+    assert after.fingerprint != before.fingerprint
+
+
+def test_an_image_that_changes_during_the_run_ends_it(prepared: Any, data: Path) -> None:
+    state = prepared("qwen2_vl")
+    load_model(state)
+    trainer = state.plan.stage.component.trainer(state)
+    Image.new("RGB", (28, 28)).save(data.parent / "wide.png")
+    with pytest.raises(RunError, match=r"wide.png was changed or removed during the run"):
+        trainer.data_collator([state.data.train[0]])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"packing": True}, "packing is true, and rows have images"),
+        ({"stage": "dpo"}, "preferences"),
+        ({"streaming": True, "max_steps": 1}, "this run reads text only"),
+        (
+            {"do_predict": True, "predict_with_generate": True, "val_size": 2, "do_train": True},
+            "generation does not see",
+        ),
+    ],
+)
+def test_what_reads_no_images_refuses_them(values: Any, message: str, prepared: Any) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(prepared("qwen2_vl", **values).plan)
+
+
+def test_preview_shows_images_folded(folders: Any, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"model_name_or_path: {folders('qwen2_vl')}\ndataset: {data}\ndataset_dir: {data.parent}\n"
+        "template: chatml\ntemplate_check: off\ndo_train: true\n"
+    )
+    shown = CliRunner().invoke(group, ["preview", str(file), "image_min_pixels=11000", "image_max_pixels=12000"]).output
+    assert shown.splitlines()[1:6] == [
+        f"── {data}:1  40 tokens, 8 trained",
+        "<|im_start|>user",
+        "<|vision_start|><|image_pad|>×12<|vision_end|>What is it?<|im_end|>",
+        "<|im_start|>assistant",
+        "⟦A bird.<|im_end|>⟧",
+    ]
+
+
+def test_how_an_image_is_written_is_read_off_the_models_template(prepared: Any) -> None:
+    processor = prepared("qwen2_vl").pictures.processor
+    assert frame_of(processor) == ""  # the tiny tokenizer's template is of text alone
+    processor.chat_template = (
+        "{% for message in messages %}{% for part in message.content %}"
+        "{{ '<|vision_start|><|image_pad|>!' if part.type == 'image' else part.text }}{% endfor %}{% endfor %}"
+    )
+    assert frame_of(processor) == "<|vision_start|><|image_pad|>!"
