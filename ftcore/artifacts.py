@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.checks import MANIFEST
+from ftcore.model_files import base_files
 from ftcore.plan import Plan
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def manifest(
             "name_or_path": plan.model.model_name_or_path,
             "revision": plan.model.model_revision,
             "vocabulary": plan.model.vocabulary,
+            "files": base_files(plan),
         },
         "adapter": plan.method.component.saves_adapter,
         "adapters_beneath": list(plan.method.component.beneath(plan)),

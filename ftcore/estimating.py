@@ -36,7 +36,7 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             trained=plan.precision.trained,
             rows=training.per_device_train_batch_size,
             cutoff_len=stage.longest(plan),
-            copies=stage.copies,
+            copies=stage.sequences(plan),
             gradient_checkpointing=plan.gradient_checkpointing,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             adapter_dropout=method.drops_inputs(options),

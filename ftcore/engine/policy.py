@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from ftcore.engine import ppo_terms
@@ -19,13 +20,16 @@ from ftcore.engine.head import token_logps
 from ftcore.engine.rollouts import COLUMNS, RolloutBatches, Sampler, answered, collate_responses
 from ftcore.engine.sampling import EpochLoader
 from ftcore.engine.scoring import evaluating
-from ftcore.engine.trainer import FtTrainer
+from ftcore.engine.trainer import FtTrainer, recompute
+from ftcore.engine.values import ValueHead, copied_decoder
 from ftcore.errors import RunError
 from ftcore.run import Run
 
 VALUE_HEAD = "ft_value_head"
 """Name of the value head in the model while it is trained; it is no part of what the model saves."""
 VALUE_FILE = "value_head.safetensors"
+_SEEDS, _EVALUATION = 1_000_003, 500_009
+"""Seeds of a rollout are ``_SEEDS`` apart from the next one's; its batches begin at 0, an evaluation's in between."""
 
 Score = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], torch.Tensor]
 """Prompts' and responses' tokens -> float64 ``[B]``."""
@@ -51,6 +55,7 @@ class Proximal:
         norm_scores: whether scores are brought to the running mean 0 and variance 1.
         clip_scores: largest absolute score; None for all.
         missing_stop: what a response without an end loses.
+        own_values: whether values come from a copy of the model that learns them alone.
     """
 
     buffer: int
@@ -68,13 +73,15 @@ class Proximal:
     norm_scores: bool
     clip_scores: float | None
     missing_stop: float
+    own_values: bool = False
 
 
 class PolicyTrainer(FtTrainer):
     """Samples responses, scores them, and makes what scored well likelier.
 
     A rollout is made before the first step of its block of ``buffer * epochs`` steps. ``eval_loss`` is the mean score
-    of the evaluation's prompts with the other sign.
+    of the evaluation's prompts with the other sign. Several processes make a rollout together, batch by batch of
+    ``per_device_eval_batch_size`` in turn, and each has all of it.
 
     Args:
         run: plan, tokenizer and model.
@@ -83,22 +90,19 @@ class PolicyTrainer(FtTrainer):
         options: see `Proximal`.
         score: what responses are worth.
         sampler: makes them.
-
-    Raises:
-        RunError: in several processes.
     """
 
     def __init__(
         self, run: Run, *, train: Any, evaluation: Any = None, options: Proximal, score: Score, sampler: Sampler
     ) -> None:
+        backbone = copied_decoder(run.model) if options.own_values else None
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_responses)
-        if self.args.world_size > 1:
-            raise RunError("this stage runs in one process only")
         self.options, self.score, self.sampler = options, score, sampler
         self.reference = run.plan.method.component.reference(run.plan, run.model)
-        self.value_head = torch.nn.Linear(run.model.config.get_text_config().hidden_size, 1, device=self.args.device)
-        torch.nn.init.zeros_(self.value_head.weight)
-        torch.nn.init.zeros_(self.value_head.bias)
+        size = run.model.config.get_text_config().hidden_size
+        if backbone is not None and run.plan.gradient_checkpointing:
+            recompute(backbone)
+        self.value_head = ValueHead(size, backbone, packed=self.scorer.packed).to(self.args.device)
         run.model.add_module(VALUE_HEAD, self.value_head)
         run.model.register_state_dict_post_hook(_without_head)
         self.coefficient = options.coefficient
@@ -109,8 +113,9 @@ class PolicyTrainer(FtTrainer):
 
     @property
     def _size(self) -> int:
-        """Prompts per rollout."""
-        return self.options.buffer * self.args.gradient_accumulation_steps * self._train_batch_size
+        """Prompts per rollout, of all processes."""
+        per_process = self.options.buffer * self.args.gradient_accumulation_steps * self._train_batch_size
+        return per_process * self.args.world_size
 
     def get_train_dataloader(self) -> EpochLoader:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -131,11 +136,11 @@ class PolicyTrainer(FtTrainer):
         return batches, total
 
     def _micro_batches(self, number: int, step: int) -> list[Batch]:
-        """Of a step within its block: each pass over the rollout in an order of its own."""
+        """This process's share of a step within its block: each pass over the rollout in an order of its own."""
         turn, place = divmod(step, self.options.buffer)
         order = np.random.default_rng([self.args.seed, number, turn]).permutation(self._size)
-        size = self._train_batch_size
-        share = order.reshape(self.options.buffer, -1, size)[place]
+        shape = (self.options.buffer, -1, self.args.world_size, self._train_batch_size)
+        share = order.reshape(shape)[place, :, self.args.process_index]
         rows = [[self.buffer[row] for row in some] for some in share]
         return [{**collate_responses(some), ROWS: some} for some in rows]
 
@@ -146,11 +151,9 @@ class PolicyTrainer(FtTrainer):
 
     def _roll_out(self, number: int) -> None:
         rows = self.batches.prompts(number)
-        prompts = [self.train_dataset[row]["input_ids"].tolist() for row in rows]
-        responses, scores = self._responses(prompts, self.args.seed + number)
-        made = self._measured(prompts, responses, rows)
+        made, scores = self._made(self.train_dataset, rows, (self.args.seed + number) * _SEEDS)
         penalties = [ppo_terms.divergences(row["old_logps"], row["reference"], self.options.estimator) for row in made]
-        shaped = self._shaped(scores, responses)
+        shaped = self._shaped(scores, [int(row["input_ids"][-1]) for row in made])
         rewards = [
             ppo_terms.token_rewards(each, float(score), self.coefficient)
             for each, score in zip(penalties, shaped, strict=True)
@@ -168,19 +171,25 @@ class PolicyTrainer(FtTrainer):
         self._adapt(made)
         self.buffer = [{name: row[name] for name in ("input_ids", "weights", "index", *COLUMNS)} for row in made]
 
+    def _made(self, dataset: Any, numbers: Sequence[int], seed: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        """Rows (see `_measured`) with responses to these prompts, and their scores; all processes get all of them."""
+        size, mine = self.args.eval_batch_size, []
+        for start in range(0, len(numbers), size)[self.args.process_index :: self.args.world_size]:
+            some = numbers[start : start + size]
+            prompts = [dataset[number]["input_ids"].tolist() for number in some]
+            responses, scores = self._responses(prompts, seed + start)
+            mine.append((start, self._measured(prompts, responses, some), scores))
+        every = sorted(gather_object(mine) if self.args.world_size > 1 else mine, key=lambda part: part[0])
+        return [row for _, rows, _ in every for row in rows], torch.cat([scores for _, _, scores in every])
+
     def _responses(self, prompts: Sequence[Sequence[int]], seed: int) -> tuple[list[list[int]], torch.Tensor]:
-        """Responses and their scores, in batches of ``per_device_eval_batch_size``."""
-        size, responses, scores = self.args.eval_batch_size, [], []
+        """Responses of one batch, and their scores."""
         with evaluating(self.model), self.accelerator.autocast():
-            for start in range(0, len(prompts), size):
-                some = prompts[start : start + size]
-                made = self.sampler(some, seed * 1_000_003 + start)
-                responses += made
-                scores.append(self.score(some, made).double().cpu())
-        found = torch.cat(scores)
-        if not torch.isfinite(found).all():
+            responses = self.sampler(prompts, seed)
+            scores = self.score(prompts, responses).double().cpu()
+        if not torch.isfinite(scores).all():
             raise RunError("the reward model gives a score that is not a number")
-        return responses, found
+        return responses, scores
 
     def _measured(self, prompts: Any, responses: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Rows with the log-probabilities of policy and reference, and the values, of each response's tokens."""
@@ -199,8 +208,8 @@ class PolicyTrainer(FtTrainer):
                         row[name] = part.clone()
         return rows
 
-    def _shaped(self, scores: torch.Tensor, responses: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Scores normed, clipped, and less the penalty of a missing end."""
+    def _shaped(self, scores: torch.Tensor, last: Sequence[int]) -> torch.Tensor:
+        """Scores normed, clipped, and less the penalty of a missing end; ``last`` are the responses' last tokens."""
         options = self.options
         if options.norm_scores:
             for score in scores.tolist():  # Welford's
@@ -210,7 +219,7 @@ class PolicyTrainer(FtTrainer):
             scores = (scores - self.scored[1]) / math.sqrt(self.scored[2] / max(self.scored[0] - 1, 1) + 1e-8)
         if options.clip_scores is not None:
             scores = scores.clamp(-options.clip_scores, options.clip_scores)
-        open_ended = torch.tensor([response[-1] not in self.sampler.stop_ids for response in responses])
+        open_ended = torch.tensor([token not in self.sampler.stop_ids for token in last])
         return scores - options.missing_stop * open_ended
 
     def _adapt(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -232,8 +241,7 @@ class PolicyTrainer(FtTrainer):
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and values at the batch's labels, each ``[T]``; one pass where logits are fused."""
         hidden = self.scorer.hidden(batch)
-        with torch.autocast(hidden.device.type, enabled=False):
-            values = self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0]
+        values = self.value_head(batch, hidden)
         if not self.scorer.fused:
             return self.scorer.logps(batch), values
         return token_logps(hidden, self.scorer.head(), batch["labels"][0, batch["positions"]]), values
@@ -253,12 +261,11 @@ class PolicyTrainer(FtTrainer):
 
     def eval_loss(self, dataloader: EpochLoader) -> float:
         """Mean score, the other sign, of responses to all prompts of the set, by the same seed each time."""
-        rows, size, total = dataloader.dataset, self.args.eval_batch_size, 0.0
+        rows, size, total = dataloader.dataset, self.args.eval_batch_size * self.args.world_size, 0.0
         for start in self.interruptible(range(0, len(rows), size)):
             numbers = range(start, min(start + size, len(rows)))
-            prompts = [rows[number]["input_ids"].tolist() for number in numbers]
-            responses, scores = self._responses(prompts, self.args.seed + start)
-            self._note_rollout(self._measured(prompts, responses, numbers), scores)
+            made, scores = self._made(rows, numbers, self.args.seed * _SEEDS + _EVALUATION + start)
+            self._note_rollout(made, scores)
             total += float(scores.sum())
         return -total / len(rows)
 
@@ -273,8 +280,8 @@ class PolicyTrainer(FtTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.value_head.state_dict().items()}
-        save_file(tensors, Path(output_dir or str(self.args.output_dir)) / VALUE_FILE)
+        if self.args.should_save:
+            save_file(self.value_head.trained(), Path(output_dir or str(self.args.output_dir)) / VALUE_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -285,7 +292,7 @@ class PolicyTrainer(FtTrainer):
         self._load_values(Path(str(self.state.best_model_checkpoint)))
 
     def _load_values(self, folder: Path) -> None:
-        self.value_head.load_state_dict(load_file(folder / VALUE_FILE))
+        self.value_head.load(load_file(folder / VALUE_FILE))
 
 
 def _without_head(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -74,12 +74,7 @@ class Scorer:
             return torch.cat(kept)
         if self.prefix is not None:
             return self.prefix.run(batch)[0, batch["positions"]]
-        decoder = self.inner.get_decoder()
-        if self.packed:
-            return decoder(**flat_inputs(batch)).last_hidden_state[0, batch["positions"]]
-        inputs = padded(batch)
-        rows, columns = inputs.pop("rows"), inputs.pop("columns")
-        return decoder(**inputs, use_cache=False).last_hidden_state[rows, columns]
+        return hidden_states(self.inner.get_decoder(), batch, packed=self.packed)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits ``[T, V]`` at the positions that have a label, by the way that is in use; for small batches."""
@@ -167,6 +162,22 @@ class Scorer:
         config = self.inner.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
         return kinds <= {"full_attention", "sliding_attention"} and not getattr(config, "attention_chunk_size", None)
+
+
+def hidden_states(decoder: Any, batch: Batch, *, packed: bool) -> torch.Tensor:
+    """A decoder's last hidden states ``[T, H]`` at the positions that have a label.
+
+    Args:
+        decoder: what ``get_decoder`` returns; with ``ft_varlen`` attention where it is packed.
+        batch: on its device.
+        packed: sequences go end to end through it; else padded.
+    """
+    if packed:
+        states = decoder(**flat_inputs(batch)).last_hidden_state
+        return states[0, batch["positions"]]
+    inputs = padded(batch)
+    rows, columns = inputs.pop("rows"), inputs.pop("columns")
+    return decoder(**inputs, use_cache=False).last_hidden_state[rows, columns]
 
 
 def flat_inputs(batch: Batch) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ftcore.data.streaming import Cursor
 from ftcore.engine.checkpoints import Setting
 from ftcore.engine.trees import load_tree, save_tree
 from ftcore.errors import RunError
+from ftcore.model_files import model_files
 from ftcore.plan import Plan
 
 _TRAINING = (
@@ -38,7 +39,7 @@ _WITHOUT_EFFECT = ("dataloader_", "ddp_", "eval_", "log", "project", "run_name",
 
 
 def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Setting:
-    """All that decides the run's weights: options, components with their versions, template, tokenizer, rows."""
+    """All that decides the run's weights: options, components with their versions, models' files, template, rows."""
     values: dict[str, Any] = {"processes": processes, "disable_shuffling": plan.data.disable_shuffling}
     for name in ("model_name_or_path", "model_revision", "adapter_name_or_path"):
         values[name] = getattr(plan.model, name)
@@ -55,7 +56,14 @@ def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Sett
     values["chat template"] = _digest(str(getattr(tokenizer, "chat_template", None)).encode())
     digest = getattr(dataset, "fingerprint", "") or fingerprint(dataset)
     values["training rows"] = f"{getattr(dataset, 'size', None) or f'{len(dataset)} rows'}, {digest[:16]}"
-    return Setting(_texts(values), {"training rows": _texts(_data_causes(plan))})
+    models = {"model files": plan} | {
+        f"{name} files": other for name, other in plan.stage.component.beside(plan).items()
+    }
+    files = {name: model_files(other) for name, other in models.items()}
+    values |= {name: _digest(json.dumps(found).encode()) for name, found in files.items()}
+    causes = {name: {file: digest[:16] for file, digest in found.items()} for name, found in files.items()}
+    causes["training rows"] = _data_causes(plan)
+    return Setting(_texts(values), {name: _texts(found) for name, found in causes.items()})
 
 
 def _data_causes(plan: Plan) -> dict[str, Any]:

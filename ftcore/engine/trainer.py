@@ -78,7 +78,7 @@ class FtTrainer(ResumableTrainer):
         if cached is not None:
             run.model.config.use_cache = cached  # Trainer's own setting would be saved with the model
         if run.plan.gradient_checkpointing:
-            _recompute(run.model)
+            recompute(run.model)
         self.scorer = self.make_scorer(run.model)
         # weights of two dtypes need it; where all are float32 the ways are compared exactly
         with self.accelerator.autocast() if self.scorer.coarsest.itemsize < 4 else nullcontext():
@@ -332,7 +332,7 @@ class FtTrainer(ResumableTrainer):
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
 
-def _recompute(model: Any) -> None:
+def recompute(model: Any) -> None:
     """Keeps layers' inputs only and computes the rest again in the backward pass; non-reentrant, as LoRA needs."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

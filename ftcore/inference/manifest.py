@@ -31,6 +31,7 @@ class Trained:
         model: base model, as the run was told.
         revision: of it.
         vocabulary: options by which it got new tokens.
+        files: name -> sha256 of the base model's files; empty where nobody knew.
         adapter: whether the run left an adapter.
         beneath: adapters that were merged into the base model under it.
         finished: whether it ended well.
@@ -43,6 +44,7 @@ class Trained:
     model: str
     revision: str
     vocabulary: Mapping[str, Any]
+    files: Mapping[str, str]
     adapter: bool
     beneath: tuple[str, ...]
     finished: bool
@@ -82,6 +84,7 @@ def read_trained(folder: Path) -> Trained | None:
             model=model["name_or_path"],
             revision=model["revision"],
             vocabulary=model.get("vocabulary", {}),
+            files=model.get("files", {}),
             adapter=found["adapter"],
             beneath=tuple(found["adapters_beneath"]),
             finished=found["status"] == "finished",

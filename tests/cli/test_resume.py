@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 from ftcore.cli import group
 from ftcore.engine import checkpoints
@@ -138,6 +139,34 @@ def test_what_changed_is_named_and_force_goes_on(
     assert f"going on from {out / 'checkpoint-2'}" in run("--force", learning_rate=0.5)
     assert "all the same: learning_rate was 0.001, now it is 0.5" in caplog.text
     assert "all the same: training rows was" in caplog.text
+
+
+def other_weights(file: Path) -> None:
+    """One tensor of a file is another one, of the same shape."""
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: tensors[name] + 1}, file, metadata={"format": "pt"})
+
+
+def test_other_weights_under_the_same_path_are_named(
+    run: Callable, out: Path, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The base model's, then an adapter's on it; the manifests have their digests."""
+    base, adapter = (shutil.copytree(tiny_model_dir, tmp_path / name) for name in ("base", "adapter"))
+    shutil.rmtree(adapter)
+    run(model_name_or_path=str(base), output_dir=str(adapter), save_strategy="no")
+    where = {"model_name_or_path": str(base), "adapter_name_or_path": str(adapter), "create_new_adapter": True}
+    run(**where)
+    noted = json.loads((out / "ft_run.json").read_text())["model"]["files"]
+    assert noted.keys() == {"config.json", "model.safetensors"}
+    assert checkpoints.verify(out / "checkpoint-2").setting.values["model files"]
+    lose_the_last(out)
+    for file in (base / "model.safetensors", adapter / "adapter_model.safetensors"):
+        other_weights(file)
+        with pytest.raises(UsageError, match=r"model files was .*model.safetensors was \"\w{16}\", now it is"):
+            run(**where)
+    assert f"going on from {out / 'checkpoint-2'}" in run("--force", **where)
+    assert "all the same: model files was" in caplog.text
 
 
 @pytest.mark.slow

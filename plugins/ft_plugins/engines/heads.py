@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ftcore.errors import Problem
+from ftcore.errors import Problem, UsageError
 from ftcore.inference.manifest import adapter_config
 
 if TYPE_CHECKING:
@@ -34,3 +34,20 @@ def head_problems(plan: Plan, where: str, hint: str, what: str = "") -> Iterable
         if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
             reason = f"{name} has no head that scores: it is {', '.join(kinds) or 'unknown'}"
             yield Problem(reason, where, hint)
+
+
+def check_head(plan: Plan, model: Any, where: str, hint: str, what: str = "") -> None:
+    """The same of a model that has been loaded: its config may not have been here before, or may not tell the truth.
+
+    Args:
+        plan: by which it was loaded.
+        model: itself.
+        where, hint, what: see `head_problems`.
+
+    Raises:
+        UsageError: it has no adapter, and its head was not in its files.
+    """
+    new = getattr(model, "ft_new_weights", ())
+    if new and not plan.model.adapter_name_or_path:
+        name = f"{what} {plan.model.model_name_or_path}".strip()
+        raise UsageError(Problem(f"{name} has no head that scores: its files lack {new[0]}", where, hint))

@@ -48,19 +48,22 @@ class HuggingFace(InferenceEngine):
 
     def judge(self, plan: Plan) -> Judge:
         """A sequence-classification model of one label, or a base model with an adapter that holds its head."""
-        from ft_plugins.engines.heads import head_problems
+        from ft_plugins.engines.heads import check_head, head_problems
 
         stage = plan.stage.component
         if stage.head != "sequence_classification":
             reason = f"stage {stage.name} makes a model that answers and does not score"
             raise UsageError(Problem(reason, place(plan, "stage"), "choose the run of a reward model"))
-        if problems := list(head_problems(plan, place(plan, "model_name_or_path"), "write what stage rm left")):
+        where, hint = place(plan, "model_name_or_path"), "write what stage rm left"
+        if problems := list(head_problems(plan, where, hint)):
             raise UsageError(problems)
         from ft_plugins.engines.judging import TransformersJudge
         from ftcore.data.rendering import Renderer
 
         renderer = Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))
-        return TransformersJudge(plan, load_adapted(plan), renderer)
+        model = load_adapted(plan)
+        check_head(plan, model, where, hint)
+        return TransformersJudge(plan, model, renderer)
 
 
 def load_adapted(plan: Plan) -> PreTrainedModel:

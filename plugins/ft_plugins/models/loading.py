@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.checks import place
 from ftcore.errors import Problem, UsageError
+from ftcore.model_files import source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ftcore.plan import Plan
-
-
-def source_of(plan: Plan) -> str:
-    """The folder or hub id to load from; a plugin's model is fetched on first use."""
-    if plan.source is not None:
-        module, _, function = plan.source.fetch.partition(":")
-        try:
-            fetch = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            reason = f"the plugin that offers {plan.source.name} names {plan.source.fetch!r}, which cannot be imported"
-            raise UsageError(Problem(f"{reason}: {error}", place(plan, "model_name_or_path"))) from error
-        return str(fetch())
-    name = str(plan.model.model_name_or_path)
-    folder = Path(name).expanduser()
-    return str(folder) if folder.is_dir() else name
 
 
 def hub_kwargs(plan: Plan) -> dict[str, Any]:
@@ -75,7 +60,7 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """The base model, on the GPU where there is one.
+    """The base model, on the GPU where there is one; ``ft_new_weights`` are names of a head that was not in its files.
 
     Raises:
         UsageError: when it cannot be found, when weights are missing, damaged or of other sizes, or when there are only
@@ -101,6 +86,7 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
         reason = f"{plan.model.model_name_or_path} lacks weights: {', '.join(missing[:3])}"
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UsageError(Problem(reason + more, place(plan, "model_name_or_path"), "fetch the model again"))
+    model.ft_new_weights = tuple(sorted(found["missing_keys"]))
     if getattr(model, "quantization_method", None) == "bitsandbytes":
         from ft_plugins.methods.quantized import settle, use_tables
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ft_plugins.stages.references import ReferenceOptions, reference_loader, reference_problems
+from ft_plugins.stages.references import (
+    ReferenceOptions,
+    reference_beside,
+    reference_loader,
+    reference_problems,
+)
 from ftcore.checks import place
 from ftcore.components import Stage
 from ftcore.errors import Problem
@@ -67,6 +72,10 @@ class DirectPreference(Stage):
     Options = PreferenceOptions
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
     copies: ClassVar[float] = 2.0
+
+    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+        """The reference that the file names."""
+        return reference_beside(plan)
 
     def datasets(self, run: Run) -> Any:
         """Prompts with two answers each."""

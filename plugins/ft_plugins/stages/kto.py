@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from ft_plugins.stages.references import ReferenceOptions, reference_loader, reference_problems
+from ft_plugins.stages.references import (
+    ReferenceOptions,
+    reference_beside,
+    reference_loader,
+    reference_problems,
+)
 from ftcore.components import Stage
 
 if TYPE_CHECKING:
@@ -35,6 +40,10 @@ class KahnemanTversky(Stage):
 
     Options = FeedbackOptions
     samples: ClassVar[tuple[str, ...]] = ("Feedback",)
+
+    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+        """The reference that the file names."""
+        return reference_beside(plan)
 
     def datasets(self, run: Run) -> Any:
         """Prompts with a marked answer each."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ft_plugins.engines.heads import check_head
 from ft_plugins.stages import reward_models
 from ft_plugins.stages.other_models import load_frozen
 from ftcore.checks import place
@@ -68,6 +68,9 @@ class PpoOptions(OptionGroup):
     """How far a value may move from the rollout's."""
     ppo_value_coef: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the value loss."""
+    ppo_value_backbone: Literal["shared", "separate"] = "shared"
+    """What the value head reads: the policy's hidden states, which learn values then too; or those of a copy of the
+    policy that learns values alone. The copy shares what is frozen; it takes a second forward and backward pass."""
     ppo_gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Discount."""
     ppo_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
@@ -85,9 +88,18 @@ class ProximalPolicy(Stage):
         """A prompt and its answer."""
         return plan.data.cutoff_len + plan.generation.max_new_tokens
 
+    def sequences(self, plan: Plan) -> float:
+        """Twice where values have a backbone of their own."""
+        return 2.0 if has_own_values(plan) else 1.0
+
     def memory(self, plan: Plan) -> Mapping[str, int]:
         """Reward model, value head and rollout."""
-        return reward_models.memory(plan)
+        return reward_models.memory(plan, own_values=has_own_values(plan))
+
+    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+        """The reward model, unless it is an address."""
+        options: Any = plan.stage.options
+        return {} if options.reward_model_type == "api" else {"reward_model": reward_models.reward_plan(plan)}
 
     def datasets(self, run: Run) -> Any:
         """Prompts."""
@@ -130,23 +142,33 @@ class ProximalPolicy(Stage):
                 norm_scores=options.ppo_score_norm,
                 clip_scores=options.ppo_score_clip,
                 missing_stop=options.ppo_missing_eos_penalty,
+                own_values=has_own_values(plan),
             ),
         )
+
+
+def has_own_values(plan: Plan) -> bool:
+    """Whether values come from a copy of the policy."""
+    options: Any = plan.stage.options
+    return bool(options.ppo_value_backbone == "separate")
 
 
 def reward_model(run: Run, renderer: Renderer) -> Score:
     """Loads the reward model, which scores prompt and response as stage rm read them.
 
     Raises:
-        UsageError: no such model, or one that reads other tokens.
+        UsageError: no such model, one that was trained on another base, reads other tokens, or has no trained head.
         RunError: its vocabulary is another one.
     """
     from ftcore.engine.collate import collate, on_device
     from ftcore.engine.rewards import RewardScorer
     from ftcore.engine.rollouts import answered
 
+    reward_models.check_adapters(run.plan)
     reward_models.check_tokens(run.plan, renderer)
-    model = load_frozen(reward_models.reward_plan(run.plan), run.model, "reward_model").to(run.model.device)
+    judged = reward_models.reward_plan(run.plan)
+    model = load_frozen(judged, run.model, "reward_model").to(run.model.device)
+    check_head(judged, model, place(run.plan, "reward_model"), reward_models.HINT, "reward_model")
     scorer = RewardScorer(model)
     scorer.choose()
     tail = after_answers(renderer)
@@ -202,9 +224,9 @@ def problems(plan: Plan) -> Iterable[Problem]:
     if options.reward_model_adapters and options.reward_model_type != "full":
         hint = "write reward_model_type: full, or drop it"
         yield Problem("reward_model_adapters is for full reward models", place(plan, "reward_model_adapters"), hint)
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        hint = "start it without a launcher"
-        yield Problem(f"stage ppo runs in one process, this is one of {processes}", place(plan, "stage"), hint)
+    if has_own_values(plan) and not options.ppo_value_coef:
+        reason = "ppo_value_backbone: separate would learn nothing, as ppo_value_coef is 0"
+        yield Problem(reason, place(plan, "ppo_value_backbone"), "write shared, or a ppo_value_coef above 0")
     for name, plain in PLAIN.items():
         bound = plan.options.get(name)
         if bound and bound.origin not in ("default", "family") and bound.value != plain:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ft_plugins.stages.other_models import load_frozen, plan_with
@@ -47,6 +47,12 @@ def reference_plan(plan: Plan) -> Plan:
     """
     options: Any = plan.stage.options
     return plan_with(plan, "ref_model", options.ref_model, options.ref_model_adapters)
+
+
+def reference_beside(plan: Plan) -> Mapping[str, Plan]:
+    """What `ftcore.components.Stage.beside` asks."""
+    options: Any = plan.stage.options
+    return {"ref_model": reference_plan(plan)} if options.ref_model or options.ref_model_adapters else {}
 
 
 def reference_problems(plan: Plan) -> Iterable[Problem]:

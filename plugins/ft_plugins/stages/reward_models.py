@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,17 @@ from ft_plugins.stages.other_models import plan_with
 from ft_plugins.stages.rm import RewardModelling
 from ftcore.checks import adapter_problems, place
 from ftcore.errors import Problem, UsageError
-from ftcore.inference.manifest import read_trained
+from ftcore.inference.manifest import adapter_config, read_trained
 from ftcore.memory import BYTES, Architecture
+from ftcore.model_files import base_files, weights_of
 
 if TYPE_CHECKING:
     from ftcore.data.rendering import Renderer
     from ftcore.plan import Plan
 
+log = logging.getLogger(__name__)
+
+HINT = "write what stage rm left: its adapter, or with reward_model_type: full the whole model"
 PROBES = ("?", "It's 2,048 Wörter long: «ok»\n\n  1. naïve 日本語 🙂")
 """Texts that tokenizers tell apart: numbers, accents, quotes, spaces, other scripts."""
 
@@ -52,9 +57,40 @@ def problems(plan: Plan) -> Iterable[Problem]:
     adapters = judged.model.adapter_name_or_path
     found = [problem for name in adapters for problem in adapter_problems(plan, option, name)]
     yield from found
-    hint = "write what stage rm left: its adapter, or with reward_model_type: full the whole model"
     if not found:
-        yield from head_problems(judged, place(plan, option if adapters else "reward_model"), hint, "reward_model")
+        yield from head_problems(judged, place(plan, option if adapters else "reward_model"), HINT, "reward_model")
+
+
+def check_adapters(plan: Plan) -> None:
+    """Looks at the reward model's last adapter where it lies, fetched from the hub if need be.
+
+    One of another base with the same shapes would load, and score at random. Bases are the same where their weights'
+    files are, as the manifest of the adapter's run has them; where there is none, names that differ are a warning.
+
+    Raises:
+        UsageError: it has no head that scores, or was trained on another base; ``--force`` takes such a base.
+    """
+    from ft_plugins.methods.adapters import adapter_folder, base_name
+
+    judged, options = reward_plan(plan), plan.stage.options
+    if not judged.model.adapter_name_or_path:
+        return
+    name = judged.model.adapter_name_or_path[-1]
+    option = "reward_model" if options.reward_model_type == "lora" else "reward_model_adapters"  # type: ignore[attr-defined]
+    folder = adapter_folder(plan, name)
+    here = replace(judged, model=judged.model.model_copy(update={"adapter_name_or_path": (str(folder),)}))
+    if problems := list(head_problems(here, place(plan, option), HINT)):
+        raise UsageError(problems)
+    trained, base = read_trained(folder), str(base_name(judged))
+    then, now = (weights_of(files) for files in (trained.files if trained else {}, base_files(judged)))
+    if trained and then and now and then != now:
+        reason = f"{option} {name} was trained on a base with other weights ({trained.model}) than {base} has"
+        if not plan.force:
+            hint = "train it on this base, export it and write reward_model_type: full, or go on with ft run --force"
+            raise UsageError(Problem(reason, place(plan, option), hint))
+        log.warning("going on all the same: %s", reason)
+    elif not (then and now) and (written := adapter_config(folder).get("base_model_name_or_path", base)) != base:
+        log.warning("%s %s says that its base is %s, and is put on %s", option, name, written, base)
 
 
 def check_tokens(plan: Plan, renderer: Renderer) -> None:
@@ -105,8 +141,10 @@ def probe_ids(renderer: Renderer, answer: str) -> list[int]:
     return ids
 
 
-def memory(plan: Plan) -> Mapping[str, int]:
+def memory(plan: Plan, *, own_values: bool) -> Mapping[str, int]:
     """Bytes of the reward model, of the value head with its gradient and state, and of a rollout.
+
+    A backbone of its own has as many trained parameters as the policy without its head, with gradients and state.
 
     A rollout holds keys and values of ``per_device_eval_batch_size`` conversations, and of their next token the
     float32 logits three times: as they come, and what sampling makes of them.
@@ -126,9 +164,16 @@ def memory(plan: Plan) -> Mapping[str, int]:
         judged = None
     width, rows = BYTES[plan.precision.compute], plan.training.per_device_eval_batch_size
     tokens = plan.data.cutoff_len + plan.generation.max_new_tokens
+    states = 8 + plan.optimizer.component.state_bytes
+    method, copied = plan.method.component, 0.0
+    if own_values:
+        chosen = method.effective(plan)
+        _, trained = method.count(own, chosen, width)
+        trained -= own.vocab_size * own.hidden_size * (method.depth(own, chosen).head and not own.tied)
+        copied = trained * (2 * BYTES[plan.precision.trained] + plan.optimizer.component.state_bytes)
     kept = rows * tokens * own.layers * 2 * own.key_size * width
     return {
         "reward model": judged.parameters * width if judged else 0,
-        "value head": round((own.hidden_size + 1) * (8 + plan.optimizer.component.state_bytes)),
+        "value head": round((own.hidden_size + 1) * states + copied),
         "rollout": kept + rows * own.vocab_size * 4 * 3,
     }

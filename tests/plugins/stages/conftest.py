@@ -60,10 +60,14 @@ def text_rows(count: int, seed: int = 0, longest: int = 30) -> list[dict[str, An
     return [{"text": sentence(random, longest)} for _ in range(count)]
 
 
+def prompt_rows(count: int) -> list[dict[str, Any]]:
+    return [{"instruction": f"question {number}"} for number in range(count)]
+
+
 @pytest.fixture
 def rows_of() -> Mapping[str, Callable[..., list[dict[str, Any]]]]:
     """``rows_of["dpo"](count)``: rows of the kind that a stage eats."""
-    return {"dpo": pair_rows, "rm": pair_rows, "kto": feedback_rows, "pt": text_rows}
+    return {"dpo": pair_rows, "rm": pair_rows, "kto": feedback_rows, "pt": text_rows, "ppo": prompt_rows}
 
 
 @pytest.fixture
@@ -96,6 +100,30 @@ def trainer_of(stage_run: Any) -> Callable[..., Any]:
     def make(*args: Any, **options: Any) -> Any:
         run = stage_run(*args, **options)
         return run.plan.stage.component.trainer(run)
+
+    return make
+
+
+@pytest.fixture
+def scorer_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A full reward model over the tiny model."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    folder = tmp_path / "scorer"
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def ppo(trainer_of: Any, scorer_dir: Path) -> Callable[..., Any]:
+    """``ppo(rows, **options)``: the stage's trainer, scored by `scorer_dir`; six tokens are answered at most."""
+
+    def make(rows: Any = 8, **options: Any) -> Any:
+        base = {"reward_model": str(scorer_dir), "reward_model_type": "full", "max_new_tokens": 6}
+        return trainer_of("ppo", rows, **(base | {"learning_rate": 1e-3} | options))
 
     return make
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ft_plugins.methods.adapters import adapter_tensors
 from ftcore import estimating
@@ -22,32 +23,12 @@ from ftcore.checks import MANIFEST
 from ftcore.engine import ppo_terms
 from ftcore.engine.policy import VALUE_FILE
 from ftcore.engine.reports import read_log
+from ftcore.engine.snapshots import setting_of
 from ftcore.errors import RunError, UsageError
 from ftcore.planning import make_plan
+from ftcore.testing import tiny_model
 
 PROMPTS = [{"instruction": f"question {number}"} for number in range(8)]
-
-
-@pytest.fixture
-def scorer_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
-    """A full reward model over the tiny model."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    torch.manual_seed(3)
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
-    folder = tmp_path / "scorer"
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def ppo(trainer_of: Any, scorer_dir: Path) -> Callable[..., Any]:
-    def make(rows: Any = PROMPTS, **options: Any) -> Any:
-        base = {"reward_model": str(scorer_dir), "reward_model_type": "full", "max_new_tokens": 6}
-        return trainer_of("ppo", rows, **(base | {"learning_rate": 1e-3} | options))
-
-    return make
 
 
 def test_advantages_are_the_sums_of_the_paper() -> None:
@@ -167,15 +148,6 @@ def test_the_best_checkpoint_has_its_value_head(ppo: Any, tmp_path: Path) -> Non
     first, last = (load_file(tmp_path / "out" / f"checkpoint-{step}" / VALUE_FILE) for step in (2, 4))
     assert not torch.equal(first["weight"], last["weight"])
     assert torch.equal(trainer.value_head.weight, first["weight"])
-
-
-def test_several_processes_are_refused(
-    tiny_model_dir: Path, scorer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    values = {"model_name_or_path": str(tiny_model_dir), "stage": "ppo", "output_dir": str(tmp_path / "out")}
-    with pytest.raises(UsageError, match="runs in one process, this is one of 2"):
-        make_plan(None, values=values | {"reward_model": str(scorer_dir), "reward_model_type": "full"})
 
 
 @pytest.fixture
@@ -322,6 +294,54 @@ def test_a_reward_model_without_a_head_is_refused(trainer_of: Any, tiny_model_di
     assert "there is no adapter 'nowhere'; write a folder or a hub id" in found[1]
     assert f"reward_model {tiny_model_dir} has no head that scores: it is LlamaForCausalLM; {hint}" in found[2]
     assert "there is no adapter 'a'; write a folder or a hub id" in found[3]
+
+
+def judged(trainer_of: Any, folder: Path, **options: Any) -> None:
+    """What stage rm leaves: an adapter, and the manifest of its run."""
+    trainer = trainer_of("rm", 8, finetuning_type="lora", **options)
+    trainer.save_model(str(folder))
+    noted = manifest(trainer.plan, trainer.tokenizer, status="finished", counts={}, metrics={})
+    (folder / MANIFEST).write_text(json.dumps(noted))
+
+
+def test_a_reward_adapter_of_another_base_is_refused(
+    trainer_of: Any, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the same shape: by content where its run's manifest has it, else by name, which may mislead."""
+    other, rm = tiny_model(tmp_path / "other", seed=5), tmp_path / "rm"
+    judged(trainer_of, rm)
+    options: dict[str, Any] = {"reward_model": str(rm), "finetuning_type": "lora", "max_new_tokens": 6}
+    reason = f"reward_model {rm} was trained on a base with other weights \\({tiny_model_dir}\\) than {other} has"
+    with pytest.raises(UsageError, match=reason):
+        trainer_of("ppo", PROMPTS, **options, model_name_or_path=str(other))
+    same = shutil.copytree(tiny_model_dir, tmp_path / "same")
+    trainer_of("ppo", PROMPTS, **options, model_name_or_path=str(same))
+    assert "base" not in caplog.text
+    (rm / MANIFEST).unlink()
+    trainer_of("ppo", PROMPTS, **options, model_name_or_path=str(other))
+    assert f"reward_model {rm} says that its base is {tiny_model_dir}, and is put on {other}" in caplog.text
+
+
+def test_a_head_that_was_not_in_the_files_is_refused(ppo: Any, scorer_dir: Path) -> None:
+    """Its config.json says that it scores, or is not known before it is loaded."""
+    file = scorer_dir / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "score.weight"}, file, {"format": "pt"})
+    with pytest.raises(
+        UsageError, match=f"reward_model {scorer_dir} has no head that scores: its files lack score.weight"
+    ):
+        ppo()
+
+
+def test_another_reward_model_under_the_same_path_is_another_setting(ppo: Any, scorer_dir: Path) -> None:
+    trainer = ppo()
+    settings = [setting_of(trainer.plan, trainer.tokenizer, trainer.train_dataset, 1)]
+    file = scorer_dir / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    settings.append(setting_of(trainer.plan, trainer.tokenizer, trainer.train_dataset, 1))
+    (difference,) = settings[0].differences(settings[1])
+    assert str(difference).startswith("reward_model files was ")
+    assert "model.safetensors was" in str(difference)
 
 
 def test_what_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
