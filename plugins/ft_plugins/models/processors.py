@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ft_plugins.models.loading import hub_kwargs, source_of
+from ft_plugins.models.loading import hub_kwargs
 from ftcore.checks import place
 from ftcore.errors import Problem, UsageError
+from ftcore.model_files import source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
