@@ -56,6 +56,7 @@ def check(plan: Plan) -> list[Problem]:
         *_check_packing(plan),
         *_check_streaming(plan),
         *_check_prefix(plan),
+        *_check_tokens_per_batch(plan),
         *_check_output(plan),
         *_check_resume(plan),
         *_check_adapters(plan),
@@ -137,6 +138,20 @@ def _check_prefix(plan: Plan) -> Iterable[Problem]:
         if holds:
             message = f"cache_frozen_prefix is true, and {why}"
             yield Problem(message, place(plan, "cache_frozen_prefix"), "write cache_frozen_prefix: auto, or false")
+
+
+def _check_tokens_per_batch(plan: Plan) -> Iterable[Problem]:
+    where = place(plan, "tokens_per_batch")
+    if plan.training.tokens_per_batch is None:
+        return
+    if plan.options["per_device_train_batch_size"].origin not in ("default", "family"):
+        yield Problem("tokens_per_batch and per_device_train_batch_size are both set", where, "keep one")
+    if plan.data.streaming:
+        message = "tokens_per_batch is set, and nobody knows how many steps a stream's epoch has"
+        yield Problem(message, where, "write per_device_train_batch_size")
+    if not plan.stage.component.constant_rows:
+        message = f"tokens_per_batch is set, and stage {plan.stage.component.name} makes its sequences anew"
+        yield Problem(message, where, "write per_device_train_batch_size")
 
 
 def _check_streaming(plan: Plan) -> Iterable[Problem]:

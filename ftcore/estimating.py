@@ -35,6 +35,7 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             compute=plan.precision.compute,
             trained=plan.precision.trained,
             rows=training.per_device_train_batch_size,
+            batch_tokens=training.tokens_per_batch,
             cutoff_len=stage.longest(plan),
             copies=stage.sequences(plan),
             gradient_checkpointing=plan.gradient_checkpointing,
@@ -54,9 +55,11 @@ def advice(plan: Plan) -> str:
         return "lower cutoff_len, write disable_gradient_checkpointing: false, or take a smaller model"
     shorter = plan.data.model_copy(update={"cutoff_len": max(2, plan.data.cutoff_len // 2)})
     one = plan.training.model_copy(update={"per_device_train_batch_size": 1})
+    half = plan.training.model_copy(update={"tokens_per_batch": (plan.training.tokens_per_batch or 0) // 2 or 1})
+    fewer = f"tokens_per_batch: {half.tokens_per_batch}" if plan.training.tokens_per_batch else ""
     changes = {
         "disable_gradient_checkpointing: false": replace(plan, gradient_checkpointing=True),
-        "per_device_train_batch_size: 1": replace(plan, training=one),
+        fewer or "per_device_train_batch_size: 1": replace(plan, training=half if fewer else one),
         f"cutoff_len: {shorter.cutoff_len}": replace(plan, data=shorter),
     }
     found = {change: estimate_plan(changed) for change, changed in changes.items()}

@@ -152,6 +152,9 @@ class TrainingOptions(OptionGroup):
     """Start anew where an earlier run's files stand. Only files that ft wrote are replaced."""
     per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows per device and step."""
+    tokens_per_batch: Annotated[int, Field(ge=1)] | None = None
+    """Tokens per device and step, at most, instead of rows: as many rows as fit, in the same random order; a longer row
+    is a batch of its own. All epochs take the same number of steps. Prompts of pairs count once for each answer."""
     per_device_eval_batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows per device when evaluating."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1

@@ -79,6 +79,7 @@ class Need:
         compute: dtype of activations.
         trained: dtype of trained parameters and their gradients.
         rows: per device and micro-batch.
+        batch_tokens: of a micro-batch, at most, unless a row has more; instead of rows.
         cutoff_len: tokens of the longest row; there is no padding.
         tokens_per_row: mean length where it is known, else every row is taken to be as long as it may.
         copies: sequences that one row costs (two for a pair).
@@ -96,6 +97,7 @@ class Need:
     state_bytes: float
     rows: int
     cutoff_len: int
+    batch_tokens: int | None = None
     compute: str = "float32"
     trained: str = "float32"
     tokens_per_row: float | None = None
@@ -109,6 +111,8 @@ class Need:
     @property
     def tokens(self) -> float:
         """Of one micro-batch."""
+        if self.batch_tokens is not None:
+            return max(self.batch_tokens, self.copies * self.cutoff_len)
         mean = self.cutoff_len if self.tokens_per_row is None else min(self.tokens_per_row, self.cutoff_len)
         return self.rows * self.copies * mean
 
@@ -220,11 +224,13 @@ def _logits(arch: Architecture, need: Need) -> float:
 
 
 def _note(need: Need) -> str:
+    recomputed = ", activations recomputed" if need.gradient_checkpointing else ""
+    if need.batch_tokens is not None:
+        return f"batches of {need.tokens:.0f} tokens{recomputed}"
     rows = f"{need.rows} row" + "s" * (need.rows != 1)
     known = need.tokens_per_row is not None and need.tokens_per_row < need.cutoff_len
     tokens = f"{need.tokens_per_row:.0f} tokens in the mean" if known else f"{need.cutoff_len} tokens"
     pairs = f", {need.copies:g} sequences each," if need.copies != 1 else ""
-    recomputed = ", activations recomputed" if need.gradient_checkpointing else ""
     return f"{rows}{pairs} of {tokens}{recomputed}"
 
 

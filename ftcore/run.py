@@ -85,7 +85,7 @@ def leave_group() -> None:
 
 def announce(plan: Plan) -> None:
     """What the plan decided that the file does not say."""
-    from ftcore.cli.plan import effective_batch
+    from ftcore.cli.plan import batch_line
 
     for line in plan.ignored:
         click.secho(line, dim=True)
@@ -93,8 +93,7 @@ def announce(plan: Plan) -> None:
         click.echo(click.style("warning: ", fg="yellow") + line)
     used = [f"{kind.replace('_', ' ')} {selected.component.name}" for kind, selected in plan.components.items()]
     click.echo(", ".join(used) + f", {plan.precision.compute}")
-    rows, steps = plan.training.per_device_train_batch_size, plan.training.gradient_accumulation_steps
-    click.echo(f"effective batch size: {rows} rows x {steps} accumulated = {effective_batch(plan)} per device")
+    click.echo(f"effective batch size: {batch_line(plan)} per device")
 
 
 def quieten() -> None:

@@ -40,7 +40,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "eval_datasets": [spec.name for spec in plan.eval_datasets],
         "precision": {"compute": plan.precision.compute, "trained": plan.precision.trained},
         "gradient_checkpointing": plan.gradient_checkpointing,
-        "effective_batch_size": effective_batch(plan),
+        "effective_batch_size": None if plan.training.tokens_per_batch else effective_batch(plan),
+        "effective_batch_tokens": effective_tokens(plan),
         "ignored": list(plan.ignored),
         "warnings": list(plan.warnings),
         "memory": plan.memory.as_dict() if plan.memory else None,
@@ -53,6 +54,20 @@ SECRETS = frozenset({"hf_hub_token"})
 def effective_batch(plan: Plan) -> int:
     """Rows per optimizer step on one device."""
     return plan.training.per_device_train_batch_size * plan.training.gradient_accumulation_steps
+
+
+def effective_tokens(plan: Plan) -> int | None:
+    """Tokens per optimizer step on one device, at most, where batches are made by them."""
+    tokens = plan.training.tokens_per_batch
+    return tokens and tokens * plan.training.gradient_accumulation_steps
+
+
+def batch_line(plan: Plan) -> str:
+    """What an optimizer step trains on."""
+    steps, tokens = plan.training.gradient_accumulation_steps, plan.training.tokens_per_batch
+    if tokens is not None:
+        return f"at most {tokens:,} tokens x {steps} accumulated = {tokens * steps:,}"
+    return f"{plan.training.per_device_train_batch_size} rows x {steps} accumulated = {effective_batch(plan)}"
 
 
 def print_plan(plan: Plan, everything: bool = False) -> None:
@@ -70,7 +85,7 @@ def print_plan(plan: Plan, everything: bool = False) -> None:
             click.echo(f"  {name} = {show(bound.value)}  {click.style(bound.origin, dim=True)}")
     precision = plan.precision
     click.echo(f"precision: {precision.compute}, trained parameters in {precision.trained}")
-    click.echo(f"effective batch size: {effective_batch(plan)} rows per device and optimizer step")
+    click.echo(f"effective batch size: {batch_line(plan)} per device")
     if plan.memory:
         click.echo(str(plan.memory))
     for line in plan.ignored:

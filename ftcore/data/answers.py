@@ -50,9 +50,15 @@ class AnswerDataset(ABC):
         return self.part_lengths.sum(axis=1)
 
     @property
+    def row_tokens(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row's sequences, prompts as often as they are in one, ``[R]``."""
+        answers = self.part_lengths[:, 1:]
+        return answers.sum(axis=1) + self.part_lengths[:, 0] * (answers > 0).sum(axis=1)
+
+    @property
     def computed_tokens(self) -> int:
-        """Of all sequences of an epoch, prompts as often as they are in one."""
-        return int(self.part_lengths.sum() + self.part_lengths[:, 0].sum())
+        """Of all sequences of an epoch."""
+        return int(self.row_tokens.sum())
 
     @property
     def part_lengths(self) -> npt.NDArray[np.int64]:

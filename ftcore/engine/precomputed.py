@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 from ftcore.engine import snapshots
 from ftcore.engine.collate import Batch
 from ftcore.engine.scoring import evaluating
+from ftcore.engine.token_batches import row_tokens
 from ftcore.folders import cache_root
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,11 @@ class ReferencedRows:
     def places(self) -> Any:
         """Where each row came from; None where nobody knows."""
         return getattr(self.rows, "places", None)
+
+    @property
+    def row_tokens(self) -> Any:
+        """Tokens of each row's sequences, ``[R]``."""
+        return row_tokens(self.rows)
 
     @property
     def fingerprint(self) -> str:

@@ -63,11 +63,10 @@ def choose_prefix(trainer: FtTrainer) -> FrozenPrefix | None:
 
 def _passes(trainer: FtTrainer) -> float:
     """How often the training rows are gone through."""
-    arguments, rows = trainer.args, trainer.train_dataset
-    if arguments.max_steps <= 0 or isinstance(rows, Stream):
+    arguments, constant = trainer.args, trainer.plan.stage.component.constant_rows
+    if arguments.max_steps <= 0 or isinstance(trainer.train_dataset, Stream) or not constant:
         return float(arguments.num_train_epochs)
-    each = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return arguments.max_steps * each / max(len(rows), 1)
+    return arguments.max_steps * arguments.gradient_accumulation_steps / max(len(trainer.get_train_dataloader()), 1)
 
 
 def _proven(trainer: FtTrainer) -> FrozenPrefix:

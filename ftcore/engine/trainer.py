@@ -24,6 +24,7 @@ from ftcore.engine.scoring import Scorer
 from ftcore.engine.signals import StopSignals
 from ftcore.engine.stopping import stopped_early, stopping
 from ftcore.engine.streams import StreamBatches, StreamLoader
+from ftcore.engine.token_batches import token_batches
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.run import Run
 
@@ -201,7 +202,11 @@ class FtTrainer(ResumableTrainer):
             return StreamLoader(self.streamed, Keeping(self.data_collator), pin_memory=self._pins())
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order = None if self.plan.data.disable_shuffling else seed
-        return self._loader(self.train_dataset, self._train_batch_size, order, Keeping(self.data_collator))
+        share = (order, self.args.process_index, self.args.world_size)
+        batches = EpochBatches(len(self.train_dataset), self._train_batch_size, *share)
+        if (tokens := self.plan.training.tokens_per_batch) is not None:
+            batches = token_batches(self.train_dataset, tokens, self.args, order)
+        return self._loading(self.train_dataset, batches, Keeping(self.data_collator))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
         if isinstance(eval_dataset, str):
@@ -210,12 +215,15 @@ class FtTrainer(ResumableTrainer):
             self.eval_dataset if eval_dataset is None else eval_dataset, self.args.eval_batch_size, None
         )
 
-    def _loader(self, dataset: Any, size: int, seed: int | None, collator: Any = None) -> EpochLoader:
+    def _loader(self, dataset: Any, size: int, seed: int | None) -> EpochLoader:
         batches = EpochBatches(len(dataset), size, seed, self.args.process_index, self.args.world_size)
+        return self._loading(dataset, batches, self.data_collator)
+
+    def _loading(self, dataset: Any, batches: EpochBatches, collator: Any) -> EpochLoader:
         return EpochLoader(
             dataset,
             batches,
-            collate_fn=collator or self.data_collator,
+            collate_fn=collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self._pins(),
             persistent_workers=self.args.dataloader_persistent_workers,

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from ftcore.cli.plan import batch_line, effective_tokens
 from ftcore.components import ChatTemplate, ModelFamily, ModelSource, Optimizer, OptionGroup
 from ftcore.errors import Problem, UsageError
+from ftcore.estimating import advice
 from ftcore.hardware import Hardware
 from ftcore.plan import Plan
 from ftcore.planning import make_plan
@@ -329,3 +331,25 @@ def test_streams_are_checked_in_the_plan(values: dict[str, Any], message: str, w
     with pytest.raises(UsageError) as caught:
         make_plan(write_config(streaming=True, **values))
     assert [problem.message for problem in caught.value.problems] == [message]
+
+
+def test_batches_by_tokens_in_the_plan(write_config: Any, config_dir: Path, built_in: Plugins) -> None:
+    plan = make_plan(write_config(tokens_per_batch=4096, gradient_accumulation_steps=2), plugins=built_in)
+    assert batch_line(plan) == "at most 4,096 tokens x 2 accumulated = 8,192"
+    assert (effective_tokens(plan), plan.memory.note) == (8192, "batches of 4096 tokens")
+    rows = make_plan(write_config(per_device_train_batch_size=2, cutoff_len=2048), plugins=built_in)
+    assert plan.memory.terms["activations"] == rows.memory.terms["activations"]
+    assert "tokens_per_batch: 2048 needs" in advice(plan)
+    for values, message in (
+        ({"per_device_train_batch_size": 2}, "tokens_per_batch and per_device_train_batch_size are both set"),
+        (
+            {"streaming": True, "max_steps": 3},
+            "tokens_per_batch is set, and nobody knows how many steps a stream's epoch has",
+        ),
+        (
+            {"stage": "ppo", "reward_model": str(config_dir)},
+            "tokens_per_batch is set, and stage ppo makes its sequences anew",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make_plan(write_config(tokens_per_batch=4096, **values), plugins=built_in)

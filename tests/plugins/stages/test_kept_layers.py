@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from ftcore.engine.reports import read_log
 
@@ -39,3 +40,24 @@ def test_losses_stay_and_no_sequence_is_computed_twice(stage: str, trainer_of: A
     assert len(set(computed)) == len(computed)
     # a reference, where there is one, has been through all rows when the trainer is made
     assert bool(computed) == (stage in ("rm", "pt"))
+
+
+def test_a_kept_reference_is_not_computed_again(trainer_of: Any) -> None:
+    """To the number: what the first trainer computes more than the second is one pass over the rows."""
+    spent = []
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter:
+            trainer = trainer_of("dpo", 6, finetuning_type="lora")
+        spent.append(counter.get_total_flops())
+    rows = [trainer.train_dataset[row] for row in range(6)]
+    batch = trainer.data_collator(rows)
+    layers = trainer.model.get_base_model().model.layers
+    weights = sum(
+        module.in_features * module.out_features
+        for name, module in layers.named_modules()
+        if hasattr(module, "base_layer")
+    )
+    config = trainer.model.config
+    head = config.vocab_size * config.hidden_size
+    tokens = batch["input_ids"].numel()
+    assert spent[0] - spent[1] == 2 * (weights * tokens + head * len(batch["positions"]))
