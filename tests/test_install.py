@@ -66,9 +66,10 @@ class Environment:
 
 
 def check_plugins(environment: Environment) -> None:
-    """Every built-in that the tested environment has, and the two packages beside them."""
+    """Every built-in that the tested environment has, and the packages beside them."""
     offered = environment.components()
     assert offered.pop("ft-smollm2") == {"model_family ft-smollm2:smollm2-135m"}
+    assert offered.pop("ft-engine-vllm") == {"inference_engine ft-engine-vllm:vllm"}
     assert offered.pop("ft-template-plain") == {"chat_template ft-template-plain:plain-dialogue"}
     built_in = {
         f"{offer.component.kind} {offer.full_name}" for offer in load().offers if offer.distribution == "ftcore"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftcore.adapters import adapter_folder
 from ftcore.checks import place
 from ftcore.errors import Problem, UsageError
 
@@ -111,22 +111,3 @@ def _untie(model: Any, adapters: Any) -> None:
     model.config.tie_word_embeddings = False
     if hasattr(model, "all_tied_weights_keys"):
         model.all_tied_weights_keys = {}
-
-
-def adapter_folder(plan: Plan, name: str) -> Path:
-    """The local folder of an adapter, fetched from the hub where it is not a folder; safetensors only.
-
-    Raises:
-        UsageError: when it holds none.
-    """
-    folder, files = Path(name).expanduser(), ("adapter_config.json", "adapter_model.safetensors")
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        where, token = plan.model.cache_dir, plan.model.hf_hub_token
-        folder = Path(snapshot_download(name, allow_patterns=list(files), cache_dir=where, token=token))
-    if missing := [file for file in files if not (folder / file).is_file()]:
-        hint = "pickled weights (.bin) are not read: convert them with peft's save_pretrained"
-        reason = f"adapter_name_or_path: {name} has no {' and no '.join(missing)}"
-        raise UsageError(Problem(reason, place(plan, "adapter_name_or_path"), hint))
-    return folder

@@ -231,6 +231,61 @@ def test_a_pickled_adapter_is_refused(plan_of: Any, base: Any, adapters: list[Pa
 
 
 @pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            "LocalEntryNotFoundError",
+            "adapter acme/tuned cannot be fetched; is the name right, and is the network there? "
+            "A folder on this machine serves as well",
+        ),
+        (
+            "GatedRepoError",
+            "adapter acme/tuned is gated; accept its terms on the hub and set HF_TOKEN. "
+            "A folder on this machine serves as well",
+        ),
+        (
+            "RepositoryNotFoundError",
+            "adapter acme/tuned is not on the hub, or private; is the name right? For a private one set HF_TOKEN. "
+            "A folder on this machine serves as well",
+        ),
+        (
+            "OSError",
+            "adapter acme/tuned cannot be fetched: No space left on device; is the name right, and is the network "
+            "there? A folder on this machine serves as well",
+        ),
+    ],
+)
+def test_an_adapter_that_the_hub_does_not_give(
+    plan_of: Any, base: Any, raised: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the options of training, of answers, and of reward models."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        if raised == "OSError":
+            raise OSError(28, "No space left on device")
+        kind = getattr(errors, raised)
+        raise kind.__new__(kind)  # their constructors want a response
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    plan = plan_of(adapter_name_or_path="acme/tuned")
+    with pytest.raises(UsageError) as error:
+        plan.method.component.apply(plan, base())
+    assert str(error.value) == f"command line: adapter_name_or_path: {said}"
+    with pytest.raises(UsageError) as error:
+        plan.engine.component.load(plan_of(adapter_name_or_path="acme/tuned", template="chatml"))
+    assert str(error.value) == f"command line: adapter_name_or_path: {said}"
+    plan = plan_of(stage="ppo", reward_model="acme/tuned", template="chatml")
+    from ft_plugins.engines.huggingface import load_adapted
+    from ft_plugins.stages.reward_models import reward_plan
+
+    with pytest.raises(UsageError) as error:
+        load_adapted(reward_plan(plan))
+    assert str(error.value) == f"command line: reward_model: {said}"
+
+
+@pytest.mark.parametrize(
     "options", [{}, {"lora_target": "q_proj,down_proj", "lora_rank": 3}, {"additional_target": "lm_head"}]
 )
 def test_count_is_what_is_trained(options: dict[str, Any], plan_of: Any, base: Any, tiny_model_dir: Path) -> None:

@@ -77,7 +77,7 @@ def load_adapted(plan: Plan) -> PreTrainedModel:
     """
     import torch
 
-    from ft_plugins.methods.adapters import adapter_folder
+    from ftcore.adapters import adapter_folder
 
     dtype = getattr(torch, infer_dtype(plan))
     kwargs: dict[str, Any] = plan.method.component.load_kwargs(plan) | {"dtype": dtype}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.errors import Problem, UsageError
+from ftcore.adapters import WEIGHTS
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ftcore.plan import Plan
 
 log = logging.getLogger(__name__)
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
@@ -77,27 +75,6 @@ def adapter_tensors(model: PeftModel) -> dict[str, Any]:
 
     # "auto" would ask the hub whether the vocabulary has grown
     return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
-
-
-def adapter_folder(plan: Plan, name: str) -> Path:
-    """The local folder of an adapter, fetched from the hub where it is not a folder.
-
-    Raises:
-        UsageError: when it holds no safetensors; a pickled adapter is not read.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        token = plan.model.hf_hub_token
-        folder = Path(
-            snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG], cache_dir=plan.model.cache_dir, token=token)
-        )
-    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-    if missing:
-        hint = "pickled weights (.bin) are not read: convert them with peft's save_pretrained"
-        raise UsageError(Problem(f"adapter_name_or_path: {name} has no {' and no '.join(missing)}", hint=hint))
-    return folder
 
 
 def with_adapter(model: PreTrainedModel, adapter: Any, *, trainable: bool = True) -> PeftModel:

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from ft_plugins.methods.adapters import (
-    CONFIG,
-    WEIGHTS,
-    adapter_folder,
     adapter_tensors,
     base_name,
     linear_names,
@@ -24,6 +21,7 @@ from ft_plugins.methods.adapters import (
 )
 from ft_plugins.methods.full import check_names
 from ft_plugins.methods.sight import Sight
+from ftcore.adapters import CONFIG, WEIGHTS, adapter_folder
 from ftcore.components import Method, OptionGroup
 from ftcore.groups import Names
 

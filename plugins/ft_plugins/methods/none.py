@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ft_plugins.methods.adapters import adapter_folder, with_adapter
+from ft_plugins.methods.adapters import with_adapter
+from ftcore.adapters import adapter_folder
 from ftcore.components import Method, OptionGroup
 
 if TYPE_CHECKING:

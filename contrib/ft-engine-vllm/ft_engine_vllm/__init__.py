@@ -1,0 +1,46 @@
+"""``infer_backend: vllm``: answers by vLLM's offline engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from ftcore import hookimpl
+from ftcore.components import Generator, InferenceEngine, OptionGroup
+
+if TYPE_CHECKING:
+    from ftcore.plan import Plan
+
+
+class VllmOptions(OptionGroup):
+    """How vLLM is started."""
+
+    vllm_maxlen: Annotated[int, Field(ge=1)] = 4096
+    """Longest prompt and answer together, in tokens; at most what the model has positions for."""
+    vllm_gpu_util: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of the GPU's memory that vLLM takes."""
+    vllm_enforce_eager: bool = False
+    """Whether to do without CUDA graphs."""
+    vllm_max_lora_rank: Annotated[int, Field(ge=1)] | None = None
+    """Largest rank of an adapter; unset, what the adapter needs."""
+    vllm_config: dict[str, Any] | None = None
+    """Further arguments of ``vllm.LLM``, such as ``{tensor_parallel_size: 2}``."""
+
+
+class Vllm(InferenceEngine):
+    """Loads what the plan names into vLLM."""
+
+    Options = VllmOptions
+
+    def load(self, plan: Plan) -> Generator:
+        """Model and at most one adapter."""
+        from ft_engine_vllm.generating import load
+
+        return load(plan)
+
+
+@hookimpl
+def ft_inference_engines() -> list[InferenceEngine]:
+    """The one engine."""
+    return [Vllm(name="vllm", summary="vLLM's offline engine: paged attention, continuous batching, on a GPU")]
