@@ -11,7 +11,7 @@ import torch
 
 from ft_plugins.engines.generating import TransformersGenerator
 from ft_plugins.engines.huggingface import infer_dtype
-from ft_plugins.methods.adapters import adapter_folder
+from ftcore.adapters import adapter_folder
 from ftcore.checks import place
 from ftcore.components import Generator
 from ftcore.data.rendering import Renderer
