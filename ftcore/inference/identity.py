@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ftcore.data.hashing import sampled_sha256
+from ftcore.data.hashing import file_sha256
+from ftcore.model_files import model_files, source_of
 from ftcore.plan import Plan
 
-READ = ("*.safetensors", "*config.json", "tokenizer*", "*.jinja")
-"""Files of a model's or an adapter's folder that are read."""
+READ = ("tokenizer*", "*.jinja", "generation_config.json")
+"""Files of a model's folder, besides its weights, by which it reads and stops."""
 PACKAGES = ("ftcore", "torch", "transformers", "tokenizers", "peft")
 DATA = ("cutoff_len", "default_system", "enable_thinking", "preserve_thinking")
 """Options of the data that shape a prompt."""
@@ -28,10 +29,8 @@ def facts(plan: Plan, inputs: Sequence[Any]) -> dict[str, Any]:
         plan: of the answers.
         inputs: what is answered or scored, in its order; anything that JSON or ``repr`` shows whole.
     """
-    found: dict[str, Any] = {"inputs": len(inputs), "sha256 of the inputs": _digest(inputs)}
-    source = {"model": _folder(plan.model.model_name_or_path)}
-    source |= {f"adapter {name}": _folder(name) for name in plan.model.adapter_name_or_path}
-    found |= {f"sha256 of {name}": digest for name, digest in source.items() if digest}
+    found: dict[str, Any] = {"sha256 of the inputs": _digest(inputs)}
+    found |= {f"sha256 of {name}": digest for name, digest in {**model_files(plan), **_beside(plan)}.items()}
     found |= _options(plan)
     offers = [selected for selected in (plan.engine, plan.family, plan.template) if selected is not None]
     found |= {f"version of {selected.full_name}": selected.version for selected in offers}
@@ -62,11 +61,7 @@ def _digest(inputs: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-def _folder(name: str | None) -> str:
-    """Over names and bytes of what is read of a folder, of large files samples; empty for what is no folder."""
-    folder = Path(str(name)).expanduser()
-    if not folder.is_dir():
-        return ""
-    files = sorted({file for pattern in READ for file in folder.glob(pattern) if file.is_file()})
-    parts = [f"{file.name} {sampled_sha256(file)}" for file in files]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _beside(plan: Plan) -> dict[str, str]:
+    folder = Path(source_of(plan))
+    files = {file for pattern in READ for file in folder.glob(pattern) if file.is_file()}
+    return {file.name: file_sha256(file) for file in sorted(files)}

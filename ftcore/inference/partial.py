@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 from ftcore.errors import Problem, RunError, UsageError
 
-MARK = "ft_partial"
+MARK, WINDOW, LINES = "ft_partial", "answers at a time", "answers"
+"""Keys of the first line."""
 
 
 class Partial:
@@ -32,20 +33,22 @@ class Partial:
 
     def write(self, lines: Sequence[str]) -> None:
         """A window of lines, which are on the disk when this returns."""
-        self.stream.write("".join(f"{line}\n" for line in lines).encode())
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
+        with _telling(partial_of(self.output)):
+            self.stream.write("".join(f"{line}\n" for line in lines).encode())
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
         self.done += len(lines)
 
     def finish(self) -> None:
         """Puts the lines in the place of ``output``."""
         staged = self.output.with_name(f".tmp-{self.output.name}")
         self.stream.seek(self.begin)
-        with staged.open("wb") as target:
-            shutil.copyfileobj(self.stream, target)
-            target.flush()
-            os.fsync(target.fileno())
-        staged.replace(self.output)
+        with _telling(self.output):
+            with staged.open("wb") as target:
+                shutil.copyfileobj(self.stream, target)
+                target.flush()
+                os.fsync(target.fileno())
+            staged.replace(self.output)
         partial_of(self.output).unlink(missing_ok=True)
 
 
@@ -69,17 +72,26 @@ def open_partial(output: Path, facts: Mapping[str, Any], count: int, window: int
         RunError: it cannot be written, or another process writes it.
     """
     path = partial_of(output)
-    facts = {**facts, "window": window}
+    facts = {**facts, WINDOW: window, LINES: count}
+    with _telling(path):
+        stream = path.open("a+b")
+    with stream:
+        _lock(stream, path)
+        with _telling(path):
+            begin, done = _begun(stream, path, facts)
+        partial = Partial(output, stream, begin, done)
+        try:
+            yield partial
+        finally:
+            if not partial.done:
+                path.unlink()
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, as one line."""
     try:
-        with path.open("a+b") as stream:
-            _lock(stream, path)
-            begin, done = _begun(stream, path, facts, count, window)
-            partial = Partial(output, stream, begin, done)
-            try:
-                yield partial
-            finally:
-                if not partial.done:
-                    path.unlink()
+        yield
     except OSError as error:
         reason = f"{error.filename or path} cannot be written: {error.strerror}"
         raise RunError(f"{reason}; the same command goes on when that is mended") from error
@@ -92,18 +104,16 @@ def _lock(stream: BinaryIO, path: Path) -> None:
         raise RunError(f"another process is writing {path}; wait for it, or write another --output") from error
 
 
-def _begun(stream: BinaryIO, path: Path, facts: Mapping[str, Any], count: int, window: int) -> tuple[int, int]:
+def _begun(stream: BinaryIO, path: Path, facts: Mapping[str, Any]) -> tuple[int, int]:
     """``(bytes of the first line, lines behind it that are kept)``; what is behind these is cut off."""
     stream.seek(0)
     first = stream.readline()
-    done, end = 0, len(first)
-    for number, line in enumerate(stream, start=1):
-        if not line.endswith(b"\n"):
-            break
-        if number % window == 0 or number == count:
-            done, end = number, stream.tell()
+    done = end = 0
     if first:
-        _check(first, path, facts if done else {})
+        known = _facts(first, path)
+        done, end = _whole(stream, known[WINDOW], known[LINES])
+        if done:
+            _check(known, path, facts)
     if done:
         stream.truncate(end)
         stream.seek(end)
@@ -115,18 +125,33 @@ def _begun(stream: BinaryIO, path: Path, facts: Mapping[str, Any], count: int, w
     return len(head), 0
 
 
-def _check(first: bytes, path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuses a file of somebody else's, and differences from these facts, if there are any facts."""
+def _whole(stream: BinaryIO, window: int, lines: int) -> tuple[int, int]:
+    """How many lines whole windows have, and where they end."""
+    done = end = 0
+    for number, line in enumerate(stream, start=1):
+        if not line.endswith(b"\n"):
+            break
+        if number % window == 0 or number == lines:
+            done, end = number, stream.tell()
+    return done, end
+
+
+def _facts(first: bytes, path: Path) -> dict[str, Any]:
+    """What the first line says."""
     try:
-        known = json.loads(first)
-        there = isinstance(known, dict) and known.pop(MARK, None) == 1
-    except ValueError:
-        there = False
-    if not there:
-        raise UsageError(Problem(f"{path} was not begun by this version of ft", hint="move it away"))
+        known: dict[str, Any] = json.loads(first)
+        if known.pop(MARK) == 1 and isinstance(known[WINDOW], int) and isinstance(known[LINES], int):
+            return known
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UsageError(Problem(f"{path} was not begun by this version of ft", hint="move it away"))
+
+
+def _check(known: Mapping[str, Any], path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses differences."""
     wanted = json.loads(json.dumps(facts))
     names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
-    if facts and names:
+    if names:
         hint = f"undo the change, or remove {path.name} to begin anew"
         changes = [Problem(f"{name} was {_said(known.get(name))}, is {_said(wanted.get(name))}") for name in names]
         raise UsageError([Problem(f"{path} cannot be gone on with", hint=hint), *changes])

@@ -229,6 +229,32 @@ def test_the_last_answers_of_a_dataset_anew(name: str, generate: Any, tiny_model
     assert left_out == (["talks: 1 of 2 rows left out"] if name == "talks" else [])
 
 
+def test_what_was_begun_with_another_model_or_otherwise_is_not_gone_on_with(
+    generate: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A folder of the same name whose weights have changed, another option, another prompt."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from ftcore.inference.identity import facts
+    from ftcore.inference.partial import open_partial, partial_of
+
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    output = tmp_path / "out.jsonl"
+    plan = find_target(None, model=str(model), overrides=["per_device_eval_batch_size=1", *GREEDY]).plan
+    with open_partial(output, facts(plan, [1, 2]), 2, 1) as partial:
+        partial.write(["{}"])
+    weights = load_file(model / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError) as error:
+        generate("--model", model, "--prompt", "a", "--prompt", "b", "--output", output, "do_sample=true")
+    said = [line.partition(" was ")[0] for line in str(error.value).splitlines()]
+    assert said[0].startswith(f"{partial_of(output)} cannot be gone on with; undo the change, or remove")
+    assert set(said[1:]) >= {"sha256 of the inputs", "sha256 of model.safetensors", "do_sample", "max_new_tokens"}
+    assert {"sha256 of config.json", "temperature", "version of torch"}.isdisjoint(said)
+
+
 def test_a_dataset_of_texts_has_no_prompts(generate: Any, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("hello\n")
     with pytest.raises(UsageError, match=r"holds texts; stage 'ft generate' needs conversations"):

@@ -19,7 +19,7 @@ LINES = [json.dumps({"n": n, "text": "é"}, ensure_ascii=False) for n in range(5
 
 def begun(output: Path, lines: list[str], rest: str = "", **changes: Any) -> Path:
     """What a kill leaves after these lines."""
-    head = {"ft_partial": 1, **FACTS, "window": 2, **changes}
+    head = {"ft_partial": 1, **FACTS, "answers at a time": 2, "answers": 5, **changes}
     file = partial_of(output)
     file.write_text("".join(f"{line}\n" for line in [json.dumps(head), *lines]) + rest, encoding="utf-8")
     return file
@@ -67,6 +67,14 @@ def test_differences_are_named(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
+def test_a_window_of_another_size_is_a_difference(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    begun(output, LINES[:2])
+    refused = pytest.raises(UsageError, match="answers at a time was 2, is 64\\nanswers was 5, is 3")
+    with refused, open_partial(output, FACTS, 3, 64):
+        pass
+
+
 def test_nothing_is_lost_where_no_window_was_whole(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     file = begun(output, LINES[:1], model="b")
@@ -80,7 +88,7 @@ def test_nothing_is_lost_where_no_window_was_whole(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-@pytest.mark.parametrize("content", ["{}\n", "my notes\n", "my notes", '{"ft_partial": 2}\n'])
+@pytest.mark.parametrize("content", ["{}\n", "[]\n", "3\n", "my notes\n", "my notes", '{"ft_partial": 2}\n'])
 def test_somebody_elses_file_stays(tmp_path: Path, content: str) -> None:
     file = partial_of(tmp_path / "out.jsonl")
     file.write_text(content)
@@ -107,3 +115,22 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     refused = pytest.raises(RunError, match=r"none/out\.jsonl\.partial cannot be written: No such file")
     with refused, open_partial(tmp_path / "none" / "out.jsonl", FACTS, 5, 2):
         pass
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out.jsonl"
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, open_partial(output, FACTS, 5, 2) as partial:
+        partial.write(LINES[:2])
+        patch.setattr("os.fsync", full)
+        with pytest.raises(RunError) as error:
+            partial.write(LINES[2:4])
+    reason = f"{partial_of(output)} cannot be written: No space left on device"
+    assert str(error.value) == f"{reason}; the same command goes on when that is mended"
+    with open_partial(output, FACTS, 5, 2) as partial:
+        assert partial.done >= 2
+    with pytest.raises(FileNotFoundError), open_partial(output, FACTS, 5, 2):
+        raise FileNotFoundError  # of somebody else's

@@ -22,6 +22,7 @@ from ftcore.components import Generator
 from ftcore.data.rendering import Renderer
 from ftcore.errors import Problem, UsageError
 from ftcore.inference import Chunk, Prompt
+from ftcore.model_files import source_of
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
@@ -101,7 +102,7 @@ def arguments(plan: Plan, adapter: Adapter | None) -> dict[str, Any]:
     """What ``vllm.LLM`` is told."""
     options: Any = plan.engine.options
     found: dict[str, Any] = {
-        "model": _source(plan),
+        "model": source_of(plan),
         "revision": plan.model.model_revision,
         "trust_remote_code": plan.model.trust_remote_code,
         "skip_tokenizer_init": True,  # prompts are tokens, made as in training, and so are answers
@@ -119,14 +120,6 @@ def arguments(plan: Plan, adapter: Adapter | None) -> dict[str, Any]:
         wanted = options.vllm_max_lora_rank or adapter.rank
         found |= {"enable_lora": True, "max_lora_rank": next(rank for rank in RANKS if rank >= wanted)}
     return found | (options.vllm_config or {})
-
-
-def _source(plan: Plan) -> str:
-    if plan.source is None:
-        folder = Path(str(plan.model.model_name_or_path)).expanduser()
-        return str(folder) if folder.is_dir() else str(plan.model.model_name_or_path)
-    module, _, function = plan.source.fetch.partition(":")
-    return str(getattr(importlib.import_module(module), function)())
 
 
 def _dtype(plan: Plan) -> str:

@@ -70,7 +70,8 @@ def check_adapters(plan: Plan) -> None:
     Raises:
         UsageError: it has no head that scores, or was trained on another base; ``--force`` takes such a base.
     """
-    from ft_plugins.methods.adapters import adapter_folder, base_name
+    from ft_plugins.methods.adapters import base_name
+    from ftcore.adapters import adapter_folder
 
     judged, options = reward_plan(plan), plan.stage.options
     if not judged.model.adapter_name_or_path:
