@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import BY_NAME, read_golden
-from oracle_map import ENTRIES
+from oracle_map import ENTRIES, LEFT_OUT
 
 PAGE = Path(__file__).parents[2] / "docs" / "templates.md"
 _HEAD = """# Chat templates
@@ -17,16 +17,26 @@ Each template is rendered for the conversations of `tests/templates/conversation
 asked for (with tools, with thinking, with images), *held against* is what its text was compared with, character for
 character. `shared` are templates as their makers publish them, `trl`, `xinference`, `llamacpp` and `transformers` those
 that these packages carry, `fschat` and `mistral-common` are programs. *Differences* is the number of reasons why ours
-differs in some case; they stand in `tests/templates/maps/`.
+differs in some case; they stand in `tests/templates/maps/`. There are {count} templates.
 
 | template | other names | families | tools | thinks | held against | cases | differences |
 |---|---|---|---|---|---|---|---|
 """
 
+_TAIL = """
+These published templates have no counterpart here; a model that brings one is trained with it (`ft preview` shows what
+is trained, and where a template cannot be used as it is, the run says why).
+
+| published template | why |
+|---|---|
+"""
+
 
 def page() -> str:
     """The page."""
-    return _HEAD + "".join(f"| {' | '.join(_cells(name))} |\n" for name in sorted(ENTRIES))
+    rows = "".join(f"| {' | '.join(_cells(name))} |\n" for name in sorted(ENTRIES))
+    left_out = "".join(f"| `{oracle}` | {why} |\n" for oracle, why in sorted(LEFT_OUT.items()))
+    return _HEAD.format(count=len(ENTRIES)) + rows + _TAIL + left_out
 
 
 def _cells(name: str) -> tuple[str, ...]:

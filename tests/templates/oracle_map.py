@@ -29,7 +29,19 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-GROUPS = ("chatml_like", "own_tokens", "vendors", "plain")
+GROUPS = ("chatml_like", "own_tokens", "vendors", "makers", "plain")
+
+LEFT_OUT = {
+    "shared/CohereForAI-c4ai-command-r-plus-tool_use.jinja": "its text ends with an instruction to call tools, after "
+    "the answer as well, so that no answer of a conversation follows what a model is shown",
+    "shared/google-gemma-4-31B-it-interleaved.jinja": "it takes results as a part of the answer that called; results "
+    "that are messages it writes as turns, which the template that gemma4 is held against does not",
+    "shared/llama-cpp-deepseek-r1.jinja": "llama.cpp's own: it ends questions with an end-of-sentence token, which the "
+    "makers' templates, against which deepseekr1 is held, do not",
+    "shared/upstage-Solar-Open-100B.jinja": "thoughts and answers end with the same token, so that nothing in it tells "
+    "what ends the model's turn",
+}
+"""Published templates that no template of ours follows, and why. With such a model the tokenizer's own is used."""
 
 _FOLDER = Path(__file__).parent / "maps"
 ENTRIES: dict[str, dict[str, Any]] = {}

@@ -2,8 +2,9 @@
 
 ``python tests/templates/oracles.py [--write] [--docs] [--diff] [NAME ...]``
 
-Needs /work/shared, /work/oracles and /work/oracles-mc, which the project is cloned without. ``--write`` writes the
-golden renderings of the templates that agree, ``--docs`` docs/templates.md, ``--diff`` shows each difference whole.
+Needs /work/shared, /work/oracles and /work/oracles-mc, which the project is cloned without; an oracle that is not there
+is named and left out. ``--write`` writes the golden renderings of the templates that agree, ``--docs``
+docs/templates.md, ``--diff`` shows each difference whole.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from pathlib import Path
 
 import efforts
 import jinja2
+import makers_readers
 import readers
 from conversations import Case
 from documentation import PAGE, page
 from harness import BY_NAME, Rendering, cases, ours, render, write_golden
-from oracle_map import ENTRIES, reason
+from oracle_map import ENTRIES, LEFT_OUT, reason
 
 from ftcore.components import ChatTemplate
 
 FOLDERS = {
     "shared": Path("/work/shared/oracle/templates"),
-    "trl": Path("/work/oracles/trl/chat_templates"),
+    "trl": readers.TRL,
     "xinference": Path("/work/oracles/more/xinference"),
     "llamacpp": Path("/work/oracles/more/llamacpp"),
     "github": Path("/work/oracles/more/github"),
@@ -92,26 +94,30 @@ def _fschat_ended(name: str, case: Case, tokens: dict[str, str]) -> tuple[str, s
     return text + tokens["eos_token"], prompt
 
 
-READERS: dict[str, Reader] = {kind: partial(_published, folder) for kind, folder in FOLDERS.items()} | {
-    "trl-parts": partial(_in_parts, FOLDERS["trl"]),
-    "fschat": _fschat,
-    "fschat-closed": _fschat_closed,
-    "fschat-ended": _fschat_ended,
-    "transformers": _transformers,
-    "hy3": efforts.hy3,
-    "seed": efforts.seed,
-    "closed-by-next": readers.closed_by_next,
-    "granite": readers.granite,
-    "mistral": readers.mistral,
-    "mistral-common": readers.mistral_common,
-    "parsed": readers.parsed,
-    "processor": readers.processor,
-    "thinking": readers.thinking,
-    "thoughts-in-parts": readers.thoughts_in_parts,
-    "tools-of-model-card": readers.tools_of_model_card,
-    "with-empty-thought": readers.with_empty_thought,
-    "without-opening": readers.without_opening,
-}
+READERS: dict[str, Reader] = (
+    {kind: partial(_published, folder) for kind, folder in FOLDERS.items()}
+    | {
+        "trl-parts": partial(_in_parts, FOLDERS["trl"]),
+        "fschat": _fschat,
+        "fschat-closed": _fschat_closed,
+        "fschat-ended": _fschat_ended,
+        "transformers": _transformers,
+        "hy3": efforts.hy3,
+        "seed": efforts.seed,
+        "closed-by-next": readers.closed_by_next,
+        "granite": readers.granite,
+        "mistral": readers.mistral,
+        "mistral-common": readers.mistral_common,
+        "parsed": readers.parsed,
+        "processor": readers.processor,
+        "thinking": readers.thinking,
+        "thoughts-in-parts": readers.thoughts_in_parts,
+        "tools-of-model-card": readers.tools_of_model_card,
+        "with-empty-thought": readers.with_empty_thought,
+        "without-opening": readers.without_opening,
+    }
+    | makers_readers.READERS
+)
 
 
 def published(oracle: str, case: Case, tokens: dict[str, str]) -> Rendering:
@@ -122,6 +128,18 @@ def published(oracle: str, case: Case, tokens: dict[str, str]) -> Rendering:
     except (jinja2.TemplateError, TypeError) as error:
         return Rendering(refused=str(error))
     return Rendering((text,), prompt)
+
+
+def here(oracle: str) -> bool:
+    """Whether what an oracle reads is on this machine."""
+    kind, name = oracle.split("/", 1)
+    if kind in ("fschat", "fschat-closed", "fschat-ended"):
+        return FSCHAT.exists()
+    if kind == "mistral-common":
+        return readers.MISTRAL_COMMON.exists()
+    if kind in FOLDERS or name.endswith(".jinja"):
+        return any((folder / name).exists() for folder in FOLDERS.values())
+    return True
 
 
 def compare(mine: Rendering, theirs: Rendering) -> dict[str, tuple[str, str]]:
@@ -140,6 +158,8 @@ def check(template: ChatTemplate, renderings: dict[str, Rendering], diff: bool) 
     """The differences that are not listed, and the listed ones that are not there."""
     entry, problems = ENTRIES[template.name], []
     for oracle, differences in entry.get("oracles", {}).items():
+        if not here(oracle):
+            continue
         used = set()
         for name, case in cases(template).items():
             found = compare(renderings[name], published(oracle, case, entry.get("tokens", {})))
@@ -154,6 +174,13 @@ def check(template: ChatTemplate, renderings: dict[str, Rendering], diff: bool) 
 def _shown(mine: str, theirs: str) -> str:
     lines = difflib.ndiff(theirs.splitlines(keepends=True), mine.splitlines(keepends=True))
     return "\n" + "\n".join(f"      {line[0]} {line[2:]!r}" for line in lines if line[0] != "?")
+
+
+def unheld() -> list[str]:
+    """The files of the folder ``shared`` that nothing is held against."""
+    oracles = {oracle.split("/", 1)[1] for entry in ENTRIES.values() for oracle in entry.get("oracles", {})}
+    oracles |= {oracle.split("/", 1)[1] for oracle in LEFT_OUT}
+    return sorted(file.name for file in FOLDERS["shared"].glob("*.jinja") if file.name not in oracles)
 
 
 def main() -> int:
@@ -171,7 +198,8 @@ def main() -> int:
         template = BY_NAME[name]
         renderings = {case_name: ours(template, case) for case_name, case in cases(template).items()}
         problems = check(template, renderings, arguments.diff)
-        oracles = ", ".join(ENTRIES[name].get("oracles", {})) or "no oracle"
+        there = ENTRIES[name].get("oracles", {})
+        oracles = ", ".join(oracle if here(oracle) else f"{oracle} (not here)" for oracle in there) or "no oracle"
         print(f"{name}: {len(renderings)} cases, {oracles}: {'DIFFERS' if problems else 'agrees'}")
         for problem in problems:
             print(f"    {problem}")
@@ -181,6 +209,9 @@ def main() -> int:
         passed += 1
         if arguments.write:
             write_golden(name, renderings)
+    for name in unheld():
+        print(f"shared/{name}: no template is held against it, and LEFT_OUT of oracle_map.py does not say why")
+        failed += 1
     if arguments.docs and not failed:
         PAGE.write_text(page(), encoding="utf-8")
     print(f"{passed} agree, {failed} do not")

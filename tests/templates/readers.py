@@ -15,7 +15,7 @@ from conversations import Case
 from harness import render
 
 SHARED = Path("/work/shared/oracle/templates")
-TRL = Path("/work/oracles/trl/chat_templates")
+TRL = next(Path("/work/oracles").glob("**/trl/chat_templates"), Path("/work/oracles/trl/chat_templates"))
 MISTRAL_COMMON = Path("/work/oracles-mc")
 
 Message = dict[str, Any]

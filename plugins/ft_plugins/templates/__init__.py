@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ft_plugins.templates import chatml_like, own_separators, own_tokens, plain, vendors
+from ft_plugins.templates import chatml_like, makers, own_separators, own_tokens, plain, vendors
 from ftcore import hookimpl
 from ftcore.components import ChatTemplate
 
@@ -17,6 +17,7 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
     *chatml_like.TEMPLATES,
     *own_tokens.TEMPLATES,
     *vendors.TEMPLATES,
+    *makers.TEMPLATES,
     *plain.TEMPLATES,
 )
 

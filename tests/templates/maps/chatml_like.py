@@ -95,6 +95,13 @@ ORACLES: dict[str, dict[str, Any]] = {
         "oracles": {
             "trl/lfm2_2_5_vl.jinja": {},
             "trl/lfm2_2_5_v2.jinja": {},
+            "shared/LFM2.5-Instruct.jinja": _CALLS
+            | _BLIND
+            | dict.fromkeys(
+                ("reasoning*", "thinking_on_reasoning", "thinking_in_content.prompt"),
+                "the makers' template of the model that does not think knows thoughts in the content alone",
+            )
+            | {"thinking_off_tools*": _CALLS["*call*"]},
             "thinking/LFM2.5-8B-A1B.jinja": {"string_arguments*": _CALLS["string_arguments*"]},
         },
         "tokens": {"bos_token": "<|startoftext|>"},

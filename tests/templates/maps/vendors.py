@@ -54,7 +54,11 @@ ORACLES: dict[str, dict[str, Any]] = {
     "llama2_zh": {"layout": "LLaMA-Factory's: llama2 with a default system message", "tokens": _LLAMA2},
     "llama3": {"oracles": {"trl/llama3.jinja": {}}, "tokens": _LLAMA3},
     "llama3_1": {
-        "oracles": {"shared/meta-llama-Llama-3.1-8B-Instruct.jinja": _LLAMA3_1, "trl/llama3_1.jinja": _LLAMA3_1},
+        "oracles": {
+            "shared/meta-llama-Llama-3.1-8B-Instruct.jinja": _LLAMA3_1,
+            "shared/meta-llama-Llama-3.3-70B-Instruct.jinja": _LLAMA3_1,
+            "trl/llama3_1.jinja": _LLAMA3_1,
+        },
         "tokens": _LLAMA3,
     },
     "llama3_2": {
@@ -130,7 +134,7 @@ ORACLES: dict[str, dict[str, Any]] = {
                 "reasoning_preserved": _LAST_THOUGHT,
                 "thinking_on_reasoning": _LAST_THOUGHT,
                 "reasoning_tools*": f"{_LATE_TEXT}; {_LAST_THOUGHT}",
-            }
+            },
         },
         "tokens": _GEMMA,
         "vision": True,
@@ -152,6 +156,10 @@ ORACLES: dict[str, dict[str, Any]] = {
         "oracles": {
             "trl/deepseekv3.jinja": _R1 | _PRESERVED,
             "trl/deepseek_r1_distill.jinja": _R1 | _PRESERVED,
+            "shared/deepseek-ai-DeepSeek-R1-Distill-Llama-8B.jinja": _R1 | _PRESERVED,
+            "told-to-think/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja": _R1
+            | _PRESERVED
+            | {"thinking_off*.prompt": "R1 always thinks"},
         },
         "prompts": _THOUGHTLESS | _THOUGHTLESS_OFF,
         "tokens": _DEEPSEEK,
@@ -180,7 +188,10 @@ ORACLES: dict[str, dict[str, Any]] = {
         | {"reasoning*": _THOUGHT},
     },
     "deepseek4": {
-        "oracles": {"shared/deepseek-ai-DeepSeek-V4.jinja": _UNASKED | _PRESERVED},
+        "oracles": {
+            "shared/deepseek-ai-DeepSeek-V4.jinja": _UNASKED | _PRESERVED,
+            "shared/deepseek-ai-DeepSeek-V4-Flash-0731.jinja": _UNASKED | _PRESERVED,
+        },
         "tokens": _DEEPSEEK,
         "prompts": {"reasoning*": _THOUGHT},
     },
