@@ -176,7 +176,9 @@ def _answer_foreign(setting: Setting, option: ForeignOption, binding: Binding) -
 
 
 def _near(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(set(names)), n=3, cutoff=0.6)
+    known = sorted(set(names))
+    longer = [other for other in known if other.startswith(f"{name}_")][:3]  # model: model_name_or_path, not ref_model
+    near = longer or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else "ft options lists all that there are"
 
 

@@ -45,20 +45,23 @@ def command(file: Path, overrides: tuple[str, ...], rows: int, stats: bool, as_j
 
 
 def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
-    """Prints the rows, then the counts.
+    """Prints what is odd about the template, as a run does, the rows, then the counts.
 
     Raises:
-        UsageError: the bad rows among those looked at, unless the plan skips them.
+        UsageError: the bad rows among those looked at, unless the plan skips them; what is odd about the template, with
+            ``template_check: error``.
     """
     from ftcore.cli.preview_packs import show_packs
     from ftcore.cli.preview_rows import Terminal
     from ftcore.data.accounting import Accounting, Counts, bad_rows
     from ftcore.data.packing import packs
+    from ftcore.data.template_check import check_template
     from ftcore.data.texts import renderer_of
 
     tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
     if tokenizer is None:
         raise UsageError(Problem("no plugin loads this model's tokenizer", plan.file))
+    check_template(plan, tokenizer)
     if packs(plan) and not stats and not plan.data.streaming:
         show_packs(plan, tokenizer, rows, as_json=as_json)
         return

@@ -26,10 +26,35 @@ PROBES: Sequence[Chat] = (
 )
 """What the template is tried on."""
 
-_CONTROL = re.compile(
-    r"<\|[^<>|\s]+\|>|<｜[^<>｜\s]+｜>|<(?:start_of_turn|end_of_turn|s|/s|bos|eos)>|\[/?(?:INST|gMASK)\]"
+THOUGHT_PROBE = Chat((Message("user", "Hi"), Message("assistant", "Hello.", "A greeting.")))
+"""What the template is asked for once it has not taken an answer without a thought."""
+
+_CALL = {"type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "now",
+        "description": "The time.",
+        "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}, "required": ["zone"]},
+    },
+}
+TOOL_PROBE = Chat(
+    (
+        Message("user", "What time is it?"),
+        Message("assistant", "", tool_calls=(_CALL,)),
+        Message("tool", "12:00"),
+        Message("assistant", "Noon."),
+    ),
+    (_TOOL,),
 )
-"""What looks like a control token; templates of plain words have none."""
+"""The same, of a template that has tools."""
+
+_CONTROL = re.compile(
+    r"<\|[^<>|\s]+\|?>|<[^<>|\s]+\|>|<｜[^<>｜\s]+｜>|〈\|[^〉\s]+\|〉|\[\|[^\]|\s]+\|\]|<_\w+>|<seed:\w+>|<SPECIAL_\d+>"
+    r"|<(?:[a-z]+_of_[a-z]+|s|/s|bos|eos|unk|sep|sop|BOS_TOKEN)>|\]~!?b[\[\]]"
+    r"|\[/?(?:INST|gMASK|IMG|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|CALL_ID|ARGS|THINK)\]"
+)
+"""What looks like a control token; templates of plain words have none. That the stop is a token, `Renderer` sees to."""
 
 
 def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,7 +82,8 @@ def examine(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]
     yield from _missing_tokens(used, name, where)
     yield from _ends(used, name, where)
     if plan.template is not None and tokenizer.chat_template:
-        yield from _against_own(used, tokenizer, name, where)
+        tools = (TOOL_PROBE,) if plan.template.component.tool_dialect else ()
+        yield from _against_own(used, tokenizer, (*PROBES, *tools), name, where)
 
 
 def _missing_tokens(used: Renderer, name: str, where: str) -> Iterator[Problem]:
@@ -90,15 +116,32 @@ def _ends(used: Renderer, name: str, where: str) -> Iterator[Problem]:
     if used.stop_ids and (not len(trained) or trained[-1] not in used.stop_ids):
         hint = "answers will run on until max_new_tokens"
         yield Problem(f"template {name}: no stop token is trained at the end of an answer", where, hint)
-    if not rendered.text.startswith(prompt.text):
+    if rendered.text.startswith(prompt.text):
+        return
+    if _is_asked(used, THOUGHT_PROBE):
+        finding = f"template {name}: the generation prompt begins a thought, which an answer without one does not"
+        yield Problem(
+            finding, where, "give the answers thoughts, or set enable_thinking: false if the template knows it"
+        )
+    else:
         hint = "the model would be asked in another way than it was taught"
         yield Problem(f"template {name}: the generation prompt is not how the training text goes on", where, hint)
 
 
-def _against_own(used: Renderer, tokenizer: PreTrainedTokenizerBase, name: str, where: str) -> Iterator[Problem]:
+def _is_asked(used: Renderer, chat: Chat) -> bool:
+    """Whether the last answer follows what the model would be shown."""
+    try:
+        return used.render(chat).text.startswith(used.prompt(chat.messages[:-1]).text)
+    except RowError:
+        return False
+
+
+def _against_own(
+    used: Renderer, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Chat], name: str, where: str
+) -> Iterator[Problem]:
     """The first token that differs from the tokenizer's own template, of all probes that both can render."""
     own = Renderer(tokenizer, tokenizer.get_chat_template(), default_system=used.default_system)
-    for probe in PROBES:
+    for probe in probes:
         try:
             ours, theirs = (encode(tokenizer, [side.render(probe)])[0].ids.tolist() for side in (used, own))
         except RowError:
@@ -106,7 +149,8 @@ def _against_own(used: Renderer, tokenizer: PreTrainedTokenizerBase, name: str, 
         if ours != theirs:
             difference = _difference(tokenizer, ours, theirs)
             hint = "leave template out to use the tokenizer's own, or set template_check: off"
-            yield Problem(f"template {name} differs from the tokenizer's own: {difference}", where, hint)
+            tools = " where a tool is called" if probe.tools else ""
+            yield Problem(f"template {name} differs from the tokenizer's own{tools}: {difference}", where, hint)
             return
 
 

@@ -20,7 +20,7 @@ from ftcore.data.sources import resolve
 from ftcore.errors import UsageError
 from ftcore.groups import DataOptions, TrainingOptions
 from ftcore.plugins import Candidate, load
-from ftcore.testing import tiny_tokenizer
+from ftcore.testing import CHATML, tiny_tokenizer
 
 ROWS = [
     {"instruction": "hi", "output": "Hello."},
@@ -32,9 +32,13 @@ ROWS = [
 class Tokenizers:
     """A plugin that loads the tiny tokenizer."""
 
+    own: str | None = None
+
     @ftcore.hookimpl
     def ft_load_tokenizer(self, plan: Any) -> Any:
-        return tiny_tokenizer()
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = self.own
+        return tokenizer
 
 
 @pytest.fixture
@@ -81,6 +85,19 @@ def test_rows_in_brackets(preview: Any) -> None:
         f"{FIRST}⟦Hello.<|im_end|>⟧\n"
         f"a.jsonl: 1 of 1 rows, {total} tokens, {trained} trained ({trained / total:.1%})\n"
     )
+
+
+def test_what_is_odd_about_the_template_comes_first(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a run: whoever looks at rows wants to know that they are not what the model was made with."""
+    monkeypatch.setattr(Tokenizers, "own", CHATML.replace("message['role'] + '\n'", "message['role'] + ': '"))
+    finding = (
+        "run.yaml: template chatml differs from the tokenizer's own: at token 3, after '<|im_start|>user', it writes"
+        " '\\nHi<|im_end|>\\n<|im_start|>', the own ': Hi<|im_end|>\\n'; leave template out to use the tokenizer's own,"
+        " or set template_check: off"
+    )
+    assert preview("-n", "1").output.splitlines()[0] == f"warning: {finding}"
+    assert str(preview("-n", "1", template_check="error").error) == finding
+    assert preview("-n", "1", template_check="off").output.startswith("⟦ ⟧ is trained")
 
 
 def test_cut_rows_and_control_characters(preview: Any) -> None:

@@ -73,6 +73,15 @@ def test_every_mistake_at_once(write_config: Write, built_in: Plugins) -> None:
     ]
 
 
+def test_the_beginning_of_a_name_finds_it(write_config: Any, built_in: Any) -> None:
+    """By likeness alone, ``model`` is nearest to ref_model, and what was meant is not named."""
+    found = problems(write_config("model: x\nlora: 8\n"), plugins=built_in)
+    assert [line.partition("; ")[2] for line in found] == [
+        "did you mean model_family or model_name_or_path or model_revision?",
+        "did you mean lora_alpha or lora_dropout or lora_rank?",
+    ]
+
+
 def test_a_missing_dataset_and_a_missing_model(write_config: Write, built_in: Plugins) -> None:
     found = problems(write_config(dataset="nowhere.json"), plugins=built_in)
     assert len(found) == 1

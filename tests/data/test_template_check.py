@@ -21,9 +21,14 @@ def found(write_config, with_plugins, hooks, capsys) -> Any:
     """``found(template text, own=..., **values)``: the problems, as ``error`` raises them."""
 
     def run(
-        text: str, *, own: str | None = CHATML, stop: tuple[str, ...] = ("<|im_end|>",), **values: Any
+        text: str,
+        *,
+        own: str | None = CHATML,
+        stop: tuple[str, ...] = ("<|im_end|>",),
+        tool_dialect: str | None = None,
+        **values: Any,
     ) -> list[str]:
-        template = ChatTemplate(name="probe", summary="a test's", text=text, stop=stop)
+        template = ChatTemplate(name="probe", summary="a test's", text=text, stop=stop, tool_dialect=tool_dialect)
         plugins = with_plugins(acme=hooks(ft_chat_templates=lambda: [template]))
         file: Path = write_config(template="probe", template_check="error", **values)
         tokenizer = tiny_tokenizer()
@@ -70,6 +75,63 @@ def test_a_control_token_that_is_not_one_token(found) -> None:
     assert len(lines) == 1
     assert lines[0].startswith("run.yaml:4: template probe: '<|start_here|>' is ")
     assert lines[0].endswith(" tokens in this vocabulary; is it the template that the model was made with?")
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        "<turn|>",
+        "<|turn>",
+        "<｜User｜>",
+        "〈|EOS|〉",
+        "[|user|]",
+        "<SPECIAL_11>",
+        "<sep>",
+        "[SYSTEM_PROMPT]",
+        "]~b]",
+        "<_bot>",
+    ],
+)
+def test_control_tokens_of_every_style(control: str, found) -> None:
+    (line,) = found(CHATML.replace("<|im_start|>", control), own=None)
+    assert line.startswith(f"run.yaml:4: template probe: {control!r} is ")
+
+
+TOOLS = "{% for tool in tools or [] %}{{ tool.function.name }}\n{% endfor %}"
+
+
+def test_tools_are_tried_where_the_template_has_some(found) -> None:
+    """All other probes agree; without ``tool_dialect`` nobody asks."""
+    with_tools = TOOLS + CHATML.replace(
+        "message['content']", "message['content'] + (message.tool_calls | tojson if message.tool_calls else '')"
+    )
+    other = with_tools.replace("tool.function.name }}", "tool.function.description }}")
+    assert found(with_tools, own=with_tools, tool_dialect="json") == []
+    assert found(with_tools, own=other) == []
+    (line,) = found(with_tools, own=other, tool_dialect="json")
+    assert line.startswith(
+        "run.yaml:4: template probe differs from the tokenizer's own where a tool is called: at token 1, after '', it"
+        " writes 'now"
+    )
+
+
+def test_a_prompt_that_begins_a_thought(found) -> None:
+    """Of a template that takes thoughts, as DeepSeek R1's: answers without one are the matter, not the template."""
+    opened = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>' }}{% endif %}")
+    thoughts = opened.replace(
+        "{% generation %}",
+        "{{ '<think>' if message['reasoning_content'] else '' }}{% generation %}"
+        "{{ message['reasoning_content'] + '</think>' if message['reasoning_content'] else '' }}",
+    )
+    assert CHATML != opened != thoughts
+    assert found(thoughts, own=None) == [
+        "run.yaml:4: template probe: the generation prompt begins a thought, which an answer without one does not;"
+        " give the answers thoughts, or set enable_thinking: false if the template knows it"
+    ]
+    assert found(opened, own=None) == [
+        "run.yaml:4: template probe: the generation prompt is not how the training text goes on;"
+        " the model would be asked in another way than it was taught"
+    ]
 
 
 def test_a_stop_token_that_is_not_trained(found) -> None:
