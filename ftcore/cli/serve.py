@@ -77,11 +77,12 @@ def _serve(targets: Mapping[str, Target], *, force: bool) -> None:
 
     options = next(iter(targets.values())).plan.serving
     try:
-        from ftcore.serving.server import api_key, server
+        from ftcore.serving.server import api_key, listen, server, url
     except ModuleNotFoundError as error:
         reason = f"ft serve needs {error.name}, which is not installed"
         raise UsageError(Problem(reason, hint="pip install 'ftcore[serve]'")) from error
     key = api_key(options)
+    taken = listen(options)
     quieten()
     from ftcore.serving.app import create_app
     from ftcore.serving.models import load
@@ -89,4 +90,6 @@ def _serve(targets: Mapping[str, Target], *, force: bool) -> None:
     served = load(targets, force=force)
     for name, target in targets.items():
         click.echo(f"{name}: {target}", err=True)
-    server(create_app(served, key=key), options).run()
+    program = server(create_app(served, key=key), options)
+    click.echo(f"listening on {url(taken)}; Ctrl-C ends", err=True)
+    program.run(sockets=[taken])

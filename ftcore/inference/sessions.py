@@ -115,8 +115,8 @@ class Turns(Session):
         self._tokens += 1
         if chunk.finish:
             self._leave()
-            return [replace(chunk, index=number)]
-        return [replace(chunk, index=number, prompt_tokens=self._prompt_tokens, tokens=self._tokens)]
+        prompt_tokens, tokens = chunk.prompt_tokens or self._prompt_tokens, chunk.tokens or self._tokens
+        return [replace(chunk, index=number, prompt_tokens=prompt_tokens, tokens=tokens)]
 
     def _begin(self, number: int) -> None:
         self._prompt = self._waiting.pop(number)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftcore.inference import Chunk, Likely, Scored
+from ftcore.serving.notations import Calls, Notation
 from ftcore.serving.stops import StopText
-from ftcore.serving.tool_calls import Calls, CallText, Notation
+from ftcore.serving.tool_calls import CallText
 
 
 @dataclass(frozen=True, slots=True)

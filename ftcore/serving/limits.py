@@ -47,31 +47,32 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        stranger = self._refusal(headers) if scope["path"] != OPEN else None
         try:
-            body = await self._body(headers, receive)
-            if scope["path"] != OPEN:
-                self._admit(headers)
+            body = await self._body(receive, 0 if stranger else self.max_body)
         except ApiError as error:
-            await answer(error, send)
+            await answer(stranger or error, send)
             return
-        if body is not None:
+        if stranger:
+            await answer(stranger, send)
+        elif body is not None:
             await self.app(scope, _replay(body, receive), send)
 
-    def _admit(self, headers: MutableMapping[str, str]) -> None:
+    def _refusal(self, headers: MutableMapping[str, str]) -> ApiError | None:
+        """Why whoever asks may not."""
         if self.key is None:
-            if _hostname(headers.get("host", "")) not in self.hosts:
-                raise ApiError(
-                    403, "the request names another host; ask localhost, or start the server with an API key"
-                )
-            return
+            if _hostname(headers.get("host", "")) in self.hosts:
+                return None
+            return ApiError(403, "the request names another host; ask localhost, or start the server with an API key")
         scheme, _, given = headers.get("authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode("latin-1"), self.key.encode("utf-8"))
-        if scheme.lower() != "bearer" or not right:
-            what = "the API key is wrong" if given else "there is no API key; send Authorization: Bearer KEY"
-            raise ApiError(401, what, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        if scheme.lower() == "bearer" and right:
+            return None
+        what = "the API key is wrong" if given else "there is no API key; send Authorization: Bearer KEY"
+        return ApiError(401, what, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
-    async def _body(self, headers: MutableMapping[str, str], receive: Receive) -> bytes | None:
-        """The whole body; None when the client went away."""
+    async def _body(self, receive: Receive, limit: int) -> bytes | None:
+        """The whole body, if it has at most so many bytes; None when the client went away."""
         size, parts = 0, []
         try:
             async with asyncio.timeout(self.seconds):
@@ -81,7 +82,7 @@ class Guard:
                         return None
                     part = message.get("body", b"")
                     size += len(part)
-                    if size <= self.max_body:
+                    if size <= limit:
                         parts.append(part)
                     elif size > SWALLOWED * self.max_body:
                         raise self._too_large()
@@ -90,7 +91,7 @@ class Guard:
         except TimeoutError:
             reason = f"the request did not come within {self.seconds:g} seconds"
             raise ApiError(408, reason, headers={"connection": "close"}) from None
-        if size > self.max_body:
+        if size > limit:
             raise self._too_large()
         return b"".join(parts)
 

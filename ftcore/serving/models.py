@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from ftcore.data.rendering import Renderer
 from ftcore.errors import Problem, UsageError
 from ftcore.inference.sessions import Session, open_session
-from ftcore.serving.tool_calls import Notation, learn
+from ftcore.serving.notations import Notation
+from ftcore.serving.tool_calls import learn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,5 +90,5 @@ def check(plan: Plan) -> None:
 
 
 def _served(name: str, plan: Plan, generator: Generator) -> Served:
-    renderer = Renderer.from_plan(plan, generator.tokenizer)
+    renderer = Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))
     return Served(name=name, plan=plan, generator=generator, renderer=renderer, notation=learn(renderer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,30 @@ def server(app: Any, options: ServingOptions, **more: Any) -> Server:
         **more,
     )
     return Server(config)
+
+
+def listen(options: ServingOptions) -> socket.socket:
+    """A socket at the address of the options; connections are taken as soon as the server runs.
+
+    Raises:
+        UsageError: the address is taken, or none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in options.serve_host else socket.AF_INET
+    found = socket.socket(family)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((options.serve_host, options.serve_port))
+    except OSError as error:
+        found.close()
+        reason = f"cannot listen on port {options.serve_port} of {options.serve_host}: {error.strerror}"
+        raise UsageError(Problem(reason, hint="write another serve_port (0 takes a free one) or serve_host")) from None
+    return found
+
+
+def url(taken: socket.socket) -> str:
+    """Where clients find the API."""
+    host, port = taken.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 
 def api_key(options: ServingOptions) -> str | None:

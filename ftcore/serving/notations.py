@@ -1,0 +1,192 @@
+"""Notations of tool calls, each read by what stands around names, keys and values."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Calls = list[tuple[str, dict[str, Any]]]
+"""Name and arguments of each."""
+Tools = Sequence[Mapping[str, Any]]
+
+_NAME = re.compile(r"\s*([\w.-]+)")
+
+
+class Notation(Protocol):
+    """How a template writes calls."""
+
+    @property
+    def begin(self) -> str:
+        """What stands before the first call; empty where an answer is either calls or text."""
+
+    def read(self, text: str, tools: Tools) -> Calls | None:
+        """The calls of a text that begins with `begin`; None where it is none, or not whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonCalls:
+    """Objects of name and arguments: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``.
+
+    Args:
+        begin: what stands before the first.
+        between: what stands before each further one; None where there is one at most.
+        end: what stands after the last.
+        key: what the arguments are called.
+    """
+
+    begin: str
+    between: str | None
+    end: str
+    key: str
+
+    def read(self, text: str, tools: Tools) -> Calls | None:
+        """See `Notation.read`."""
+        rest, calls = after(text, self.begin), Calls()
+        while rest is not None:
+            found, rest = _object(rest)
+            if found is None or not isinstance(found.get("name"), str):
+                return None
+            arguments = found.get(self.key, {})
+            if not isinstance(arguments, dict):
+                return None
+            calls.append((found["name"], arguments))
+            if _ends(rest, self.end):
+                return calls
+            rest = after(rest, self.between) if self.between is not None else None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCalls:
+    """Names, each followed by an object of its arguments: ``name[ARGS]{...}``.
+
+    Args:
+        begin, between, end: as in `JsonCalls`.
+        named: what stands between name and arguments.
+    """
+
+    begin: str
+    named: str
+    between: str | None
+    end: str
+
+    def read(self, text: str, tools: Tools) -> Calls | None:
+        """See `Notation.read`."""
+        rest, calls = after(text, self.begin), Calls()
+        while rest is not None and (name := _NAME.match(rest)):
+            rest = after(rest[name.end() :], self.named)
+            arguments, rest = _object(rest or "")
+            if arguments is None:
+                return None
+            calls.append((name[1], arguments))
+            if _ends(rest, self.end):
+                return calls
+            rest = after(rest, self.between) if self.between is not None else None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedCalls:
+    """Names, keys and values between marks: ``<function=NAME><parameter=KEY>VALUE</parameter></function>``.
+
+    Args:
+        begin: what stands before the first name.
+        named, keyed, valued: between name and first key, key and value, value and next key.
+        again, end: after a call's last value, when another call follows and when none does.
+        bare_again, bare_end: the same after a name without arguments.
+    """
+
+    begin: str
+    named: str
+    keyed: str
+    valued: str
+    again: str | None
+    end: str
+    bare_again: str | None
+    bare_end: str | None
+
+    def read(self, text: str, tools: Tools) -> Calls | None:
+        """See `Notation.read`; a value is what the tool's schema says, and text where it says nothing."""
+        types = {tool["function"]["name"]: _types(tool["function"]) for tool in tools}
+        rest, calls = after(text, self.begin), Calls()
+        mark = self.again
+        while rest is not None and mark != self.end:
+            if (found := first(rest, self.named, self.bare_again, self.bare_end)) is None:
+                return None
+            name, mark, rest = found
+            arguments: dict[str, Any] = {}
+            calls.append((name.strip(), arguments))
+            if mark == self.bare_end and mark != self.named:
+                mark = self.end
+            while mark in (self.named, self.valued):
+                if (keyed := first(rest, self.keyed)) is None:
+                    return None
+                key, _, rest = keyed
+                if (valued := first(rest, self.valued, self.again, self.end)) is None:
+                    return None
+                value, mark, rest = valued
+                arguments[key.strip()] = _value(value, types.get(name.strip(), {}).get(key.strip()))
+        return calls if rest is not None and not rest.strip() else None
+
+
+def after(text: str, mark: str) -> str | None:
+    """What follows a mark at the start of a text, blanks aside; None where it is not there."""
+    found = re.match(r"\s*" + r"\s*".join(map(re.escape, mark.split())), text)
+    return text[found.end() :] if found else None
+
+
+def first(text: str, *marks: str | None) -> tuple[str, str, str] | None:
+    """The mark that stands first in a text, the longest of those that begin there, with what is before and after it.
+
+    Blanks inside a mark do not matter; at its ends one line break may stand where the mark has one.
+    """
+    found = [(match.start(), -len(match[0]), mark, match) for mark in marks if mark and (match := _search(mark, text))]
+    if not found:
+        return None
+    *_, mark, match = min(found, key=lambda item: item[:2])
+    return text[: match.start()], mark, text[match.end() :]
+
+
+def _search(mark: str, text: str) -> re.Match[str] | None:
+    inner = r"\s*".join(map(re.escape, mark.split()))
+    head, tail = (r"\n?" if edge == "\n" else "" for edge in (mark[:1], mark[-1:]))
+    return re.search(head + inner + tail, text) if inner else None
+
+
+def _object(text: str) -> tuple[dict[str, Any] | None, str]:
+    """The JSON object that a text begins with, and what follows it."""
+    text = text.lstrip()
+    try:
+        found, size = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None, text
+    return (found if isinstance(found, dict) else None), text[size:]
+
+
+def _ends(text: str, mark: str) -> bool:
+    rest = after(text, mark)
+    return rest is not None and not rest.strip()
+
+
+def _types(function: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = function.get("parameters") or {}
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    fields = properties.items() if isinstance(properties, Mapping) else ()
+    return {key: field.get("type") for key, field in fields if isinstance(field, Mapping)}
+
+
+def _value(text: str, kind: Any) -> Any:
+    if kind in (None, "string"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)  # as Jinja writes what is no text: True, ['x']
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
