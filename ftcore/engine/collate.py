@@ -25,13 +25,15 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
     Args:
         rows: ``input_ids`` int32 ``[L]``, ``weights`` float32 ``[L]`` (a token's weight as a target; 0: not trained)
             and ``index``, the row's number in its dataset; a pack of n rows has ``lengths`` ``[n]`` besides, and their
-            numbers in ``index``.
+            numbers in ``index``. A row with ``after``, ``(sequence, tokens)``, goes on from the first so many tokens of
+            a sequence of the batch that lies before it.
 
     Returns:
         ``input_ids``, ``position_ids``, ``labels`` int64 ``[1, N]``; ``labels[0, i]`` is the token that follows i in
         its own sequence, -100 where it is not trained or where the sequence ends. ``weights`` float32 ``[1, N]``,
         the label's weight. ``positions`` int64 ``[T]``: where labels are. ``cu_seqlens`` int32 ``[rows + 1]``,
-        ``max_len`` int, ``index`` list of int.
+        ``max_len`` int, ``index`` list of int. Where rows go on from others ``prefixes``, for each sequence ``(start,
+        end)`` of what it goes on from, (0, 0) for nothing (see `ftcore.engine.attention`).
     """
     rows = [piece for row in rows for piece in _pieces(row)]
     lengths = [len(row["input_ids"]) for row in rows]
@@ -43,9 +45,11 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         weights[start : end - 1] = row["weights"][1:]
         labels[start : end - 1] = ids[start + 1 : end]
     labels[weights == 0] = IGNORED
-    return {
+    before = [row.get("after", (0, 0)) for row in rows]
+    positions = [np.arange(first, first + length) for (_, first), length in zip(before, lengths, strict=True)]
+    batch = {
         "input_ids": torch.from_numpy(ids)[None],
-        "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        "position_ids": torch.from_numpy(np.concatenate(positions))[None],
         "labels": torch.from_numpy(labels)[None],
         "weights": torch.from_numpy(weights)[None],
         "positions": torch.from_numpy(np.flatnonzero(weights)),
@@ -53,6 +57,15 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         "max_len": max(lengths),
         "index": [int(row["index"]) for row in rows],
     }
+    if any(tokens for _, tokens in before):
+        firsts = [int(starts[sequence]) if tokens else 0 for sequence, tokens in before]
+        batch["prefixes"] = tuple((first, first + tokens) for first, (_, tokens) in zip(firsts, before, strict=True))
+    return batch
+
+
+def tokens_read(batch: Batch) -> int:
+    """Tokens of the batch's sequences, those that several share once for each."""
+    return int(batch["input_ids"].numel()) + sum(end - start for start, end in batch.get("prefixes", ()))
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
@@ -110,6 +123,7 @@ def padded(batch: Batch) -> dict[str, torch.Tensor]:
     Returns:
         ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``rows`` and ``columns`` ``[T]``, where the labels are.
     """
+    assert "prefixes" not in batch
     starts, positions = batch["cu_seqlens"].long(), batch["positions"]
     lengths = starts.diff()
     columns = torch.arange(batch["max_len"], device=starts.device)

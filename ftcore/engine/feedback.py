@@ -17,7 +17,7 @@ import torch
 
 from ftcore.engine import sequences
 from ftcore.engine.collate import Batch, collate
-from ftcore.engine.pairs import answered
+from ftcore.engine.pair_batches import answered
 from ftcore.engine.precomputed import Measure, with_reference
 from ftcore.engine.sampling import EpochLoader
 from ftcore.engine.scoring import evaluating
@@ -149,7 +149,7 @@ class FeedbackTrainer(FtTrainer):
         self.loss, self.scale = loss, scale
         self._divergence, limit = 0.0, run.plan.data.cutoff_len
         sets = [None if rows is None else MismatchedRows(rows, limit) for rows in (train, evaluation)]
-        measure = Measure("feedback", collate_feedback, _both_logps)
+        measure = Measure("feedback", lambda scorer: collate_feedback, _both_logps)
         self.train_dataset, self.eval_dataset = with_reference(self, measure, sets, reference)
 
     def weight(self, batch: Batch) -> float:

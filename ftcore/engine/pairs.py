@@ -1,8 +1,8 @@
-"""Pairs of answers to one prompt: batches, log-probabilities, and the trainer over a loss of each pair."""
+"""Pairs of answers to one prompt: their log-probabilities, and the trainer over a loss of each pair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,41 +10,12 @@ import numpy as np
 import torch
 
 from ftcore.engine import sequences
-from ftcore.engine.collate import Batch, collate
+from ftcore.engine.collate import Batch
+from ftcore.engine.pair_batches import collate_pairs, share_prompts
 from ftcore.engine.precomputed import Measure, with_reference
+from ftcore.engine.sharing import Wish
 from ftcore.engine.trainer import FtTrainer
 from ftcore.run import Run
-
-
-def answered(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Prompt and answer of a row as one sequence for `collate`; the prompt is no target.
-
-    Args:
-        row: ``prompt_ids``, and ``<name>_ids`` and ``<name>_weights`` of the answer.
-        name: such as ``chosen``.
-    """
-    prompt, weights = row["prompt_ids"], row[f"{name}_weights"]
-    return {
-        "input_ids": np.concatenate([prompt, row[f"{name}_ids"]]),
-        "weights": np.concatenate([np.zeros(len(prompt), np.float32), weights]),
-        "index": row["index"],
-    }
-
-
-def collate_pairs(rows: Sequence[Mapping[str, Any]]) -> Batch:
-    """Rows of a `PairDataset` as one batch of 2B sequences: all chosen ones, then all rejected ones.
-
-    Returns:
-        What `collate` returns, and ``pair_weights`` float64 ``[B]``, 0 for fillers; ``index`` has B numbers. Where rows
-        have a ``reference`` ``[2, 2]``, all of them as float64 ``[2B, 2]`` (see `PairTrainer`).
-    """
-    batch = collate([answered(row, name) for name in ("chosen", "rejected") for row in rows])
-    batch["index"] = [int(row["index"]) for row in rows]
-    batch["pair_weights"] = torch.tensor([float(not row.get("filler")) for row in rows], dtype=torch.float64)
-    if "reference" in rows[0]:
-        both = np.stack([row["reference"] for row in rows])
-        batch["reference"] = torch.from_numpy(both.swapaxes(0, 1).reshape(-1, 2))
-    return batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +82,7 @@ class PairTrainer(FtTrainer):
         evaluation: the same; None for none.
         objective: the loss.
         reference: loads the reference; None for the model as it is when the trainer is made.
+        share_prompt: whether both answers of a pair are computed from one prompt; see `ftcore.engine.sharing`.
     """
 
     def __init__(
@@ -121,11 +93,14 @@ class PairTrainer(FtTrainer):
         evaluation: Any = None,
         objective: Objective,
         reference: Callable[[], Any] | None = None,
+        share_prompt: Wish = "auto",
     ) -> None:
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
+        self.data_collator = share_prompts(self, share_prompt)
         self.objective, self.divisible = objective, not objective.compares
         if objective.reference:
-            measure = Measure("pairs", collate_pairs, _pair_sums)
+            wish: Wish = "auto" if share_prompt is True and reference is not None else share_prompt
+            measure = Measure("pairs", lambda scorer: share_prompts(self, wish, scorer), _pair_sums)
             self.train_dataset, self.eval_dataset = with_reference(self, measure, (train, evaluation), reference)
 
     def weight(self, batch: Batch) -> float:

@@ -47,12 +47,12 @@ class Measure:
 
     Args:
         name: another one for everything else that is measured.
-        collate: makes a batch of rows.
+        collate: what makes a batch of rows for a scorer.
         values: of a batch of B rows, by a scorer: ``[B, ...]``.
     """
 
     name: str
-    collate: Callable[[Sequence[Mapping[str, Any]]], Batch]
+    collate: Callable[[Any], Callable[[Sequence[Mapping[str, Any]]], Batch]]
     values: Callable[[Any, Batch], torch.Tensor]
 
 
@@ -167,10 +167,11 @@ def _values(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> 
 
 def _computed(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> Array:
     mine: list[tuple[list[int], Array]] = []
+    collate = measure.collate(reference.scorer)
     batches = list(_batches(rows, trainer.args.eval_batch_size))[trainer.args.process_index :: trainer.args.world_size]
     with evaluating(reference.model), reference.context(), trainer.accelerator.autocast():
         for numbers in batches:
-            batch = trainer._prepare_inputs(measure.collate([rows[number] for number in numbers]))
+            batch = trainer._prepare_inputs(collate([rows[number] for number in numbers]))
             mine.append((numbers, measure.values(reference.scorer, batch).double().cpu().numpy()))
     every = gather_object(mine) if trainer.args.world_size > 1 else mine
     values = np.zeros((len(rows), *every[0][1].shape[1:]))
@@ -198,6 +199,7 @@ def _adapter_is_idle(model: Any, scorer: Any) -> bool:
 
 def _key(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> str:
     how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.args.device.type]
+    how.append(repr(getattr(measure.collate(reference.scorer), "shares", None)))  # other batches, other roundings
     parts = [_FORMAT, measure.name, reference.digest, _fingerprint(rows), how, snapshots.versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

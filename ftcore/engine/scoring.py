@@ -15,7 +15,9 @@ from torch import nn
 from ftcore.engine import attention
 from ftcore.engine.collate import Batch, collate, on_device, padded
 from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
+from ftcore.engine.pair_batches import collate_pairs, probe_rows
 from ftcore.engine.prefix import FrozenPrefix
+from ftcore.engine.sharing import Always
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Scorer:
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.packed = False
         self.prefix: FrozenPrefix | None = None
+        self._shares: bool | None = None
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
         self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
@@ -155,7 +158,25 @@ class Scorer:
 
     def probe(self) -> Batch:
         """Two short sequences, on the model's device."""
-        return _probe(self.inner)
+        return self.read_at(_probe(self.inner))
+
+    def read_at(self, batch: Batch) -> Batch:
+        """The batch with ``positions`` where this scorer reads the model's outputs: where labels are."""
+        return batch
+
+    @property
+    def shares(self) -> bool:
+        """Whether a sequence may go on from the beginning of another one, which a probe of two pairs shows."""
+        if self._shares is None:
+            self._shares = self.packed and self._shares_exactly()
+        return self._shares
+
+    def _shares_exactly(self) -> bool:
+        rows = probe_rows(self.inner.config.get_text_config().vocab_size)
+        device = self.inner.device
+        alone, shared = (self.read_at(on_device(collate_pairs(rows, how), device)) for how in (None, Always()))
+        with evaluating(self.model):
+            return _same(_tried(self, shared), self.logits(alone), self.coarsest)
 
     def _can_pack(self) -> bool:
         """What a short probe cannot show: attention in chunks, or a state that runs along the sequence."""
@@ -183,7 +204,9 @@ def hidden_states(decoder: Any, batch: Batch, *, packed: bool) -> torch.Tensor:
 def flat_inputs(batch: Batch) -> dict[str, Any]:
     """A batch as a decoder with ``ft_varlen`` attention takes it."""
     starts, longest = batch["cu_seqlens"], batch["max_len"]
+    shared = {"prefixes": batch["prefixes"]} if "prefixes" in batch else {}
     return {
+        **shared,
         "input_ids": batch["input_ids"],
         "position_ids": batch["position_ids"],
         "cu_seq_lens_q": starts,

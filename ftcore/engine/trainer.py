@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, speed_metric
 
 from ftcore.data.streaming import Stream
 from ftcore.engine.arguments import training_arguments
-from ftcore.engine.collate import Batch, collate
+from ftcore.engine.collate import Batch, collate, tokens_read
 from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
 from ftcore.engine.meters import Meters, merged
 from ftcore.engine.noise import EmbeddingNoise
@@ -81,8 +81,7 @@ class FtTrainer(ResumableTrainer):
         if run.plan.gradient_checkpointing:
             recompute(run.model)
         self.scorer = self.make_scorer(run.model)
-        # weights of two dtypes need it; where all are float32 the ways are compared exactly
-        with self.accelerator.autocast() if self.scorer.coarsest.itemsize < 4 else nullcontext():
+        with self.comparing(self.scorer):
             self.scorer.choose()
         self.meters = Meters()
         self._measuring = self.meters
@@ -108,6 +107,11 @@ class FtTrainer(ResumableTrainer):
     def make_scorer(self, model: Any) -> Any:
         """What computes the model's outputs."""
         return Scorer(model)
+
+    def comparing(self, scorer: Any) -> AbstractContextManager[Any]:
+        """In which two ways through a scorer's model are compared."""
+        # weights of two dtypes need it; where all are float32 the ways are compared exactly
+        return self.accelerator.autocast() if scorer.coarsest.itemsize < 4 else nullcontext()
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """Further values to log, from the means of what was noted."""
@@ -253,6 +257,11 @@ class FtTrainer(ResumableTrainer):
             # schedules that end at a rate of their own take this for the first one, whatever the groups have
             self.optimizer.defaults["lr"] = self.args.learning_rate
         return self.optimizer
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        """Counts what sequences are made of, whether or not they share it."""
+        count = torch.tensor(tokens_read(inputs), device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(count).sum())
 
     def floating_point_ops(self, inputs: Batch) -> float:
         if not hasattr(self, "_dense"):

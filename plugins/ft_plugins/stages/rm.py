@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ft_plugins.stages.pair_options import PairOptions
 from ftcore.components import Stage
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 class RewardModelling(Stage):
     """Learns a score by which preferred answers come first; leaves a sequence-classification model of one label."""
 
+    Options = PairOptions
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
     head: ClassVar[str] = "sequence_classification"
     copies: ClassVar[float] = 2.0
@@ -28,4 +30,6 @@ class RewardModelling(Stage):
         """The engine's trainer of scores."""
         from ftcore.engine.rewards import RewardTrainer
 
-        return RewardTrainer(run, train=run.data.train, evaluation=run.data.eval)
+        options = run.plan.stage.options
+        assert isinstance(options, PairOptions)
+        return RewardTrainer(run, train=run.data.train, evaluation=run.data.eval, share_prompt=options.share_prompt)
