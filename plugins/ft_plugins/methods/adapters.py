@@ -85,7 +85,7 @@ def with_adapter(model: PreTrainedModel, adapter: Any, *, trainable: bool = True
     from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_quantised_layers(model):
         # peft 0.21 asks by a name that transformers 5.23 calls deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         if not isinstance(adapter, Path):
@@ -101,6 +101,25 @@ def with_adapter(model: PreTrainedModel, adapter: Any, *, trainable: bool = True
             adapted, load_file(adapter / WEIGHTS) | {"base_model.model.score.weight": head.weight}
         )
         return adapted
+
+
+@contextmanager
+def _without_quantised_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Keeps peft from looking for layers of bitsandbytes in a model that has none, for which it would import it."""
+    from peft.tuners.lora import model as peft_lora
+
+    if getattr(model, "quantization_method", None) is not None:
+        yield
+        return
+    names = ("is_bnb_available", "is_bnb_4bit_available")
+    own = {name: getattr(peft_lora, name) for name in names}
+    try:
+        for name in names:
+            setattr(peft_lora, name, lambda: False)
+        yield
+    finally:
+        for name, asks in own.items():
+            setattr(peft_lora, name, asks)
 
 
 def base_name(plan: Plan) -> str | None:
