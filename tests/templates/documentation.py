@@ -24,8 +24,8 @@ differs in some case; they stand in `tests/templates/maps/`. There are {count} t
 """
 
 _TAIL = """
-These published templates have no counterpart here; a model that brings one is trained with it (`ft preview` shows what
-is trained, and where a template cannot be used as it is, the run says why).
+These published templates have no counterpart here. Without `template` such a model's own is used, where prefixes of a
+conversation tell what the model says; where they do not, the run says so and trains nothing.
 
 | published template | why |
 |---|---|
