@@ -117,6 +117,12 @@ def _ends(used: Renderer, name: str, where: str) -> Iterator[Problem]:
         hint = "answers will run on until max_new_tokens"
         yield Problem(f"template {name}: no stop token is trained at the end of an answer", where, hint)
     if rendered.text.startswith(prompt.text):
+        shown = used.prompt_ids(probe.messages[:-1])
+        if tokens.ids[: len(shown)].tolist() != shown:
+            hint = "the model would begin answers otherwise than it was taught; let the prompt end before the blank"
+            yield Problem(
+                f"template {name}: the generation prompt ends inside a token of the training text", where, hint
+            )
         return
     if _is_asked(used, THOUGHT_PROBE):
         finding = f"template {name}: the generation prompt begins a thought, which an answer without one does not"

@@ -115,6 +115,16 @@ def test_tools_are_tried_where_the_template_has_some(found) -> None:
     )
 
 
+def test_a_prompt_that_ends_inside_a_token(found) -> None:
+    """As ``Assistant: `` does, where the blank belongs to the first word; here it is the role that is cut."""
+    cut = CHATML.replace("assistant\n' }}{% endif %}", "assistan' }}{% endif %}")
+    assert cut != CHATML
+    assert found(cut, own=None) == [
+        "run.yaml:4: template probe: the generation prompt ends inside a token of the training text;"
+        " the model would begin answers otherwise than it was taught; let the prompt end before the blank"
+    ]
+
+
 def test_a_prompt_that_begins_a_thought(found) -> None:
     """Of a template that takes thoughts, as DeepSeek R1's: answers without one are the matter, not the template."""
     opened = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>' }}{% endif %}")
