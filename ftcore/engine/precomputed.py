@@ -3,7 +3,9 @@
 The reference is the model as it is when the trainer is made, so no second model is in memory while training, whatever
 the method: adapters, merged ones or none. A resumed run makes its trainer before it reads its checkpoint and finds the
 same numbers. They are kept in ``<cache>/reference``; their name is a digest of the reference's weights, the rows'
-fingerprint and all else that decides them, so that later epochs and runs take them from there.
+fingerprint and all else that decides them, so that later epochs and runs take them from there. A run that ends within
+its first epoch computes them of the rows that it takes, and keeps these under a name of their own: a resume finds the
+same ones, whatever other runs have left.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ftcore.data.streaming import Stream
 from ftcore.engine import snapshots
 from ftcore.engine.collate import Batch
 from ftcore.engine.scoring import evaluating
@@ -142,9 +146,47 @@ def with_reference(
         scorer = trainer.make_scorer(model)
         scorer.choose()
         reference = Reference.of(model, scorer)
+    taken = _rows_taken(trainer)
     return [
-        None if rows is None else ReferencedRows(rows, _values(trainer, measure, reference, rows)) for rows in datasets
+        None if rows is None else ReferencedRows(rows, _values_of(trainer, measure, reference, rows, some))
+        for rows, some in zip(datasets, (taken, *(None for _ in datasets)), strict=False)
     ]
+
+
+def _rows_taken(trainer: Any) -> list[int] | None:
+    """Numbers of the training rows that the run takes, where it ends within an epoch; None for all of them."""
+    arguments, rows = trainer.args, trainer.train_dataset
+    if rows is None or isinstance(rows, Stream) or arguments.max_steps <= 0 or arguments.world_size > 1:
+        return None
+    batches = trainer.get_train_dataloader().batch_sampler
+    count = arguments.max_steps * arguments.gradient_accumulation_steps
+    return None if count >= len(batches) else sorted({row for batch in islice(batches, count) for row in batch})
+
+
+class _Taken:
+    """Some rows of a dataset, under a name of their own: what was computed for them does not depend on the others."""
+
+    def __init__(self, rows: Any, numbers: list[int]) -> None:
+        self.rows, self.numbers = rows, numbers
+        lengths = getattr(rows, "lengths", None)
+        self.lengths = None if lengths is None else lengths[numbers]
+        self.fingerprint = hashlib.sha256(f"{_fingerprint(rows)} {numbers}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[self.numbers[index]]
+
+
+def _values_of(trainer: Any, measure: Measure, reference: Reference, rows: Any, some: list[int] | None) -> Array:
+    """Of all rows, or of some of them and no number for the others."""
+    if some is None:
+        return _values(trainer, measure, reference, rows)
+    found = _values(trainer, measure, reference, _Taken(rows, some))
+    values = np.full((len(rows), *found.shape[1:]), np.nan)
+    values[some] = found
+    return values
 
 
 def _values(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> Array:

@@ -134,3 +134,25 @@ def test_a_reference_of_another_vocabulary_is_refused(trainer_of: Any, tmp_path:
     other = tiny_model(tmp_path / "other", tokenizer=tiny_tokenizer(vocab_size=300))
     with pytest.raises(RunError, match="has a vocabulary of"):
         trainer_of("dpo", 4, ref_model=str(other))
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+def test_only_rows_that_are_taken(stage: str, trainer_of: Any, cache: Path, passes: list[int], tmp_path: Path) -> None:
+    """A run of two steps of three rows, of 40 that are shuffled: those six, the same ones and numbers as of all."""
+    options = {"per_device_train_batch_size": 3, "disable_shuffling": False, "finetuning_type": "lora"}
+    trainer = trainer_of(stage, 40, **options, max_steps=2)
+    found = reference(trainer)
+    taken = np.isfinite(found).reshape(40, -1).all(axis=1)
+    assert passes == [6]
+    assert taken.sum() == 6
+    batches = trainer.get_train_dataloader().batch_sampler
+    assert (
+        sorted(row for batch, _ in zip(batches, range(2), strict=False) for row in batch) == taken.nonzero()[0].tolist()
+    )
+    trainer.train()
+    options |= {"output_dir": str(tmp_path / "other")}
+    assert np.array_equal(reference(trainer_of(stage, 40, **options, max_steps=2)), found, equal_nan=True)
+    assert passes == [6]
+    whole = reference(trainer_of(stage, 40, **options, max_steps=14))
+    assert passes == [6, 40]
+    np.testing.assert_allclose(found[taken], whole[taken], rtol=1e-5)
