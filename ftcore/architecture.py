@@ -18,6 +18,7 @@ class Layout:
     Args:
         norms: norm weights of the hidden size in each layer.
         final_norm: whether a norm weight follows the last layer.
+        norms_before: whether the linear layers are given what a norm has made.
         qkv_bias: of the three projections into attention.
         biased: what a field that decides on a bias of these three is where the config leaves it out.
         out_bias: of the projection out of it.
@@ -33,6 +34,7 @@ class Layout:
 
     norms: int = 2
     final_norm: bool = True
+    norms_before: bool = True
     qkv_bias: bool | str = False
     biased: bool = False
     out_bias: bool | str = False
@@ -66,8 +68,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "phi3": Layout(fused_qkv=True, fused_mlp=True),
     "glm": Layout(qkv_bias="attention_bias", biased=True, fused_mlp=True, head_dim=128),
     "glm4": Layout(norms=4, qkv_bias="attention_bias", biased=True, fused_mlp=True, head_dim=128),
-    "olmo": Layout(**_BIAS, norms=0, final_norm=False),
-    "olmo2": Layout(**_BIAS, qk_norm="full"),
+    "olmo": Layout(**_BIAS, norms=0, final_norm=False, norms_before=False),
+    "olmo2": Layout(**_BIAS, qk_norm="full", norms_before=False),
     "seed_oss": Layout(
         qkv_bias="attention_bias", biased=True, out_bias="attention_out_bias", mlp_bias="mlp_bias", head_dim=128
     ),
@@ -86,6 +88,7 @@ class Architecture:
         linears: every ``nn.Linear`` but the head, by name; experts, which transformers keep as 3-D tensors, are not.
         parameters: of the whole model; a head that is tied to the embedding is counted once.
         norms: norm weights of the hidden size in each layer.
+        norms_before: whether the linear layers are given what an RMS norm has made.
         qk_norm: whether queries and keys are normed.
         experts: per layer; 0 for a dense model.
         active_experts: that a token passes through.
@@ -105,6 +108,7 @@ class Architecture:
     linears: tuple[Linear, ...]
     parameters: int
     norms: int = 2
+    norms_before: bool = True
     qk_norm: bool = False
     experts: int = 0
     active_experts: int = 0
@@ -134,6 +138,7 @@ class Architecture:
             "vocab_size": config["vocab_size"],
             "tied": layout.tied if tied is None else bool(tied),
             "norms": layout.norms,
+            "norms_before": layout.norms_before,
             "qk_norm": bool(layout.qk_norm),
             "experts": experts,
             "active_experts": config.get("num_experts_per_tok", 0) if experts else 0,

@@ -17,6 +17,10 @@ adapters of rank r                  ``r * linear layers * b``; with dropout also
 experts, ``a`` of them per token    ``a * (h + 3i) * b`` in place of SwiGLU's, and ``a * (h + i) * b`` where trained
 ==================================  ======================================================================
 
+In float32 on a CPU `ftcore.engine.lean` keeps less: each norm's input once, trained or not; of the linear layers'
+inputs attention's result alone, ``q``, as what norms and SwiGLU make is made again (``2h`` more where no norm stands
+before the linear layers); ``2i * b`` of SwiGLU where gate and up are two layers.
+
 Scores (tokens x tokens) and logits (tokens x vocabulary) are never kept. With gradient checkpointing one ``h * b`` is
 kept per layer, and one layer at a time in full. Of layers under the lowest that is trained nothing is kept.
 
@@ -109,6 +113,11 @@ class Need:
     runtime: int = RUNTIME_BYTES
 
     @property
+    def lean(self) -> bool:
+        """Whether `ftcore.engine.lean` serves."""
+        return self.heap and self.compute == "float32"
+
+    @property
     def tokens(self) -> float:
         """Of one micro-batch."""
         if self.batch_tokens is not None:
@@ -187,11 +196,12 @@ def _kept_by_layer(arch: Architecture, need: Need) -> float:
     """Bytes per token that autograd keeps of one layer."""
     hidden, queries, keys, inner = arch.hidden_size, arch.query_size, arch.key_size, arch.intermediate_size
     width, trained = BYTES[need.compute], not need.adapter
+    gated = need.lean and any(name == "gate_proj" for name, *_ in arch.linears)
     norms = arch.norms * hidden + arch.qk_norm * (queries + keys)
-    layer = 4.0 * norms * (1 + trained) + 4.0 * arch.heads
+    layer = 4.0 * norms * (1 + (trained and not need.lean)) + 4.0 * arch.heads
     layer += width * (2 * queries + 2 * keys)
     each = sum(size_in for _, size_in, _, _ in arch.linears)
-    shared = 2 * hidden + queries + (0 if arch.experts else inner)
+    shared = queries + 2 * hidden * (not (need.lean and arch.norms_before)) + inner * (not (arch.experts or gated))
     own_inputs = need.adapter and width < 4
     layer += width * (each if own_inputs else shared)
     if need.adapter and need.adapter_dropout:
@@ -200,7 +210,7 @@ def _kept_by_layer(arch: Architecture, need: Need) -> float:
         layer += width * arch.active_experts * (hidden + 3 * arch.expert_size)
         layer += width * arch.active_experts * (hidden + arch.expert_size) * trained
     else:
-        layer += width * 3 * inner
+        layer += width * (2 if gated else 3) * inner
     if need.adapter:
         layer += width * need.depth.rank * len(arch.linears)
         layer += width * need.depth.results * sum(size_out for _, _, size_out, _ in arch.linears)

@@ -140,7 +140,9 @@ def saved_bytes(config: dict[str, Any], adapter: bool, dtype: str, dropout: floa
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+    from ft_plugins.methods.fused import fuse
     from ftcore.engine.collate import collate
+    from ftcore.engine.lean import make_lean
     from ftcore.engine.scoring import Scorer
 
     special: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
@@ -152,9 +154,11 @@ def saved_bytes(config: dict[str, Any], adapter: bool, dtype: str, dropout: floa
         model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", lora_dropout=dropout))
         for tensor in model.parameters():
             tensor.data = tensor.data.float() if tensor.requires_grad else tensor.data
+        fuse(model)
     scorer = Scorer(model)
     scorer.choose()
     assert scorer.packed
+    make_lean(model)
     model.train()
     weights = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
     rows = [
@@ -197,6 +201,8 @@ SMALL: dict[str, Any] = {
         ("qwen2", True, "float32", 0.0),
         ("qwen3", True, "float32", 0.0),
         ("qwen3", False, "float32", 0.0),
+        ("glm", True, "float32", 0.0),
+        ("olmo2", False, "float32", 0.0),
     ],
 )
 def test_what_autograd_keeps_of_a_layer(model_type: str, adapter: bool, dtype: str, dropout: float) -> None:
@@ -223,15 +229,19 @@ import numpy as np, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 import ftcore.engine.trainer
 from ftcore.engine.collate import collate
+from ftcore.engine.lean import make_lean
 from ftcore.engine.scoring import Scorer
 model = LlamaForCausalLM(LlamaConfig(**config))
 if adapter:
     from peft import LoraConfig, get_peft_model
+    from ft_plugins.methods.fused import fuse
     model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    fuse(model)
 if recompute:
     (model.get_base_model() if adapter else model).gradient_checkpointing_enable({"use_reentrant": False})
 scorer = Scorer(model)
 scorer.choose()
+make_lean(model)
 model.train()
 trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
 optimizer = torch.optim.AdamW(trained, fused=True)

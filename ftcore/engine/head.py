@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
+from ftcore.engine import products
+
 CHUNK_BYTES = 64 << 20
 """Size of one chunk's float32 logits; 340 positions of a 49,152-token vocabulary."""
 
@@ -36,7 +38,7 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[T, H]`` -> ``[T, V]``, in float32 (float64 where the hidden states are)."""
-        z = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        z = products.through(hidden.to(self.weight.dtype), self.weight, self.bias)
         z = z if z.dtype == torch.float64 else z.float()
         if self.scale != 1.0:
             z = z * self.scale
@@ -45,10 +47,14 @@ class Head:
     def nll(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses ``[T]`` and ``d loss / d (h @ weight.T + bias)`` ``[T, V]`` of each position."""
         z = self.logits(hidden)
-        lse = z.logsumexp(-1)
-        loss = lse - z.gather(1, labels[:, None])[:, 0]
+        chosen = z.gather(1, labels[:, None])
         slope = None if self.softcap is None else 1 - (z / self.softcap).square()
-        gradient = z.sub_(lse[:, None]).exp_()
+        # logsumexp in place: torch's own takes a second tensor of this size and each exponential twice
+        top = z.amax(-1, keepdim=True)
+        gradient = z.sub_(top).exp_()
+        total = gradient.sum(-1, keepdim=True)
+        loss = (top + total.log() - chosen)[:, 0]
+        gradient.div_(total)
         gradient.scatter_add_(1, labels[:, None], -torch.ones_like(gradient[:, :1]))
         if slope is not None:
             gradient.mul_(slope)
@@ -77,9 +83,12 @@ class _Gradients:
             self.bias += gradient.sum(0)
         gradient = gradient.to(weight.dtype)
         if self.hidden is not None:
-            self.hidden[rows] = (gradient @ weight).to(self.hidden.dtype)
+            self.hidden[rows] = products.back(gradient, weight).to(self.hidden.dtype)
         if self.weight is not None:
-            self.weight += gradient.T @ hidden.to(weight.dtype)
+            if self.weight.dtype == weight.dtype:  # in place: a second tensor of the head's size takes as long
+                self.weight.addmm_(gradient.T, hidden.to(weight.dtype))
+            else:
+                self.weight += gradient.T @ hidden.to(weight.dtype)
 
     def scaled(self, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The three gradients, times a scalar, each in its tensor's dtype."""

@@ -138,13 +138,14 @@ def _name(trainer: FtTrainer, prefix: FrozenPrefix) -> str:
     """Digest of all that decides what the prefix computes, to the last bit.
 
     Weights, and what they make of two short sequences, which holds what is kept beside them, such as scales of
-    quantised ones; versions, threads and processor.
+    quantised ones; versions, threads, processor and whose products.
     """
     above = {id(tensor) for layer in prefix.layers[prefix.border :] for tensor in layer.state_dict().values()}
     above |= {id(tensor) for layer in prefix.layers[prefix.border :] for tensor in layer.parameters()}
     capability = torch.backends.cpu.get_cpu_capability()
     device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else capability
     how = [_FORMAT, prefix.border, str(prefix.dtype), device, torch.get_num_threads(), snapshots.versions()]
+    how.append(asdict(products.used()))
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode() + prefix.proof)
     for name, tensor in (*prefix.decoder.named_parameters(), *prefix.decoder.named_buffers()):
         if id(tensor) not in above and not tensor.requires_grad:

@@ -7,14 +7,17 @@ import importlib.metadata
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 
 from ftcore.artifacts import data_hashes
 from ftcore.data.streaming import Cursor
+from ftcore.engine import checkpoints, products
 from ftcore.engine.checkpoints import Setting
 from ftcore.engine.trees import load_tree, save_tree
 from ftcore.errors import RunError
@@ -126,6 +129,7 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
     progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
     progress["meters"], progress["guard"] = trainer.meters.sums, trainer.guard.state()
     progress["prefix"] = trainer.scorer.prefix is not None and trainer.scorer.prefix.on
+    progress["products"] = asdict(products.used())
     if trainer.streamed is not None:
         progress["cursor"] = tuple(trainer.streamed.cursor)
     save_tree(folder, "progress", progress)
@@ -160,6 +164,7 @@ def load_progress(trainer: Any, folder: Path) -> bool:
     trainer._tr_loss = progress["loss"].to(trainer.args.device)
     trainer.meters.sums.update(progress["meters"])
     trainer.guard.load(progress["guard"])
+    products.use(_products_of(progress))
     trainer._globalstep_last_logged = progress["logged"]
     go_on_with_prefix(trainer, progress.get("prefix", False))
     if trainer.streamed is not None:
@@ -184,6 +189,37 @@ def go_on_with_prefix(trainer: Any, used: bool) -> None:
     prefix.on = used
     how = "row by row, and not kept" if used else "in batches"
     trainer.reports.say(f"the frozen layers are computed {how}: so they were before the checkpoint, to the bit")
+
+
+def _products_of(progress: Mapping[str, Any]) -> products.Products:
+    """torch's own where the checkpoint is from before there was a choice."""
+    return products.Products(**progress.get("products", {}))
+
+
+def kept_products(plan: Plan) -> products.Products | None:
+    """The choice of products in the checkpoint that a run will go on from, known before it is loaded.
+
+    What is computed before that, such as a reference's log-probabilities, is then computed as it was the first time.
+    """
+    wanted, anew = plan.training.resume_from_checkpoint, plan.training.overwrite_output_dir
+    folders: list[Path] = []
+    if wanted in (True, "auto") or (wanted is None and not anew):
+        folders = checkpoints.checkpoints(plan.output_dir)
+    elif wanted not in (None, False, "never"):
+        folders = [Path(str(wanted))]
+    try:
+        return _products_of(load_tree(folders[-1], "progress")) if folders else None
+    except (OSError, ValueError, TypeError):
+        return None  # a damaged one is found out, and named, when it is to be gone on from
+
+
+def settle_products(trainer: Any) -> None:
+    """Takes products that are fast here, or the ones that the checkpoint was made with; the same in all processes."""
+    products.settle(trainer.args.device.type, kept_products(trainer.plan))
+    if trainer.args.world_size > 1:
+        chosen = [products.used()]
+        broadcast_object_list(chosen)
+        products.use(chosen[0])
 
 
 def _digest(content: bytes) -> str:

@@ -14,6 +14,7 @@ from ftcore.data.streaming import Stream
 from ftcore.engine.arguments import training_arguments
 from ftcore.engine.collate import Batch, collate, tokens_read
 from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
+from ftcore.engine.lean import make_lean
 from ftcore.engine.meters import Meters, merged
 from ftcore.engine.noise import EmbeddingNoise
 from ftcore.engine.prefix_choice import choose_prefix
@@ -22,6 +23,7 @@ from ftcore.engine.resuming import ResumableTrainer
 from ftcore.engine.sampling import EpochBatches, EpochLoader
 from ftcore.engine.scoring import Scorer
 from ftcore.engine.signals import StopSignals
+from ftcore.engine.snapshots import settle_products
 from ftcore.engine.stopping import stopped_early, stopping
 from ftcore.engine.streams import StreamBatches, StreamLoader
 from ftcore.engine.token_batches import token_batches
@@ -80,9 +82,11 @@ class FtTrainer(ResumableTrainer):
             run.model.config.use_cache = cached  # Trainer's own setting would be saved with the model
         if run.plan.gradient_checkpointing:
             recompute(run.model)
+        settle_products(self)
         self.scorer = self.make_scorer(run.model)
         with self.comparing(self.scorer):
             self.scorer.choose()
+        make_lean(run.model)
         self.meters = Meters()
         self._measuring = self.meters
         self.noise = self._noise()

@@ -60,7 +60,7 @@ def test_the_loss_and_gradients_are_those_of_peft_used_by_hand(
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    run = applied(lora_rank=4, **options)
+    run = applied(lora_rank=4, fused_lora=False, **options)
     targets = sorted(run.model.peft_config["default"].target_modules)
     set_seed(42)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=targets, **options)
@@ -150,7 +150,7 @@ def test_a_tied_head_stays_tied(names: str, tmp_path: Path, plan_of: Any, base: 
     (tmp_path / "adapter").mkdir()
     plan.method.component.save(model, tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(base(folder=folder), tmp_path / "adapter")
-    assert torch.equal(logits(loaded), logits(model))
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-6)
 
 
 @pytest.mark.parametrize("start", ["fresh", "continued", "pissa"])

@@ -66,6 +66,9 @@ class LoraOptions(OptionGroup):
     """The second matrix (and vectors) learn so many times faster than the first (https://arxiv.org/abs/2402.12354)."""
     loraplus_lr_embedding: Annotated[float, Field(gt=0)] = 1e-6
     """With ``loraplus_lr_ratio``: learning rate of an embedding's adapter."""
+    fused_lora: bool = True
+    """Compute each layer with its adapter in one step forward and one backward, those that share an input together;
+    false: by peft's own layers, as are in any case DoRA, several adapters at a time, and layers of other kinds."""
     create_new_adapter: bool = False
     """Merge all of ``adapter_name_or_path`` into the model and start a fresh adapter on top."""
 
@@ -101,6 +104,10 @@ class Lora(Method):
                 tensor.data = tensor.data.to(getattr(torch, plan.precision.trained))
         if last is None and options.pissa_init and (options.pissa_convert or options.pissa_iter != -1):
             pissa.keep_start(adapted)
+        if options.fused_lora:
+            from ft_plugins.methods.fused import fuse
+
+            fuse(adapted)
         return adapted
 
     def config(self, plan: Plan, model: PreTrainedModel) -> Any:

@@ -1,0 +1,271 @@
+"""Norms, gated feed-forward layers and linear layers of a float32 model on a CPU that keep less for the backward pass.
+
+What autograd keeps of transformers' own Llama layer is 10.6 thousand numbers per token at a hidden size of 576 (see
+`ftcore.memory`); of these 6.4 remain: inputs of the norms, queries, keys, values and attention's result, and what comes
+out of the two products into the feed-forward layer. Norms and activations are computed again, block by block in the
+processor's cache; products of matrices are not. A module is taken by its structure and only if it computes, to
+rounding, what its formula here says; every other one stays as it is, and so does all that is under autocast, in half
+precision, or on another device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from ftcore.engine import products, remade
+from ftcore.engine.scoring import evaluating
+
+BLOCK = 1 << 17
+"""Numbers of a tensor that are computed with at a time: half a megabyte in float32."""
+_CLOSE = 1e-5
+"""Largest difference from a module's own result, relative to its largest number."""
+
+
+def _blocks(rows: int, width: int) -> Iterator[slice]:
+    step = max(1, BLOCK // max(1, width))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+class _Norm(Function):
+    """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis; keeps x ``[N, H]`` and the roots ``[N, 1]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+        roots = x.new_empty(len(x), 1)
+        for rows in _blocks(*x.shape):
+            torch.rsqrt(x[rows].pow(2).mean(-1, keepdim=True).add_(eps), out=roots[rows])
+        ctx.save_for_backward(x, weight, roots)
+        ctx.mark_non_differentiable(roots)
+        return normed(x, roots, weight), roots
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, roots = ctx.saved_tensors
+        of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for rows in _blocks(*x.shape):
+            unit = x[rows] * roots[rows]
+            if of_weight is not None:
+                of_weight += (gradient[rows] * unit).sum(0)
+            if of_x is not None:
+                into = gradient[rows] * weight
+                along = (into * unit).mean(-1, keepdim=True)
+                torch.mul(into.sub_(unit.mul_(along)), roots[rows], out=of_x[rows])
+        return of_x, of_weight, None
+
+
+def normed(x: torch.Tensor, roots: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``weight * (x * roots)``: ``[N, H]``, ``[N, 1]``, ``[H]`` -> ``[N, H]``."""
+    out = torch.empty_like(x)
+    for rows in _blocks(*x.shape):
+        torch.mul(x[rows], roots[rows], out=out[rows]).mul_(weight)
+    return out
+
+
+class _Gated(Function):
+    """``act(gate) * up`` of ``[N, I]`` each, which are all that it keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: Callable[..., torch.Tensor]) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.act = act
+        return gated(gate, up, act)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+        for rows in _blocks(*gate.shape):
+            with torch.enable_grad():
+                part = gate[rows].detach().requires_grad_()
+                active = ctx.act(part)
+            torch.mul(gradient[rows], active.detach(), out=of_up[rows])
+            (of_gate[rows],) = torch.autograd.grad(active, part, gradient[rows] * up[rows])
+        return of_gate, of_up, None
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor, act: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """``act(gate) * up``, ``[N, I]``."""
+    out = torch.empty_like(gate)
+    for rows in _blocks(*gate.shape):
+        torch.mul(act(gate[rows]), up[rows], out=out[rows])
+    return out
+
+
+class _Linear(Function):
+    """``x @ weight.T + bias`` of ``[..., in]``; keeps of its input the parts alone, and nothing for a frozen weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        kept: remade.Kept,
+    ) -> torch.Tensor:
+        ctx.make, ctx.shape = kept.make, x.shape
+        ctx.save_for_backward(weight, *(kept.parts if ctx.needs_input_grad[1] else ()))
+        return products.through(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, *parts = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        of_x = products.back(flat, weight).view(ctx.shape) if needs[0] else None
+        of_weight = None
+        if needs[1]:
+            x = remade.again(ctx.make, parts)
+            of_weight = flat.t() @ x.reshape(-1, x.shape[-1])
+        return of_x, of_weight, flat.sum(0) if needs[2] else None, None
+
+
+class LeanNorm:
+    """An RMS norm, by `_Norm`."""
+
+    _eps: float
+    _offset: float
+    _former: type
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        layer: Any = self
+        if args or kwargs or not products.plain(x, layer.weight):
+            return cast("torch.Tensor", super().forward(x, *args, **kwargs))  # type: ignore[misc]
+        weight = layer.weight + self._offset if self._offset else layer.weight
+        out, roots = _Norm.apply(x.reshape(-1, x.shape[-1]), weight, self._eps)
+        fixed = weight.detach()
+        shape = x.shape
+
+        def make(x: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
+            return normed(x.reshape(-1, shape[-1]), roots, fixed).view(shape)
+
+        return remade.note(out.view(shape), make, x, roots)
+
+
+class LeanGate:
+    """A feed-forward layer of gate, up and down, by `_Gated`."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        layer: Any = self
+        if args or kwargs or not products.plain(x):
+            return cast("torch.Tensor", super().forward(x, *args, **kwargs))  # type: ignore[misc]
+        gate, up, act = layer.gate_proj(x), layer.up_proj(x), layer.act_fn
+        flat = gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1])
+        shape = gate.shape
+
+        def make(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+            return gated(gate, up, act).view(shape)
+
+        out = _Gated.apply(*flat, act).view(shape)
+        return cast("torch.Tensor", layer.down_proj(remade.note(out, make, *flat)))
+
+
+class LeanLinear:
+    """A linear layer, by `_Linear`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layer: Any = self
+        if not products.plain(x, layer.weight):
+            return cast("torch.Tensor", super().forward(x))  # type: ignore[misc]
+        return cast("torch.Tensor", _Linear.apply(x, layer.weight, layer.bias, remade.kept(x)))
+
+
+@cache
+def _kind(kind: Any, way: Any) -> Any:
+    return type(f"Lean{kind.__name__}", (way, kind), {"__module__": kind.__module__})
+
+
+def _turn(module: Any, way: type) -> None:
+    kind: Any = type(module)
+    module.__class__ = _kind(kind, way)
+
+
+def make_lean(model: Any) -> dict[str, int]:
+    """Turns what is recognised into lean modules, in place; names, tensors and files stay.
+
+    Args:
+        model: a transformers model or a PeftModel around one; on another device than a CPU, or not in float32,
+            nothing is changed.
+
+    Returns:
+        How many of each kind.
+    """
+    found = {"norms": 0, "gates": 0, "linears": 0}
+    head = model.get_output_embeddings()
+    with evaluating(model):
+        for module in list(model.modules()):
+            if isinstance(module, (LeanNorm, LeanGate, LeanLinear)):
+                continue
+            if (norm := _norm_of(module)) is not None:
+                kind: Any = module
+                kind._eps, kind._offset = norm
+                _turn(module, LeanNorm)
+                found["norms"] += 1
+            elif _is_gate(module):
+                _turn(module, LeanGate)
+                found["gates"] += 1
+            elif type(module) is nn.Linear and module is not head and products.plain(module.weight):
+                _turn(module, LeanLinear)
+                found["linears"] += 1
+    return found
+
+
+def _norm_of(module: nn.Module) -> tuple[float, float] | None:
+    """``eps`` of an RMS norm and what is added to its weight (1 in Gemma); None for another module."""
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    alone = [name for name, _ in module.named_parameters()] == ["weight"] and not any(module.children())
+    if not (alone and isinstance(weight, nn.Parameter) and weight.ndim == 1 and isinstance(eps, float)):
+        return None
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return None
+    x = _random(3, len(weight))
+    try:
+        own = module(x)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    for offset in (0.0, 1.0):
+        if _equal(_Norm.apply(x, weight + offset, eps)[0], own):
+            return eps, offset
+    return None
+
+
+def _is_gate(module: nn.Module) -> bool:
+    """Whether a module is ``down(act(gate(x)) * up(x))`` and nothing else."""
+    children = dict(module.named_children())
+    if not {"gate_proj", "up_proj", "down_proj"} <= children.keys() or not hasattr(module, "act_fn"):
+        return False
+    tensors = [*module.parameters()]
+    if any(
+        tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32)
+        for tensor in tensors
+    ):
+        return False
+    layer: Any = module
+    try:
+        x = _random(3, layer.gate_proj.in_features)[None]
+        formula = layer.down_proj(layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x))
+        return _equal(formula, layer(x))
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _random(*shape: int) -> torch.Tensor:
+    """The same each time, and no number taken from the run's own."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def _equal(own: torch.Tensor, theirs: Any) -> bool:
+    if not isinstance(theirs, torch.Tensor) or theirs.shape != own.shape or theirs.dtype != own.dtype:
+        return False
+    return bool((own - theirs).abs().max() <= _CLOSE * theirs.abs().max())

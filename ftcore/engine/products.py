@@ -1,0 +1,189 @@
+"""Products of activations and weights on a CPU, by MKL or by oneDNN: whichever is the faster one on this machine.
+
+torch gives float32 products to MKL, which is weak on AMD. Measured, GF/s of one core (MKL, oneDNN): Zen 2 forward
+36, 45 and backward 33, 42; Zen 4 (1600 rows, 576 to 1536) forward 97, 109 and backward 102, 109, through a vocabulary
+of 49,152 tokens 76, 88 and 99, 104. Small ones are faster by MKL (64 rows, 32 to 48: 38, 12). The choice is made once
+per machine by a measurement of under a second and kept in the cache folder. Both differ in the last bits, so that
+checkpoints keep the choice and a resumed run takes it from there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.nn import functional
+
+from ftcore.folders import cache_root
+
+log = logging.getLogger(__name__)
+
+WORTH = 0.97
+"""oneDNN is taken where it needs less than this share of MKL's time: below that it may be noise."""
+SMALL = 16 << 20
+"""Floating point operations from which oneDNN is taken; at 15 million (64 rows, 576 to 192) both were as fast."""
+_SHAPE = (512, 576, 1024)
+"""Rows, inputs and outputs of the products that are timed: 0.6 GF, 6 ms on a fast core, 20 on a slow one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Which products oneDNN computes.
+
+    Args:
+        forward: ``x @ weight.T``.
+        backward: ``gradient @ weight``.
+    """
+
+    forward: bool = False
+    backward: bool = False
+
+
+_used = Products()
+
+
+def used() -> Products:
+    """What is in use in this process; torch's own until `use` is called."""
+    return _used
+
+
+def use(products: Products) -> None:
+    """Takes these from now on."""
+    global _used
+    _used = products if _onednn() is not None else Products()
+
+
+@contextmanager
+def using(products: Products) -> Iterator[None]:
+    """Takes these for a while."""
+    before = used()
+    use(products)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def through(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ weight.T + bias``; differentiable as torch's own.
+
+    Args:
+        x: ``[..., in]``.
+        weight: ``[out, in]``.
+        bias: ``[out]``.
+    """
+    if _used.forward and _served(x, weight):
+        return cast("torch.Tensor", _onednn()(x, weight, bias, "none", [], ""))  # type: ignore[misc]
+    return functional.linear(x, weight, bias)
+
+
+def back(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``gradient @ weight``: ``[..., out]`` -> ``[..., in]``."""
+    if _used.backward and _served(gradient, weight):
+        # a transposed copy of the weight is no faster here: oneDNN packs what it is given
+        return cast("torch.Tensor", _onednn()(gradient, weight.t(), None, "none", [], ""))  # type: ignore[misc]
+    return gradient @ weight
+
+
+def add_back(total: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``total += gradient @ weight``, in place; all of two dimensions."""
+    if _used.backward and _served(gradient, weight):
+        return total.add_(back(gradient, weight))
+    return total.addmm_(gradient, weight)
+
+
+def plain(*tensors: torch.Tensor) -> bool:
+    """Whether these are computed with on a CPU as they are: all float32, or all float64, and not under autocast."""
+    if torch.is_autocast_enabled("cpu") or any(tensor.device.type != "cpu" for tensor in tensors):
+        return False
+    dtypes = {tensor.dtype for tensor in tensors}
+    return len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
+
+
+def _served(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether oneDNN's product is there for it: it knows no gradients, and in half precision torch takes it anyway."""
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return False
+    large = 2 * x.numel() // max(1, x.shape[-1]) * weight.numel() >= SMALL
+    return large and x.dtype == torch.float32 and plain(x, weight)
+
+
+def _onednn() -> Callable[..., Any] | None:
+    """torch's private operator, where this build has it and the processor is one that it is made for."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return None
+    return cast("Callable[..., Any]", torch.ops.mkldnn._linear_pointwise)
+
+
+def settle(device: str, kept: Products | None = None) -> None:
+    """Takes a checkpoint's choice or the faster products of this machine, from the cache folder or measured now."""
+    if device != "cpu" or _onednn() is None or kept is not None:
+        use(kept or Products())
+        return
+    path, machine = cache_root() / "products.json", _machine()
+    known = _read(path)
+    if machine not in known:
+        known[machine] = asdict(_measured())
+        _write(path, known)
+    use(Products(**known[machine]))
+
+
+def _machine() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    capability = torch.backends.cpu.get_cpu_capability()
+    parts = (platform.machine(), name, capability, f"{torch.get_num_threads()} threads", f"torch {torch.__version__}")
+    return ", ".join(parts)
+
+
+def _measured() -> Products:
+    """Both ways in turn, the best of six; none where they differ by more than rounding."""
+    rows, inputs, outputs = _SHAPE
+    make = torch.Generator().manual_seed(0)
+    x, weight, gradient = (
+        torch.randn(*shape, generator=make) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
+    )
+    faster = []
+    for product, tensor in ((through, x), (back, gradient)):
+        best: dict[bool, float] = {}
+        results: dict[bool, torch.Tensor] = {}
+        for taken in (False, True) * 6:
+            with using(Products(taken, taken)), torch.no_grad():
+                begun = time.process_time()
+                try:
+                    results[taken] = product(tensor, weight)
+                except RuntimeError as error:
+                    log.warning("oneDNN's products are not used: %s", error)
+                    return Products()
+                spent = time.process_time() - begun
+            best[taken] = min(spent, best.get(taken, spent))
+        same = torch.allclose(results[False], results[True], rtol=1e-4, atol=1e-3)
+        faster.append(same and best[True] < WORTH * best[False])
+    return Products(*faster)
+
+
+def _read(path: Path) -> dict[str, dict[str, bool]]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {machine: asdict(Products(**choice)) for machine, choice in kept.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write(path: Path, kept: dict[str, dict[str, bool]]) -> None:
+    """In one move; a folder that cannot be written costs a measurement the next time."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        staged.replace(path)

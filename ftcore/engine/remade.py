@@ -1,0 +1,44 @@
+"""Tensors that the backward pass makes again, because that is cheap, instead of keeping them.
+
+Whoever makes such a tensor notes on it how (`note`); a product that would keep it as its input keeps the parts
+instead (`kept`), which others keep anyway. Products of matrices are never made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+Make = Callable[..., torch.Tensor]
+_NAME = "_ft_kept"
+
+
+class Kept(NamedTuple):
+    """What is kept of a tensor.
+
+    Args:
+        make: makes it of the parts, equal to the bit; None where the one part is the tensor itself.
+        parts: without gradients.
+    """
+
+    make: Make | None
+    parts: tuple[torch.Tensor, ...]
+
+
+def note(tensor: torch.Tensor, make: Make, *parts: torch.Tensor) -> torch.Tensor:
+    """The tensor, on which stands how it is made of the parts."""
+    setattr(tensor, _NAME, (Kept(make, tuple(part.detach() for part in parts)), tensor._version))
+    return tensor
+
+
+def kept(tensor: torch.Tensor) -> Kept:
+    """The parts, where they are known and the tensor was not written to since; else itself."""
+    found, version = getattr(tensor, _NAME, (None, 0))
+    return found if found is not None and version == tensor._version else Kept(None, (tensor.detach(),))
+
+
+def again(make: Make | None, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensor, of what `kept` returned."""
+    return parts[0] if make is None else make(*parts)

@@ -1,0 +1,96 @@
+"""Products by MKL or oneDNN: equal numbers, one choice per machine, and a resume that keeps it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftcore.engine import products, snapshots
+from ftcore.engine.products import Products
+
+ONEDNN = Products(forward=True, backward=True)
+
+
+@pytest.fixture(autouse=True)
+def _of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SMALL", 0)
+
+
+@pytest.mark.parametrize("choice", [Products(), ONEDNN])
+def test_both_are_the_formula(choice: Products) -> None:
+    torch.manual_seed(0)
+    x, weight, bias, gradient = torch.randn(2, 37, 24), torch.randn(40, 24), torch.randn(40), torch.randn(74, 40)
+    total = torch.randn(74, 24)
+    expected = total.double() + gradient.double() @ weight.double()
+    with products.using(choice):
+        out, into = products.through(x, weight, bias), products.back(gradient, weight)
+        products.add_back(total, gradient, weight)
+    assert torch.allclose(out.double(), x.double() @ weight.double().T + bias.double(), atol=1e-5)
+    assert torch.allclose(into.double(), gradient.double() @ weight.double(), atol=1e-4)
+    assert torch.allclose(total.double(), expected, atol=1e-4)
+
+
+def test_what_needs_gradients_or_other_dtypes_is_torchs_own() -> None:
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(3, 8)
+    with products.using(ONEDNN):
+        products.through(x, weight).sum().backward()
+        assert torch.equal(x.grad, weight.sum(0).expand(5, 8))
+        assert products.through(x.detach().double(), weight.double()).dtype == torch.float64
+        assert products.through(torch.empty(0, 8), weight).shape == (0, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert products.through(x.detach(), weight).dtype == torch.bfloat16
+
+
+def test_small_ones_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN takes 15 us for any product."""
+    monkeypatch.setattr(products, "SMALL", 16 << 20)
+    with products.using(ONEDNN), torch.no_grad():
+        assert not products._served(torch.ones(64, 32), torch.ones(48, 32))
+        assert products._served(torch.ones(2, 512, 128), torch.ones(64, 128))
+
+
+def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FT_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(products, "_measured", lambda: asked.append(1) or ONEDNN)
+    with products.using(Products()):
+        products.settle("cpu")
+        assert products.used() == ONEDNN
+        products.use(Products())
+        products.settle("cpu")
+        assert (products.used(), asked) == (ONEDNN, [1])
+        (tmp_path / "products.json").write_text("{")
+        products.settle("cpu")
+        assert asked == [1, 1]
+        products.settle("cuda")
+        assert products.used() == Products()
+        products.settle("cpu", Products(forward=True))  # a checkpoint's
+        assert products.used() == Products(forward=True)
+    kept = json.loads((tmp_path / "products.json").read_text())
+    assert list(kept.values()) == [{"forward": True, "backward": True}]
+
+
+def test_measuring_takes_less_than_a_second() -> None:
+    import time
+
+    begun = time.process_time()
+    assert isinstance(products._measured(), Products)
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize("choice", [ONEDNN, Products(), None])
+def test_a_resumed_run_takes_its_checkpoints_choice(choice: Products | None, trainer_of: Any, tokens: Any) -> None:
+    """Before anything is computed; one from before there was a choice was made by torch's own products."""
+    with products.using(Products()):
+        trainer = trainer_of(tokens([5, 6, 7, 8]), max_steps=1, save_steps=1, save_strategy="steps")
+        products.use(choice or Products())
+        trainer.train()
+        folder = trainer.plan.output_dir / "checkpoint-1"
+        if choice is None:
+            file = folder / "progress.json"
+            file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "products"}))
+        assert snapshots.kept_products(trainer.plan) == (choice or Products())

@@ -1,0 +1,195 @@
+"""Fused LoRA layers: against peft's own in loss and gradients, against finite differences, and where they give way."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ft_plugins.methods.fused import Frozen, _Adapted, _Fused, fuse
+from ftcore.engine import products, remade
+from ftcore.engine.lean import make_lean
+from ftcore.engine.products import Products
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
+
+IDS = torch.arange(3, 40)[None]
+
+
+def adapted(dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    """A two-layer Llama under peft, with adapters that do something."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(
+        LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True)
+    )
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=names, **options)).to(dtype)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "lora_B" in name or name.endswith("bias"):
+                tensor.normal_(std=0.2)
+    return model.train()
+
+
+def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    torch.manual_seed(1)
+    model.zero_grad()
+    loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+    loss.backward()
+    return loss.detach(), {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+
+LARGE = Products(forward=True, backward=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_dropout": 0.3}])
+def test_loss_and_gradients_are_pefts(options: dict[str, Any]) -> None:
+    """In float64, with dropout too: the same random numbers are drawn in the same order."""
+    model = adapted(torch.float64, **options)
+    loss, gradients = step(model)
+    assert fuse(model) == 14
+    own_loss, own = step(model)
+    assert own_loss.item() == pytest.approx(loss.item(), rel=1e-7)
+    assert own.keys() == gradients.keys()
+    assert len(own) == 28
+    for name, gradient in gradients.items():
+        assert (own[name] - gradient).norm() <= 1e-7 * gradient.norm(), name
+
+
+def far(gradients: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
+    """The largest distance of any tensor from the exact one, relative to its length."""
+    return max(float((gradients[name].double() - one).norm() / one.norm()) for name, one in exact.items())
+
+
+@pytest.mark.parametrize("choice", [Products(), LARGE])
+def test_float32_is_as_exact_as_pefts(choice: Products, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same weights in float64; peft's own layers are 2e-5 off in the worst tensor."""
+    monkeypatch.setattr(products, "SMALL", 0)
+    model = adapted(torch.float32)
+    exact_loss, exact = step(deepcopy(model).double())
+    _, gradients = step(model)
+    fuse(model)
+    make_lean(model)
+    with products.using(choice):
+        own_loss, own = step(model)
+    assert own_loss.item() == pytest.approx(exact_loss.item(), rel=1e-6)
+    assert far(own, exact) <= 1.5 * far(gradients, exact) <= 1e-4
+    norms = [torch.stack([one.norm().double() for one in found.values()]).norm().item() for found in (own, gradients)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_half_precision_is_pefts_own(mixed: bool) -> None:
+    """To the bit: in bfloat16, and under autocast."""
+    found = []
+    for fused in (False, True):
+        model = adapted(torch.float32 if mixed else torch.bfloat16)
+        if fused:
+            assert fuse(model) == 14
+            make_lean(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found.append(step(model))
+    (loss, gradients), (own_loss, own) = found
+    assert torch.equal(own_loss, loss)
+    assert all(torch.equal(own[name], gradient) for name, gradient in gradients.items())
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_gradcheck(dropped: bool) -> None:
+    """Two layers that share an input; one whose adapter has an input of its own."""
+    torch.manual_seed(0)
+    sizes = (5,) if dropped else (5, 3)
+    layers = [nn.Linear(6, size).double().requires_grad_(False) for size in sizes]
+    frozen = [Frozen(layer, 0.5 + number) for number, layer in enumerate(layers)]
+    pairs = [t for size in sizes for t in (torch.randn(2, 6).double(), torch.randn(size, 2).double())]
+    x, other = torch.randn(7, 6).double(), torch.randn(7, 6).double()
+    tensors = [tensor.requires_grad_() for tensor in (x, *([other] if dropped else []), *pairs)]
+
+    def run(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        apart, own = (rest[0], rest[1:]) if dropped else (None, rest)
+        return _Adapted.apply(x, apart, remade.kept(x if apart is None else apart), frozen, *own)
+
+    assert torch.autograd.gradcheck(run, tensors)
+
+
+def test_recomputed_layers_keep_nothing() -> None:
+    """Recomputation stops in the middle of the last product; its input must not stay."""
+    model = adapted()
+    loss, gradients = step(model)
+    fuse(model)
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    own_loss, own = step(model)
+    assert torch.allclose(own_loss, loss)
+    assert all(torch.allclose(own[name], gradient) for name, gradient in gradients.items())
+    groups = [layer.group for layer in model.modules() if isinstance(layer, _Fused)]
+    assert all(group._of is None and not group._ready for group in groups)
+
+
+def test_layers_that_share_an_input_are_one_node() -> None:
+    """Four products of adapters' inputs in a layer instead of seven, and one backward function for each."""
+    model = adapted()
+    fuse(model)
+    loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+    seen, queue = set(), [loss.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            queue += [function for function, _ in node.next_functions]
+    assert sum("_Adapted" in node.name() for node in seen) == 2 * 4
+
+
+def test_another_input_is_not_taken_for_the_shared_one() -> None:
+    model = adapted()
+    attention = model.base_model.model.model.layers[0].self_attn
+    one, two = torch.randn(2, 3, 32).double()
+    expected = [attention.q_proj(one), attention.k_proj(two), attention.v_proj(one)]
+    fuse(model)
+    found = [attention.q_proj(one), attention.k_proj(two), attention.v_proj(one)]
+    assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+    changed = attention.q_proj(one)
+    with torch.no_grad():
+        one.add_(1)
+    assert not torch.allclose(attention.q_proj(one), changed)
+
+
+def test_pefts_own_where_it_must_be() -> None:
+    """DoRA, two adapters at once, merged ones; without the adapter the base model alone."""
+    from peft import LoraConfig
+
+    dora = adapted(use_dora=True)
+    loss, gradients = step(dora)
+    fuse(dora)
+    own_loss, own = step(dora)
+    assert torch.equal(own_loss, loss)
+    assert all(torch.equal(own[name], gradient) for name, gradient in gradients.items())
+
+    model = adapted()
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    model.double()
+    fuse(model)
+    model.base_model.set_adapter(["default", "other"])
+    assert torch.isfinite(step(model)[0])
+    model.base_model.set_adapter("default")
+    with torch.no_grad():
+        before = model(input_ids=IDS).logits
+        with model.disable_adapter():
+            assert not torch.allclose(model(input_ids=IDS).logits, before)
+        model.merge_adapter()
+        assert torch.allclose(model(input_ids=IDS).logits, before)
+        model.unmerge_adapter()
+
+
+def test_what_is_saved_is_pefts(applied: Any) -> None:
+    """The same names of tensors, fused or not; the option turns it off."""
+    on, off = applied(), applied(fused_lora=False)
+    assert [name for name, _ in on.model.named_parameters()] == [name for name, _ in off.model.named_parameters()]
+    assert sum(isinstance(layer, _Fused) for layer in on.model.modules()) == 14
+    assert not any(isinstance(layer, _Fused) for layer in off.model.modules())
