@@ -49,6 +49,8 @@ RUNTIME_BYTES = 540 << 20
 """Resident memory of a process that trains next to nothing (470 MB), and the buffers of larger matrix products."""
 HOLES = {(True, False): 1.25, (False, False): 0.6, (True, True): 0.85, (False, True): 0.5}
 """``(adapter, gradient checkpointing)`` -> bytes of holes for each that is kept (without checkpointing would be)."""
+LEAN_HOLES = {(True, False): 0.4, (False, False): 0.6, (True, True): 0.4, (False, True): 0.75}
+"""The same where lean modules serve, which make fewer temporaries; six runs as above."""
 MAPPED_BYTES = 32 << 20
 """glibc's largest threshold from which a block is mapped by itself (DEFAULT_MMAP_THRESHOLD_MAX)."""
 
@@ -163,7 +165,8 @@ def estimate(architecture: Architecture, need: Need) -> Estimate:
     layers, layer = need.depth.layers, _kept_by_layer(architecture, need) * need.tokens
     ends = 4.0 * architecture.hidden_size * (3 - need.adapter) * need.tokens
     kept = layers * layer + ends if layers else 0.0
-    holes = HOLES[need.adapter, need.gradient_checkpointing] * kept * _small(architecture, need) if need.heap else 0.0
+    share = (LEAN_HOLES if need.lean else HOLES)[need.adapter, need.gradient_checkpointing]
+    holes = share * kept * _small(architecture, need) if need.heap else 0.0
     if need.gradient_checkpointing and layers:
         kept = layers * architecture.hidden_size * BYTES[need.compute] * need.tokens + layer
     casts = 0.0

@@ -57,11 +57,11 @@ def test_lora_of_smollm2() -> None:
         "trained parameters": 10,
         "gradients": 10,
         "optimizer state": 20,
-        "activations": 1354,
-        "heap holes": 1638,
+        "activations": 817,
+        "heap holes": 317,
         "logits chunk": 72,
         "runtime": 566,
-        "total": 4197,
+        "total": 2339,
     }
 
 
@@ -71,24 +71,25 @@ def test_all_of_smollm2() -> None:
         "trained parameters": 538,
         "gradients": 538,
         "optimizer state": 1076,
-        "activations": 1495,
-        "heap holes": 868,
+        "activations": 813,
+        "heap holes": 472,
         "logits chunk": 185,
         "runtime": 566,
-        "total": 4729,
+        "total": 3650,
     }
 
 
 def test_what_changes_it() -> None:
     base = megabytes(LORA)
-    assert megabytes(replace(LORA, copies=2))["activations"] == 2 * base["activations"]
+    assert megabytes(replace(LORA, copies=2))["activations"] == pytest.approx(2 * base["activations"], abs=1)
     assert megabytes(replace(LORA, tokens_per_row=128))["activations"] == pytest.approx(base["activations"] / 4, abs=1)
     assert megabytes(replace(LORA, tokens_per_row=9999)) == base  # cutoff_len is the longest
     assert megabytes(replace(LORA, heap=False))["heap holes"] == 0
     half = replace(LORA, depth=replace(LORA.depth, layers=15))
     assert megabytes(half)["activations"] == pytest.approx(base["activations"] * 16 / 31, rel=0.01)
     recomputed = megabytes(replace(LORA, gradient_checkpointing=True))
-    assert recomputed["activations"] == 30 * 576 * 4 * 1024 // MB + round(2 * base["activations"] / 31) + 1
+    kept = 30 * 576 * 4 * 1024 / MB + 2 * base["activations"] / 31
+    assert recomputed["activations"] == pytest.approx(kept, abs=1)
     accumulated = estimate(ARCH, replace(FULL, gradient_accumulation_steps=2))
     assert accumulated.total == sum(accumulated.terms.values())
     short = estimate(ARCH, replace(FULL, tokens_per_row=10))
