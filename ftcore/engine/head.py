@@ -86,7 +86,7 @@ class _Gradients:
             self.hidden[rows] = products.back(gradient, weight).to(self.hidden.dtype)
         if self.weight is not None:
             if self.weight.dtype == weight.dtype:  # in place: a second tensor of the head's size takes as long
-                self.weight.addmm_(gradient.T, hidden.to(weight.dtype))
+                products.add(self.weight, gradient.T, hidden.to(weight.dtype))
             else:
                 self.weight += gradient.T @ hidden.to(weight.dtype)
 

@@ -157,9 +157,10 @@ class LeanGate:
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         layer: Any = self
-        if args or kwargs or not products.plain(x):
+        hooks = layer.act_fn._forward_hooks or layer.act_fn._forward_pre_hooks
+        if args or kwargs or hooks or not products.plain(x):
             return cast("torch.Tensor", super().forward(x, *args, **kwargs))  # type: ignore[misc]
-        gate, up, act = layer.gate_proj(x), layer.up_proj(x), layer.act_fn
+        gate, up, act = layer.gate_proj(x), layer.up_proj(x), layer.act_fn.forward
         flat = gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1])
         shape = gate.shape
 
@@ -202,6 +203,7 @@ def make_lean(model: Any) -> dict[str, int]:
     """
     found = {"norms": 0, "gates": 0, "linears": 0}
     head = model.get_output_embeddings()
+    apart = set() if head is None else set(head.modules())  # `ftcore.engine.head` computes it
     with evaluating(model):
         for module in list(model.modules()):
             if isinstance(module, (LeanNorm, LeanGate, LeanLinear)):
@@ -214,7 +216,7 @@ def make_lean(model: Any) -> dict[str, int]:
             elif _is_gate(module):
                 _turn(module, LeanGate)
                 found["gates"] += 1
-            elif type(module) is nn.Linear and module is not head and products.plain(module.weight):
+            elif type(module) is nn.Linear and module not in apart and products.plain(module.weight):
                 _turn(module, LeanLinear)
                 found["linears"] += 1
     return found

@@ -6,6 +6,7 @@ import hashlib
 import json
 import weakref
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from ftcore.checks import place
 from ftcore.data.streaming import Stream
-from ftcore.engine import snapshots
+from ftcore.engine import products, snapshots
 from ftcore.engine.prefix import FrozenPrefix
 from ftcore.engine.prefix_rows import RowStore, in_use, make_room
 from ftcore.engine.scoring import TOLERANCE, flat_inputs

@@ -98,7 +98,12 @@ def add_back(total: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) 
     """``total += gradient @ weight``, in place; all of two dimensions."""
     if _used.backward and _served(gradient, weight):
         return total.add_(back(gradient, weight))
-    return total.addmm_(gradient, weight)
+    return add(total, gradient, weight)
+
+
+def add(total: torch.Tensor, first: torch.Tensor, second: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+    """``total += factor * first @ second``, in place; as ``addmm_``, which torch's FLOP counter does not know."""
+    return torch.addmm(total, first, second, alpha=factor, out=total)
 
 
 def plain(*tensors: torch.Tensor) -> bool:

@@ -76,7 +76,7 @@ class _Adapted(Function):
         results = []
         for one, b, low in zip(frozen, second, inner.split(ranks, 1), strict=True):
             result = products.through(x, one.weight(x), one.bias(x))
-            results.append(result.addmm_(low, b.t(), alpha=one.scaling))
+            results.append(products.add(result, low, b.t(), one.scaling))
         ctx.save_for_backward(inner, *pairs, *kept.parts)
         ctx.make, ctx.frozen, ctx.ranks, ctx.apart = kept.make, frozen, ranks, dropped is not None
         return tuple(results)
@@ -109,7 +109,7 @@ class _Adapted(Function):
         ]
         if ctx.apart:
             return through, outer @ together if ctx.needs_input_grad[1] else None, None, None, *of_pairs
-        return (None if through is None else through.addmm_(outer, together)), None, None, None, *of_pairs
+        return (None if through is None else products.add(through, outer, together)), None, None, None, *of_pairs
 
 
 class Group:
