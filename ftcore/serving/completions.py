@@ -137,7 +137,9 @@ class Completion:
         if asked.tokens is not None and asked.tokens > limit:
             reason = f"max_tokens {asked.tokens} is more than the {limit} that this server allows (serve_max_tokens)"
             raise ApiError(400, reason, param="max_tokens")
-        settings: dict[str, Any] = {"max_new_tokens": asked.tokens or min(plan.generation.max_new_tokens, limit)}
+        settings: dict[str, Any] = {}
+        if asked.tokens is not None or plan.generation.max_length is None:
+            settings["max_new_tokens"] = asked.tokens or min(plan.generation.max_new_tokens, limit)
         drawn = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
         drawn = {name: value for name, value in drawn.items() if value is not None}
         settings |= {"repetition_penalty": asked.repetition_penalty} if asked.repetition_penalty else {}

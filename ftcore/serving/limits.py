@@ -65,7 +65,7 @@ class Guard:
                 return None
             return ApiError(403, "the request names another host; ask localhost, or start the server with an API key")
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1"), self.key.encode("utf-8"))
+        right = hmac.compare_digest(given.strip().encode("latin-1"), self.key.encode("utf-8", "surrogateescape"))
         if scheme.lower() == "bearer" and right:
             return None
         what = "the API key is wrong" if given else "there is no API key; send Authorization: Bearer KEY"

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from .conftest import running
+
 TEXTS = ("hello world", "what is your name?", "你好,世界。", "one two three four five six seven, and the lazy dog")
 
 
@@ -111,6 +113,15 @@ def test_settings_are_obeyed(tiny: Any, client: Any, asked: dict[str, Any], sett
     """With a seed the draws are those of ``ft generate``, token for token."""
     expected = generated(tiny, TEXTS[0], seed=asked.get("seed"), **settings)
     assert facts(client.chat.completions.create(**ask(TEXTS[0], **asked))) == [(expected.text, expected.finish)]
+
+
+def test_what_the_file_says_holds_where_a_request_is_silent(targets: Any) -> None:
+    with running(targets("max_new_tokens=null", "max_length=20")) as server, server.client() as client:
+        found = client.chat.completions.create(**ask(TEXTS[0]))
+        assert (found.usage.total_tokens, found.choices[0].finish_reason) == (20, "length")
+        assert client.chat.completions.create(**ask(TEXTS[0], max_tokens=9)).usage.completion_tokens == 9
+    with running(targets("serve_max_tokens=6")) as server, server.client() as client:
+        assert client.chat.completions.create(**ask(TEXTS[0])).usage.completion_tokens == 6
 
 
 def test_without_a_seed_every_answer_is_drawn_anew(client: Any) -> None:

@@ -181,9 +181,8 @@ def test_a_head_that_comes_a_letter_at_a_time_is_not_waited_for(small: Any) -> N
 
 def test_a_body_that_does_not_come_is_408(small: Any) -> None:
     with connect(small) as slow:
-        slow.sendall(
-            b"POST /v1/score HTTP/1.1\r\nAuthorization: Bearer open sesame\r\nContent-Length: 100\r\nHost: x\r\n\r\n{"
-        )
+        head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer open sesame\r\nContent-Length: 100"
+        slow.sendall(f"{head}\r\n\r\n{{".encode())
         found = b""
         while part := slow.recv(10_000):
             found += part

@@ -8,6 +8,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from ftcore.cli.inferring import Words
+from ftcore.cli.serve import find_targets
 from ftcore.inference.scoring import scoring_stage
 from ftcore.testing import tiny_tokenizer
 
@@ -74,6 +76,12 @@ def test_what_cannot_be_scored_is_refused(reward: Any, tiny: Any) -> None:
     assert "cutoff_len is 64" in first
     assert second == ".2: the last turn is not the assistant's: there is nothing to score"
     assert reward.settled() == 0
+
+
+def test_the_command_finds_the_stage_that_scores(reward_dir: Path) -> None:
+    words = Words(file=None, overrides=["infer_dtype=float32"], model=str(reward_dir), adapters=(), force=False)
+    (target,) = find_targets(words, {}, score=True).values()
+    assert target.plan.stage.component.head == "sequence_classification"
 
 
 def test_each_model_says_what_it_does(reward: Any, tiny: Any) -> None:
