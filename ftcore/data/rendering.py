@@ -16,6 +16,7 @@ from ftcore.components import ChatTemplate
 from ftcore.data.jinja import Compiled
 from ftcore.data.layouts import Layouts
 from ftcore.data.marks import Conversation, Marks, control_tokens, strings
+from ftcore.data.thinking import with_reasoning
 from ftcore.errors import Problem, RowError, UsageError
 from ftcore.samples import Chat, Message
 
@@ -165,13 +166,15 @@ class Renderer:
         return self._render(messages, tools, prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The tokens of `prompt`.
+        """The tokens of `prompt`; thoughts in the text of earlier answers are read as in training.
 
         Raises:
             UsageError: the template refuses the conversation.
         """
         from ftcore.data.tokenizing import encode
 
+        if self.thinks:
+            messages = with_reasoning(messages)
         try:
             return encode(self.tokenizer, [self.prompt(messages, tools)])[0].ids.tolist()
         except RowError as error:

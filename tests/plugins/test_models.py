@@ -132,8 +132,11 @@ def test_missing_weights_are_not_made_up(plan: Any, folder: Path) -> None:
     )
 
 
-def test_a_scoring_head_may_be_new(plan: Any, tiny_model_dir: Path) -> None:
+def test_a_scoring_head_may_be_new(
+    plan: Any, tiny_model_dir: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     model = load_model(plan(tiny_model_dir, "stage=rm"))
+    assert "newly initialized" not in caplog.text + "".join(capfd.readouterr())
     assert type(model).__name__ == "LlamaForSequenceClassification"
     assert tuple(model.score.weight.shape) == (1, 64)
 

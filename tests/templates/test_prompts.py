@@ -176,3 +176,21 @@ def test_the_prompt_is_the_beginning_of_what_was_trained(name: str) -> None:
             assert known in found, (thinking, case)
             assert bool(found) == bool(known), (thinking, case, found)
     assert compared >= 2 * len(modes)
+
+
+def test_thoughts_in_the_text_of_earlier_answers_are_read_as_in_training() -> None:
+    """As a model says them and a chat keeps them, they go where the template writes thoughts."""
+    chats = [
+        (ONE[0], Message("assistant", *said), Message("user", "and?"))
+        for said in (("<think>\nso many\n</think>\n\none two",), ("one two", "so many"))
+    ]
+    compared = 0
+    for template in BY_NAME.values():
+        renderer = renderer_of(template, None)
+        if not renderer.thinks:
+            continue
+        with frozen_date():
+            written, kept = (renderer.prompt_ids(chat) for chat in chats)
+        assert written == kept, template.name
+        compared += 1
+    assert compared > 20

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +78,8 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     kwargs = kwargs | {"num_labels": 1} if scores else kwargs
     kwargs = hub_kwargs(plan) | {"use_safetensors": True, "output_loading_info": True} | kwargs
     try:
-        model, found = automatic.from_pretrained(source, **kwargs)
+        with _no_report() if scores else nullcontext():
+            model, found = automatic.from_pretrained(source, **kwargs)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -109,6 +113,21 @@ def _automatic(plan: Plan, *, scores: bool) -> Any:
     if sees and kind not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Without transformers' table of a head that is new and one that is left: an adapter's is put on later."""
+    log = logging.getLogger("transformers.modeling_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)
 
 
 def _cannot_load(plan: Plan, what: str, error: Exception) -> Problem:
