@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 TOLERANCE = 1e-4
+CLOCKS = ("cpu", "wall")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,56 +19,72 @@ class Measured:
     """One process.
 
     Args:
-        cpu: CPU seconds of each step after the first.
-        wall: wall seconds of the same steps.
+        cpu: CPU seconds at the end of each step, counted from when the trainer existed.
+        wall: wall seconds of the same.
         peak: most bytes that were resident.
-        start: CPU seconds from the process's start to its first step.
-        loss: of the first step, as logged.
-        norm: the gradients' norm at the first step.
+        start: CPU seconds from the process's start to its first step, those of its child processes among them.
+        begun: wall time of the first step's begin.
+        losses: of each step, as logged.
+        norms: the gradients' norm of each step.
     """
 
     cpu: tuple[float, ...]
     wall: tuple[float, ...]
     peak: int
     start: float
-    loss: float
-    norm: float
+    begun: float
+    losses: tuple[float, ...]
+    norms: tuple[float, ...]
+
+    def each_step(self, clock: str) -> list[float]:
+        """Seconds from the end of one step to the end of the next; the first step is left out."""
+        ends = getattr(self, clock)
+        return [after - before for before, after in pairwise(ends)]
+
+    def until(self, step: int, clock: str) -> list[float]:
+        """Seconds from when the trainer existed to the end of a step, counted from 1."""
+        return [getattr(self, clock)[step - 1]]
 
 
 def read(file: Path) -> Measured:
     """What a process left behind.
 
     Raises:
-        ValueError: when it took fewer than two steps.
+        ValueError: it took no step.
     """
     lines: list[dict[str, Any]] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    begun = [line for line in lines if line["event"] == "on_step_begin"]
-    ended = [line for line in lines if line["event"] == "on_step_end"]
-    first = next((line for line in lines if line["event"] == "on_log" and "loss" in line), None)
-    if len(ended) < 2 or first is None:
-        raise ValueError(f"{file}: {len(ended)} steps; a warm-up step and a measured one are needed")
-    pairs = list(zip(begun, ended, strict=True))[1:]
+    made, begun, ended = (
+        [line for line in lines if line["event"] == event] for event in ("on_init_end", "on_step_begin", "on_step_end")
+    )
+    logs = [line for line in lines if line["event"] == "on_log" and "loss" in line]
+    if not ended or not logs:
+        raise ValueError(f"{file}: no step was taken")
     return Measured(
-        cpu=tuple(end["cpu"] - begin["cpu"] for begin, end in pairs),
-        wall=tuple(end["wall"] - begin["wall"] for begin, end in pairs),
+        cpu=tuple(line["cpu"] - made[0]["cpu"] for line in ended),
+        wall=tuple(line["wall"] - made[0]["wall"] for line in ended),
         peak=max(line["peak"] for line in lines),
-        start=begun[0]["cpu"],
-        loss=first["loss"],
-        norm=first["grad_norm"],
+        start=begun[0]["cpu"] + begun[0]["children"],
+        begun=begun[0]["wall"],
+        losses=tuple(line["loss"] for line in logs),
+        norms=tuple(line["grad_norm"] for line in logs),
     )
 
 
 def differences(ours: Measured, theirs: Measured) -> dict[str, float]:
     """Relative differences of loss and gradient norm at the first step."""
-    return {name: abs(getattr(ours, name) / getattr(theirs, name) - 1) for name in ("loss", "norm")}
+    return {name: abs(getattr(ours, name)[0] / getattr(theirs, name)[0] - 1) for name in ("losses", "norms")}
 
 
-def ratios(ours: Sequence[Measured], theirs: Sequence[Measured], clock: str) -> list[float]:
-    """The peer's seconds over ours, step by step, of runs that alternated; ``clock`` is ``cpu`` or ``wall``."""
+def ratios(ours: Sequence[Measured], theirs: Sequence[Measured], clock: str, until: int | None = None) -> list[float]:
+    """The peer's seconds over ours, of runs that alternated: of each step after the first, or ``until`` a step."""
+
+    def seconds(one: Measured) -> list[float]:
+        return one.each_step(clock) if until is None else one.until(until, clock)
+
     return [
         slow / fast
         for our, their in zip(ours, theirs, strict=True)
-        for fast, slow in zip(getattr(our, clock), getattr(their, clock), strict=True)
+        for fast, slow in zip(seconds(our), seconds(their), strict=True)
     ]
 
 
@@ -75,12 +93,21 @@ def spread(values: Sequence[float]) -> str:
     return f"{median(values):.2f}x ({min(values):.2f} to {max(values):.2f})"
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    lines = ["| work | against | at least | CPU time | wall | peak memory | loss, norm differ by |", "|" + "---|" * 7]
-    for result in results:
-        found = [spread(result[clock]) for clock in ("cpu", "wall")]
-        off = ", ".join(f"{value:.0e}" for value in result["differences"].values())
-        names = [result["work"], result["against"], f"{result['target']}x"]
-        lines.append("| " + " | ".join([*names, *found, f"{result['memory']:.2f}x", off]) + " |")
-    return "\n".join(lines)
+HEADER = ("work", "against", "measured", "at least", "CPU time", "wall", "memory (at most)", "loss, norm differ by")
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """The results as Markdown; a row without numbers has its reason."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    return "\n".join(lines + [_line(result) for result in results])
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    at_least = f"{result['target']:.2f}x" if result.get("target") else ""
+    cells = [result["work"], result["against"], result.get("span", ""), at_least]
+    if "error" in result:
+        return "| " + " | ".join([*cells, f"not measured: {result['error']}", "", "", ""]) + " |"
+    cells += [spread(result[clock]) for clock in CLOCKS]
+    cells.append(f"{result['memory']:.2f}x ({result['memory_target']:.2f}x)" if result.get("memory") else "")
+    cells.append(", ".join(f"{value:.0e}" for value in result.get("differences", {}).values()))
+    return "| " + " | ".join(cells) + " |"

@@ -1,16 +1,15 @@
-"""What is measured: one entry for each row of the table."""
+"""What is measured: one `Work` for each set of rows that are trained in one way, with the peers that do the same."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 SHARED: Mapping[str, Any] = {
     "do_train": True,
     "dataset": "rows",
     "cutoff_len": 1024,
-    "template": "phi4",  # the same text and the same labels in both; others train a line break more in LLaMA-Factory
     "disable_shuffling": True,
     "learning_rate": 1e-4,
     "lr_scheduler_type": "constant",
@@ -19,56 +18,257 @@ SHARED: Mapping[str, Any] = {
     "overwrite_output_dir": True,
     "bf16": False,
 }
+"""Options of ft and LLaMA-Factory."""
+LORA = {"finetuning_type": "lora", "lora_rank": 8, "lora_alpha": 16, "lora_target": "all"}
+CHECKPOINTED, FASTEST = 1.15, 0.6
+"""What ft's peak memory may be of a peer's that recomputes activations, and of one that keeps them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One comparison.
+class Peer:
+    """What a work is held against.
 
     Args:
-        work: what ``WORK=`` selects.
-        against: the peer and its setting, for the table.
-        data: file of the data folder; ``batch`` times the number of steps of its rows are drawn.
-        batch: rows in an optimizer step.
-        target: the ratio of CPU time that is aimed at.
-        options: of both sides.
-        peer: of the peer alone.
+        name: for the table.
+        program: ``llamafactory`` or ``trl``.
+        targets: for each span of the work the ratio that is aimed at.
+        memory: the most that ft's peak memory may be of this peer's.
+        options: beside the work's; for TRL the fields of its configuration.
     """
 
-    work: str
-    against: str
+    name: str
+    program: str
+    targets: Mapping[str, float]
+    memory: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Rows that ft and its peers train on, by turns.
+
+    Args:
+        name: what ``WORK=`` selects.
+        title: for the table.
+        stage: of both programs.
+        data: which of the data folder's datasets the rows are drawn from.
+        batch: rows in an optimizer step; with ``texts`` packs of 1,024 tokens.
+        peers: in the order of their turns; ft comes last.
+        options: of ft and LLaMA-Factory.
+        kind: ``steps``; or what `special` measures: ``start``, ``preprocessing``, ``utilisation``.
+        steps: optimizer steps; each is the same batch, but for ``texts``.
+        spans: names and numbers of steps, counted from when the trainer exists, with all that comes before the first
+            step; empty for each step after the first, which warms up.
+        start: the adapter to begin with, ``lora`` or ``score``; None for none.
+        packs: the rows are chosen so that they fill so many packs; None for any rows.
+        texts: the rows are texts, which are packed in their order.
+        turns: how often, unless ``--turns`` says it.
+        seconds: what a turn takes on two quiet cores, for the time left.
+    """
+
+    name: str
+    title: str
+    stage: str
     data: str
     batch: int
-    target: float
-    options: Mapping[str, Any]
-    peer: Mapping[str, Any]
+    peers: tuple[Peer, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "steps"
+    steps: int = 3
+    spans: Mapping[str, int] = field(default_factory=dict)
+    start: str | None = None
+    packs: int | None = None
+    texts: bool = False
+    turns: int = 2
+    seconds: int = 200
 
 
-LORA = {"stage": "sft", "finetuning_type": "lora", "lora_rank": 8, "lora_alpha": 16, "lora_target": "all"}
-SFT = Row(
-    work="sft",
-    against="LLaMA-Factory 0.9.5, gradient checkpointing on (its default)",
-    data="alpaca_en_demo.json",
+def _llamafactory(memory: float = CHECKPOINTED, note: str = "as its examples set it", **targets: float) -> Peer:
+    options = {} if memory == CHECKPOINTED else {"disable_gradient_checkpointing": True}
+    named = {name.replace("_", " "): ratio for name, ratio in targets.items()}
+    return Peer(
+        name=f"LLaMA-Factory 0.9.5, {note}", program="llamafactory", targets=named, memory=memory, options=options
+    )
+
+
+def _trl(note: str, memory: float = CHECKPOINTED, options: Mapping[str, Any] | None = None, **targets: float) -> Peer:
+    kept = {} if memory == CHECKPOINTED else {"gradient_checkpointing": False}
+    named = {name.replace("_", " "): ratio for name, ratio in targets.items()}
+    return Peer(
+        name=f"TRL 1.16, {note}", program="trl", targets=named, memory=memory, options={**kept, **(options or {})}
+    )
+
+
+OFF = "gradient checkpointing off"
+DEFAULTS = "defaults but float32"
+EPOCHS = {"one epoch": 1, "three epochs": 3}
+SFT = Work(
+    name="sft",
+    title="sft lora, batch 8",
+    stage="sft",
+    data="alpaca_en_demo",
     batch=8,
-    target=4.0,
     options=LORA,
-    peer={},
-)
-ROWS = (
-    SFT,
-    replace(
-        SFT,
-        against="LLaMA-Factory 0.9.5, gradient checkpointing off",
-        target=2.8,
-        peer={"disable_gradient_checkpointing": True},
+    start="lora",
+    turns=3,
+    seconds=320,
+    peers=(
+        _llamafactory(step=4.0),
+        _llamafactory(FASTEST, OFF, step=2.8),
+        _trl(DEFAULTS, step=4.2),
     ),
 )
-
-MISSING = (
-    "sft lora against TRL (defaults, tuned)",
-    "sft full against LLaMA-Factory and TRL",
-    "dpo, rm, kto and pt lora against LLaMA-Factory and TRL",
-    "freeze and qlora against LLaMA-Factory",
-    "preprocessing, and the start up to the first step",
-    "utilisation",
+PACKED = replace(
+    SFT,
+    name="packed",
+    title="sft lora, 10 rows that fill two packs",
+    batch=10,
+    packs=2,
+    turns=2,
+    seconds=110,
+    peers=(
+        _trl(
+            "bfd packing, gradient checkpointing off",
+            FASTEST,
+            {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+            step=1.3,
+        ),
+    ),
 )
+DPO = Work(
+    name="dpo",
+    title="dpo lora, batch 2",
+    stage="dpo",
+    data="dpo_en_demo",
+    batch=2,
+    options={**LORA, "pref_beta": 0.1, "pref_loss": "sigmoid"},
+    start="lora",
+    spans=EPOCHS,
+    seconds=220,
+    peers=(
+        _llamafactory(one_epoch=3.0, three_epochs=4.0),
+        _trl(
+            "float32, precompute_ref_log_probs, gradient checkpointing off",
+            FASTEST,
+            {"precompute_ref_log_probs": True},
+            one_epoch=2.0,
+            three_epochs=2.0,
+        ),
+    ),
+)
+WORKS = (
+    SFT,
+    PACKED,
+    DPO,
+    replace(
+        DPO,
+        name="rm",
+        title="rm lora, batch 2",
+        stage="rm",
+        options=LORA,
+        start="score",
+        spans={},
+        seconds=190,
+        peers=(_llamafactory(step=3.0), _trl(DEFAULTS, step=3.0)),
+    ),
+    replace(
+        DPO,
+        name="kto",
+        title="kto lora, batch 4",
+        stage="kto",
+        data="kto_en_demo",
+        batch=4,
+        options={**LORA, "pref_beta": 0.1},
+        seconds=220,
+        peers=(
+            _llamafactory(one_epoch=2.5, three_epochs=2.5),
+            _trl(DEFAULTS, one_epoch=2.5, three_epochs=2.5),
+        ),
+    ),
+    replace(
+        SFT,
+        name="freeze",
+        title="sft freeze, last 2 layers, batch 8",
+        options={"finetuning_type": "freeze", "freeze_trainable_layers": 2},
+        start=None,
+        steps=10,
+        spans={"three epochs": 3, "ten epochs": 10},
+        turns=2,
+        seconds=140,
+        peers=(_llamafactory(three_epochs=4.0, ten_epochs=6.0),),
+    ),
+    replace(
+        SFT,
+        name="full",
+        title="sft full, batch 8",
+        options={"finetuning_type": "full"},
+        start=None,
+        turns=2,
+        seconds=320,
+        peers=(_llamafactory(step=2.5), _trl(DEFAULTS, step=2.5)),
+    ),
+    replace(
+        SFT,
+        name="pt",
+        title="pt lora, two packs of 1,024",
+        stage="pt",
+        data="c4_demo",
+        batch=2,
+        options={**LORA, "packing": True},
+        texts=True,
+        turns=2,
+        seconds=250,
+        peers=(
+            _llamafactory(step=1.4),
+            _trl(
+                "packed, gradient checkpointing off",
+                FASTEST,
+                {"packing": True, "packing_strategy": "wrapped"},
+                step=1.15,
+            ),
+        ),
+    ),
+    replace(
+        SFT,
+        name="qlora",
+        title="sft qlora, 4 bits, batch 8",
+        options={**LORA, "quantization_bit": 4},
+        turns=2,
+        seconds=160,
+        peers=(_llamafactory(step=5.0),),
+    ),
+    replace(
+        SFT,
+        name="start",
+        title="from the shell to the first step, data cached",
+        kind="start",
+        batch=1,
+        steps=1,
+        turns=5,
+        seconds=35,
+        peers=(_llamafactory(start=1 / 0.7),),
+    ),
+    replace(
+        SFT,
+        name="preprocessing",
+        title="preprocessing, 20,000 rows, 2 workers",
+        kind="preprocessing",
+        batch=1,
+        steps=1,
+        options={**LORA, "preprocessing_num_workers": 2},
+        turns=2,
+        seconds=120,
+        peers=(_llamafactory(rows=3.0),),
+    ),
+    replace(
+        PACKED,
+        name="utilisation",
+        title="utilisation, sft lora, rows of two packs",
+        kind="utilisation",
+        seconds=60,
+        peers=(),
+    ),
+)
+"""Most important first."""
+OWN: Mapping[str, Mapping[str, Any]] = {"pt": {"isolate_documents": False}}
+"""Options of ft alone: the peers' texts see those before them in a pack."""

@@ -1,7 +1,8 @@
 """Loaded by every measured process, ours and the peers': writes a line for each event of transformers' Trainer.
 
 The programs stay as they are. ``FT_BENCH_EVENTS`` names the file. Each line: event, step, CPU seconds of the process
-(all threads), wall seconds, peak resident bytes, and of a log line its loss and gradient norm.
+(all threads) and of its ended child processes, wall seconds, peak resident bytes, and of a log line its loss and
+gradient norm.
 """
 
 import importlib.abc
@@ -13,14 +14,17 @@ import sys
 import time
 
 WATCHED = "transformers.trainer_callback"
+EVENTS = ("on_init_end", "on_step_begin", "on_step_end", "on_log")
 NUMBERS = ("loss", "grad_norm")
 
 
 def note(event, state, logs):
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     line = {
         "event": event,
         "step": state.global_step,
         "cpu": time.process_time(),
+        "children": children.ru_utime + children.ru_stime,
         "wall": time.time(),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -44,7 +48,7 @@ class Watch(importlib.abc.MetaPathFinder):
             own = module.CallbackHandler.call_event
 
             def call_event(handler, event, args, state, control, **kwargs):
-                if event in ("on_train_begin", "on_step_begin", "on_step_end", "on_log"):
+                if event in EVENTS:
                     note(event, state, kwargs.get("logs"))
                 return own(handler, event, args, state, control, **kwargs)
 
