@@ -13,7 +13,10 @@ DEMO := examples/quickstart.yaml
 TUNED := saves/quickstart
 ASK := $(BIN)/ft generate --prompt "$(QUESTION)" do_sample=false max_new_tokens=60
 
-PEER := .bench/llamafactory
+# the peers of make bench; LF=FOLDER and TRL=FOLDER take virtual environments that are there already
+LF ?= .bench/llamafactory
+TRL ?= .bench/trl
+PEERS := $(patsubst %,%/.ready,$(filter .bench/%,$(LF) $(TRL)))
 
 .PHONY: help install demo test coverage kills bench check docs clean
 
@@ -22,7 +25,7 @@ help:
 	@echo "make test    all tests, on all cores"
 	@echo "make coverage  the same, with the lines that no test runs; slower"
 	@echo "make kills   kill runs N times (N=100) and see that they end in the same bytes"
-	@echo "make bench   ft beside LLaMA-Factory, installed in .bench (WORK=sft; ARGS='--turns 5 --threads 1')"
+	@echo "make bench   ft beside LLaMA-Factory and TRL, installed in .bench (WORK=sft; ARGS='--turns 5 --threads 1')"
 	@echo "make check   format, lint, types, quick tests, generated docs in step"
 	@echo "make docs    regenerate docs/options.md and docs/cli.md"
 	@echo "make clean   remove .venv and what the demo left in saves/quickstart"
@@ -57,13 +60,15 @@ coverage: $(READY)
 kills: $(READY)
 	$(BIN)/python tests/engine/kill_runs.py --kills $(or $(N),100)
 
-bench: $(READY) $(PEER)/.ready
-	$(BIN)/python benchmarks/bench.py $(if $(WORK),--work $(WORK)) $(ARGS)
+bench: $(READY) $(PEERS)
+	$(BIN)/python benchmarks/bench.py --llamafactory $(LF) --trl $(TRL) $(if $(WORK),--work $(WORK)) $(ARGS)
 
-# --no-deps: the file names every package, and torchaudio and torchvision, which have no CPU build here, stay out
-$(PEER)/.ready: benchmarks/peers/llamafactory.txt
-	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
-	$(PEER)/bin/python -m pip install --no-deps --requirement $<
+# --no-deps: the file names every package, and torchaudio and torchvision, which have no CPU build here, stay out;
+# torch comes first, with what its build for this machine needs
+.bench/%/.ready: benchmarks/peers/%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --constraint $< torch
+	$(@D)/bin/python -m pip --disable-pip-version-check install --no-deps --requirement $<
 	@touch $@
 
 check: $(READY)

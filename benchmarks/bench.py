@@ -84,6 +84,7 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=CACHE / "results")
     parser.add_argument("--llamafactory", type=Path, default=CACHE / "llamafactory", help="its virtual environment")
     parser.add_argument("--trl", type=Path, default=CACHE / "trl", help="its virtual environment")
+    parser.add_argument("--steps", type=int, help="instead of each work's own number; the first one warms up")
     parser.add_argument("--quick", action="store_true", help="only try that it runs: shortest rows, one turn, 2 steps")
     parser.add_argument("--turns", type=int, help="instead of each work's own number")
     parser.add_argument("--threads", type=int, default=2)
@@ -94,7 +95,10 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"no work {unknown[0]!r}; there are: {', '.join(names)}")
     if found.turns is not None and found.turns < 1:
         parser.error("--turns is at least 1")
+    if found.steps is not None and found.steps < 2:
+        parser.error("--steps is at least 2, of which the first warms up")
     found.turns = found.turns or (1 if found.quick else None)
+    found.steps = found.steps or (2 if found.quick else None)
     return found
 
 
@@ -118,6 +122,7 @@ def main() -> None:
         data=arguments.data,
         out=arguments.out,
         turns=arguments.turns,
+        steps=arguments.steps,
         quick=arguments.quick,
         say=say,
     )

@@ -32,6 +32,7 @@ class Bench:
         data: the folder of the datasets.
         out: where results go.
         turns: of each work; None for its own number.
+        steps: of each work that takes several; None for its own number.
         quick: whether to try that everything runs: the shortest rows, two steps, few rows to preprocess.
         say: prints a line.
     """
@@ -40,6 +41,7 @@ class Bench:
     data: Path
     out: Path
     turns: int | None
+    steps: int | None
     quick: bool
     say: Callable[[str], None]
 
@@ -50,8 +52,9 @@ class Bench:
 
 def compare(bench: Bench, work: Work) -> list[Result]:
     """All rows of a work; what goes wrong stands in them."""
-    if bench.quick and work.steps > 2:
-        work = replace(work, steps=2, spans={name: step for name, step in work.spans.items() if step <= 2})
+    if bench.steps and work.steps > 1:
+        kept = {name: step for name, step in work.spans.items() if step <= bench.steps}
+        work = replace(work, steps=bench.steps, spans=kept)
     try:
         return KINDS[work.kind](bench, work)
     except (FailedError, ValueError) as error:

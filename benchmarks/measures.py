@@ -71,8 +71,12 @@ def read(file: Path) -> Measured:
 
 
 def differences(ours: Measured, theirs: Measured) -> dict[str, float]:
-    """Relative differences of loss and gradient norm at the first step."""
-    return {name: abs(getattr(ours, name)[0] / getattr(theirs, name)[0] - 1) for name in ("losses", "norms")}
+    """Differences of loss and gradient norm at the first step, relative to the peer's."""
+    return {name: _off(getattr(ours, name)[0], getattr(theirs, name)[0]) for name in ("losses", "norms")}
+
+
+def _off(value: float, other: float) -> float:
+    return abs(value - other) / abs(other) if other else float(value != other)
 
 
 def ratios(ours: Sequence[Measured], theirs: Sequence[Measured], clock: str, until: int | None = None) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,9 +70,15 @@ def call(
         done = subprocess.run([str(word) for word in words], env=environment, stdout=stream, stderr=stream)
     text = output.read_text(encoding="utf-8", errors="replace")
     if done.returncode:
-        last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-        raise FailedError(f"{program} ended with {done.returncode}: {last.strip()[:300]} ({output})")
+        raise FailedError(f"{program} ended with {done.returncode}: {reason(text)} ({output})")
     return text
+
+
+def reason(text: str) -> str:
+    """The line of a program's output that says why it ended: its last with an error's name, else its last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if re.match(r"[\w.]*(Error|Exception|error)\b", line)]
+    return (told or lines or ["it said nothing"])[-1][:300]
 
 
 def train(

@@ -53,12 +53,15 @@ def main():
     rows = [ROWS[stage](row) for row in json.loads(Path(options["data"]).read_text("utf-8"))]
     trainer, config = (getattr(trl, name) for name in TRAINERS[stage])
     arguments = config(output_dir=options["output_dir"], **options["arguments"])
+    adapter = LoraConfig.from_pretrained(folder) if folder else None
+    if adapter:
+        adapter.inference_mode = False  # peft saves it as True, and freezes a fresh adapter that has it
     trained = trainer(
         model=options["model"],
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(options["model"]),
-        peft_config=LoraConfig.from_pretrained(folder) if folder else None,
+        peft_config=adapter,
     )
     if folder:
         found = set_peft_model_state_dict(trained.model, load_file(Path(folder) / "adapter_model.safetensors"))
