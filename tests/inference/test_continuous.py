@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ftcore.components import Generator
 from ftcore.inference import Chunk, Prompt
 from ftcore.inference.answers import collect
 from ftcore.inference.sessions import Turns, open_session
@@ -123,3 +124,25 @@ def test_a_model_with_a_window_answers_in_turn(sliding: Any, generator: Any) -> 
     numbers = [session.add(prompt) for prompt in prompts]
     told = drain(session, {})
     assert [told[number] for number in numbers] == [alone(sliding, prompt) for prompt in prompts]
+
+
+def test_dropping_a_turn_leaves_its_stream() -> None:
+    left: list[str] = []
+
+    class Counting(Generator):
+        def stream(self, prompts: Any) -> Any:
+            try:
+                yield from (Chunk(0, str(number)) for number in range(9))
+            finally:
+                left.append(prompts[0].messages[0].content)
+
+    session = Turns(Counting(), lambda prompt: 7)
+    first, second, third = (session.add(ask(text)) for text in ("a", "b", "c"))
+    (chunk,) = session.step()
+    assert chunk == Chunk(first, "0", prompt_tokens=7, tokens=1)
+    session.drop(second)
+    session.drop(first)
+    assert left == ["a"]
+    assert session.step() == [Chunk(third, "0", prompt_tokens=7, tokens=1)]
+    session.drop(third)
+    assert (session.step(), left) == ([], ["a", "c"])

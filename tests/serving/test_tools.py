@@ -11,6 +11,7 @@ import pytest
 
 from ftcore.components import ChatTemplate, Generator, InferenceEngine
 from ftcore.data.rendering import Renderer
+from ftcore.errors import UsageError
 from ftcore.inference import Chunk
 from ftcore.samples import Chat, Message
 from ftcore.serving.tool_calls import CallText, learn
@@ -83,6 +84,8 @@ class Parrot(Generator):
         for index, prompt in enumerate(prompts):
             self.heard.append(prompt)
             text = prompt.messages[0].content
+            if text == "no":
+                raise UsageError("the parrot will not say this")
             yield from (Chunk(index, text[at : at + 3]) for at in range(0, len(text), 3))
             yield Chunk(index, "", "stop")
 
@@ -218,4 +221,8 @@ def test_an_engine_without_sessions_answers_in_turn(parrot: Any) -> None:
         assert (stopped.choices[0].message.content, stopped.usage.prompt_tokens) == ("one ", found.usage.prompt_tokens)
         with pytest.raises(openai.BadRequestError, match="this inference engine tells no log-probabilities"):
             client.chat.completions.create(model="tiny", messages=turns, logprobs=True)
+        turns[0]["content"] = "no"
+        for stream in (False, True):
+            with pytest.raises(openai.APIError, match="the parrot will not say this"):
+                list(client.chat.completions.create(model="tiny", messages=turns, stream=stream))
         assert server.settled() == 0
