@@ -197,7 +197,7 @@ class TrainingOptions(OptionGroup):
     """true: activations are kept; false: recomputed; unset: recomputed only where the memory estimate needs it."""
     cache_frozen_prefix: bool | Literal["auto"] = "auto"
     """Whether what the layers under the lowest trained one compute is kept on disk and not computed again: ``auto``
-    where the run has several epochs and there is room; true refuses a run that cannot; false computes it each time."""
+    on a CPU, where the run has several epochs and there is room; true refuses a run that cannot; false never."""
     frozen_prefix_size: Annotated[float, Field(gt=0)] = 20.0
     """Largest size of what is kept in this way, of all runs together, in GB; what was not used for longest goes."""
     logging_steps: Annotated[float, Field(gt=0)] = 10

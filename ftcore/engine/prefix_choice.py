@@ -41,7 +41,9 @@ def choose_prefix(trainer: FtTrainer) -> FrozenPrefix | None:
         UsageError: with the reason, where the option demands what cannot be.
     """
     wish = trainer.plan.training.cache_frozen_prefix
-    if wish is False or trainer.train_dataset is None or (wish == "auto" and _passes(trainer) <= 1):
+    # a GPU reads all weights for each sequence that is computed by itself, which many sequences at a time would share
+    unasked = wish == "auto" and (trainer.args.device.type != "cpu" or _passes(trainer) <= 1)
+    if wish is False or trainer.train_dataset is None or unasked:
         return None
     prefix: FrozenPrefix | None = None
     try:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from ftcore.engine import checkpoints
 from ftcore.engine.prefix import FrozenPrefix
+from ftcore.engine.prefix_choice import choose_prefix
 from ftcore.engine.reports import read_log
 from ftcore.engine.scoring import Scorer, flat_inputs
 from ftcore.errors import UsageError
@@ -181,6 +182,12 @@ def test_one_epoch_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> No
     assert trainer_of(tokens(LENGTHS), **(one | {"max_steps": 3})).scorer.prefix is None
     assert trainer_of(tokens(LENGTHS), **(one | {"max_steps": 4})).scorer.prefix.on
     assert trainer_of(tokens(LENGTHS), **one, cache_frozen_prefix=True).scorer.prefix.on
+
+
+def test_a_gpu_keeps_nothing_unless_told(trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(tokens(LENGTHS), **FREEZE)
+    monkeypatch.setattr(type(trainer.args), "device", torch.device("cuda"))
+    assert choose_prefix(trainer) is None
 
 
 def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
