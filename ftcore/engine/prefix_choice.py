@@ -147,8 +147,7 @@ def _name(trainer: FtTrainer, prefix: FrozenPrefix) -> str:
     above |= {id(tensor) for layer in prefix.layers[prefix.border :] for tensor in layer.parameters()}
     capability = torch.backends.cpu.get_cpu_capability()
     device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else capability
-    how = [_FORMAT, prefix.border, str(prefix.dtype), device, torch.get_num_threads(), asdict(products.used())]
-    how.append(snapshots.versions())
+    how = [_FORMAT, prefix.border, str(prefix.dtype), device, torch.get_num_threads(), snapshots.versions()]
     how.append(asdict(products.used()))
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode() + prefix.proof)
     for name, tensor in (*prefix.decoder.named_parameters(), *prefix.decoder.named_buffers()):
