@@ -56,14 +56,28 @@ CASES: dict[str, dict[str, Any]] = {
     "packing": {"packing": True, "cutoff_len": 48, "eval_strategy": "no", "val_size": 0},
     "interleaved": {"mix_strategy": "interleave_over", "interleave_probs": "0.7,0.3"},
     "dpo": {"stage": "dpo", "dataset": "pairs"},
+    "rm": {"stage": "rm", "dataset": "pairs"},
+    "kto": {"stage": "kto", "dataset": "marked"},
+    "pt": {"stage": "pt", "dataset": "texts", "cutoff_len": 32},
+    "ppo": {
+        "stage": "ppo",
+        "dataset": "one",
+        "reward_model": "{inputs}/scorer",
+        "reward_model_type": "full",
+        "num_train_epochs": 1,  # 10 rows in rollouts of four: three, of two steps each
+        "ppo_epochs": 2,
+        "ppo_value_backbone": "separate",
+        "ppo_score_norm": True,
+        "max_new_tokens": 6,
+    },
 }
-"""Name -> options besides those that all share."""
+"""Name -> options besides those that all share; ``{inputs}`` is the folder of `write_inputs`."""
 
 
 def write_inputs(folder: Path) -> None:
-    """A tiny model and three datasets, in ``folder``; the model in a fork: training a tokenizer starts threads."""
+    """Tiny models and datasets, in ``folder``; the models in a fork: training a tokenizer starts threads."""
     if not (child := os.fork()):
-        tiny_model(folder / "model")
+        scorer_of(tiny_model(folder / "model"), folder / "scorer")
         os._exit(0)
     assert ended(child) == 0
     words = "the quick brown fox jumps over the lazy dog".split()
@@ -75,17 +89,33 @@ def write_inputs(folder: Path) -> None:
         ]
 
     pairs = [{"instruction": r["instruction"], "chosen": r["output"], "rejected": "no"} for r in rows(20, 40)]
-    files = {"one": rows(13, 0), "two": rows(7, 20), "pairs": pairs}
+    marked: list[dict[str, Any]] = [{**row, "kto_tag": number % 3 > 0} for number, row in enumerate(rows(20, 60))]
+    texts = [{"text": f"{row['instruction']} {row['output']}"} for row in rows(40, 80)]
+    files = {"one": rows(13, 0), "two": rows(7, 20), "pairs": pairs, "marked": marked, "texts": texts}
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     info: dict[str, Any] = {name: {"file_name": f"{name}.json"} for name in files}
     (folder / "dataset_info.json").write_text(json.dumps(info | {"pairs": info["pairs"] | {"ranking": True}}))
 
 
+def scorer_of(model: Path, folder: Path) -> None:
+    """A full reward model over a model, its head at random."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(model, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+
+
 def options_of(case: str, inputs: Path, output: Path) -> dict[str, Any]:
     """All options of a case."""
     places = {"model_name_or_path": str(inputs / "model"), "dataset_dir": str(inputs), "output_dir": str(output)}
-    return _COMMON | CASES[case] | places
+    own = {
+        name: value.replace("{inputs}", str(inputs)) if isinstance(value, str) else value
+        for name, value in CASES[case].items()
+    }
+    return _COMMON | own | places
 
 
 def forked(options: dict[str, Any], before: Callable[[], None] | None = None) -> int:

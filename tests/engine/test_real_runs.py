@@ -69,8 +69,8 @@ def test_signals_in_a_step_a_save_and_an_evaluation(script: Any) -> None:
 
 
 def test_stopped_after_every_step_every_method_ends_in_the_same_bytes(script: Any) -> None:
-    """Weights, optimizer, random states and logs, for every method, packed rows and pairs."""
-    cases = ["lora", "full", "freeze", "qlora", "packing", "dpo"]
+    """Weights, optimizer, random states and logs, for every method, packed rows and every stage."""
+    cases = ["lora", "full", "freeze", "qlora", "packing", "dpo", "rm", "kto", "pt", "ppo"]
     found = script("signal_runs.py", *cases)
     stops = [f"checkpoint-{step}" for step in range(1, 7)]
     assert found == [{"case": case, "stops": stops, "status": 0, "differences": []} for case in cases]
