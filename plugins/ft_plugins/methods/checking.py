@@ -11,6 +11,7 @@ from ft_plugins.methods.full import Full
 from ft_plugins.methods.lora import Lora, LoraOptions
 from ft_plugins.methods.none import Nothing
 from ft_plugins.methods.qlora import Qlora
+from ft_plugins.models.quantizers import quantized_by
 from ftcore.checks import place
 from ftcore.errors import Problem
 
@@ -71,18 +72,13 @@ def _pissa(plan: Plan, options: LoraOptions) -> Iterable[Problem]:
 def _quantized(plan: Plan, here: bool) -> Iterable[Problem]:
     """Of adapters on a quantised base."""
     already = quantized_by(plan)
-    if (here or already == "bitsandbytes") and find_spec("bitsandbytes") is None:
-        at = place(plan, "quantization_bit" if here else "model_name_or_path")
-        yield Problem("quantised weights need bitsandbytes", at, "pip install 'ftcore[qlora]'")
+    if here and not already and find_spec("bitsandbytes") is None:
+        yield Problem(
+            "quantised weights need bitsandbytes", place(plan, "quantization_bit"), "pip install 'ftcore[qlora]'"
+        )
     if here and already:
         at = place(plan, "quantization_bit")
         hint = "drop quantization_bit and write finetuning_type: lora"
         yield Problem(f"the model is quantised already ({already})", at, hint)
     if (here or already) and plan.training.do_train and plan.method.component.beneath(plan):
         yield Problem(ROUNDED, place(plan, "adapter_name_or_path"), MERGE)
-
-
-def quantized_by(plan: Plan) -> str:
-    """What the model was quantised with when it was saved; empty where it was not."""
-    found = (plan.config or {}).get("quantization_config") or {}
-    return str(found.get("quant_method", "unknown")) if found else ""

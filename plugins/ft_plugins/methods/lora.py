@@ -21,6 +21,7 @@ from ft_plugins.methods.adapters import (
 )
 from ft_plugins.methods.full import check_names
 from ft_plugins.methods.sight import Sight
+from ft_plugins.models.quantizers import check_trainable
 from ftcore.adapters import CONFIG, WEIGHTS, adapter_folder
 from ftcore.components import Method, OptionGroup
 from ftcore.groups import Names
@@ -90,6 +91,7 @@ class Lora(Method):
 
         from ft_plugins.methods import pissa
 
+        check_trainable(plan, model)
         options = self._options(plan)
         folders = [adapter_folder(plan, name) for name in plan.model.adapter_name_or_path]
         last = None if options.create_new_adapter or not folders else folders.pop()

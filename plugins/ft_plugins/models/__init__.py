@@ -12,6 +12,7 @@ from ftcore.components import ModelFamily
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+    from ftcore.errors import Problem
     from ftcore.plan import Plan
 
 
@@ -50,6 +51,14 @@ def ft_load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Process
     from ft_plugins.models.processors import load_processor
 
     return load_processor(plan, tokenizer)
+
+
+@hookimpl
+def ft_check_plan(plan: Plan) -> Iterable[Problem]:
+    """Models that cannot be read here."""
+    from ft_plugins.models.quantizers import problems
+
+    return problems(plan)
 
 
 @hookimpl(trylast=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_plugins.models.quantizers import quantized_by, reading
 from ftcore.checks import place
 from ftcore.errors import Problem, UsageError
 from ftcore.model_files import source_of
@@ -78,9 +79,9 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     kwargs = kwargs | {"num_labels": 1} if scores else kwargs
     kwargs = hub_kwargs(plan) | {"use_safetensors": True, "output_loading_info": True} | kwargs
     try:
-        with _no_report() if scores else nullcontext():
-            model, found = automatic.from_pretrained(source, **kwargs)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        with _no_report() if scores else nullcontext(), reading(quantized_by(plan)) as told:
+            model, found = automatic.from_pretrained(source, **kwargs, **told)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UsageError(_cannot_load(plan, "model", error)) from error

@@ -1,0 +1,94 @@
+"""Models that another library has quantised: what reading them takes, and whether adapters can be trained on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from ftcore import hardware
+from ftcore.checks import place
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from ftcore.plan import Plan
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "aqlm": ("aqlm",),
+    "auto-round": ("auto_round",),
+    "awq": ("gptqmodel",),
+    "bitsandbytes": ("bitsandbytes",),
+    "compressed-tensors": ("compressed_tensors",),
+    "eetq": ("kernels",),
+    "gptq": ("gptqmodel", "optimum"),
+    "hqq": ("hqq",),
+    "quanto": ("optimum.quanto",),
+    "quark": ("quark",),
+    "spqr": ("spqr_quant",),
+    "torchao": ("torchao",),
+    "vptq": ("vptq",),
+}
+"""``quant_method`` of config.json -> modules that transformers 5.23 imports for it (quantizers/quantizer_*.py)."""
+PACKAGES = {"quark": "amd-quark", "bitsandbytes": "'ftcore[qlora]'"}
+"""Module -> what is installed for it, where that is not its name with dashes."""
+ON_GPU = ("eetq", "fbgemm_fp8", "spqr", "vptq")
+"""Those that transformers refuses to read without a GPU."""
+
+
+def quantized_by(plan: Plan) -> str:
+    """What the model was quantised with when it was saved; empty where it was not, or nobody knows yet."""
+    found = (plan.config or {}).get("quantization_config") or {}
+    return str(found.get("quant_method", "unknown")) if found else ""
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """A library that is not installed, or a GPU that is not there."""
+    method, where = quantized_by(plan), place(plan, "model_name_or_path")
+    modules = NEEDS.get(method, ())
+    if missing := [module for module in modules if not _installed(module)]:
+        names = " ".join(PACKAGES.get(module, module.replace(".", "-").replace("_", "-")) for module in modules)
+        reason = f"the model is quantised ({method}), and reading it needs {' and '.join(missing)}"
+        yield Problem(reason, where, f"pip install {names}")
+    if method in ON_GPU and hardware.detect().cuda is None:
+        reason = f"the model is quantised ({method}), and transformers reads such models on a GPU only"
+        yield Problem(
+            reason, where, "take the model as it was before, with quantization_bit: 4 or 8 if it is too large"
+        )
+
+
+def _installed(module: str) -> bool:
+    parent = module.rpartition(".")[0]
+    return (not parent or _installed(parent)) and find_spec(module) is not None
+
+
+@contextmanager
+def reading(method: str) -> Iterator[dict[str, Any]]:
+    """What ``from_pretrained`` is told of a model that was quantised by this method.
+
+    compressed-tensors' layers have no weight before the first forward pass makes it, and adapters look at it: it is
+    made while the model is read.
+    """
+    if method != "compressed-tensors":
+        yield {}
+        return
+    from transformers import CompressedTensorsConfig
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You passed `quantization_config`")  # which is how it is told
+        yield {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+
+
+def check_trainable(plan: Plan, model: Any) -> None:
+    """Asks transformers whether gradients pass through a model's layers.
+
+    Raises:
+        UsageError: they do not.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and plan.training.do_train and not quantizer.is_trainable:
+        method = quantized_by(plan) or type(quantizer).__name__.removesuffix("HfQuantizer")
+        reason = f"the model is quantised ({method}), and transformers cannot train adapters on such layers"
+        hint = "take the model as it was before, with quantization_bit: 4 or 8 if it is too large"
+        raise UsageError(Problem(reason, place(plan, "model_name_or_path"), hint))
