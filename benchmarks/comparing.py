@@ -130,7 +130,8 @@ def held_against(work: Work, peer: Peer, ours: Sequence[Measured], theirs: Seque
             result["error"] = theirs
             continue
         off = max(
-            (differences(*pair) for pair in zip(ours, theirs, strict=True)), key=lambda found: max(found.values())
+            (differences(*pair, peer.scale) for pair in zip(ours, theirs, strict=True)),
+            key=lambda found: max(found.values()),
         )
         result |= {"differences": off, "ft": [vars(one) for one in ours], "peer": [vars(one) for one in theirs]}
         if max(off.values()) > TOLERANCE:

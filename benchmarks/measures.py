@@ -70,9 +70,9 @@ def read(file: Path) -> Measured:
     )
 
 
-def differences(ours: Measured, theirs: Measured) -> dict[str, float]:
-    """Differences of loss and gradient norm at the first step, relative to the peer's."""
-    return {name: _off(getattr(ours, name)[0], getattr(theirs, name)[0]) for name in ("losses", "norms")}
+def differences(ours: Measured, theirs: Measured, scale: float = 1.0) -> dict[str, float]:
+    """Differences of loss and gradient norm at the first step, relative to the peer's times ``scale``."""
+    return {name: _off(getattr(ours, name)[0], scale * getattr(theirs, name)[0]) for name in ("losses", "norms")}
 
 
 def _off(value: float, other: float) -> float:

@@ -85,6 +85,8 @@ def test_ratios_go_step_by_step_through_the_turns_or_over_a_span() -> None:
 def test_differences_are_relative() -> None:
     off = differences(measured((1.0,), loss=2.0002, norm=1.0), measured((1.0,)))
     assert off == {"losses": pytest.approx(1e-4), "norms": 0.0}
+    scaled = differences(measured((1.0,), loss=4.0, norm=2.0), measured((1.0,)), scale=2.0)
+    assert scaled == {"losses": 0.0, "norms": 0.0}
 
 
 def test_the_table() -> None:
