@@ -29,14 +29,20 @@ class Kept(NamedTuple):
 
 def note(tensor: torch.Tensor, make: Make, *parts: torch.Tensor) -> torch.Tensor:
     """The tensor, on which stands how it is made of the parts."""
-    setattr(tensor, _NAME, (Kept(make, tuple(part.detach() for part in parts)), tensor._version))
+    if not tensor.is_inference():  # else nothing goes backward
+        setattr(tensor, _NAME, (Kept(make, tuple(part.detach() for part in parts)), tensor._version))
     return tensor
+
+
+def version(tensor: torch.Tensor) -> int:
+    """How often the tensor was written to; 0 under inference mode, where nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def kept(tensor: torch.Tensor) -> Kept:
     """The parts, where they are known and the tensor was not written to since; else itself."""
-    found, version = getattr(tensor, _NAME, (None, 0))
-    return found if found is not None and version == tensor._version else Kept(None, (tensor.detach(),))
+    found, noted = getattr(tensor, _NAME, (None, 0))
+    return found if found is not None and noted == version(tensor) else Kept(None, (tensor.detach(),))
 
 
 def again(make: Make | None, parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -129,7 +129,7 @@ class Group:
 
     def result(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         """The layer's result of ``x``, ``[..., in]`` -> ``[..., out]``."""
-        state = (x._version, torch.is_grad_enabled())
+        state = (remade.version(x), torch.is_grad_enabled())
         if self._of is None or self._of[0] is not x or self._of[1:] != state or id(layer) not in self._ready:
             self._forget()
             # noted after it: recomputation of a layer stops in the middle by an error, and would leave the input here
