@@ -15,6 +15,8 @@ from ftcore.samples import Chat, Message
 EXAMPLES = 15
 BORDERS = ("bailing", "breeze", "empty", "ernie_nothink", "index", "solar")
 """No control token stands on both sides of their answers: a token may reach over the border."""
+BLANKS = ("ernie_vl", "fewshot")
+"""A blank does, and may be in one token with the answer's first word."""
 WORDS = ("hi", " ", "\n", "你好", "😀", "a{{b}}", "<|im", "ÿ", "Question: ", "\u200d", "é́", "{% raw %}")
 
 
@@ -41,7 +43,7 @@ def test_what_people_say_is_text(renderer: Renderer, request: pytest.FixtureRequ
     says is what is trained."""
     tokenizer = renderer.tokenizer
     special = set(tokenizer.all_special_ids)
-    has_borders = request.node.callspec.params["renderer"] not in BORDERS
+    name = request.node.callspec.params["renderer"]
 
     def controls_of(ids: list[int]) -> list[int]:
         return [token for token in ids if token in special]
@@ -65,6 +67,9 @@ def test_what_people_say_is_text(renderer: Renderer, request: pytest.FixtureRequ
         assert controls_of(ids) == controls_of(other.ids.tolist())
         one = label(encoded, rendered, renderer.stop_ids)
         said = "".join(rendered.text[span.start : span.end] for span in rendered.said)
-        assert not has_borders or tokenizer.decode(encoded.ids[one.weights > 0]) == said
+        trained = tokenizer.decode(encoded.ids[one.weights > 0])
+        if name in BLANKS:
+            trained, said = "".join(trained.split()), "".join(said.split())
+        assert name in BORDERS or trained == said
 
     holds()

@@ -265,7 +265,7 @@ class TestTokens:
         file = file(TOKENS + 'bos_token: "<|im_start|>"\neos_token: "<|endoftext|>"\n', template=...)
         result = CliRunner().invoke(command, [str(file), "-n", "1", "--json"])
         assert result.exception is None
-        row = json.loads(result.output)
+        row = json.loads(result.stdout)
         text = "<|im_start|>Human: question 0\nAssistant: answer 0<|endoftext|>\n"
         assert row["text"] == text
         tokenizer = tiny_tokenizer(("<|endoftext|>", "<|im_start|>", "[PAD]", "<|im_end|>"))
