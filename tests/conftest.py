@@ -107,3 +107,21 @@ def write_config(tmp_path: Path, config_dir: Path, rows_file: Path) -> Callable[
         return file
 
     return write
+
+
+@pytest.fixture(scope="session")
+def reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random sequence-classification model of one label."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from ftcore.testing import tiny_tokenizer
+
+    folder, tokenizer = tmp_path_factory.mktemp("reward"), tiny_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes)
+        LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

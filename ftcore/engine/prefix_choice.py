@@ -18,6 +18,7 @@ from ftcore.engine import products, snapshots
 from ftcore.engine.prefix import FrozenPrefix
 from ftcore.engine.prefix_rows import RowStore, in_use, make_room
 from ftcore.engine.scoring import TOLERANCE, flat_inputs
+from ftcore.engine.token_batches import row_tokens
 from ftcore.errors import Problem, UsageError
 from ftcore.folders import cache_root
 from ftcore.memory import in_units
@@ -167,10 +168,8 @@ def _tokens(*datasets: Any) -> int:
             total += _tokens(*rows.values())
         elif (known := getattr(rows, "computed_tokens", None)) is not None:
             total += int(known)
-        elif (lengths := getattr(rows, "lengths", None)) is not None:
-            total += int(lengths.sum())
         else:
-            total += sum(len(rows[index]["input_ids"]) for index in range(len(rows)))
+            total += int(row_tokens(rows).sum())
     return total
 
 

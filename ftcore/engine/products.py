@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch.nn import functional
 
+from ftcore.artifacts import write_whole
 from ftcore.folders import cache_root
 
 log = logging.getLogger(__name__)
@@ -187,8 +187,6 @@ def _read(path: Path) -> dict[str, dict[str, bool]]:
 
 def _write(path: Path, kept: dict[str, dict[str, bool]]) -> None:
     """In one move; a folder that cannot be written costs a measurement the next time."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        staged.replace(path)
+        write_whole(path, json.dumps(kept, indent=2, sort_keys=True) + "\n")

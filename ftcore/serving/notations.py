@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-Calls = list[tuple[str, dict[str, Any]]]
-"""Name and arguments of each."""
+Call = tuple[str, dict[str, Any]]
+"""Name and arguments."""
+Calls = list[Call]
 Tools = Sequence[Mapping[str, Any]]
 
 _NAME = re.compile(r"\s*([\w.-]+)")
@@ -45,19 +46,14 @@ class JsonCalls:
 
     def read(self, text: str, tools: Tools) -> Calls | None:
         """See `Notation.read`."""
-        rest, calls = after(text, self.begin), Calls()
-        while rest is not None:
-            found, rest = _object(rest)
-            if found is None or not isinstance(found.get("name"), str):
-                return None
-            arguments = found.get(self.key, {})
-            if not isinstance(arguments, dict):
-                return None
-            calls.append((found["name"], arguments))
-            if _ends(rest, self.end):
-                return calls
-            rest = after(rest, self.between) if self.between is not None else None
-        return None
+        return _listed(after(text, self.begin), self._one, self.between, self.end)
+
+    def _one(self, text: str) -> tuple[Call | None, str]:
+        found, rest = _object(text)
+        if found is None or not isinstance(found.get("name"), str):
+            return None, rest
+        arguments = found.get(self.key, {})
+        return ((found["name"], arguments) if isinstance(arguments, dict) else None), rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +72,13 @@ class NamedCalls:
 
     def read(self, text: str, tools: Tools) -> Calls | None:
         """See `Notation.read`."""
-        rest, calls = after(text, self.begin), Calls()
-        while rest is not None and (name := _NAME.match(rest)):
-            rest = after(rest[name.end() :], self.named)
-            arguments, rest = _object(rest or "")
-            if arguments is None:
-                return None
-            calls.append((name[1], arguments))
-            if _ends(rest, self.end):
-                return calls
-            rest = after(rest, self.between) if self.between is not None else None
-        return None
+        return _listed(after(text, self.begin), self._one, self.between, self.end)
+
+    def _one(self, text: str) -> tuple[Call | None, str]:
+        if (name := _NAME.match(text)) is None:
+            return None, text
+        arguments, rest = _object(after(text[name.end() :], self.named) or "")
+        return (None if arguments is None else (name[1], arguments)), rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +123,22 @@ class MarkedCalls:
                 value, mark, rest = valued
                 arguments[key.strip()] = _value(value, types.get(name.strip(), {}).get(key.strip()))
         return calls if rest is not None and not rest.strip() else None
+
+
+def _listed(
+    rest: str | None, one: Callable[[str], tuple[Call | None, str]], between: str | None, end: str
+) -> Calls | None:
+    """Calls one after the other: what each is read by gives it and what follows it; None where one is none."""
+    calls = Calls()
+    while rest is not None:
+        call, rest = one(rest)
+        if call is None:
+            return None
+        calls.append(call)
+        if _ends(rest, end):
+            return calls
+        rest = after(rest, between) if between is not None else None
+    return None
 
 
 def after(text: str, mark: str) -> str | None:

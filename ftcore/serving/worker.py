@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from ftcore.errors import UsageError
@@ -169,7 +169,7 @@ class Worker:
             if isinstance(chunk, Refused):
                 self._fail(lane, job, chunk.error)
                 continue
-            told.setdefault(job, []).append(_renumbered(chunk, job.keys[chunk.index]))
+            told.setdefault(job, []).append(replace(chunk, index=job.keys[chunk.index]))
             if chunk.finish:
                 del lane.jobs[chunk.index], job.keys[chunk.index]
         for job, part in told.items():
@@ -232,7 +232,3 @@ def _settle(future: asyncio.Future[object], result: object, error: Exception | N
         future.set_exception(error)
     else:
         future.set_result(result)
-
-
-def _renumbered(chunk: Chunk, index: int) -> Chunk:
-    return Chunk(index, chunk.text, chunk.finish, chunk.prompt_tokens, chunk.tokens, chunk.scored)
