@@ -250,7 +250,7 @@ class GenerationOptions(OptionGroup):
 
 
 class MediaOptions(OptionGroup):
-    """For models that see: which of their parts are trained, and limits of images and videos."""
+    """For models that see: which of their parts are trained, and limits of images."""
 
     freeze_vision_tower: bool = True
     """Leave the part that reads images as it is."""
@@ -262,6 +262,11 @@ class MediaOptions(OptionGroup):
     """Largest image, width times height; larger ones are scaled down."""
     image_min_pixels: Annotated[int, Field(ge=1)] = 32 * 32
     """Smallest image."""
+
+
+class VideoOptions(OptionGroup):
+    """Limits of videos, which no run reads yet: a file that has them is told so."""
+
     video_max_pixels: Annotated[int, Field(ge=1)] = 256 * 256
     """Largest video frame."""
     video_min_pixels: Annotated[int, Field(ge=1)] = 16 * 16
@@ -324,6 +329,7 @@ GROUPS: dict[str, type[OptionGroup]] = {
     "training": TrainingOptions,
     "generation": GenerationOptions,
     "media": MediaOptions,
+    "videos": VideoOptions,
     "export": ExportOptions,
     "serving": ServingOptions,
 }

@@ -30,6 +30,7 @@ from ftcore.groups import (
     ModelOptions,
     ServingOptions,
     TrainingOptions,
+    VideoOptions,
 )
 
 if TYPE_CHECKING:
@@ -85,8 +86,9 @@ class Precision:
 class Plan:
     """A run, decided.
 
-    ``model``, ``data``, ``training``, ``generation``, ``media`` and ``export`` are the core's option groups;
-    ``transformers`` holds further fields of TrainingArguments; a component's own options are ``selected.options``.
+    ``model``, ``data``, ``training``, ``generation``, ``media``, ``videos``, ``export`` and ``serving`` are the core's
+    option groups; ``transformers`` holds further fields of TrainingArguments; a component's own options are
+    ``selected.options``.
     """
 
     file: str
@@ -104,6 +106,7 @@ class Plan:
     training: TrainingOptions
     generation: GenerationOptions
     media: MediaOptions
+    videos: VideoOptions = field(default_factory=VideoOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     serving: ServingOptions = field(default_factory=ServingOptions)
     transformers: Mapping[str, Any]

@@ -166,7 +166,7 @@ class _Planner:
         selecting = selection_options()
         binding = assign([s for s in self.settings.values() if s.name not in selecting], active, self.plugins)
         self.problems += binding.problems
-        groups: dict[str, OptionGroup] = {"media": GROUPS["media"]()}
+        groups: dict[str, OptionGroup] = {name: GROUPS[name]() for name in unused}
         complete = True
         for owner, group in active.items():
             options, problems = bind(owner, group, binding.values[owner])
@@ -262,9 +262,9 @@ class _Planner:
 
 
 def _unused(chosen: Mapping[str, Any]) -> tuple[str, ...]:
-    """Groups of options that mean nothing to this model."""
+    """Groups of options that mean nothing to this model; rows with videos are refused by every one."""
     family = chosen.get(ModelFamily.kind)
-    return () if family is not None and family.component.media else ("media",)
+    return ("videos",) if family is not None and family.component.media else ("media", "videos")
 
 
 def _distinct(problems: Sequence[Problem]) -> list[Problem]:

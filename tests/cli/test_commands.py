@@ -12,7 +12,18 @@ import pytest
 from ftcore.cli import main
 from ftcore.components import KINDS
 
-GROUP_OWNERS = {"selection", "model", "data", "training", "generation", "media", "export", "serving", "transformers"}
+GROUP_OWNERS = {
+    "selection",
+    "model",
+    "data",
+    "training",
+    "generation",
+    "media",
+    "videos",
+    "export",
+    "serving",
+    "transformers",
+}
 
 
 @pytest.fixture

@@ -103,6 +103,14 @@ def test_an_option_of_an_unused_component_is_ignored_with_a_line(write_config: W
     assert "lora_rank" not in plan.options
 
 
+def test_options_of_videos_are_never_obeyed_and_said_to_be_ignored(write_config, config_dir, built_in) -> None:
+    config = json.loads((config_dir / "config.json").read_text()) | {"model_type": "qwen2_vl"}
+    (config_dir / "config.json").write_text(json.dumps(config))
+    plan = make_plan(write_config("image_max_pixels: 9\nvideo_fps: 1.0\n"), [], plugins=built_in)
+    assert plan.media.image_max_pixels == 9
+    assert [line.partition(": ")[2] for line in plan.ignored] == ["ignored: video_fps belongs to videos"]
+
+
 def test_null_leaves_the_default(write_config: Write, built_in: Plugins) -> None:
     plan = make_plan(write_config("seed: null\ncutoff_len:\nadam_beta1: null\n"), plugins=built_in)
     assert (plan.training.seed, plan.data.cutoff_len, plan.options["seed"].origin) == (42, 2048, "default")
