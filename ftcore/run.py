@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +29,8 @@ class Run:
     """The method has been applied: what is to be trained requires gradients."""
     data: Any = None
     """What the stage's ``datasets`` returned: ``train``, ``eval`` and ``accounting``."""
-
-    @cached_property
-    def pictures(self) -> Pictures | None:
-        """How images are read; None where the stage or the model sees none."""
-        from ftcore.data.pictures import Pictures
-
-        return Pictures.of(self.plan, self.tokenizer) if self.plan.stage.component.sees else None
+    pictures: Pictures | None = None
+    """How images are read; None where the stage or the model sees none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from ftcore.samples import Place
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ftcore.data.pictures import Pictures
     from ftcore.plan import Plan
 
 D = TypeVar("D", bound=TokenDataset | AnswerDataset)
@@ -39,6 +40,8 @@ class Datasets(Generic[D]):
     train: D | None
     eval: D | None
     accounting: Accounting
+    pictures: Pictures | None = None
+    """How images are read, where the stage and the model do."""
 
 
 def chat_datasets(
@@ -116,11 +119,12 @@ def _datasets(
     evaluation, last_notes = pack(plan, evaluation, "evaluation: ")
     notes += more_notes + last_notes
     accounting = Accounting(tuple(train_counts), tuple(eval_counts), split_off, tuple(notes))
-    return Datasets(training, evaluation, accounting)
+    return Datasets(training, evaluation, accounting, renderer.pictures)
 
 
 def _streamed(kind: type[D], keep: Keep, plan: Plan, renderer: Renderer, progress: Progress | None) -> Datasets[D]:
     """The same where training rows are read as they are needed; evaluation data is loaded whole."""
+    pictures, renderer.pictures = renderer.pictures, None  # rows with images are refused
     held_out, eval_counts, problems = _load(eval_specs(plan), plan, renderer, keep, progress)
     bad = bad_rows(eval_counts, plan.data)
     if problems := [*problems, *(bad.problems if bad else ())]:
@@ -134,7 +138,7 @@ def _streamed(kind: type[D], keep: Keep, plan: Plan, renderer: Renderer, progres
     training: Any = Stream(plan, kind, keep, renderer, before) if plan.datasets else None
     counts = tuple(training.counts) if training else ()
     accounting = StreamAccounting(counts, tuple(eval_counts), count, tuple(notes))
-    return Datasets(training, evaluation, accounting)
+    return Datasets(training, evaluation, accounting, pictures)
 
 
 def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:

@@ -27,7 +27,7 @@ def renderer_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     if plan.stage.component.samples == (Text.__name__,):
         return Renderer(tokenizer, "")
     renderer = Renderer.from_plan(plan, tokenizer)
-    if plan.stage.component.sees and not plan.data.streaming:
+    if plan.stage.component.sees:
         renderer.pictures = Pictures.of(plan, tokenizer)
     return renderer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,18 @@ def test_preview_shows_images_folded(folders: Any, data: Path, tmp_path: Path) -
         "<|im_start|>assistant",
         "⟦A bird.<|im_end|>⟧",
     ]
+
+
+def test_rows_of_text_need_no_image_processor(
+    prepared: Any, folders: Any, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(folders("qwen2_vl"), bare, ignore=shutil.ignore_patterns("preprocessor_config.json"))
+    with pytest.raises(UsageError, match="2 bad rows"):
+        prepared("qwen2_vl", model_name_or_path=str(bare))
+    assert f"the image processor of {bare} cannot be loaded, so rows with images are refused" in caplog.text
+    data.write_text(json.dumps([{"messages": _turns("Hello", "Good day.")}]))
+    assert run(prepared("qwen2_vl", model_name_or_path=str(bare)).plan) == 0
 
 
 def test_how_an_image_is_written_is_read_off_the_models_template(prepared: Any) -> None:

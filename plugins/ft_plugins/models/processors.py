@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ft_plugins.models.loading import hub_kwargs
-from ftcore.checks import place
-from ftcore.errors import Problem, UsageError
 from ftcore.model_files import source_of
 
 if TYPE_CHECKING:
@@ -16,15 +15,15 @@ if TYPE_CHECKING:
 
     from ftcore.plan import Plan
 
+log = logging.getLogger(__name__)
+
 
 def load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
     """The model's processor with its image processor, Pillow's, which gives the same pixels on every machine.
 
     Returns:
-        None where the model's family reads no images, or the model itself has no part that does.
-
-    Raises:
-        UsageError: the model's image processor is missing or unknown.
+        None where the model's family reads no images, the model itself has no part that does, or its image processor
+        cannot be loaded, which is told: rows of text do not need it.
     """
     family, config = plan.family, plan.config or {}
     sees = family is not None and "image" in family.component.media
@@ -42,13 +41,12 @@ def load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
         with _unchecked():
             return kind.from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
     except KeyError as error:
-        reason = f"transformers knows no processor of {error.args[0]}, so rows with images are not read"
-        raise UsageError(Problem(reason, place(plan, "model_name_or_path"))) from error
+        why = f"transformers knows no processor of {error.args[0]}"
     except (OSError, ValueError, ImportError) as error:
-        name = plan.model.model_name_or_path
-        reason = f"the image processor of {name} cannot be loaded: {' '.join(str(error).split())[:300]}"
-        hint = "models that see have a preprocessor_config.json beside their weights"
-        raise UsageError(Problem(reason, place(plan, "model_name_or_path"), hint)) from error
+        why = " ".join(str(error).split())[:300]
+    name = plan.model.model_name_or_path
+    log.warning("the image processor of %s cannot be loaded, so rows with images are refused: %s", name, why)
+    return None
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class SupervisedFineTuning(Stage):
         from ftcore.data.loading import chat_datasets
 
         data = chat_datasets(run.plan, run.tokenizer)
+        run.pictures = data.pictures
         if run.plan.training.do_predict and data.eval is not None and data.eval.has_images:
             message = "do_predict is true, and rows to predict have images, which generation does not see yet"
             raise UsageError(Problem(message, place(run.plan, "do_predict"), "remove do_predict, or those rows"))
