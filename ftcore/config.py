@@ -132,7 +132,11 @@ def _compose(text: str) -> Any:
 
     yaml = YAML(typ="safe", pure=True)
     yaml.composer.warn_double_anchors = False  # a warning, where YAML allows it
-    root = yaml.compose(text)
+    try:
+        root = yaml.compose(text)
+    except KeyError as error:  # how ruamel.yaml says that it knows no rules of the version in a %YAML line
+        version = ".".join(map(str, error.args[0]))
+        raise ValueError(f"it is written in YAML {version}, and 1.1 and 1.2 are known") from error
     if root is not None:
         _measure(root, {}, 0)
     return root
