@@ -134,9 +134,8 @@ def _compose(text: str) -> Any:
     yaml.composer.warn_double_anchors = False  # a warning, where YAML allows it
     try:
         root = yaml.compose(text)
-    except KeyError as error:  # how ruamel.yaml says that it knows no rules of the version in a %YAML line
-        version = ".".join(map(str, error.args[0]))
-        raise ValueError(f"it is written in YAML {version}, and 1.1 and 1.2 are known") from error
+    except (KeyError, AssertionError) as error:  # how ruamel.yaml says that it knows no rules of that version
+        raise ValueError("its %YAML line names a version that is not known; 1.1 and 1.2 are") from error
     if root is not None:
         _measure(root, {}, 0)
     return root

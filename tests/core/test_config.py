@@ -55,8 +55,11 @@ def test_json_has_lines_too(tmp_path: Path) -> None:
         ("", "x.yaml: the file is empty"),
         ("a: b: c\n", "x.yaml:1: not valid YAML: mapping values are not allowed here"),
         ("a: &x [*x]\n", "x.yaml: not valid YAML: an alias stands inside what it names"),
-        ("-\n%YAML 0.0", "x.yaml: not valid YAML: it is written in YAML 0.0, and 1.1 and 1.2 are known"),
-        ("%YAML 1.9\n---\na: 1", "x.yaml: not valid YAML: it is written in YAML 1.9, and 1.1 and 1.2 are known"),
+        ("-\n%YAML 0.0", "x.yaml: not valid YAML: its %YAML line names a version that is not known; 1.1 and 1.2 are"),
+        (
+            "%YAML 1.9\n---\na: 1",
+            "x.yaml: not valid YAML: its %YAML line names a version that is not known; 1.1 and 1.2 are",
+        ),
         ("a: {1: 2}\n", "x.yaml:1: the value of a cannot be read: keys must be words"),
         ("? [1]\n: 2\n", "x.yaml:1: a key must be a plain word"),
     ],
