@@ -108,8 +108,10 @@ def varlen_attention(
     if _flash_serves(query, rule):
         return _flash(query, key, value, rule, cu_seq_lens_q, max_length_q, prefixes), None
     lengths = cu_seq_lens_q.diff().tolist()
-    if prefixes and _plain(rule, lengths, prefixes) and serves(query, key, value):
-        return branched_attention(query, key, value, rule.scale, list(spans(lengths, prefixes))), None
+    before = prefixes or [(0, 0)] * len(lengths)
+    if _plain(rule, lengths, before) and serves(query, key, value):
+        # its result is kept once; of torch's own calls each keeps its part beside the whole that the next layer keeps
+        return branched_attention(query, key, value, rule.scale, list(spans(lengths, before))), None
     parts = zip(query.split(lengths, 2), _keys(key, lengths, prefixes), _keys(value, lengths, prefixes), strict=True)
     return torch.cat([_one_block(q, k, v, rule, None).transpose(1, 2) for q, k, v in parts], dim=1), None
 
@@ -118,7 +120,7 @@ def _plain(rule: Rule, lengths: Sequence[int], prefixes: Prefixes) -> bool:
     """Whether there is nothing but the causal triangle."""
     longest = max(length + last - first for length, (first, last) in zip(lengths, prefixes, strict=True))
     narrow = rule.window is not None and rule.window < longest
-    return not rule.dropout and not narrow and rule.softcap is None and rule.sinks is None
+    return rule.causal and not rule.dropout and not narrow and rule.softcap is None and rule.sinks is None
 
 
 def _keys(tensor: torch.Tensor, lengths: Sequence[int], prefixes: Prefixes | None) -> Sequence[torch.Tensor]:
