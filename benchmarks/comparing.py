@@ -53,8 +53,7 @@ class Bench:
 def compare(bench: Bench, work: Work) -> list[Result]:
     """All rows of a work; what goes wrong stands in them."""
     if bench.steps and work.steps > 1:
-        kept = {name: step for name, step in work.spans.items() if step <= bench.steps}
-        work = replace(work, steps=bench.steps, spans=kept)
+        work = replace(work, steps=bench.steps, batches=min(work.batches, bench.steps))
     try:
         return KINDS[work.kind](bench, work)
     except (FailedError, ValueError) as error:
@@ -73,15 +72,19 @@ def prepare(bench: Bench, work: Work) -> tuple[Path, dict[str, Any]]:
     if work.texts:
         return write_rows(rows[:PACKS_LONG], entry, folder), {"rows": PACKS_LONG}
     agreed, told = agreeing(bench.setting, work, bench.data, bench.out / "encoded")
-    batch = shortest(agreed, work.batch) if bench.quick else typical(agreed, work.batch, work.packs)
+    if bench.quick:
+        chosen = shortest(agreed, work.batches * work.batch)
+    else:
+        chosen = typical(agreed, work.batch, work.batches, work.packs)
     known = {
-        "rows": [row.number for row in batch],
-        "lengths": [length for row in batch for length in row.lengths],
-        "labels": sum(sum(row.trained) for row in batch),
+        "rows": [row.number for row in chosen],
+        "lengths": [length for row in chosen for length in row.lengths],
+        "labels": sum(sum(row.trained) for row in chosen),
         "told": told,
     }
-    bench.say(f"  {told}; a step has {sum(known['lengths']):,} tokens, {known['labels']:,} with a label")
-    return write_rows([rows[row.number] for row in batch], entry, folder), known
+    tokens, steps = sum(known["lengths"]), f"{work.batches} steps have" if work.batches > 1 else "a step has"
+    bench.say(f"  {told}; {steps} {tokens:,} tokens, {known['labels']:,} with a label")
+    return write_rows([rows[row.number] for row in chosen], entry, folder), known
 
 
 def by_turns(bench: Bench, work: Work, data: Path) -> tuple[list[Measured], dict[str, list[Measured] | str]]:
@@ -111,7 +114,7 @@ def by_turns(bench: Bench, work: Work, data: Path) -> tuple[list[Measured], dict
 
 
 def compare_steps(bench: Bench, work: Work) -> list[Result]:
-    """Seconds of steps, or of spans of steps."""
+    """Seconds of steps, or of epochs."""
     data, known = prepare(bench, work)
     ours, theirs = by_turns(bench, work, data)
     return [
@@ -123,7 +126,7 @@ def held_against(work: Work, peer: Peer, ours: Sequence[Measured], theirs: Seque
     """A row for each span; without any time where the work was not the same."""
     spans: Mapping[str, int | None] = work.spans or {"step": None}
     results: list[Result] = []
-    for span, until in spans.items():
+    for span, epochs in spans.items():
         result: Result = {"work": work.title, "against": peer.name, "span": span, "target": peer.targets.get(span)}
         results.append(result)
         if isinstance(theirs, str):
@@ -137,7 +140,7 @@ def held_against(work: Work, peer: Peer, ours: Sequence[Measured], theirs: Seque
         if max(off.values()) > TOLERANCE:
             result["error"] = not_the_same(ours[0], theirs[0], off)
             continue
-        result |= {clock: ratios(ours, theirs, clock, until) for clock in CLOCKS}
+        result |= {clock: ratios(ours, theirs, clock, epochs, work.batches) for clock in CLOCKS}
         result["memory"] = median(our.peak / their.peak for our, their in zip(ours, theirs, strict=True))
         result["memory_target"] = peer.memory
     return results

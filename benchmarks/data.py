@@ -81,13 +81,14 @@ def agreeing(setting: Setting, work: Work, data: Path, folder: Path) -> tuple[li
     return fitting, told + f"{len(alike) - len(fitting)} longer than {SHARED['cutoff_len']} tokens"
 
 
-def typical(rows: Sequence[Agreed], batch: int, packs: int | None = None) -> list[Agreed]:
-    """The batch, of `DRAWS` drawn with seed 0, that is most like the mean one: in tokens, and in tokens padded.
+def typical(rows: Sequence[Agreed], batch: int, batches: int = 1, packs: int | None = None) -> list[Agreed]:
+    """The batches, of `DRAWS` drawn with seed 0, that are most like the mean one: in tokens, and in tokens padded.
 
-    With ``packs`` it is the one that fills so many packs best, so that the packing peer has the least padding.
+    Several have no row in common. With ``packs`` it is the batch that fills so many packs best, so that the packing
+    peer has the least padding.
 
     Raises:
-        ValueError: no batch fits the packs.
+        ValueError: no batch fits the packs, or there are too few rows.
     """
     draw = random.Random(0)
     drawn = [draw.sample(list(rows), batch) for _ in range(DRAWS)]
@@ -97,7 +98,13 @@ def typical(rows: Sequence[Agreed], batch: int, packs: int | None = None) -> lis
             raise ValueError(f"no {batch} rows of {DRAWS} draws fit {packs} packs")
         return max(fitting, key=lambda one: sum(row.tokens for row in one))
     real, padded = mean(_real(one) for one in drawn), mean(_padded(one) for one in drawn)
-    return min(drawn, key=lambda one: abs(_real(one) / real - 1) + abs(_padded(one) / padded - 1))
+    found: dict[int, Agreed] = {}
+    for one in sorted(drawn, key=lambda one: abs(_real(one) / real - 1) + abs(_padded(one) / padded - 1)):
+        if len(found) < batch * batches and not any(row.number in found for row in one):
+            found |= {row.number: row for row in one}
+    if len(found) < batch * batches:
+        raise ValueError(f"{len(rows)} rows make no {batches} batches of {batch}")
+    return list(found.values())
 
 
 def shortest(rows: Sequence[Agreed], batch: int) -> list[Agreed]:

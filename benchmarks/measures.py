@@ -21,6 +21,7 @@ class Measured:
     Args:
         cpu: CPU seconds at the end of each step, counted from when the trainer existed.
         wall: wall seconds of the same.
+        before_cpu, before_wall: seconds from when the trainer existed to the first step's begin.
         peak: most bytes that were resident.
         start: CPU seconds from the process's start to its first step, those of its child processes among them.
         begun: wall time of the first step's begin.
@@ -30,6 +31,8 @@ class Measured:
 
     cpu: tuple[float, ...]
     wall: tuple[float, ...]
+    before_cpu: float
+    before_wall: float
     peak: int
     start: float
     begun: float
@@ -41,9 +44,16 @@ class Measured:
         ends = getattr(self, clock)
         return [after - before for before, after in pairwise(ends)]
 
-    def until(self, step: int, clock: str) -> list[float]:
-        """Seconds from when the trainer existed to the end of a step, counted from 1."""
-        return [getattr(self, clock)[step - 1]]
+    def epochs(self, count: int, batches: int, clock: str) -> float:
+        """Seconds from when the trainer existed to the end of so many epochs of so many batches.
+
+        Each epoch that was not measured takes what the steps of the last measured one took.
+        """
+        ends: tuple[float, ...] = getattr(self, clock)
+        measured = min(count, len(ends) // batches)
+        end = ends[measured * batches - 1]
+        begin = ends[(measured - 1) * batches - 1] if measured > 1 else getattr(self, f"before_{clock}")
+        return end + (count - measured) * (end - begin)
 
 
 def read(file: Path) -> Measured:
@@ -62,6 +72,8 @@ def read(file: Path) -> Measured:
     return Measured(
         cpu=tuple(line["cpu"] - made[0]["cpu"] for line in ended),
         wall=tuple(line["wall"] - made[0]["wall"] for line in ended),
+        before_cpu=begun[0]["cpu"] - made[0]["cpu"],
+        before_wall=begun[0]["wall"] - made[0]["wall"],
         peak=max(line["peak"] for line in lines),
         start=begun[0]["cpu"] + begun[0]["children"],
         begun=begun[0]["wall"],
@@ -79,11 +91,13 @@ def _off(value: float, other: float) -> float:
     return abs(value - other) / abs(other) if other else float(value != other)
 
 
-def ratios(ours: Sequence[Measured], theirs: Sequence[Measured], clock: str, until: int | None = None) -> list[float]:
-    """The peer's seconds over ours, of runs that alternated: of each step after the first, or ``until`` a step."""
+def ratios(
+    ours: Sequence[Measured], theirs: Sequence[Measured], clock: str, epochs: int | None = None, batches: int = 1
+) -> list[float]:
+    """The peer's seconds over ours, of runs that alternated: of each step after the first, or of so many epochs."""
 
     def seconds(one: Measured) -> list[float]:
-        return one.each_step(clock) if until is None else one.until(until, clock)
+        return one.each_step(clock) if epochs is None else [one.epochs(epochs, batches, clock)]
 
     return [
         slow / fast

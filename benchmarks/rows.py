@@ -58,8 +58,9 @@ class Work:
         peers: in the order of their turns; ft comes last.
         options: of ft and LLaMA-Factory.
         kind: ``steps``; or what `special` measures: ``start``, ``preprocessing``, ``utilisation``.
-        steps: optimizer steps; each is the same batch, but for ``texts``.
-        spans: names and numbers of steps, counted from when the trainer exists, with all that comes before the first
+        batches: different batches in an epoch.
+        steps: optimizer steps: one epoch or more.
+        spans: names and numbers of epochs, counted from when the trainer exists, with all that comes before the first
             step; empty for each step after the first, which warms up.
         start: the adapter to begin with, ``lora`` or ``score``; None for none.
         packs: the rows are chosen so that they fill so many packs; None for any rows.
@@ -76,6 +77,7 @@ class Work:
     peers: tuple[Peer, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "steps"
+    batches: int = 1
     steps: int = 3
     spans: Mapping[str, int] = field(default_factory=dict)
     start: str | None = None
@@ -113,7 +115,7 @@ SFT = Work(
     options=LORA,
     start="lora",
     turns=3,
-    seconds=320,
+    seconds=345,
     peers=(
         _llamafactory(step=4.0),
         _llamafactory(FASTEST, OFF, step=2.8),
@@ -145,8 +147,9 @@ DPO = Work(
     batch=2,
     options={**LORA, "pref_beta": 0.1, "pref_loss": "sigmoid"},
     start="lora",
+    batches=3,
     spans=EPOCHS,
-    seconds=220,
+    seconds=320,
     peers=(
         _llamafactory(one_epoch=3.0, three_epochs=4.0),
         _trl(
@@ -169,6 +172,7 @@ WORKS = (
         stage="rm",
         options=LORA,
         start="score",
+        batches=1,
         spans={},
         seconds=190,
         peers=(_llamafactory(step=3.0), _trl(DEFAULTS, step=3.0)),
@@ -180,8 +184,10 @@ WORKS = (
         stage="kto",
         data="kto_en_demo",
         batch=4,
+        batches=1,  # the programs pair answers with other prompts' by rules of their own, which agree within one batch
+        steps=2,
         options={**LORA, "pref_beta": 0.1},
-        seconds=220,
+        seconds=270,
         peers=(
             _llamafactory(one_epoch=2.5, three_epochs=2.5),
             _trl(DEFAULTS, one_epoch=2.5, three_epochs=2.5),
@@ -193,10 +199,11 @@ WORKS = (
         title="sft freeze, last 2 layers, batch 8",
         options={"finetuning_type": "freeze", "freeze_trainable_layers": 2},
         start=None,
-        steps=10,
+        batches=2,
+        steps=4,
         spans={"three epochs": 3, "ten epochs": 10},
         turns=2,
-        seconds=140,
+        seconds=110,
         peers=(_llamafactory(three_epochs=4.0, ten_epochs=6.0),),
     ),
     replace(

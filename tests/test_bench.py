@@ -36,6 +36,8 @@ def measured(cpu: tuple[float, ...], loss: float = 2.0, norm: float = 1.0, peak:
     return Measured(
         cpu=cpu,
         wall=tuple(2 * seconds for seconds in cpu),
+        before_cpu=0.5,
+        before_wall=1.0,
         peak=peak,
         start=1.0,
         begun=0.0,
@@ -60,6 +62,8 @@ def test_steps_end_so_many_seconds_after_the_trainer_was_made(tmp_path: Path) ->
     assert found == Measured(
         cpu=(6.5, 7.5, 8.5),
         wall=(15.5, 17.5, 19.5),
+        before_cpu=6.0,
+        before_wall=15.0,
         peak=12,
         start=10.5,
         begun=20.0,
@@ -67,7 +71,10 @@ def test_steps_end_so_many_seconds_after_the_trainer_was_made(tmp_path: Path) ->
         norms=(1.5, 1.5, 1.5),
     )
     assert found.each_step("wall") == [2.0, 2.0]
-    assert found.until(2, "cpu") == [7.5]
+    assert found.epochs(3, 1, "cpu") == 8.5
+    assert found.epochs(5, 1, "cpu") == 8.5 + 2 * 1.0, "as long as the last measured epoch, the third"
+    assert found.epochs(2, 3, "cpu") == 8.5 + 2.5, "what comes before the first step comes once"
+    assert found.epochs(1, 2, "wall") == 17.5
 
 
 def test_no_step_is_an_error(tmp_path: Path) -> None:
@@ -78,7 +85,7 @@ def test_no_step_is_an_error(tmp_path: Path) -> None:
 def test_ratios_go_step_by_step_through_the_turns_or_over_a_span() -> None:
     ours, theirs = [measured((1.0, 2.0, 4.0)), measured((2.0, 4.0, 5.0))], [measured((1.0, 5.0, 11.0))] * 2
     assert ratios(ours, theirs, "cpu") == [4.0, 3.0, 2.0, 6.0]
-    assert ratios(ours, theirs, "wall", until=2) == [2.5, 1.25]
+    assert ratios(ours, theirs, "wall", epochs=2) == [2.5, 1.25]
     assert spread([4.0, 3.0, 2.0, 6.0]) == "3.50x (2.00 to 6.00)"
 
 
@@ -106,7 +113,7 @@ def test_every_span_of_every_work_has_a_target(work: Work) -> None:
     for peer in work.peers:
         assert set(peer.targets) == spans
         assert peer.memory in (0.6, 1.15)
-    assert all(step <= work.steps for step in work.spans.values())
+    assert work.steps % work.batches == 0
     assert work.kind in comparing.KINDS
 
 
@@ -130,6 +137,10 @@ def test_packs_are_counted_as_best_fit_decreasing_makes_them() -> None:
 def test_the_typical_batch_is_like_the_mean_one() -> None:
     assert sorted(row.tokens for row in typical(rows(10, 10, 10, 10, 500), 2)) == [10, 10]
     assert [row.tokens for row in shortest(rows(30, 10, 20), 2)] == [10, 20]
+    several = typical(rows(10, 11, 12, 13, 500), 2, batches=2)
+    assert sorted(row.number for row in several) == [0, 1, 2, 3], "no row twice"
+    with pytest.raises(ValueError, match="5 rows make no 3 batches of 2"):
+        typical(rows(10, 11, 12, 13, 500), 2, batches=3)
 
 
 def test_a_batch_for_packs_fills_them() -> None:
@@ -321,12 +332,15 @@ def test_spans_count_from_when_the_trainer_was_made(monkeypatch: pytest.MonkeyPa
     assert (third["cpu"], third["target"]) == ([4.0, 4.0], 3.0)
 
 
-def test_fewer_steps_leave_out_the_spans_that_are_longer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_fewer_steps_make_epochs_of_fewer_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Programs(monkeypatch, {"ft": measured((2.0, 3.0)), "one": measured((4.0, 9.0))})
     peer = Peer(name="one", program="trl", targets={"one epoch": 2.0, "three epochs": 3.0}, memory=0.6)
-    work = replace(WORKS[0], peers=(peer,), spans={"one epoch": 1, "three epochs": 3})
-    results = compare(replace(a_bench(tmp_path, []), steps=2), work)
-    assert [result["span"] for result in results] == ["one epoch"]
+    work = replace(WORKS[0], peers=(peer,), batches=3, spans={"one epoch": 1, "three epochs": 3})
+    one, three = compare(replace(a_bench(tmp_path, []), steps=2), work)
+    assert one["cpu"] == [9.0 / 3.0] * 2
+    assert three["cpu"] == [pytest.approx((9.0 + 2 * 8.5) / (3.0 + 2 * 2.5))] * 2
+    rows = json.loads((tmp_path / "out" / "data" / "sft" / "rows.json").read_text("utf-8"))
+    assert len(rows) == 16
 
 
 def test_start_and_preprocessing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -367,7 +381,7 @@ def test_the_command_prints_a_table_and_writes_json_and_a_picture(
     monkeypatch.setattr(sys, "argv", ["bench.py", *words])
     bench.main()
     printed = capsys.readouterr().out
-    assert "[1/1] sft lora, batch 8; about 11 min left" in printed
+    assert "[1/1] sft lora, batch 8; about 12 min left" in printed
     assert printed.count("4.00x (4.00 to 4.00)") == 2 * len(WORKS[0].peers)
     written = json.loads((tmp_path / "out" / "bench.json").read_text("utf-8"))
     assert [row["cpu"] for row in written["rows"]] == [[4.0, 4.0]] * len(WORKS[0].peers)
