@@ -23,7 +23,7 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     method, training = plan.method.component, plan.training
     options = method.effective(plan)
     weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
-    stage = plan.stage.component
+    stage, heap = plan.stage.component, hardware.detect().cuda is None
     found = estimate(
         architecture,
         Need(
@@ -36,12 +36,13 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             trained=plan.precision.trained,
             rows=training.per_device_train_batch_size,
             batch_tokens=training.tokens_per_batch,
+            pass_tokens=training.pass_tokens(heap) if stage.divides(plan) else None,
             cutoff_len=stage.longest(plan),
             copies=stage.sequences(plan),
             gradient_checkpointing=plan.gradient_checkpointing,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             adapter_dropout=method.drops_inputs(options),
-            heap=hardware.detect().cuda is None,
+            heap=heap,
         ),
     )
     beside = stage.memory(plan)
@@ -57,8 +58,10 @@ def advice(plan: Plan) -> str:
     one = plan.training.model_copy(update={"per_device_train_batch_size": 1})
     half = plan.training.model_copy(update={"tokens_per_batch": (plan.training.tokens_per_batch or 0) // 2 or 1})
     fewer = f"tokens_per_batch: {half.tokens_per_batch}" if plan.training.tokens_per_batch else ""
+    passes = plan.training.model_copy(update={"tokens_per_pass": 1024})
     changes = {
         "disable_gradient_checkpointing: false": replace(plan, gradient_checkpointing=True),
+        "tokens_per_pass: 1024": replace(plan, training=passes),
         fewer or "per_device_train_batch_size: 1": replace(plan, training=half if fewer else one),
         f"cutoff_len: {shorter.cutoff_len}": replace(plan, data=shorter),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from ftcore.components import OptionGroup
 
@@ -18,6 +19,14 @@ def _names(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+def _tokens_per_pass(value: Any) -> Any:
+    """0 is not false, nor true 1, as pydantic would have them."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if number == "auto" or number is False or (type(number) is int and number >= 1):
+        return number
+    raise PydanticCustomError("tokens_per_pass", "write auto, a number of tokens from 1 on, or false")
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
@@ -155,6 +164,9 @@ class TrainingOptions(OptionGroup):
     tokens_per_batch: Annotated[int, Field(ge=1)] | None = None
     """Tokens per device and step, at most, instead of rows: as many rows as fit, in the same random order; a longer row
     is a batch of its own. All epochs take the same number of steps. Prompts of pairs count once for each answer."""
+    tokens_per_pass: Annotated[int | Literal["auto", False], BeforeValidator(_tokens_per_pass)] = "auto"
+    """Tokens that are computed at a time, at most: a batch of more is divided between its rows and the gradients added
+    up, which needs less memory and trains the same. ``auto``: 1024 on a CPU, whole batches elsewhere; false: whole."""
     per_device_eval_batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows per device when evaluating."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
@@ -222,6 +234,12 @@ class TrainingOptions(OptionGroup):
     """Experiment trackers: none, tensorboard, wandb, mlflow, swanlab, trackio."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load batches; 0 loads them in the run's own process."""
+
+    def pass_tokens(self, cpu: bool) -> int | None:
+        """Tokens that are computed at a time, at most; None for whole batches, as a GPU wants them."""
+        if self.tokens_per_pass == "auto":
+            return 1024 if cpu else None
+        return self.tokens_per_pass or None
 
 
 class GenerationOptions(OptionGroup):

@@ -86,6 +86,7 @@ class Need:
         trained: dtype of trained parameters and their gradients.
         rows: per device and micro-batch.
         batch_tokens: of a micro-batch, at most, unless a row has more; instead of rows.
+        pass_tokens: that are computed at a time, at most, unless a row has more; None for whole micro-batches.
         cutoff_len: tokens of the longest row; there is no padding.
         tokens_per_row: mean length where it is known, else every row is taken to be as long as it may.
         copies: sequences that one row costs (two for a pair).
@@ -104,6 +105,7 @@ class Need:
     rows: int
     cutoff_len: int
     batch_tokens: int | None = None
+    pass_tokens: int | None = None
     compute: str = "float32"
     trained: str = "float32"
     tokens_per_row: float | None = None
@@ -120,12 +122,27 @@ class Need:
         return self.heap and self.compute == "float32"
 
     @property
-    def tokens(self) -> float:
-        """Of one micro-batch."""
+    def row(self) -> float:
+        """Tokens of a row with its copies, in the mean."""
+        mean = self.cutoff_len if self.tokens_per_row is None else min(self.tokens_per_row, self.cutoff_len)
+        return self.copies * mean
+
+    @property
+    def whole(self) -> float:
+        """Tokens of one micro-batch."""
         if self.batch_tokens is not None:
             return max(self.batch_tokens, self.copies * self.cutoff_len)
-        mean = self.cutoff_len if self.tokens_per_row is None else min(self.tokens_per_row, self.cutoff_len)
-        return self.rows * self.copies * mean
+        return self.rows * self.row
+
+    @property
+    def tokens(self) -> float:
+        """That are computed at a time."""
+        return self.whole if self.pass_tokens is None else min(self.whole, max(self.pass_tokens, self.row))
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients are held through forward passes."""
+        return self.gradient_accumulation_steps > 1 or self.tokens < self.whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +150,7 @@ class Estimate:
     """Bytes by what they are for.
 
     Args:
-        terms: name -> bytes. Gradients and activations do not peak together unless batches are accumulated, so that
+        terms: name -> bytes. Gradients and activations do not peak together unless they pile up, so that
             ``total`` may be less than the sum.
         total: bytes at the peak.
         note: what it was worked out for.
@@ -191,7 +208,7 @@ def _peak(sizes: Mapping[str, int], need: Need) -> int:
     """The backward pass frees activations while it makes gradients: the larger of both counts, unless they pile up."""
     forward = sizes["activations"] + sizes["heap holes"] + sizes["logits chunk"]
     held = sizes["gradients"]
-    moving = forward + held if need.gradient_accumulation_steps > 1 else max(forward, held)
+    moving = forward + held if need.accumulates else max(forward, held)
     return sum(sizes[name] for name in ("weights", "trained parameters", "optimizer state", "runtime")) + moving
 
 
@@ -238,8 +255,9 @@ def _logits(arch: Architecture, need: Need) -> float:
 
 def _note(need: Need) -> str:
     recomputed = ", activations recomputed" if need.gradient_checkpointing else ""
+    recomputed = f", {need.tokens:.0f} of them at a time{recomputed}" if need.tokens < need.whole else recomputed
     if need.batch_tokens is not None:
-        return f"batches of {need.tokens:.0f} tokens{recomputed}"
+        return f"batches of {need.whole:.0f} tokens{recomputed}"
     rows = f"{need.rows} row" + "s" * (need.rows != 1)
     known = need.tokens_per_row is not None and need.tokens_per_row < need.cutoff_len
     tokens = f"{need.tokens_per_row:.0f} tokens in the mean" if known else f"{need.cutoff_len} tokens"

@@ -22,6 +22,10 @@ class StageCosts:
         """Full sequences that one row costs in forward and backward passes; `copies`, unless options say otherwise."""
         return self.copies
 
+    def divides(self, plan: Plan) -> bool:
+        """Whether a micro-batch may be computed in several passes (`ftcore.engine.trainer.FtTrainer.divisible`)."""
+        return True
+
     def memory(self, plan: Plan) -> Mapping[str, int]:
         """What is kept beside the trained model and its batch: name -> bytes."""
         return {}

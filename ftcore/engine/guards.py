@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ftcore.engine.collate import Batch
+from ftcore.engine.passes import ROWS, Spans, part, spans
 from ftcore.engine.sampling import places
 from ftcore.engine.snapshots import random_state, set_random_state
 from ftcore.errors import RunError
@@ -16,10 +17,6 @@ from ftcore.estimating import advice
 
 if TYPE_CHECKING:
     from ftcore.engine.trainer import FtTrainer
-
-ROWS = "rows"
-"""A batch's rows as the dataset gave them, kept beside it so that it can be taken apart."""
-
 
 _KEPT = ("most", "skipped", "since_logged", "steps_since_logged")
 
@@ -42,7 +39,7 @@ class Keeping:
 
 
 class StepGuard:
-    """Takes the micro-batches of one optimizer step, again in smaller ones where memory does not suffice.
+    """Takes the micro-batches of one optimizer step in passes, again in smaller ones where memory does not suffice.
 
     Args:
         trainer: whose model is trained.
@@ -114,23 +111,20 @@ class StepGuard:
     def _tried(self, batches: Sequence[Batch], once: Callable[[Batch], torch.Tensor]) -> torch.Tensor | None:
         """The sum of their losses; None where memory did not suffice."""
         try:
-            losses = [once(part) for batch in batches for part in self._parts(batch)]
+            losses = [once(part(self.trainer, batch, *span)) for batch in batches for span in self._spans(batch)]
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             return None
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
-    def _parts(self, batch: Batch) -> list[Batch]:
-        rows, collator = batch[ROWS], self.trainer.data_collator
-        if self.most is None or len(rows) <= self.most:
-            return [{name: value for name, value in batch.items() if name != ROWS}]
-        return [collator(rows[start : start + self.most]) for start in range(0, len(rows), self.most)]
+    def _spans(self, batch: Batch) -> Spans:
+        return spans(self.trainer, batch, self.most)
 
     def _halve(self) -> None:
         """Back to where the step began, with half as many rows at a time."""
-        trainer, rows = self.trainer, max(len(batch[ROWS]) for batch in self._taken)
-        rows = min(rows, self.most or rows)
+        trainer = self.trainer
+        rows = max(end - start for batch in self._taken for start, end in self._spans(batch))
         if rows == 1 or trainer.args.world_size > 1 or not trainer.divisible:
             raise self.too_large(f"with {rows} row" + "s" * (rows > 1))
         self.most = -(-rows // 2)

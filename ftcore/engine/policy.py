@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from ftcore.engine import ppo_terms
 from ftcore.engine.collate import Batch
-from ftcore.engine.guards import ROWS
 from ftcore.engine.head import token_logps
+from ftcore.engine.passes import ROWS
 from ftcore.engine.rollouts import COLUMNS, RolloutBatches, Sampler, answered, collate_responses
 from ftcore.engine.sampling import EpochLoader
 from ftcore.engine.scoring import evaluating

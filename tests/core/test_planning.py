@@ -350,11 +350,35 @@ def test_streams_are_checked_in_the_plan(values: dict[str, Any], message: str, w
     assert [problem.message for problem in caught.value.problems] == [message]
 
 
+def test_passes_in_the_plan(write_config: Any, built_in: Plugins) -> None:
+    """The estimate is that of a pass, with gradients that pile up; of the whole where a loss compares pairs."""
+
+    def planned(**values: Any) -> Plan:
+        return make_plan(write_config(cutoff_len=512, per_device_train_batch_size=8, **values), plugins=built_in)
+
+    whole, auto = planned(tokens_per_pass=False), planned()
+    few = planned(tokens_per_pass=1)  # a row is never divided
+    assert (whole.memory.note, auto.memory.note, few.memory.note) == (
+        "8 rows of 512 tokens",
+        "8 rows of 512 tokens, 1024 of them at a time",
+        "8 rows of 512 tokens, 512 of them at a time",
+    )
+    activations = [plan.memory.terms["activations"] for plan in (few, auto, whole)]
+    assert activations == [pytest.approx(activations[0] * times, abs=2) for times in (1, 2, 8)]
+    assert auto.memory.total == sum(auto.memory.terms.values())
+    assert "tokens_per_pass: 1024 needs" in advice(whole)
+    assert "tokens_per_pass" not in advice(auto)
+    assert "at a time" in planned(stage="dpo").memory.note
+    assert "at a time" not in planned(stage="dpo", pref_loss="aot").memory.note
+
+
 def test_batches_by_tokens_in_the_plan(write_config: Any, config_dir: Path, built_in: Plugins) -> None:
-    plan = make_plan(write_config(tokens_per_batch=4096, gradient_accumulation_steps=2), plugins=built_in)
+    options = {"tokens_per_batch": 4096, "gradient_accumulation_steps": 2}
+    plan = make_plan(write_config(**options, tokens_per_pass=False), plugins=built_in)
     assert batch_line(plan) == "at most 4,096 tokens x 2 accumulated = 8,192"
     assert (effective_tokens(plan), plan.memory.note) == (8192, "batches of 4096 tokens")
-    rows = make_plan(write_config(per_device_train_batch_size=2, cutoff_len=2048), plugins=built_in)
+    values = {"per_device_train_batch_size": 2, "cutoff_len": 2048, "tokens_per_pass": False}
+    rows = make_plan(write_config(**values), plugins=built_in)
     assert plan.memory.terms["activations"] == rows.memory.terms["activations"]
     assert "tokens_per_batch: 2048 needs" in advice(plan)
     for values, message in (

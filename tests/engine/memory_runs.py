@@ -1,4 +1,4 @@
-"""``python memory_runs.py MODEL FOLDER MEGABYTES ROWS``: trains with so much more memory than the loaded model takes.
+"""``python memory_runs.py MODEL FOLDER MEGABYTES ROWS PASS``: trains with so much more memory than the model takes.
 
 Prints how many rows memory sufficed for and the sum of the weights' norms; exits with 1 and the message where the run
 ends with an error.
@@ -38,9 +38,11 @@ class Tokens:
 
 def main() -> None:
     model_dir, folder, megabytes, rows = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    tokens = int(sys.argv[5])
     torch.set_num_threads(1)
     values = {"model_name_or_path": model_dir, "output_dir": folder, "per_device_train_batch_size": rows}
     values |= {"finetuning_type": "full", "max_steps": 2, "save_strategy": "no", "cutoff_len": 500}
+    values |= {"tokens_per_pass": tokens or False}
     plan = make_plan(None, values=values)
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)

@@ -320,10 +320,10 @@ def test_other_errors_are_not_hidden(message: str, trainer_of: Any, tokens: Any)
         trainer.train()
 
 
-def limited(model: Path, folder: Path, megabytes: int, rows: int) -> subprocess.CompletedProcess[str]:
+def limited(model: Path, folder: Path, megabytes: int, rows: int, tokens: int = 0) -> subprocess.CompletedProcess[str]:
     """A run of its own with so much more address space than the loaded model takes; below 0, all there is."""
     script = Path(__file__).with_name("memory_runs.py")
-    words = [sys.executable, str(script), str(model), str(folder), str(megabytes), str(rows)]
+    words = [sys.executable, str(script), str(model), str(folder), str(megabytes), str(rows), str(tokens)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
 
@@ -339,6 +339,13 @@ def test_memory_that_really_runs_out(tiny_model_dir: Path, tmp_path: Path) -> No
     most, norm = lines[-1].split()[4], lines[-1].split()[6]
     assert 1 <= int(most) <= 16
     assert float(norm) == pytest.approx(float(whole.stdout.split()[6]), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_passes_need_no_more_than_they_take(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The same rows in the same 60 MB, two at a time from the start: nothing runs out."""
+    done = limited(tiny_model_dir, tmp_path, 60, 32, tokens=1000)
+    assert done.stdout.startswith("rows at a time None norm "), done.stderr
 
 
 @pytest.mark.slow

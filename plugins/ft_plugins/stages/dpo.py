@@ -78,6 +78,12 @@ class DirectPreference(Stage):
         """The reference that the file names."""
         return reference_beside(plan)
 
+    def divides(self, plan: Plan) -> bool:
+        """Not where the loss compares pairs with each other."""
+        options = plan.stage.options
+        assert isinstance(options, PreferenceOptions)
+        return options.pref_loss not in COMPARING
+
     def datasets(self, run: Run) -> Any:
         """Prompts with two answers each."""
         from ftcore.data.loading import pair_datasets
