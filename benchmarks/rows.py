@@ -114,7 +114,6 @@ SFT = Work(
     batch=8,
     options=LORA,
     start="lora",
-    turns=3,
     seconds=345,
     peers=(
         _llamafactory(step=4.0),
@@ -128,7 +127,6 @@ PACKED = replace(
     title="sft lora, 10 rows that fill two packs",
     batch=10,
     packs=2,
-    turns=2,
     seconds=110,
     peers=(
         _trl(
@@ -147,9 +145,10 @@ DPO = Work(
     batch=2,
     options={**LORA, "pref_beta": 0.1, "pref_loss": "sigmoid"},
     start="lora",
-    batches=3,
+    batches=2,
+    steps=2,
     spans=EPOCHS,
-    seconds=320,
+    seconds=230,
     peers=(
         _llamafactory(one_epoch=3.0, three_epochs=4.0),
         _trl(
@@ -173,6 +172,7 @@ WORKS = (
         options=LORA,
         start="score",
         batches=1,
+        steps=3,
         spans={},
         seconds=190,
         peers=(_llamafactory(step=3.0), _trl(DEFAULTS, step=3.0)),
@@ -202,7 +202,6 @@ WORKS = (
         batches=2,
         steps=4,
         spans={"three epochs": 3, "ten epochs": 10},
-        turns=2,
         seconds=110,
         peers=(_llamafactory(three_epochs=4.0, ten_epochs=6.0),),
     ),
@@ -212,8 +211,8 @@ WORKS = (
         title="sft full, batch 8",
         options={"finetuning_type": "full"},
         start=None,
-        turns=2,
-        seconds=320,
+        steps=2,
+        seconds=210,
         peers=(_llamafactory(step=2.5), _trl(DEFAULTS, step=2.5)),
     ),
     replace(
@@ -225,7 +224,6 @@ WORKS = (
         batch=1,
         options={**LORA, "packing": True},
         texts=True,
-        turns=2,
         seconds=150,
         peers=(
             # it takes one off when it packs; and its mean counts the pack's first token, which nothing predicts
@@ -243,8 +241,8 @@ WORKS = (
         name="qlora",
         title="sft qlora, 4 bits, batch 8",
         options={**LORA, "quantization_bit": 4},
-        turns=2,
-        seconds=160,
+        steps=2,
+        seconds=110,
         peers=(_llamafactory(step=5.0),),
     ),
     replace(
@@ -254,8 +252,8 @@ WORKS = (
         kind="start",
         batch=1,
         steps=1,
-        turns=5,
-        seconds=35,
+        turns=3,
+        seconds=45,
         peers=(_llamafactory(start=1 / 0.7),),
     ),
     replace(
@@ -266,7 +264,6 @@ WORKS = (
         batch=1,
         steps=1,
         options={**LORA, "preprocessing_num_workers": 2},
-        turns=2,
         seconds=120,
         peers=(_llamafactory(rows=3.0),),
     ),
