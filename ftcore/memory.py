@@ -17,9 +17,10 @@ adapters of rank r                  ``r * linear layers * b``; with dropout also
 experts, ``a`` of them per token    ``a * (h + 3i) * b`` in place of SwiGLU's, and ``a * (h + i) * b`` where trained
 ==================================  ======================================================================
 
-In float32 on a CPU `ftcore.engine.lean` keeps less: each norm's input once, trained or not; of the linear layers'
-inputs attention's result alone, ``q``, as what norms and SwiGLU make is made again (``2h`` more where no norm stands
-before the linear layers); ``2i * b`` of SwiGLU where gate and up are two layers.
+In float32 on a CPU `ftcore.engine.lean` keeps less: each norm's input once, trained or not; attention's result once,
+for itself and for the product after it; nothing of the other linear layers' inputs, as what norms and SwiGLU make is
+made again (``2h`` more where no norm stands before the linear layers); ``2i * b`` of SwiGLU where gate and up are two
+layers.
 
 Scores (tokens x tokens) and logits (tokens x vocabulary) are never kept. With gradient checkpointing one ``h * b`` is
 kept per layer, and one layer at a time in full. Of layers under the lowest that is trained nothing is kept.
@@ -221,7 +222,8 @@ def _kept_by_layer(arch: Architecture, need: Need) -> float:
     layer = 4.0 * norms * (1 + (trained and not need.lean)) + 4.0 * arch.heads
     layer += width * (2 * queries + 2 * keys)
     each = sum(size_in for _, size_in, _, _ in arch.linears)
-    shared = queries + 2 * hidden * (not (need.lean and arch.norms_before)) + inner * (not (arch.experts or gated))
+    shared = 0 if need.lean else queries  # attention's result, which it keeps itself
+    shared += 2 * hidden * (not (need.lean and arch.norms_before)) + inner * (not (arch.experts or gated))
     own_inputs = need.adapter and width < 4
     layer += width * (each if own_inputs else shared)
     if need.adapter and need.adapter_dropout:
