@@ -127,7 +127,8 @@ PACKED = replace(
     title="sft lora, 10 rows that fill two packs",
     batch=10,
     packs=2,
-    seconds=110,
+    steps=2,
+    seconds=80,
     peers=(
         _trl(
             "bfd packing, gradient checkpointing off",
@@ -172,9 +173,8 @@ WORKS = (
         options=LORA,
         start="score",
         batches=1,
-        steps=3,
         spans={},
-        seconds=190,
+        seconds=140,
         peers=(_llamafactory(step=3.0), _trl(DEFAULTS, step=3.0)),
     ),
     replace(
@@ -185,9 +185,9 @@ WORKS = (
         data="kto_en_demo",
         batch=4,
         batches=1,  # the programs pair answers with other prompts' by rules of their own, which agree within one batch
-        steps=2,
+        steps=1,
         options={**LORA, "pref_beta": 0.1},
-        seconds=270,
+        seconds=180,
         peers=(
             _llamafactory(one_epoch=2.5, three_epochs=2.5),
             _trl(DEFAULTS, one_epoch=2.5, three_epochs=2.5),
@@ -224,7 +224,8 @@ WORKS = (
         batch=1,
         options={**LORA, "packing": True},
         texts=True,
-        seconds=150,
+        steps=2,
+        seconds=100,
         peers=(
             # it takes one off when it packs; and its mean counts the pack's first token, which nothing predicts
             replace(_llamafactory(step=1.4), options={"cutoff_len": 1025}, scale=1024 / 1023),
