@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -12,7 +12,7 @@ from typing import Any
 
 from data import agreeing, read_rows, shortest, typical, write_rows
 from measures import CLOCKS, TOLERANCE, Measured, differences, ratios, read
-from programs import HERE, FailedError, Setting, call, train
+from programs import HERE, FailedError, Setting, call, train, train_together
 from rows import Peer, Work
 from utilisation import useful
 
@@ -87,51 +87,60 @@ def prepare(bench: Bench, work: Work) -> tuple[Path, dict[str, Any]]:
     return write_rows([rows[row.number] for row in chosen], entry, folder), known
 
 
-def by_turns(bench: Bench, work: Work, data: Path) -> tuple[list[Measured], dict[str, list[Measured] | str]]:
-    """Every peer and ft, in turn: ft's measurements, and of each peer its own or why there are none.
+Pair = tuple[list[Measured], list[Measured]]
+
+
+def by_turns(bench: Bench, work: Work, data: Path) -> dict[str, Pair | str]:
+    """Every peer beside ft, step by step in turn: ft's measurements and the peer's, or why there are none.
 
     Raises:
         FailedError: ft fails.
     """
-    ours: list[Measured] = []
-    theirs: dict[str, list[Measured] | str] = {peer.name: [] for peer in work.peers}
+    found: dict[str, Pair | str] = {}
     for turn in range(bench.turns_of(work)):
-        for number, side in enumerate([*work.peers, None]):
-            name = side.name if side else "ft"
-            so_far = theirs[name] if side else ours
+        for number, peer in enumerate(work.peers):
+            ours, theirs = so_far = found.get(peer.name, ([], []))
             if isinstance(so_far, str):
                 continue
-            folder = bench.out / work.name / str(turn) / (f"peer{number}" if side else "ft")
             begun = time.monotonic()
+            events, own = train_together(
+                bench.setting, work, peer, data, bench.out / work.name / str(turn) / str(number)
+            )
+            one = _measured(own)
             try:
-                so_far.append(read(train(bench.setting, work, side, data, folder)))
+                theirs.append(_measured(events))
+                ours.append(one)
+                found[peer.name] = (ours, theirs)
             except (FailedError, ValueError) as error:
-                if side is None:
-                    raise FailedError(str(error)) from error
-                theirs[name] = str(error)
-            bench.say(f"  turn {turn + 1}, {name}: {time.monotonic() - begun:.0f} s")
-    return ours, theirs
+                found[peer.name] = str(error)
+            bench.say(f"  turn {turn + 1}, {peer.name} and ft: {time.monotonic() - begun:.0f} s")
+    return found
+
+
+def _measured(events: Path | FailedError) -> Measured:
+    if isinstance(events, FailedError):
+        raise events
+    return read(events)
 
 
 def compare_steps(bench: Bench, work: Work) -> list[Result]:
     """Seconds of steps, or of epochs."""
     data, known = prepare(bench, work)
-    ours, theirs = by_turns(bench, work, data)
-    return [
-        {"known": known} | result for peer in work.peers for result in held_against(work, peer, ours, theirs[peer.name])
-    ]
+    found = by_turns(bench, work, data)
+    return [{"known": known} | result for peer in work.peers for result in held_against(work, peer, found[peer.name])]
 
 
-def held_against(work: Work, peer: Peer, ours: Sequence[Measured], theirs: Sequence[Measured] | str) -> list[Result]:
+def held_against(work: Work, peer: Peer, pair: Pair | str) -> list[Result]:
     """A row for each span; without any time where the work was not the same."""
     spans: Mapping[str, int | None] = work.spans or {"step": None}
     results: list[Result] = []
     for span, epochs in spans.items():
         result: Result = {"work": work.title, "against": peer.name, "span": span, "target": peer.targets.get(span)}
         results.append(result)
-        if isinstance(theirs, str):
-            result["error"] = theirs
+        if isinstance(pair, str):
+            result["error"] = pair
             continue
+        ours, theirs = pair
         off = max(
             (differences(*pair, peer.scale) for pair in zip(ours, theirs, strict=True)),
             key=lambda found: max(found.values()),

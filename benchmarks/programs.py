@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,35 @@ def train(
     }[program]
     call(setting, program, command, folder, {"FT_BENCH_EVENTS": str(events), **(extra or {})})
     return events
+
+
+def train_together(
+    setting: Setting, work: Work, peer: Peer, data: Path, folder: Path
+) -> tuple[Path | FailedError, Path | FailedError]:
+    """A peer and ft, which take their steps by turns, so that both meet a machine that drifts in the same state.
+
+    Arguments as `train`; each has a folder of its own in ``folder``.
+
+    Returns:
+        The peer's file of events and ft's, or why there is none.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    turn = folder / "turn"
+    turn.write_text("peer", encoding="utf-8")
+
+    def one(side: Peer | None, names: str) -> Path | FailedError:
+        extra = {"FT_BENCH_TURN": str(turn), "FT_BENCH_SIDE": names}
+        try:
+            return train(setting, work, side, data, folder / names.partition(",")[0], extra)
+        except FailedError as error:
+            return error
+        finally:
+            turn.with_name("turn.over").touch()
+
+    with ThreadPoolExecutor(2) as pool:
+        theirs, ours = pool.map(one, (peer, None), ("peer,ft", "ft,peer"))
+    return theirs, ours
 
 
 def flat(setting: Setting, work: Work, peer: Peer | None, data: Path) -> dict[str, Any]:

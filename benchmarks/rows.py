@@ -114,7 +114,8 @@ SFT = Work(
     batch=8,
     options=LORA,
     start="lora",
-    seconds=345,
+    steps=4,
+    seconds=615,
     peers=(
         _llamafactory(step=4.0),
         _llamafactory(FASTEST, OFF, step=2.8),
@@ -127,8 +128,8 @@ PACKED = replace(
     title="sft lora, 10 rows that fill two packs",
     batch=10,
     packs=2,
-    steps=2,
-    seconds=80,
+    steps=3,
+    seconds=150,
     peers=(
         _trl(
             "bfd packing, gradient checkpointing off",
@@ -149,7 +150,7 @@ DPO = Work(
     batches=2,
     steps=2,
     spans=EPOCHS,
-    seconds=230,
+    seconds=260,
     peers=(
         _llamafactory(one_epoch=3.0, three_epochs=4.0),
         _trl(
@@ -173,8 +174,9 @@ WORKS = (
         options=LORA,
         start="score",
         batches=1,
+        steps=3,
         spans={},
-        seconds=140,
+        seconds=220,
         peers=(_llamafactory(step=3.0), _trl(DEFAULTS, step=3.0)),
     ),
     replace(
@@ -187,7 +189,7 @@ WORKS = (
         batches=1,  # the programs pair answers with other prompts' by rules of their own, which agree within one batch
         steps=1,
         options={**LORA, "pref_beta": 0.1},
-        seconds=180,
+        seconds=200,
         peers=(
             _llamafactory(one_epoch=2.5, three_epochs=2.5),
             _trl(DEFAULTS, one_epoch=2.5, three_epochs=2.5),
@@ -224,8 +226,8 @@ WORKS = (
         batch=1,
         options={**LORA, "packing": True},
         texts=True,
-        steps=2,
-        seconds=100,
+        steps=3,
+        seconds=140,
         peers=(
             # it takes one off when it packs; and its mean counts the pack's first token, which nothing predicts
             replace(_llamafactory(step=1.4), options={"cutoff_len": 1025}, scale=1024 / 1023),
