@@ -99,9 +99,10 @@ def by_turns(bench: Bench, work: Work, data: Path) -> dict[str, Pair | str]:
     found: dict[str, Pair | str] = {}
     for turn in range(bench.turns_of(work)):
         for number, peer in enumerate(work.peers):
-            ours, theirs = so_far = found.get(peer.name, ([], []))
+            so_far = found.get(peer.name, ([], []))
             if isinstance(so_far, str):
                 continue
+            ours, theirs = so_far
             begun = time.monotonic()
             events, own = train_together(
                 bench.setting, work, peer, data, bench.out / work.name / str(turn) / str(number)

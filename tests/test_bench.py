@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import bench
 import comparing
+import programs
 from comparing import Bench, compare
 from data import Agreed, agreeing, bins, shortest, typical, write_rows
 from measures import Measured, differences, ratios, read, spread, table
@@ -257,6 +258,70 @@ def test_the_best_products_have_the_runs_shapes() -> None:
     assert products["cpu"] > 0
 
 
+# ---- steps by turns ----
+
+TRAINER = """
+class CallbackHandler:
+    def call_event(self, event, args, state, control, **kwargs):
+        return control
+"""
+"""In the place of ``transformers.trainer_callback``."""
+PROGRAM = """
+import sys, time
+from types import SimpleNamespace
+from transformers.trainer_callback import CallbackHandler
+
+name, steps, log = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+handler, state = CallbackHandler(), SimpleNamespace(global_step=0)
+
+def note(what):
+    with open(log, "a") as stream:
+        stream.write(f"{name} {what}\\n")
+
+handler.call_event("on_init_end", None, state, None)
+for step in range(steps):
+    note(f"begins {step}")
+    handler.call_event("on_step_begin", None, state, None)
+    time.sleep(0.3)
+    handler.call_event("on_log", None, state, None, logs={"loss": 1.0, "grad_norm": 2.0})
+    note(f"ends {step}")
+    handler.call_event("on_step_end", None, state, None)
+if name == "ft" and steps == 1:
+    sys.exit("ValueError: no more")
+"""
+
+
+@pytest.mark.parametrize(("own", "why"), [(3, None), (1, "ft ended with 1: ValueError: no more")])
+def test_two_programs_take_their_steps_by_turns(
+    own: int, why: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "library" / "transformers"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "trainer_callback.py").write_text(TRAINER)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    log = tmp_path / "log"
+
+    def train(setting: Setting, work: Work, peer: Peer | None, data: Path, folder: Path, extra: dict[str, str]) -> Path:
+        folder.mkdir(parents=True)
+        path = f"{Path(programs.__file__).parent / 'probe'}:{tmp_path / 'library'}"
+        extra |= {"PYTHONPATH": path, "FT_BENCH_EVENTS": str(folder / "events.jsonl")}
+        words = [sys.executable, tmp_path / "program.py", "peer" if peer else "ft", 3 if peer else own, log]
+        programs.call(setting, "peer" if peer else "ft", words, folder, extra)
+        return folder / "events.jsonl"
+
+    monkeypatch.setattr(programs, "train", train)
+    theirs, ours = programs.train_together(setting(tmp_path), WORKS[0], a_peer("one"), tmp_path, tmp_path / "turns")
+    lines = log.read_text().splitlines()
+    steps = [f"{name} {what} {step}" for step in range(own) for name in ("peer", "ft") for what in ("begins", "ends")]
+    assert lines[: len(steps)] == steps
+    assert len(lines) == 2 * (3 + own)
+    assert isinstance(theirs, Path), theirs
+    found = read(theirs)
+    assert max(found.each_step("wall")) < 0.58, "waiting for the other's 0.3 s is taken out"
+    assert str(ours).startswith(why) if why else len(read(Path(str(ours))).wall) == 3
+
+
 # ---- the whole command ----
 
 
@@ -266,6 +331,7 @@ class Programs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, given: dict[str, Measured | str]) -> None:
         self.given, self.called = given, list[str]()
         monkeypatch.setattr(comparing, "train", self.train)
+        monkeypatch.setattr(comparing, "train_together", self.together)
         monkeypatch.setattr(comparing, "read", self.read)
         monkeypatch.setattr(comparing, "agreeing", lambda *_: (rows(*range(10, 30)), "20 rows"))
 
@@ -275,6 +341,11 @@ class Programs:
         name = peer.name if peer else "ft"
         self.called.append(name)
         return Path(name)
+
+    def together(
+        self, setting: Setting, work: Work, peer: Peer, data: Path, folder: Path
+    ) -> tuple[Path | FailedError, Path | FailedError]:
+        return self.train(setting, work, peer, data, folder), self.train(setting, work, None, data, folder)
 
     def read(self, file: Path) -> Measured:
         found = self.given[str(file)]
@@ -303,7 +374,7 @@ def test_turns_alternate_and_one_peers_failure_leaves_the_others(
     programs = Programs(monkeypatch, given)
     work = replace(WORKS[0], peers=(a_peer("good"), a_peer("bad")), steps=2)
     good, bad = compare(a_bench(tmp_path, []), work)
-    assert programs.called == ["good", "bad", "ft", "good", "ft"]
+    assert programs.called == ["good", "ft", "bad", "ft", "good", "ft"]
     assert (good["cpu"], good["wall"], good["memory"]) == ([4.0, 4.0], [4.0, 4.0], 0.5)
     assert bad["error"] == "trl ended with 1: no memory"
     assert len(json.loads((tmp_path / "out" / "data" / "sft" / "rows.json").read_text("utf-8"))) == 8
