@@ -452,7 +452,7 @@ def test_the_command_prints_a_table_and_writes_json_and_a_picture(
     monkeypatch.setattr(sys, "argv", ["bench.py", *words])
     bench.main()
     printed = capsys.readouterr().out
-    assert "[1/1] sft lora, batch 8; about 12 min left" in printed
+    assert "[1/1] sft lora, batch 8; about 20 min left" in printed
     assert printed.count("4.00x (4.00 to 4.00)") == 2 * len(WORKS[0].peers)
     written = json.loads((tmp_path / "out" / "bench.json").read_text("utf-8"))
     assert [row["cpu"] for row in written["rows"]] == [[4.0, 4.0]] * len(WORKS[0].peers)
