@@ -143,7 +143,7 @@ def held_against(work: Work, peer: Peer, pair: Pair | str) -> list[Result]:
             continue
         ours, theirs = pair
         off = max(
-            (differences(*pair, peer.scale) for pair in zip(ours, theirs, strict=True)),
+            (differences(our, their, peer.scale) for our, their in zip(ours, theirs, strict=True)),
             key=lambda found: max(found.values()),
         )
         result |= {"differences": off, "ft": [vars(one) for one in ours], "peer": [vars(one) for one in theirs]}

@@ -152,8 +152,7 @@ def _machine() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     capability = torch.backends.cpu.get_cpu_capability()
-    parts = (platform.machine(), name, capability, f"{torch.get_num_threads()} threads", f"torch {torch.__version__}")
-    return ", ".join(parts)
+    return ", ".join((platform.machine(), name, capability, f"torch {torch.__version__}"))
 
 
 @contextmanager
