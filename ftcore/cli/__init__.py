@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import Any
 
@@ -54,16 +53,6 @@ class Commands(click.Group):
                 formatter.write_dl(sorted(plugins.items()))
 
 
-SPINS = "30000"
-"""Turns that a thread of GNU OpenMP, which torch computes with, waits awake for the next parallel piece: 0.4 ms."""
-
-
-def _sleep_soon() -> None:
-    """Unless the user said how threads wait. Its own 300,000 turns burn a core through each serial piece of a step."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch loads the library
-
-
 def _plugin_commands() -> dict[str, str]:
     """Name -> ``module:attribute``; a name that is taken or offered twice is listed as ``distribution:name``."""
     from ftcore.plugins import load
@@ -100,7 +89,6 @@ def report(error: FtError) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """The script ``ft``."""
-    _sleep_soon()
     try:
         return group.main(args=arguments, prog_name="ft")
     except FtError as error:
