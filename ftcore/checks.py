@@ -57,6 +57,7 @@ def check(plan: Plan) -> list[Problem]:
         *_check_streaming(plan),
         *_check_prefix(plan),
         *_check_tokens_per_batch(plan),
+        *_check_sharing(plan),
         *_check_output(plan),
         *_check_resume(plan),
         *_check_adapters(plan),
@@ -152,6 +153,13 @@ def _check_tokens_per_batch(plan: Plan) -> Iterable[Problem]:
     if not plan.stage.component.constant_rows:
         message = f"tokens_per_batch is set, and stage {plan.stage.component.name} makes its sequences anew"
         yield Problem(message, where, "write per_device_train_batch_size")
+
+
+def _check_sharing(plan: Plan) -> Iterable[Problem]:
+    """Noise that depends on each sequence, and one beginning for several."""
+    if plan.training.share_prompt is True and plan.transformers.get("neftune_noise_alpha"):
+        message = "share_prompt is true, and neftune_noise_alpha makes other noise for each sequence"
+        yield Problem(message, place(plan, "share_prompt"), "write share_prompt: auto, or drop neftune_noise_alpha")
 
 
 def _check_streaming(plan: Plan) -> Iterable[Problem]:

@@ -167,6 +167,10 @@ class TrainingOptions(OptionGroup):
     tokens_per_pass: Annotated[int | Literal["auto", False], BeforeValidator(_tokens_per_pass)] = "auto"
     """Tokens that are computed at a time, at most: a batch of more is divided between its rows and the gradients added
     up, which needs less memory and trains the same. ``auto``: 1024 on a CPU, whole batches elsewhere; false: whole."""
+    share_prompt: bool | Literal["auto"] = "auto"
+    """Whether what several rows or answers of a batch begin with, such as a system prompt or the prompt of a pair, is
+    computed once: ``auto``, where that is the same and takes less time, by their lengths; true, always, and an error
+    where it is not the same; false, never."""
     per_device_eval_batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows per device when evaluating."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1

@@ -4,7 +4,7 @@ A batch is one row ``[1, N]``; ``cu_seq_lens_q`` (transformers' FlashAttentionKw
 With a padding mask transformers' sdpa computes every S x S score; one causal call per sequence was 5 to 39 times
 faster on CPU (S 1024 to 4096, 9 query and 3 key heads of 64, torch 2.13), and nothing can leak between sequences.
 Without ``cu_seq_lens_q``, as in generation, it is the ordinary attention under the mask that transformers makes. Where
-a sequence goes on from the beginning of another one, ``prefixes`` says from which tokens.
+a sequence goes on from the beginning of others, ``prefixes`` says from which tokens.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def varlen_attention(
         attention_mask: None where ``cu_seq_lens_q`` is given.
         cu_seq_lens_q: ``[sequences + 1]``, where each sequence starts, and N.
         max_length_q: length of the longest sequence.
-        prefixes: for each sequence the tokens of the row that come before its own, of a sequence that lies before it;
+        prefixes: for each sequence the tokens of the row that come before its own, of sequences that lie before it;
             None where no sequence has any.
 
     Returns:
@@ -108,7 +108,7 @@ def varlen_attention(
     if _flash_serves(query, rule):
         return _flash(query, key, value, rule, cu_seq_lens_q, max_length_q, prefixes), None
     lengths = cu_seq_lens_q.diff().tolist()
-    before = prefixes or [(0, 0)] * len(lengths)
+    before = prefixes or [()] * len(lengths)
     if _plain(rule, lengths, before) and serves(query, key, value):
         # its result is kept once; of torch's own calls each keeps its part beside the whole that the next layer keeps
         return branched_attention(query, key, value, rule.scale, list(spans(lengths, before))), None
@@ -118,9 +118,16 @@ def varlen_attention(
 
 def _plain(rule: Rule, lengths: Sequence[int], prefixes: Prefixes) -> bool:
     """Whether there is nothing but the causal triangle."""
-    longest = max(length + last - first for length, (first, last) in zip(lengths, prefixes, strict=True))
+    longest = max(_sizes(lengths, prefixes))
     narrow = rule.window is not None and rule.window < longest
     return rule.causal and not rule.dropout and not narrow and rule.softcap is None and rule.sinks is None
+
+
+def _sizes(lengths: Sequence[int], prefixes: Prefixes) -> list[int]:
+    """Tokens that each sequence's last one sees."""
+    return [
+        length + sum(last - first for first, last in ranges) for length, ranges in zip(lengths, prefixes, strict=True)
+    ]
 
 
 def _keys(tensor: torch.Tensor, lengths: Sequence[int], prefixes: Prefixes | None) -> Sequence[torch.Tensor]:
@@ -130,8 +137,8 @@ def _keys(tensor: torch.Tensor, lengths: Sequence[int], prefixes: Prefixes | Non
     if not prefixes:
         return own
     return [
-        torch.cat([tensor[:, :, first:last], part], 2) if last > first else part
-        for part, (first, last) in zip(own, prefixes, strict=True)
+        torch.cat([*(tensor[:, :, first:last] for first, last in ranges), part], 2) if ranges else part
+        for part, ranges in zip(own, prefixes, strict=True)
     ]
 
 
@@ -196,7 +203,7 @@ def _flash(
     if prefixes:
         lengths = starts.diff().tolist()
         key, value = (torch.cat(list(_keys(tensor, lengths, prefixes)), 2) for tensor in (key, value))
-        sizes = [length + last - first for length, (first, last) in zip(lengths, prefixes, strict=True)]
+        sizes = _sizes(lengths, prefixes)
         key_starts, most = torch.tensor([0, *sizes]).cumsum(0).to(starts), max(sizes)
     window = (-1, -1) if rule.window is None else (rule.window - 1, 0 if rule.causal else rule.window - 1)
     out = flash_attn_varlen_func(

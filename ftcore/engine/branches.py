@@ -11,15 +11,15 @@ queries takes 46, 37 and 1.5.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-Prefixes = Sequence[tuple[int, int]]
-"""For each sequence the tokens of the row, ``start`` to ``end``, that it sees besides its own; (0, 0) for none."""
+Prefixes = Sequence[Sequence[tuple[int, int]]]
+"""For each sequence the tokens of the row, ``start`` to ``end``, that it sees besides its own, in their order."""
 
 _FORWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
@@ -31,18 +31,18 @@ class Span:
 
     Args:
         own: its tokens.
-        before: the prefix's, of a sequence that lies before it; None for none.
+        before: the prefix's, of sequences that lie before it; empty for none.
     """
 
     own: slice
-    before: slice | None
+    before: tuple[slice, ...] = ()
 
 
 def spans(lengths: Sequence[int], prefixes: Prefixes) -> Iterator[Span]:
     """The sequences of a row."""
     start = 0
-    for length, (first, last) in zip(lengths, prefixes, strict=True):
-        yield Span(slice(start, start + length), slice(first, last) if last > first else None)
+    for length, ranges in zip(lengths, prefixes, strict=True):
+        yield Span(slice(start, start + length), tuple(slice(first, last) for first, last in ranges))
         start += length
 
 
@@ -99,14 +99,14 @@ class _Branched(torch.autograd.Function):
         query, key, value, out, *norms = ctx.saved_tensors
         by_query, by_key, by_value = (_buffer(tensor) for tensor in (query, key, value))
         for sequence, norm in zip(ctx.sequences, norms, strict=True):
-            own = sequence.own
+            own = (sequence.own,)
             for keys in (own, sequence.before):
-                if keys is None:
+                if not keys:
                     continue
                 found = _BACKWARD(  # type: ignore[misc]
-                    *(_part(tensor, own) for tensor in (grad, query)),
-                    *(_part(tensor, keys) for tensor in (key, value)),
-                    _part(out, own),
+                    *(_parts(tensor, own) for tensor in (grad, query)),
+                    *(_parts(tensor, keys) for tensor in (key, value)),
+                    _parts(out, own),
                     norm,
                     0.0,
                     keys is own,
@@ -114,9 +114,8 @@ class _Branched(torch.autograd.Function):
                 )
                 # a prefix lies before, so its own gradient is there already
                 put = torch.Tensor.copy_ if keys is own else torch.Tensor.add_
-                put(_part(by_query, own), found[0])
-                put(_part(by_key, keys), found[1])
-                put(_part(by_value, keys), found[2])
+                for tensor, tokens, part in zip((by_query, by_key, by_value), (own, keys, keys), found, strict=True):
+                    _put(put, tensor, tokens, part)
         return by_query, by_key, by_value, None, None
 
 
@@ -124,20 +123,29 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, sequence: Span
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output ``[1, heads, S, size]`` and logsumexp ``[1, heads, S]`` of one sequence."""
-    queries, own, before = _part(query, sequence.own), sequence.own, sequence.before
-    out, norm = _FORWARD(queries, _part(key, own), _part(value, own), 0.0, True, scale=scale)  # type: ignore[misc]
-    if before is None:
+    own, before = (sequence.own,), sequence.before
+    queries = _parts(query, own)
+    out, norm = _FORWARD(queries, _parts(key, own), _parts(value, own), 0.0, True, scale=scale)  # type: ignore[misc]
+    if not before:
         return out, norm
     early, early_norm = _FORWARD(  # type: ignore[misc]
-        queries, _part(key, before), _part(value, before), 0.0, False, scale=scale
+        queries, _parts(key, before), _parts(value, before), 0.0, False, scale=scale
     )
     both = torch.logaddexp(norm, early_norm)
     merged = out * (norm - both).exp()[..., None] + early * (early_norm - both).exp()[..., None]
     return merged.to(query.dtype), both
 
 
-def _part(tensor: torch.Tensor, tokens: slice) -> torch.Tensor:
-    return tensor[:, :, tokens]
+def _parts(tensor: torch.Tensor, tokens: Sequence[slice]) -> torch.Tensor:
+    """These tokens, as a view where they lie together."""
+    found = [tensor[:, :, some] for some in tokens]
+    return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+def _put(how: Callable[..., Any], tensor: torch.Tensor, tokens: Sequence[slice], values: torch.Tensor) -> None:
+    """``copy_`` or ``add_`` of what `_parts` took."""
+    for some, part in zip(tokens, values.split([some.stop - some.start for some in tokens], 2), strict=True):
+        how(tensor[:, :, some], part)
 
 
 def _buffer(tensor: torch.Tensor) -> torch.Tensor:

@@ -25,15 +25,13 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
     Args:
         rows: ``input_ids`` int32 ``[L]``, ``weights`` float32 ``[L]`` (a token's weight as a target; 0: not trained)
             and ``index``, the row's number in its dataset; a pack of n rows has ``lengths`` ``[n]`` besides, and their
-            numbers in ``index``. A row with ``after``, ``(sequence, tokens)``, goes on from the first so many tokens of
-            a sequence of the batch that lies before it.
+            numbers in ``index``.
 
     Returns:
         ``input_ids``, ``position_ids``, ``labels`` int64 ``[1, N]``; ``labels[0, i]`` is the token that follows i in
         its own sequence, -100 where it is not trained or where the sequence ends. ``weights`` float32 ``[1, N]``,
         the label's weight. ``positions`` int64 ``[T]``: where labels are. ``cu_seqlens`` int32 ``[rows + 1]``,
-        ``max_len`` int, ``index`` list of int. Where rows go on from others ``prefixes``, for each sequence ``(start,
-        end)`` of what it goes on from, (0, 0) for nothing (see `ftcore.engine.attention`).
+        ``max_len`` int, ``index`` list of int.
     """
     rows = [piece for row in rows for piece in _pieces(row)]
     lengths = [len(row["input_ids"]) for row in rows]
@@ -45,11 +43,9 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         weights[start : end - 1] = row["weights"][1:]
         labels[start : end - 1] = ids[start + 1 : end]
     labels[weights == 0] = IGNORED
-    before = [row.get("after", (0, 0)) for row in rows]
-    positions = [np.arange(first, first + length) for (_, first), length in zip(before, lengths, strict=True)]
-    batch = {
+    return {
         "input_ids": torch.from_numpy(ids)[None],
-        "position_ids": torch.from_numpy(np.concatenate(positions))[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
         "labels": torch.from_numpy(labels)[None],
         "weights": torch.from_numpy(weights)[None],
         "positions": torch.from_numpy(np.flatnonzero(weights)),
@@ -57,15 +53,12 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         "max_len": max(lengths),
         "index": [int(row["index"]) for row in rows],
     }
-    if any(tokens for _, tokens in before):
-        firsts = [int(starts[sequence]) if tokens else 0 for sequence, tokens in before]
-        batch["prefixes"] = tuple((first, first + tokens) for first, (_, tokens) in zip(firsts, before, strict=True))
-    return batch
 
 
 def tokens_read(batch: Batch) -> int:
     """Tokens of the batch's sequences, those that several share once for each."""
-    return int(batch["input_ids"].numel()) + sum(end - start for start, end in batch.get("prefixes", ()))
+    shared = (end - start for ranges in batch.get("prefixes", ()) for start, end in ranges)
+    return int(batch["input_ids"].numel()) + sum(shared)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -149,7 +149,7 @@ class FeedbackTrainer(FtTrainer):
         self.loss, self.scale = loss, scale
         self._divergence, limit = 0.0, run.plan.data.cutoff_len
         sets = [None if rows is None else MismatchedRows(rows, limit) for rows in (train, evaluation)]
-        measure = Measure("feedback", lambda scorer: collate_feedback, _both_logps)
+        measure = Measure("feedback", _both_logps)
         self.train_dataset, self.eval_dataset = with_reference(self, measure, sets, reference)
 
     def weight(self, batch: Batch) -> float:

@@ -11,9 +11,8 @@ import torch
 
 from ftcore.engine import sequences
 from ftcore.engine.collate import Batch
-from ftcore.engine.pair_batches import collate_pairs, share_prompts
+from ftcore.engine.pair_batches import collate_pairs
 from ftcore.engine.precomputed import Measure, with_reference
-from ftcore.engine.sharing import Wish
 from ftcore.engine.trainer import FtTrainer
 from ftcore.run import Run
 
@@ -82,7 +81,6 @@ class PairTrainer(FtTrainer):
         evaluation: the same; None for none.
         objective: the loss.
         reference: loads the reference; None for the model as it is when the trainer is made.
-        share_prompt: whether both answers of a pair are computed from one prompt; see `ftcore.engine.sharing`.
     """
 
     def __init__(
@@ -93,14 +91,11 @@ class PairTrainer(FtTrainer):
         evaluation: Any = None,
         objective: Objective,
         reference: Callable[[], Any] | None = None,
-        share_prompt: Wish = "auto",
     ) -> None:
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
-        self.data_collator = share_prompts(self, share_prompt)
         self.objective, self.divisible = objective, not objective.compares
         if objective.reference:
-            wish: Wish = "auto" if share_prompt is True and reference is not None else share_prompt
-            measure = Measure("pairs", lambda scorer: share_prompts(self, wish, scorer), _pair_sums)
+            measure = Measure("pairs", _pair_sums)
             self.train_dataset, self.eval_dataset = with_reference(self, measure, (train, evaluation), reference)
 
     def weight(self, batch: Batch) -> float:

@@ -142,7 +142,7 @@ class PolicyTrainer(FtTrainer):
         shape = (self.options.buffer, -1, self.args.world_size, self._train_batch_size)
         share = order.reshape(shape)[place, :, self.args.process_index]
         rows = [[self.buffer[row] for row in some] for some in share]
-        return [{**collate_responses(some), ROWS: some} for some in rows]
+        return [{**self.data_collator(some), ROWS: some} for some in rows]
 
     def _check_labels(self) -> None:
         """Prompts have none."""
@@ -198,7 +198,7 @@ class PolicyTrainer(FtTrainer):
         with evaluating(self.model), self.accelerator.autocast():
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
-                batch = self._prepare_inputs(collate_responses(some))
+                batch = self._prepare_inputs(self.data_collator(some))
                 logps, values = self._forward(batch)
                 with self.reference():
                     reference = self.scorer.logps(batch)

@@ -31,6 +31,7 @@ from safetensors.numpy import save_file
 
 from ftcore.data.streaming import Stream
 from ftcore.engine import snapshots
+from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch
 from ftcore.engine.scoring import evaluating
 from ftcore.engine.token_batches import row_tokens
@@ -51,12 +52,10 @@ class Measure:
 
     Args:
         name: another one for everything else that is measured.
-        collate: what makes a batch of rows for a scorer.
         values: of a batch of B rows, by a scorer: ``[B, ...]``.
     """
 
     name: str
-    collate: Callable[[Any], Callable[[Sequence[Mapping[str, Any]]], Batch]]
     values: Callable[[Any, Batch], torch.Tensor]
 
 
@@ -103,15 +102,17 @@ class Reference:
         scorer: computes with it.
         context: in which it is in that state.
         digest: of all that it computes with.
+        collate: makes its batches.
     """
 
     model: Any
     scorer: Any
     context: Callable[[], AbstractContextManager[Any]]
     digest: str
+    collate: Shared
 
     @classmethod
-    def of(cls, model: Any, scorer: Any) -> Reference:
+    def of(cls, model: Any, scorer: Any, collate: Shared) -> Reference:
         """The model as it is now.
 
         Adapters that change nothing yet are left out, which saves their time and makes the digest the same for
@@ -125,7 +126,7 @@ class Reference:
             _described(scorer.inner.config.to_dict()),
             *(_described(one.to_dict()) for one in adapters.values()),
         ]
-        return cls(model, scorer, context, _digest(described, tensors))
+        return cls(model, scorer, context, _digest(described, tensors), collate)
 
 
 def with_reference(
@@ -140,12 +141,12 @@ def with_reference(
         load: loads another model as the reference; it is dropped again.
     """
     if load is None:
-        reference = Reference.of(trainer.model, trainer.scorer)
+        reference = Reference.of(trainer.model, trainer.scorer, trainer.data_collator)
     else:
         model = load().to(trainer.args.device)
         scorer = trainer.make_scorer(model)
         scorer.choose()
-        reference = Reference.of(model, scorer)
+        reference = Reference.of(model, scorer, trainer.sharing(scorer, strict=False))
     taken = _rows_taken(trainer)
     return [
         None if rows is None else ReferencedRows(rows, _values_of(trainer, measure, reference, rows, some))
@@ -209,11 +210,10 @@ def _values(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> 
 
 def _computed(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> Array:
     mine: list[tuple[list[int], Array]] = []
-    collate = measure.collate(reference.scorer)
     batches = list(_batches(rows, trainer.args.eval_batch_size))[trainer.args.process_index :: trainer.args.world_size]
     with evaluating(reference.model), reference.context(), trainer.accelerator.autocast():
         for numbers in batches:
-            batch = trainer._prepare_inputs(collate([rows[number] for number in numbers]))
+            batch = trainer._prepare_inputs(reference.collate([rows[number] for number in numbers]))
             mine.append((numbers, measure.values(reference.scorer, batch).double().cpu().numpy()))
     every = gather_object(mine) if trainer.args.world_size > 1 else mine
     values = np.zeros((len(rows), *every[0][1].shape[1:]))
@@ -241,7 +241,7 @@ def _adapter_is_idle(model: Any, scorer: Any) -> bool:
 
 def _key(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> str:
     how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.args.device.type]
-    how.append(repr(getattr(measure.collate(reference.scorer), "shares", None)))  # other batches, other roundings
+    how.append(repr(reference.collate.shares))  # other batches, other roundings
     parts = [_FORMAT, measure.name, reference.digest, _fingerprint(rows), how, snapshots.versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

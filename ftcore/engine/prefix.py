@@ -126,11 +126,11 @@ class FrozenPrefix:
     def below(self, batch: Batch) -> torch.Tensor:
         """What passes the border, ``[1, N, H]``, each sequence computed by itself or taken from where it is kept."""
         ids, starts = batch["input_ids"][0], batch["cu_seqlens"].tolist()
-        before = batch.get("prefixes") or [(0, 0)] * (len(starts) - 1)
+        before = batch.get("prefixes") or [()] * (len(starts) - 1)
         parts = []
-        for begin, end, (first, last) in zip(starts[:-1], starts[1:], before, strict=True):
-            whole = torch.cat([ids[first:last], ids[begin:end]]) if last > first else ids[begin:end]
-            parts.append(self._row(whole)[last - first :])
+        for begin, end, ranges in zip(starts[:-1], starts[1:], before, strict=True):
+            whole = torch.cat([*(ids[first:last] for first, last in ranges), ids[begin:end]])
+            parts.append(self._row(whole)[begin - end :])
         return torch.cat(parts)[None]
 
     def _row(self, ids: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,8 @@ import torch
 from torch.nn import functional
 
 from ftcore.engine.collate import Batch
-from ftcore.engine.pair_batches import collate_pairs, share_prompts
+from ftcore.engine.pair_batches import collate_pairs
 from ftcore.engine.scoring import Scorer
-from ftcore.engine.sharing import Wish
 from ftcore.engine.trainer import FtTrainer
 from ftcore.run import Run
 
@@ -49,10 +48,10 @@ class RewardScorer(Scorer):
         padding = self.inner.config.get_text_config().pad_token_id
         padding = -1 if padding is None else padding
         starts, ids = batch["cu_seqlens"].tolist(), batch["input_ids"][0]
-        before = batch.get("prefixes", [(0, 0)] * (len(starts) - 1))
+        before = batch.get("prefixes", [()] * (len(starts) - 1))
         ends = []
-        for own, prefix in zip(pairwise(starts), before, strict=True):
-            parts = [own, prefix] if prefix[1] else [own]
+        for own, ranges in zip(pairwise(starts), before, strict=True):
+            parts = [own, *reversed(ranges)]
             written = [(start, (ids[start:end] != padding).nonzero()[:, 0]) for start, end in parts]
             ends.append(next((start + int(found[-1]) for start, found in written if len(found)), parts[-1][0]))
         return {**batch, "positions": torch.tensor(ends, device=ids.device)}
@@ -61,8 +60,8 @@ class RewardScorer(Scorer):
         return self.ended(batch)
 
     @property
-    def shares(self) -> bool:
-        return self.fused and super().shares  # the model's own forward takes one sequence at a time
+    def can_share(self) -> bool:
+        return self.fused  # the model's own forward takes one sequence at a time
 
     def _own_logits(self, batch: Batch) -> torch.Tensor:
         """By the model's own forward, sequence by sequence: there is no padding that it could take for the end."""
@@ -84,15 +83,13 @@ class RewardTrainer(FtTrainer):
         run: plan, tokenizer, and a sequence-classification model with one label.
         train: a `PairDataset`; None where the run only evaluates.
         evaluation: the same; None for none.
-        share_prompt: whether both answers of a pair are computed from one prompt; see `ftcore.engine.sharing`.
     """
 
-    def __init__(self, run: Run, *, train: Any, evaluation: Any = None, share_prompt: Wish = "auto") -> None:
+    def __init__(self, run: Run, *, train: Any, evaluation: Any = None) -> None:
         config = run.model.config.get_text_config()
         if config.pad_token_id is None:  # without one transformers scores one sequence at a time
             config.pad_token_id = run.tokenizer.pad_token_id
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
-        self.data_collator = share_prompts(self, share_prompt)
 
     def make_scorer(self, model: Any) -> RewardScorer:
         return RewardScorer(model)

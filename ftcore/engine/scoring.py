@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from ftcore.engine import attention
+from ftcore.engine.beginnings import shared
 from ftcore.engine.collate import Batch, collate, on_device, padded
 from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
-from ftcore.engine.pair_batches import collate_pairs, probe_rows
 from ftcore.engine.prefix import FrozenPrefix
 from ftcore.engine.sharing import Always
 
@@ -37,15 +37,15 @@ class Scorer:
         fused: hidden states go through `ftcore.engine.head`; else the model's own forward makes the logits, of the
             trained positions only.
         coarsest: dtype among the weights; results are no finer. Any of them may be in float32 because it is trained.
+        shares: a sequence may go on from the beginning of another one; packed only.
         prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.packed = False
+        self.packed = self.shares = False
         self.prefix: FrozenPrefix | None = None
-        self._shares: bool | None = None
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
         self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
@@ -136,47 +136,55 @@ class Scorer:
             yield {name: value for name, value in inputs.items() if name in wanted or name == "use_cache"}, at
 
     def choose(self) -> None:
-        """Takes the packed and fused way as far as a probe shows that it gives the model's own logits.
+        """Takes the packed, fused and shared way as far as a probe shows that it gives the model's own logits.
 
         The model's own padded forward on two short sequences is the arbiter, so a model that keeps state along the
-        row, or makes its logits in a way unknown here, is found out and computed as its authors wrote it.
+        row, or makes its logits in a way unknown here, is found out and computed as its authors wrote it. What most
+        models can do, all of it at once, is tried first: each pass reads all weights.
         """
         short = self.probe()
         own_attention = self.inner.config._attn_implementation
         with evaluating(self.model):
             expected = self._own_logits(short)
-            self.fused = self.fused and _same(_tried(self, short), expected, self.coarsest)
+            hoped = self.fused
+            if self._tries(short, expected, fused=hoped, shares=True):
+                return
+            self.inner.set_attn_implementation(own_attention)
+            self.fused = hoped and _same(_tried(self, short), expected, self.coarsest)
             if not self.fused:
                 log.warning("the model makes its logits in its own way: its forward is used instead of the fused head")
-            self.packed = self._can_pack()
-            if self.packed:
-                self.inner.set_attn_implementation(attention.NAME)
-                self.packed = _same(_tried(self, short), expected, self.coarsest)
-            if not self.packed:
-                self.inner.set_attn_implementation(own_attention)
-                log.warning("the model needs its own attention: batches are padded")
+            if self.fused != hoped and self._tries(short, expected, fused=self.fused, shares=True):
+                return
+            if self._tries(short, expected, fused=self.fused, shares=False):
+                return
+            self.inner.set_attn_implementation(own_attention)
+            log.warning("the model needs its own attention: batches are padded")
+
+    def _tries(self, short: Batch, expected: torch.Tensor, *, fused: bool, shares: bool) -> bool:
+        """Whether the sequences can go end to end, and one from another's beginning; if so it is as is said here."""
+        self.fused, self.packed, self.shares = fused, self._can_pack() and (self.can_share or not shares), shares
+        if self.packed:
+            self.inner.set_attn_implementation(attention.NAME)
+            batch = self._read(shared(_probe(self.inner), Always())) if shares else short
+            self.packed = _same(_tried(self, batch), expected, self.coarsest)
+        self.shares = self.packed and shares
+        return self.packed
 
     def probe(self) -> Batch:
         """Two short sequences, on the model's device."""
-        return self.read_at(_probe(self.inner))
+        return self._read(_probe(self.inner))
+
+    def _read(self, batch: Batch) -> Batch:
+        return self.read_at(on_device(batch, self.inner.device))
 
     def read_at(self, batch: Batch) -> Batch:
         """The batch with ``positions`` where this scorer reads the model's outputs: where labels are."""
         return batch
 
     @property
-    def shares(self) -> bool:
-        """Whether a sequence may go on from the beginning of another one, which a probe of two pairs shows."""
-        if self._shares is None:
-            self._shares = self.packed and self._shares_exactly()
-        return self._shares
-
-    def _shares_exactly(self) -> bool:
-        rows = probe_rows(self.inner.config.get_text_config().vocab_size)
-        device = self.inner.device
-        alone, shared = (self.read_at(on_device(collate_pairs(rows, how), device)) for how in (None, Always()))
-        with evaluating(self.model):
-            return _same(_tried(self, shared), self.logits(alone), self.coarsest)
+    def can_share(self) -> bool:
+        """Whether it is worth trying that a sequence goes on from another one's beginning."""
+        return True
 
     def _can_pack(self) -> bool:
         """What a short probe cannot show: attention in chunks, or a state that runs along the sequence."""
@@ -218,11 +226,12 @@ def flat_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def _probe(model: Any) -> Batch:
-    """Two sequences, of 9 and 6 tokens, every position labelled, on the model's device."""
+    """Two sequences, of 9 and 8 tokens, of which 4 are the same; every position but these of the second is labelled."""
     vocabulary = model.config.get_text_config().vocab_size
-    rows = [(np.arange(length, dtype=np.int32) * 37 + 11 * length) % vocabulary for length in (9, 6)]
-    batch = collate([{"input_ids": ids, "weights": np.ones(len(ids), np.float32), "index": 0} for ids in rows])
-    return on_device(batch, model.device)
+    one, other = ((np.arange(length, dtype=np.int32) * 37 + 11 * length) % vocabulary for length in (9, 8))
+    weights = [np.ones(9, np.float32), np.array([0, 0, 0, 0, 0, 1, 1, 1], np.float32)]
+    rows = zip((one, np.concatenate([one[:4], other[4:]])), weights, strict=True)
+    return collate([{"input_ids": ids, "weights": weight, "index": 0} for ids, weight in rows])
 
 
 def _tried(scorer: Scorer, batch: Batch) -> torch.Tensor | None:

@@ -27,7 +27,7 @@ Wish = bool | Literal["auto"]
 """The option ``share_prompt``."""
 
 Shares = Callable[[int, int], bool]
-"""Whether a pair's prompt is shared, by the tokens of the prompt and of the rejected answer."""
+"""Whether a sequence goes on from another one, by the tokens that are shared and by those that are its own."""
 
 CALLS = 8.5e6
 """Further calls for each pair and layer: 0.17 ms, where linear layers made 1e11 operations a second."""
@@ -61,27 +61,26 @@ class Cost:
         exact = available(model.device) and not getattr(config, "attention_dropout", 0)
         return cls(_weights(decoder), config.num_attention_heads * size, config.num_hidden_layers, not exact)
 
-    def __call__(self, prompt: int, rejected: int) -> bool:
-        """Whether sharing a prompt of so many tokens takes less time."""
-        queries = rejected + 1
+    def __call__(self, shared: int, queries: int) -> bool:
+        """Whether sharing so many tokens before so many takes less time."""
         # pairs of query and key that are no longer computed; a mask's upper triangle is
-        area = ((prompt - 1) ** 2 - (queries**2 if self.masked else 0)) / 2
-        saved = 2 * self.weights * (prompt - 1) + ATTENTION * 4 * self.width * self.layers * area
+        area = (shared**2 - (queries**2 if self.masked else 0)) / 2
+        saved = 2 * self.weights * shared + ATTENTION * 4 * self.width * self.layers * area
         added = self.layers * (CALLS + (0 if self.masked else MERGE * self.width * queries))
         return saved > added
 
 
 @dataclass(frozen=True, slots=True)
 class Always:
-    """Shares every prompt."""
+    """Shares every beginning."""
 
-    def __call__(self, prompt: int, rejected: int) -> bool:
+    def __call__(self, shared: int, queries: int) -> bool:
         """Yes."""
         return True
 
 
 def sharing(scorer: Any, wish: Wish, noise: bool = False) -> Shares | None:
-    """How pairs are decided about; None where no prompt is shared.
+    """How sequences are decided about; None where nothing is shared.
 
     Args:
         scorer: of the model that computes them.
@@ -89,7 +88,7 @@ def sharing(scorer: Any, wish: Wish, noise: bool = False) -> Shares | None:
         noise: whether embeddings get noise that depends on the length of their sequence.
 
     Raises:
-        UsageError: every prompt is to be shared and cannot be.
+        UsageError: every beginning is to be shared and cannot be.
     """
     if wish is False:
         return None

@@ -53,8 +53,9 @@ def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Sett
         values["cache_frozen_prefix"] = False  # what is kept was computed row by row, which differs in the last bits
     if plan.training.tokens_per_batch is not None:
         values["tokens_per_batch"] = plan.training.tokens_per_batch
-    if plan.training.tokens_per_pass != "auto":
-        values["tokens_per_pass"] = plan.training.tokens_per_pass
+    for name in ("tokens_per_pass", "share_prompt"):
+        if getattr(plan.training, name) != "auto":
+            values[name] = getattr(plan.training, name)
     values |= {"compute dtype": plan.precision.compute, "trained dtype": plan.precision.trained}
     for selected in (plan.stage, plan.method, plan.optimizer):
         kind = selected.component.kind

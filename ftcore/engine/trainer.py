@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, speed_metric
 
 from ftcore.data.streaming import Stream
 from ftcore.engine.arguments import training_arguments
+from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch, collate, tokens_read
 from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
 from ftcore.engine.lean import make_lean
@@ -22,6 +23,7 @@ from ftcore.engine.reports import Reports
 from ftcore.engine.resuming import ResumableTrainer
 from ftcore.engine.sampling import EpochBatches, EpochLoader
 from ftcore.engine.scoring import Scorer
+from ftcore.engine.sharing import sharing
 from ftcore.engine.signals import StopSignals
 from ftcore.engine.snapshots import settle_products
 from ftcore.engine.stopping import stopped_early, stopping
@@ -87,9 +89,10 @@ class FtTrainer(ResumableTrainer):
         with self.comparing(self.scorer):
             self.scorer.choose()
         make_lean(run.model)
+        self.noise = self._noise()
+        self.data_collator = self.sharing(self.scorer)
         self.meters = Meters()
         self._measuring = self.meters
-        self.noise = self._noise()
         self.scorer.prefix = choose_prefix(self)
         self.signals = StopSignals()
         self.guard = StepGuard(self)
@@ -116,6 +119,20 @@ class FtTrainer(ResumableTrainer):
         """In which two ways through a scorer's model are compared."""
         # weights of two dtypes need it; where all are float32 the ways are compared exactly
         return self.accelerator.autocast() if scorer.coarsest.itemsize < 4 else nullcontext()
+
+    def sharing(self, scorer: Any, strict: bool = True) -> Shared:
+        """What makes batches for a scorer: the trainer's collator, common beginnings once (``share_prompt``).
+
+        Args:
+            scorer: of the trainer's model, or of one beside it.
+            strict: whether the option's demand is an error where the scorer's model cannot share.
+        """
+        own = self.data_collator
+        wish = self.plan.training.share_prompt
+        wish = "auto" if wish is True and not strict else wish
+        with self.comparing(scorer):
+            shares = sharing(scorer, wish, self.noise is not None)
+        return Shared(own.collate if isinstance(own, Shared) else own, shares)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """Further values to log, from the means of what was noted."""

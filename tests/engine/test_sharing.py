@@ -1,4 +1,4 @@
-"""Prompts that both answers of a pair share: the layout, attention, the models that allow it, and when it pays."""
+"""Beginnings that sequences share: the layout, attention, the models that allow it, and when it pays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from ftcore.engine import attention, branches
-from ftcore.engine.collate import IGNORED, Batch, tokens_read
+from ftcore.engine.beginnings import Shared, longest_common, shared
+from ftcore.engine.collate import IGNORED, Batch, collate, tokens_read
 from ftcore.engine.pair_batches import collate_pairs
 from ftcore.engine.rewards import RewardScorer
 from ftcore.engine.scoring import Scorer
@@ -48,10 +49,8 @@ def sequences_of(batch: Batch) -> list[dict[str, Any]]:
     """Every sequence as it stands in a batch: tokens, positions, labels by position with their weights."""
     starts = batch["cu_seqlens"].tolist()
     found = []
-    for (start, end), (first, last) in zip(
-        pairwise(starts), batch.get("prefixes", [(0, 0)] * (len(starts) - 1)), strict=True
-    ):
-        places = [*range(first, last), *range(start, end)]
+    for (start, end), ranges in zip(pairwise(starts), batch.get("prefixes", [()] * (len(starts) - 1)), strict=True):
+        places = [*(place for some in ranges for place in range(*some)), *range(start, end)]
         where = batch["position_ids"][0, places].tolist()
         labels = {
             int(batch["position_ids"][0, place]): (int(batch["labels"][0, place]), float(batch["weights"][0, place]))
@@ -65,33 +64,100 @@ def sequences_of(batch: Batch) -> list[dict[str, Any]]:
 # ---- the layout ----
 
 
+def same_tokens(one: Batch, other: Batch) -> None:
+    """The same sequences and labels, in the same order, whatever is shared; each label stands in one place."""
+    assert sequences_of(one) == sequences_of(other)
+    assert one["index"] == other["index"]
+    assert len(one["positions"]) == len(other["positions"]) == len(set(one["positions"].tolist()))
+    assert one["positions"].tolist() == one["weights"][0].nonzero()[:, 0].tolist()
+    for name in ("labels", "weights"):
+        assert torch.equal(one[name][0, one["positions"]], other[name][0, other["positions"]])
+    assert tokens_read(one) == tokens_read(other) == other["input_ids"].numel()
+
+
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6),
     seed=st.integers(0, 99),
     threshold=st.integers(0, 9),
 )
 def test_every_pair_is_there_exactly_once(lengths: list[tuple[int, int, int]], seed: int, threshold: int) -> None:
-    """Whatever is shared: the same tokens, positions, labels and weights; each label stands in one place."""
-    rows = pairs(lengths, seed=seed)
+    rows = pairs(lengths, vocabulary=10**6, seed=seed)  # nothing but the pairs' prompts begins alike
+    alone = collate_pairs(rows)
+    once = shared(alone, lambda common, own: common > threshold)
+    same_tokens(once, alone)
+    assert torch.equal(once["pair_weights"], alone["pair_weights"])
+    saved = sum(prompt - 1 for prompt, _, _ in lengths if prompt - 1 > threshold)
+    assert alone["input_ids"].numel() - once["input_ids"].numel() == saved
+    assert ("prefixes" in once) == (saved > 0)
 
-    def shares(prompt: int, rejected: int) -> bool:
-        return prompt > threshold
 
-    alone, shared = collate_pairs(rows), collate_pairs(rows, shares)
-    assert sequences_of(shared) == sequences_of(alone)
-    for name in ("index", "pair_weights"):
-        assert torch.equal(torch.as_tensor(shared[name]), torch.as_tensor(alone[name]))
-    assert len(shared["positions"]) == len(alone["positions"]) == len(set(shared["positions"].tolist()))
-    assert shared["positions"].tolist() == shared["weights"][0].nonzero()[:, 0].tolist()
-    saved = sum(prompt - 1 for prompt, _, _ in lengths if prompt > max(threshold, 1))
-    assert alone["input_ids"].numel() - shared["input_ids"].numel() == saved
-    assert tokens_read(shared) == tokens_read(alone) == alone["input_ids"].numel()
-    assert ("prefixes" in shared) == (saved > 0)
+@given(
+    texts=st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=9), min_size=1, max_size=9),
+    prompts=st.lists(st.integers(0, 9), min_size=9, max_size=9),
+)
+def test_every_row_is_there_exactly_once(texts: list[list[int]], prompts: list[int]) -> None:
+    """Rows that begin alike by chance, over and over; what is computed is a tree's nodes, labels aside."""
+    rows = [
+        {"input_ids": np.array(text, np.int32), "weights": (np.arange(len(text)) >= prompt).astype(np.float32)}
+        for text, prompt in zip(texts, prompts, strict=False)
+    ]
+    alone = collate([{**row, "index": number} for number, row in enumerate(rows)])
+    once = shared(alone, Always())
+    same_tokens(once, alone)
+    for number, ranges in enumerate(once.get("prefixes", ())):
+        starts = once["cu_seqlens"].tolist()
+        assert all(first < last <= starts[number] for first, last in ranges)
+        assert all(last <= first for (_, last), (first, _) in pairwise(ranges))
+    for number, (other, common) in enumerate(longest_common([np.array(text) for text in texts])):
+        alike = [
+            next(
+                (n for n, pair in enumerate(zip(texts[number], text, strict=False)) if pair[0] != pair[1]),
+                min(len(text), len(texts[number])),
+            )
+            for text in texts[:number]
+        ]
+        assert common == max(alike, default=0)
+        assert common == 0 or alike[other] == common
+        limit = next((n for n in range(1, len(texts[number])) if rows[number]["weights"][n]), len(texts[number])) - 1
+        ranges = once["prefixes"][number] if "prefixes" in once else ()
+        assert sum(last - first for first, last in ranges) == min(common, limit)
+
+
+def test_a_system_prompt_and_a_prompt_within_it() -> None:
+    """Two pairs under one system prompt, and a batch within the batch; a pack shares as rows do."""
+    system, asked = [1, 2, 3, 4], ([5, 6, 7], [8, 9])
+    rows = []
+    for number, prompt in enumerate(asked):
+        row: dict[str, Any] = {"prompt_ids": np.array([*system, *prompt], np.int32), "index": number}
+        for name, answer in (("chosen", [10 + number, 12]), ("rejected", [20 + number])):
+            row |= {f"{name}_ids": np.array(answer, np.int32), f"{name}_weights": np.ones(len(answer), np.float32)}
+        rows.append(row)
+    batch = shared({**collate_pairs(rows), "inside": collate_pairs(rows)}, Always())
+    for one in (batch, batch["inside"]):
+        assert one["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 10, 12, 8, 9, 11, 12, 7, 20, 9, 21]]
+        assert one["position_ids"].tolist() == [[*range(9), 4, 5, 6, 7, 6, 7, 5, 6]]
+        assert one["prefixes"] == ((), ((0, 4),), ((0, 6),), ((0, 4), (9, 10)))
+        assert one["cu_seqlens"].tolist() == [0, 9, 13, 15, 17]
+        assert one["max_len"] == 9
+    pack = {
+        "input_ids": np.array([1, 2, 3, 7, 1, 2, 4, 8], np.int32),
+        "weights": np.array([0, 0, 0, 1] * 2, np.float32),
+    }
+    packed = shared(collate([pack | {"lengths": [4, 4], "index": np.array([0, 1])}]), Always())
+    assert packed["input_ids"].tolist() == [[1, 2, 3, 7, 4, 8]]
+    assert packed["prefixes"] == ((), ((0, 2),))
+
+
+def test_rows_with_images_stay_whole() -> None:
+    """They are computed one by one, and each needs all its tokens."""
+    row = {"input_ids": np.array([1, 2, 3, 4], np.int32), "weights": np.array([0, 0, 0, 1], np.float32), "index": 0}
+    batch = {**collate([row, row]), "images": [{}, {}]}
+    assert shared(batch, Always()) == batch
 
 
 # ---- attention ----
 
-ROW = ([9, 4, 6, 3], [(0, 0), (0, 0), (0, 7), (9, 12)])
+ROW = ([9, 4, 6, 3], [(), (), ((0, 7),), ((0, 2), (9, 12))])
 
 
 def tensors(dtype: torch.dtype = torch.float64, heads: int = 4) -> list[torch.Tensor]:
@@ -105,8 +171,8 @@ def tensors(dtype: torch.dtype = torch.float64, heads: int = 4) -> list[torch.Te
 def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int = 99) -> torch.Tensor:
     """Attention under a dense mask, by torch's own function."""
     mask, start = torch.zeros(22, 22, dtype=torch.bool), 0
-    for length, (first, last) in zip(*ROW, strict=True):
-        places = [*range(first, last), *range(start, start + length)]
+    for length, ranges in zip(*ROW, strict=True):
+        places = [*(place for some in ranges for place in range(*some)), *range(start, start + length)]
         band = attention.Rule(True, 0.0, None, window, None, None).band(length, len(places), mask.device)
         mask[start : start + length, places] = band
         start += length
@@ -197,7 +263,7 @@ def test_shared_equals_alone(family: str, small_models: Any, gradient_norm: Any)
     assert scorer.shares
     found = []
     for shares in (None, Always()):
-        logps = scorer.logps(collate_pairs(pairs(), shares))
+        logps = scorer.logps(Shared(collate_pairs, shares)(pairs()))
         (logps * torch.linspace(-1, 2, len(logps), dtype=dtype)).sum().backward()
         found.append((logps.detach(), gradient_norm(model)))
         model.zero_grad()
@@ -214,7 +280,7 @@ def test_with_activations_computed_again(small_models: Any, gradient_norm: Any) 
         scorer.choose()
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        scorer.logps(collate_pairs(pairs(), Always())).sum().backward()
+        scorer.logps(shared(collate_pairs(pairs()), Always())).sum().backward()
         norms.append(gradient_norm(model))
     assert norms[0] == pytest.approx(norms[1], rel=1e-12)
 
@@ -266,8 +332,8 @@ def test_scores_are_read_at_the_same_tokens() -> None:
     rows[3]["rejected_ids"][:], rows[3]["prompt_ids"][:] = 0, 0
     rows[3]["chosen_ids"][:] = 0
     with torch.no_grad():
-        alone, shared = (scorer.rewards(collate_pairs(rows, shares)) for shares in (None, Always()))
-    torch.testing.assert_close(shared, alone, rtol=1e-12, atol=1e-12)
+        alone, once = (scorer.rewards(Shared(collate_pairs, shares)(rows)) for shares in (None, Always()))
+    torch.testing.assert_close(once, alone, rtol=1e-12, atol=1e-12)
 
 
 # ---- what it costs ----
@@ -281,7 +347,7 @@ def test_the_prompt_is_counted_once(small_models: Any) -> None:
     rows = pairs([(40, 5, 7), (30, 8, 3)])
     linear, counted = 3 * 2 * Cost.of(model).weights, []
     for shares in (None, Always()):
-        batch = collate_pairs(rows, shares)
+        batch = Shared(collate_pairs, shares)(rows)
         with FlopCounterMode(display=False) as counter:
             scorer.logps(batch).sum().backward()
         per_product = counter.get_flop_counts()["Global"]
@@ -297,21 +363,22 @@ SMOLLM2 = Cost(weights=106_168_320, width=576, layers=30, masked=False)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "rejected", "parts", "mask"),
+    ("common", "own", "parts", "mask"),
     [
-        (396, 241, True, True),  # the means of dpo_en_demo
-        (60, 47, True, True),
-        (48, 700, True, False),  # PERFORMANCE.md: sharing lost under a mask
-        (8, 700, False, False),
-        (8, 16, True, True),
-        (2, 4, False, False),
-        (1, 1, False, False),
+        (395, 242, True, True),  # the means of dpo_en_demo
+        (59, 48, True, True),
+        (24, 150, True, True),  # a system prompt before alpaca's rows
+        (47, 701, True, False),  # PERFORMANCE.md: sharing lost under a mask
+        (7, 701, False, False),
+        (7, 17, True, True),
+        (1, 5, False, False),
+        (1, 2, False, False),
     ],
 )
-def test_what_pays(prompt: int, rejected: int, parts: bool, mask: bool) -> None:
+def test_what_pays(common: int, own: int, parts: bool, mask: bool) -> None:
     """For smollm2; measured in forward and backward passes of one layer."""
-    assert SMOLLM2(prompt, rejected) is parts
-    assert Cost(106_168_320, 576, 30, masked=True)(prompt, rejected) is mask
+    assert SMOLLM2(common, own) is parts
+    assert Cost(106_168_320, 576, 30, masked=True)(common, own) is mask
 
 
 def test_the_cost_is_the_models(small_models: Any) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ft_plugins.stages import dpo, kto, ppo, pt, sft
-from ft_plugins.stages.pair_options import sharing_problems
 from ft_plugins.stages.rm import RewardModelling
 from ftcore import hookimpl
 from ftcore.components import Stage
@@ -42,7 +41,6 @@ def ft_check_plan(plan: Plan) -> Iterable[Problem]:
         kto.KahnemanTversky: kto.problems,
         ppo.ProximalPolicy: ppo.problems,
         pt.Pretraining: pt.problems,
-        RewardModelling: sharing_problems,
         sft.SupervisedFineTuning: sft.problems,
     }
     check = checks.get(type(plan.stage.component))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ft_plugins.stages.pair_options import PairOptions, sharing_problems
 from ft_plugins.stages.references import (
     ReferenceOptions,
     reference_beside,
@@ -28,7 +27,7 @@ COMPARING = ("kto_pair", "aot", "aot_unpaired")
 SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "simpo")
 
 
-class PreferenceOptions(PairOptions, ReferenceOptions):
+class PreferenceOptions(ReferenceOptions):
     """The loss of a pair."""
 
     pref_beta: Annotated[float, Field(gt=0)] = 0.1
@@ -102,7 +101,6 @@ class DirectPreference(Stage):
             evaluation=run.data.eval,
             objective=objective(options),
             reference=reference_loader(run),
-            share_prompt=options.share_prompt,
         )
 
 
@@ -150,5 +148,4 @@ def problems(plan: Plan) -> Iterable[Problem]:
     if name == "exo_pair" and not options.dpo_label_smoothing:
         hint = "its authors recommend 0.001"
         yield Problem("pref_loss exo_pair needs dpo_label_smoothing above 0", place(plan, "pref_loss"), hint)
-    yield from sharing_problems(plan)
     yield from reference_problems(plan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ft_plugins.stages.pair_options import PairOptions
 from ftcore.components import Stage
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 class RewardModelling(Stage):
     """Learns a score by which preferred answers come first; leaves a sequence-classification model of one label."""
 
-    Options = PairOptions
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
     head: ClassVar[str] = "sequence_classification"
     copies: ClassVar[float] = 2.0
@@ -30,6 +28,4 @@ class RewardModelling(Stage):
         """The engine's trainer of scores."""
         from ftcore.engine.rewards import RewardTrainer
 
-        options = run.plan.stage.options
-        assert isinstance(options, PairOptions)
-        return RewardTrainer(run, train=run.data.train, evaluation=run.data.eval, share_prompt=options.share_prompt)
+        return RewardTrainer(run, train=run.data.train, evaluation=run.data.eval)

@@ -68,6 +68,8 @@ def test_whole_runs(stage: str, trainer_of: Any, tmp_path: Path, monkeypatch: py
         found = trainer.evaluate()
         metrics.append({name: found[name] for name in found if "second" not in name and "runtime" not in name})
         computed.append(trainer.state.total_flos)
+    for lines in logs:  # before the first step the gains are 0, and which of two is greater is rounding
+        lines[0].pop("rewards/accuracies", None)
     assert logs[1] == [pytest.approx(line, rel=1e-4, abs=1e-5) for line in logs[0]]
     assert [line["num_input_tokens_seen"] for line in logs[1]] == [line["num_input_tokens_seen"] for line in logs[0]]
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-4, abs=1e-5)
@@ -96,7 +98,7 @@ def test_what_is_shared_decides_the_reference(trainer_of: Any, tmp_path: Path, m
 @pytest.mark.parametrize("stage", ["dpo", "rm"])
 def test_noise_on_embeddings_is_each_answers_own(stage: str, trainer_of: Any) -> None:
     assert trainer_of(stage, 3, neftune_noise_alpha=5.0).data_collator.shares is None
-    with pytest.raises(UsageError, match="neftune_noise_alpha makes other noise for each answer"):
+    with pytest.raises(UsageError, match="neftune_noise_alpha makes other noise for each sequence"):
         trainer_of(stage, 3, neftune_noise_alpha=5.0, share_prompt=True)
 
 
