@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from data import agreeing, read_rows, shortest, typical, write_rows
+from data import agreeing, common, read_rows, shortest, typical, write_rows
 from measures import CLOCKS, TOLERANCE, Measured, differences, ratios, read
 from programs import HERE, FailedError, Setting, call, train, train_together
 from rows import Peer, Work
@@ -80,6 +80,7 @@ def prepare(bench: Bench, work: Work) -> tuple[Path, dict[str, Any]]:
         "rows": [row.number for row in chosen],
         "lengths": [length for row in chosen for length in row.lengths],
         "labels": sum(sum(row.trained) for row in chosen),
+        "common": common(chosen),
         "told": told,
     }
     tokens, steps = sum(known["lengths"]), f"{work.batches} steps have" if work.batches > 1 else "a step has"
@@ -226,7 +227,8 @@ def compare_utilisation(bench: Bench, work: Work) -> list[Result]:
     """Useful FLOPs per second of each step after the first, over those of the machine's best matrix products."""
     data, known = prepare(bench, work)
     config = bench.setting.model / "config.json"
-    flops = useful(json.loads(config.read_text(encoding="utf-8")), known["lengths"], known["labels"], rank=8)
+    described = json.loads(config.read_text(encoding="utf-8"))
+    flops = useful(described, known["lengths"], known["labels"], rank=8, common=known["common"])
     shares: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
     measured = []
     for turn in range(bench.turns_of(work)):

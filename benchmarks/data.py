@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,6 +19,10 @@ DRAWS = 2000
 """Batches that a typical one is chosen from."""
 
 
+OPENING = 64
+"""Tokens of a row that are kept, to see which all rows begin with."""
+
+
 @dataclass(frozen=True)
 class Agreed:
     """A row that both programs encode alike.
@@ -26,11 +31,13 @@ class Agreed:
         number: of the row in its file.
         lengths: tokens of each of its sequences; a preference has two.
         trained: how many of them have a label.
+        opening: its first tokens, at most `OPENING`.
     """
 
     number: int
     lengths: tuple[int, ...]
     trained: tuple[int, ...]
+    opening: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -134,7 +141,14 @@ def _padded(batch: Sequence[Agreed]) -> int:
 
 
 def _agreed(number: int, sides: list[Any]) -> Agreed:
-    return Agreed(number, tuple(len(ids) for ids, _ in sides), tuple(sum(labels) for _, labels in sides))
+    lengths, trained = tuple(len(ids) for ids, _ in sides), tuple(sum(labels) for _, labels in sides)
+    return Agreed(number, lengths, trained, tuple(sides[0][0][:OPENING]))
+
+
+def common(rows: Sequence[Agreed]) -> int:
+    """Tokens that all rows begin with, of `OPENING`."""
+    alike = (len(set(tokens)) == 1 for tokens in zip(*(row.opening for row in rows), strict=False))
+    return sum(takewhile(bool, alike))
 
 
 def _read(file: Path) -> dict[int, list[Any]]:

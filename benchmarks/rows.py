@@ -147,10 +147,10 @@ DPO = Work(
     batch=2,
     options={**LORA, "pref_beta": 0.1, "pref_loss": "sigmoid"},
     start="lora",
-    batches=2,
-    steps=2,
+    batches=4,
+    steps=4,
     spans=EPOCHS,
-    seconds=260,
+    seconds=380,
     peers=(
         _llamafactory(one_epoch=3.0, three_epochs=4.0),
         _trl(

@@ -33,20 +33,22 @@ def linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
-def useful(config: Mapping[str, Any], lengths: Sequence[int], labels: int, rank: int) -> float:
+def useful(config: Mapping[str, Any], lengths: Sequence[int], labels: int, rank: int, common: int = 0) -> float:
     """FLOPs that a LoRA step on these sequences needs, a multiplication and an addition being two.
 
     Forward: every linear layer, the adapters, causal attention, the head where a label is. Backward: gradients of
     inputs (not of the first layer's, below which nothing is trained), of the adapters, of attention without the
-    scores' recomputation, and of the head's inputs; no gradient of a frozen weight.
+    scores' recomputation, and of the head's inputs; no gradient of a frozen weight. The ``common`` tokens that all
+    sequences begin with are needed once.
     """
-    tokens, layers = sum(lengths), config["num_hidden_layers"]
+    again, layers = len(lengths) - 1, config["num_hidden_layers"]
+    tokens = sum(lengths) - again * common
     shapes = linears(config)
     products = sum(inputs * outputs for inputs, outputs in shapes.values())
     first = sum(shapes[name][0] * shapes[name][1] for name in ("q_proj", "k_proj", "v_proj"))
     dense = 2 * tokens * (2 * layers * products - first)
     adapters = 6 * tokens * layers * rank * sum(inputs + outputs for inputs, outputs in shapes.values())
-    attention = 6 * layers * shapes["q_proj"][1] * sum(length * length for length in lengths)
+    attention = 6 * layers * shapes["q_proj"][1] * (sum(length * length for length in lengths) - again * common**2)
     head = 4 * labels * config["hidden_size"] * config["vocab_size"]
     return float(dense + adapters + attention + head)
 

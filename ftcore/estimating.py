@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from ftcore.memory import BYTES, Architecture, Estimate, Need, estimate, in_unit
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
+
+MEMBERS = 2
+"""`ftcore.engine.crew.MEMBERS`, without torch."""
 
 
 def estimate_plan(plan: Plan) -> Estimate | None:
@@ -24,6 +28,8 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     options = method.effective(plan)
     weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
     stage, heap = plan.stage.component, hardware.detect().cuda is None
+    divides = stage.divides(plan) and int(os.environ.get("WORLD_SIZE") or 1) == 1
+    parameters = weights / BYTES[plan.precision.compute]
     found = estimate(
         architecture,
         Need(
@@ -36,7 +42,8 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             trained=plan.precision.trained,
             rows=training.per_device_train_batch_size,
             batch_tokens=training.tokens_per_batch,
-            pass_tokens=training.pass_tokens(heap) if stage.divides(plan) else None,
+            pass_tokens=training.pass_tokens(heap) if divides else None,
+            together=MEMBERS if divides and heap and _side_by_side(plan, 4 * trainable <= parameters) else 1,
             cutoff_len=stage.longest(plan),
             copies=stage.sequences(plan),
             gradient_checkpointing=plan.gradient_checkpointing,
@@ -47,6 +54,13 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     )
     beside = stage.memory(plan)
     return replace(found, terms={**found.terms, **beside}, total=found.total + sum(beside.values()))
+
+
+def _side_by_side(plan: Plan, trains_little: bool) -> bool:
+    """Whether `ftcore.engine.side_by_side` will do passes of a step two at a time, as far as it can be told."""
+    method = plan.method.component
+    noise = plan.transformers.get("neftune_noise_alpha") or method.drops_inputs(method.effective(plan))
+    return hardware.threads() >= MEMBERS and plan.training.tokens_per_pass is not False and trains_little and not noise
 
 
 def advice(plan: Plan) -> str:

@@ -48,6 +48,12 @@ def detect() -> Hardware:
     return Hardware(memory=_machine_memory(), cpu_bf16=_cpu_bf16())
 
 
+def threads() -> int:
+    """How many a process computes with, as torch takes them: ``OMP_NUM_THREADS``, else the cores that it may use."""
+    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
+
+
 def _cpu_bf16() -> bool:
     if (told := os.environ.get("FT_CPU_BF16", "")) in ("0", "1"):
         return told == "1"

@@ -87,7 +87,9 @@ class Need:
         trained: dtype of trained parameters and their gradients.
         rows: per device and micro-batch.
         batch_tokens: of a micro-batch, at most, unless a row has more; instead of rows.
-        pass_tokens: that are computed at a time, at most, unless a row has more; None for whole micro-batches.
+        pass_tokens: that are computed at a time, at most, unless rows have more; None for whole micro-batches.
+        together: passes of which each has a row that are computed at a time; with several, rows of all accumulated
+            micro-batches are.
         cutoff_len: tokens of the longest row; there is no padding.
         tokens_per_row: mean length where it is known, else every row is taken to be as long as it may.
         copies: sequences that one row costs (two for a pair).
@@ -107,6 +109,7 @@ class Need:
     cutoff_len: int
     batch_tokens: int | None = None
     pass_tokens: int | None = None
+    together: int = 1
     compute: str = "float32"
     trained: str = "float32"
     tokens_per_row: float | None = None
@@ -138,12 +141,16 @@ class Need:
     @property
     def tokens(self) -> float:
         """That are computed at a time."""
-        return self.whole if self.pass_tokens is None else min(self.whole, max(self.pass_tokens, self.row))
+        if self.pass_tokens is None:
+            return self.whole
+        several = self.together > 1
+        step = self.whole * (self.gradient_accumulation_steps if several else 1)
+        return min(step, max(self.pass_tokens, min(self.together, self.rows) * self.row))
 
     @property
     def accumulates(self) -> bool:
         """Whether gradients are held through forward passes."""
-        return self.gradient_accumulation_steps > 1 or self.tokens < self.whole
+        return self.gradient_accumulation_steps > 1 or self.tokens < self.whole or self.together > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +200,7 @@ def estimate(architecture: Architecture, need: Need) -> Estimate:
     terms = {
         "weights": need.weight_bytes if need.adapter else need.weight_bytes - on_top,
         "trained parameters": on_top,
-        "gradients": on_top,
+        "gradients": on_top * (1 + need.together * (need.together > 1)),
         "optimizer state": need.trainable * need.state_bytes,
         # what the backward pass holds at a time is about as much as one layer keeps
         "activations": kept + layer + casts,

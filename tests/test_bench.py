@@ -178,7 +178,8 @@ def test_rows_that_the_programs_encode_differently_are_left_out(
     other = [[[1, 2, 3], [0, 0, 1]]]
     encoded(monkeypatch, {0: alike, 1: alike, 2: long}, {0: alike, 1: other, 2: long, 3: alike})
     found, told = agreeing(setting(tmp_path), WORKS[0], folder, tmp_path / "out")
-    assert found == [Agreed(0, (3,), (2,))]
+    assert found == [Agreed(0, (3,), (2,), found[0].opening)]
+    assert len(found[0].opening) == 3
     assert told == "4 rows, 2 encoded differently or left out, 1 longer than 1024 tokens"
 
 
@@ -245,6 +246,9 @@ def test_useful_flops_are_those_that_torch_counts() -> None:
     attention = 6 * 3 * width * (4 * 4 + 2 * 2)
     adapters = 6 * tokens * 3 * rank * sum(inputs + outputs for inputs, outputs in linears(LLAMA).values())
     assert useful(LLAMA, [4, 2], labels, rank) == counter.get_total_flops() + attention + adapters
+    once, twice = useful(LLAMA, [5, 1], 0, rank), useful(LLAMA, [5, 5], 0, rank, common=4)
+    attended = 6 * 3 * width * ((5 * 5 - 4 * 4) - 1 * 1)  # the second row's last token sees the four before it
+    assert twice == once + attended
 
 
 def test_the_best_products_have_the_runs_shapes() -> None:

@@ -18,6 +18,7 @@ import torch
 from ftcore.engine import sequences
 from ftcore.engine.collate import Batch, collate
 from ftcore.engine.pair_batches import answered
+from ftcore.engine.passes import parts
 from ftcore.engine.precomputed import Measure, with_reference
 from ftcore.engine.sampling import EpochLoader
 from ftcore.engine.scoring import evaluating
@@ -158,7 +159,8 @@ class FeedbackTrainer(FtTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         batches, total = super().get_batch_samples(epoch_iterator, num_batches, device)
         with evaluating(self.model), self.accelerator.autocast():
-            self._divergence = self._estimated(self._prepare_inputs(batch) for batch in batches)
+            some = (part for batch in batches for part in parts(self, batch))
+            self._divergence = self._estimated(map(self._prepare_inputs, some))
         return batches, total
 
     def evaluation_loop(self, dataloader: EpochLoader, *args: Any, **kwargs: Any) -> Any:
@@ -172,9 +174,13 @@ class FeedbackTrainer(FtTrainer):
     def _estimated(self, batches: Any) -> float:
         """Mean gain of mismatched answers over these batches of all processes, at least 0 as a divergence is."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for batch in batches:
+
+        def gained(batch: Batch) -> torch.Tensor:
             gains = _logps(self.scorer, batch["mismatched"]) - batch["reference"][:, 1]
-            sums += torch.stack([(gains * batch["row_weights"]).sum(), batch["row_weights"].sum()])
+            return torch.stack([(gains * batch["row_weights"]).sum(), batch["row_weights"].sum()])
+
+        for gain in self.each(gained, batches):
+            sums += gain
         total, weight = self.accelerator.reduce(sums, "sum").tolist()
         return max(total / weight, 0.0) if weight else 0.0
 

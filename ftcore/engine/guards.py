@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ftcore.engine.collate import Batch
-from ftcore.engine.passes import ROWS, Spans, part, spans
+from ftcore.engine.crew import MEMBERS
+from ftcore.engine.passes import ROWS, parts, passes
 from ftcore.engine.sampling import places
 from ftcore.engine.snapshots import random_state, set_random_state
 from ftcore.errors import RunError
@@ -85,12 +86,12 @@ class StepGuard:
             self._leave_out()
             self.trainer.reports.say(f"step {self._number}: no token of its rows is trained; {self._places()}")
 
-    def micro_batch(self, batch: Batch, once: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
+    def micro_batch(self, batch: Batch, done: Callable[[Sequence[Batch]], list[torch.Tensor]]) -> torch.Tensor:
         """The loss of one micro-batch, its gradient added; 0 where the step is left out.
 
         Args:
             batch: with its rows.
-            once: does it, for a batch that may be a part of it.
+            done: does it, for batches that are its parts: their losses.
         """
         trainer = self.trainer
         if self._void:
@@ -99,32 +100,33 @@ class StepGuard:
             self._before = (trainer._tr_loss.clone(), dict(trainer.meters.sums), random_state())
         self._taken.append(batch)
         try:
-            loss = self._tried([batch], once)
+            loss = self._tried([batch], done)
             while loss is None:
                 self._halve()
-                loss = self._tried(self._taken, once)  # gradients of a half done backward pass are among the others
+                loss = self._tried(self._taken, done)  # gradients of a half done backward pass are among the others
         except NotFiniteError as found:
             self.left_out(found)
             return torch.zeros((), device=trainer.args.device)
         return loss
 
-    def _tried(self, batches: Sequence[Batch], once: Callable[[Batch], torch.Tensor]) -> torch.Tensor | None:
+    def _tried(
+        self, batches: Sequence[Batch], done: Callable[[Sequence[Batch]], list[torch.Tensor]]
+    ) -> torch.Tensor | None:
         """The sum of their losses; None where memory did not suffice."""
         try:
-            losses = [once(part(self.trainer, batch, *span)) for batch in batches for span in self._spans(batch)]
+            losses = [loss for batch in batches for loss in done(parts(self.trainer, batch, self.most))]
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             return None
-        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-
-    def _spans(self, batch: Batch) -> Spans:
-        return spans(self.trainer, batch, self.most)
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.trainer.args.device)
 
     def _halve(self) -> None:
         """Back to where the step began, with half as many rows at a time."""
         trainer = self.trainer
-        rows = max(end - start for batch in self._taken for start, end in self._spans(batch))
+        together = MEMBERS if self.trainer.side_by_side else 1
+        taken = [passes(self.trainer, batch, self.most) for batch in self._taken]
+        rows = max(sum(map(len, some[:together])) for some in taken)
         if rows == 1 or trainer.args.world_size > 1 or not trainer.divisible:
             raise self.too_large(f"with {rows} row" + "s" * (rows > 1))
         self.most = -(-rows // 2)

@@ -22,6 +22,12 @@ class Meters:
         before = self.sums.get(name, (0.0, 0.0))
         self.sums[name] = (before[0] + total, before[1] + weight)
 
+    def take(self, other: Meters) -> None:
+        """Adds what others have gathered."""
+        for name, (total, weight) in other.sums.items():
+            before = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = (before[0] + total, before[1] + weight)
+
     def means(self) -> dict[str, float]:
         """Name -> mean, where anything was added."""
         return {name: total / weight for name, (total, weight) in self.sums.items() if weight}
@@ -37,7 +43,5 @@ def merged(meters: Meters, processes: int) -> Meters:
         return meters
     together = Meters()
     for sums in gather_object([meters.sums]):
-        for name, (total, weight) in sums.items():
-            before = together.sums.get(name, (0.0, 0.0))
-            together.sums[name] = (before[0] + total, before[1] + weight)
+        together.take(Meters(sums))
     return together

@@ -1,4 +1,4 @@
-"""Micro-batches in several passes forward and backward, each of at most so many tokens.
+"""Micro-batches in several passes forward and backward, of at most so many tokens at a time.
 
 Activations are then those of a pass and not of the batch: sft lora of smollm2-135m, 1,418 tokens in 8 rows, float32,
 Zen 3, two threads, peaked at 2.09 GB in two passes and at 2.84 in one, and took 1.00 and, measured again, 1.06 of the
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftcore.engine.collate import Batch
+from ftcore.engine.crew import FEWEST, MEMBERS
 
 if TYPE_CHECKING:
     from ftcore.engine.trainer import FtTrainer
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 ROWS = "rows"
 """A batch's rows as the dataset gave them, kept beside it so that it can be taken apart."""
 
-Spans = list[tuple[int, int]]
-"""Of each pass the first row and the one after its last."""
+REGROUPED = "regrouped"
+"""Whether these rows are others than the batch's own."""
+
+Passes = list[list[int]]
+"""Of each pass its rows, by their place in the batch."""
 
 
 def token_limit(trainer: FtTrainer) -> int | None:
@@ -35,8 +39,9 @@ def token_limit(trainer: FtTrainer) -> int | None:
     return trainer.plan.training.pass_tokens(trainer.args.device.type == "cpu")
 
 
-def spans(trainer: FtTrainer, batch: Batch, most: int | None) -> Spans:
-    """How a batch's rows are divided into passes; nothing but rows and options decides it, so that a resume does alike.
+def passes(trainer: FtTrainer, batch: Batch, most: int | None) -> Passes:
+    """How a batch's rows are divided into passes; nothing but rows, options and threads decides it, so that a resume
+    does alike.
 
     Args:
         trainer: whose batch it is.
@@ -44,13 +49,58 @@ def spans(trainer: FtTrainer, batch: Batch, most: int | None) -> Spans:
         most: rows of a pass, at most; None for any number.
     """
     rows, limit = batch[ROWS], token_limit(trainer)
+    most, sizes = most or len(rows), [] if limit is None else [_tokens(trainer, row) for row in rows]
+    if limit is not None and trainer.side_by_side and len(rows) > 1 and sum(sizes) >= 2 * FEWEST:
+        return halved(sizes, limit, most)
     if limit is None or batch["input_ids"].numel() <= limit:
-        most = most or len(rows)
-        return [(start, min(start + most, len(rows))) for start in range(0, len(rows), most)]
-    return balanced([_tokens(trainer, row) for row in rows], limit, most or len(rows))
+        return [list(range(start, min(start + most, len(rows)))) for start in range(0, len(rows), most or 1)]
+    return balanced(sizes, limit, most)
 
 
-def balanced(sizes: Sequence[int], limit: int, most: int) -> Spans:
+def regrouped(trainer: FtTrainer, batches: list[Batch]) -> list[Batch]:
+    """Micro-batches of a step; where passes are done side by side, rows of small ones lie in the first of them.
+
+    One row at a time, accumulated, is then done two rows at a time. Each of the batches stays what it is but for
+    the rows that are kept beside it.
+    """
+    limit = token_limit(trainer)
+    if limit is None or not trainer.side_by_side or len(batches) < MEMBERS:
+        return batches
+    found: list[Batch] = []
+    first, tokens = 0, 0
+    for batch in batches:
+        size = batch["input_ids"].numel()
+        if found and tokens + size <= limit:
+            found[first] = {**found[first], ROWS: [*found[first][ROWS], *batch[ROWS]], REGROUPED: True}
+            found.append({**batch, ROWS: [], REGROUPED: True})
+            tokens += size
+        else:
+            first, tokens = len(found), size
+            found.append(batch)
+    return found
+
+
+def halved(sizes: Sequence[int], limit: int, most: int) -> Passes:
+    """Rows as passes that are done two at a time, of like size, the largest first.
+
+    Args:
+        sizes: tokens of each row.
+        limit: tokens of the passes at a time, unless rows are longer.
+        most: rows of the passes at a time.
+    """
+    rounds = max(1, -(-sum(sizes) // limit), -(-len(sizes) // most))
+    count = min(len(sizes), MEMBERS * rounds, max(MEMBERS, sum(sizes) // FEWEST))
+    found: Passes = [[] for _ in range(count)]
+    filled = [0] * count
+    for row in sorted(range(len(sizes)), key=lambda row: (-sizes[row], row)):
+        into = min(range(count), key=lambda one: (filled[one], one))
+        found[into].append(row)
+        filled[into] += sizes[row]
+    order = sorted(range(count), key=lambda one: (-filled[one], one))
+    return [sorted(found[one]) for one in order]
+
+
+def balanced(sizes: Sequence[int], limit: int, most: int) -> Passes:
     """Rows in their order as the fewest passes that the limits allow, the largest of them as small as can be.
 
     Args:
@@ -69,7 +119,7 @@ def balanced(sizes: Sequence[int], limit: int, most: int) -> Spans:
     return found
 
 
-def _filled(sizes: Sequence[int], limit: int, most: int) -> Spans:
+def _filled(sizes: Sequence[int], limit: int, most: int) -> Passes:
     """As many rows to a pass as fit."""
     starts, tokens = [0], 0
     for row, size in enumerate(sizes):
@@ -77,7 +127,7 @@ def _filled(sizes: Sequence[int], limit: int, most: int) -> Spans:
             starts.append(row)
             tokens = 0
         tokens += size
-    return list(zip(starts, [*starts[1:], len(sizes)], strict=True))
+    return [list(range(*ends)) for ends in zip(starts, [*starts[1:], len(sizes)], strict=True)]
 
 
 def _tokens(trainer: FtTrainer, row: Mapping[str, Any]) -> int:
@@ -87,14 +137,19 @@ def _tokens(trainer: FtTrainer, row: Mapping[str, Any]) -> int:
     return int(trainer.data_collator([row])["input_ids"].numel())
 
 
-def part(trainer: FtTrainer, batch: Batch, start: int, end: int) -> Batch:
+def parts(trainer: FtTrainer, batch: Batch, most: int | None = None) -> list[Batch]:
+    """The passes of a batch, as batches without rows of their own; one that has no rows is one pass."""
+    return [part(trainer, batch, rows) for rows in passes(trainer, batch, most)] if ROWS in batch else [batch]
+
+
+def part(trainer: FtTrainer, batch: Batch, taken: Sequence[int]) -> Batch:
     """These rows of a batch as one of their own, without its rows."""
-    rows = batch[ROWS]
-    if (start, end) == (0, len(rows)):
+    rows = [batch[ROWS][row] for row in taken]
+    if len(rows) == len(batch[ROWS]) and REGROUPED not in batch:
         return {name: value for name, value in batch.items() if name != ROWS}
-    if "images" not in batch:
-        return trainer.data_collator(rows[start:end])
-    images = batch["images"][start:end]  # read and scaled once
-    bare = [{name: value for name, value in row.items() if name != "images"} for row in rows[start:end]]
+    if "images" not in batch or REGROUPED in batch:
+        return trainer.data_collator(rows)
+    images = [batch["images"][row] for row in taken]  # read and scaled once
+    bare = [{name: value for name, value in row.items() if name != "images"} for row in rows]
     found = trainer.data_collator(bare)
     return found | {"images": images} if any(images) else found

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from ftcore.data.streaming import Stream
 from ftcore.engine import snapshots
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch
+from ftcore.engine.crew import MEMBERS
 from ftcore.engine.scoring import evaluating
 from ftcore.engine.token_batches import row_tokens
 from ftcore.folders import cache_root
@@ -209,12 +210,17 @@ def _values(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> 
 
 
 def _computed(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> Array:
-    mine: list[tuple[list[int], Array]] = []
-    batches = list(_batches(rows, trainer.args.eval_batch_size))[trainer.args.process_index :: trainer.args.world_size]
+    size = trainer.args.eval_batch_size
+    if trainer.crew is not None:  # as many tokens at a time
+        size = -(-len(rows) // (MEMBERS * -(-len(rows) // size)))
+    batches = list(_batches(rows, size))[trainer.args.process_index :: trainer.args.world_size]
+
+    def measured(numbers: list[int]) -> Array:
+        batch = trainer._prepare_inputs(reference.collate([rows[number] for number in numbers]))
+        return cast("Array", measure.values(reference.scorer, batch).double().cpu().numpy())
+
     with evaluating(reference.model), reference.context(), trainer.accelerator.autocast():
-        for numbers in batches:
-            batch = trainer._prepare_inputs(reference.collate([rows[number] for number in numbers]))
-            mine.append((numbers, measure.values(reference.scorer, batch).double().cpu().numpy()))
+        mine = list(zip(batches, trainer.each(measured, batches), strict=True))
     every = gather_object(mine) if trainer.args.world_size > 1 else mine
     values = np.zeros((len(rows), *every[0][1].shape[1:]))
     for numbers, measured in every:
@@ -232,7 +238,7 @@ def _batches(rows: Any, size: int) -> Iterator[list[int]]:
 
 def _adapter_is_idle(model: Any, scorer: Any) -> bool:
     """Whether the model computes the same without its adapter, to the bit."""
-    short = scorer.probe()
+    short = scorer.glimpse()
     with evaluating(model):
         adapted = scorer.logits(short)
         with model.disable_adapter():
@@ -241,7 +247,7 @@ def _adapter_is_idle(model: Any, scorer: Any) -> bool:
 
 def _key(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> str:
     how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.args.device.type]
-    how.append(repr(reference.collate.shares))  # other batches, other roundings
+    how += [repr(reference.collate.shares), trainer.crew is not None]  # other batches, other roundings
     parts = [_FORMAT, measure.name, reference.digest, _fingerprint(rows), how, snapshots.versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

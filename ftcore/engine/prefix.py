@@ -15,6 +15,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock, get_ident
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ import torch
 from torch import nn
 
 from ftcore.engine.collate import Batch
+from ftcore.engine.crew import Crew
 from ftcore.engine.prefix_rows import RowStore
 
 
@@ -79,6 +82,7 @@ class FrozenPrefix:
         store: where rows are kept; None computes them each time, in the same way.
         dtype, width: of what passes the border, and its bytes per token.
         proof: bytes that it made of a probe.
+        crew: who computes rows, so that they are the same whoever asks for them; None for the caller.
     """
 
     decoder: nn.Module
@@ -90,20 +94,27 @@ class FrozenPrefix:
     dtype: torch.dtype = torch.float32
     width: int = 0
     proof: bytes = b""
-    now: _Pass | None = field(default=None, repr=False)
+    crew: Crew | None = None
+    _passes: dict[int, _Pass] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=Lock, repr=False)
 
     def __post_init__(self) -> None:
         for number, layer in enumerate(self.layers):
             _Gate(layer, number < self.border, number == self.border - 1, self)
 
+    @property
+    def now(self) -> _Pass | None:
+        """The pass of this thread."""
+        return self._passes.get(get_ident())
+
     @contextmanager
     def passing(self, now: _Pass) -> Iterator[_Pass]:
-        """The gates set."""
-        self.now = now
+        """The gates set, for this thread."""
+        self._passes[get_ident()] = now
         try:
             yield now
         finally:
-            self.now = None
+            del self._passes[get_ident()]
 
     def run(self, batch: Batch) -> torch.Tensor:
         """The decoder's last hidden states ``[1, N, H]``."""
@@ -139,19 +150,25 @@ class FrozenPrefix:
             return self.alone(ids)
         how, size = str(_casting(ids.device.type)).encode(), len(ids) * self.width
         key = hashlib.sha256(ids.cpu().numpy().astype(np.int32).tobytes() + how).digest()[:16]
-        found = self.store.get(key, size)
-        if found is None:
-            self.store.refresh()
+        with self._lock:
             found = self.store.get(key, size)
+            if found is None:
+                self.store.refresh()
+                found = self.store.get(key, size)
         if found is not None:
             # copied: torch has no tensors that cannot be written to
             return torch.from_numpy(found.copy()).view(self.dtype).view(len(ids), -1).to(ids.device)
         hidden = self.alone(ids)
-        self.store.put(key, hidden.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        with self._lock:
+            if self.store.get(key, size) is None:
+                self.store.put(key, hidden.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return hidden
 
     def alone(self, ids: torch.Tensor) -> torch.Tensor:
         """Computes one sequence of L tokens up to the border, ``[L, H]``; no gradients."""
+        return self._alone(ids) if self.crew is None else self.crew.alone(partial(self._alone, ids))
+
+    def _alone(self, ids: torch.Tensor) -> torch.Tensor:
         length, device = len(ids), ids.device
         batch = {
             "input_ids": ids[None],

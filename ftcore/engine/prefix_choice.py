@@ -90,7 +90,7 @@ def _proven(trainer: FtTrainer) -> FrozenPrefix:
         raise _ImpossibleError("the lowest layer is trained")
     if any(hasattr(module, "disable_adapters") for layer in layers[:border] for module in layer.modules()):
         raise _ImpossibleError("layers under the lowest trained one have adapters")
-    prefix = FrozenPrefix(scorer.inner.get_decoder(), layers, border, flat_inputs)
+    prefix = FrozenPrefix(scorer.inner.get_decoder(), layers, border, flat_inputs, crew=trainer.crew)
     training = trainer.model.training
     try:
         with trainer.accelerator.autocast():
@@ -148,7 +148,8 @@ def _name(trainer: FtTrainer, prefix: FrozenPrefix) -> str:
     above |= {id(tensor) for layer in prefix.layers[prefix.border :] for tensor in layer.parameters()}
     capability = torch.backends.cpu.get_cpu_capability()
     device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else capability
-    how = [_FORMAT, prefix.border, str(prefix.dtype), device, torch.get_num_threads(), snapshots.versions()]
+    threads = torch.get_num_threads() if prefix.crew is None else prefix.crew.share
+    how = [_FORMAT, prefix.border, str(prefix.dtype), device, threads, snapshots.versions()]
     how.append(asdict(products.used()))
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode() + prefix.proof)
     for name, tensor in (*prefix.decoder.named_parameters(), *prefix.decoder.named_buffers()):

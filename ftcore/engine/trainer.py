@@ -18,12 +18,14 @@ from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memo
 from ftcore.engine.lean import make_lean
 from ftcore.engine.meters import Meters, merged
 from ftcore.engine.noise import EmbeddingNoise
+from ftcore.engine.passes import regrouped
 from ftcore.engine.prefix_choice import choose_prefix
 from ftcore.engine.reports import Reports
 from ftcore.engine.resuming import ResumableTrainer
 from ftcore.engine.sampling import EpochBatches, EpochLoader
 from ftcore.engine.scoring import Scorer
 from ftcore.engine.sharing import sharing
+from ftcore.engine.side_by_side import SideBySide
 from ftcore.engine.signals import StopSignals
 from ftcore.engine.snapshots import settle_products
 from ftcore.engine.stopping import stopped_early, stopping
@@ -35,7 +37,7 @@ from ftcore.run import Run
 T = TypeVar("T")
 
 
-class FtTrainer(ResumableTrainer):
+class FtTrainer(SideBySide, ResumableTrainer):
     """Trains on the weighted mean of the losses of each global batch's labels.
 
     A stage with another loss overrides `loss_sum` and `weight`, and `make_scorer` where the model has another head; the
@@ -51,8 +53,6 @@ class FtTrainer(ResumableTrainer):
     """
 
     loss_is_scaled_for_ga = True
-    divisible = True
-    """Whether the loss of a micro-batch is the sum of those of its parts."""
     neftune_noise_alpha: float | None
     optimizer: Any
     control: Any
@@ -93,6 +93,7 @@ class FtTrainer(ResumableTrainer):
         self.data_collator = self.sharing(self.scorer)
         self.meters = Meters()
         self._measuring = self.meters
+        self.gather_crew()
         self.scorer.prefix = choose_prefix(self)
         self.signals = StopSignals()
         self.guard = StepGuard(self)
@@ -138,10 +139,6 @@ class FtTrainer(ResumableTrainer):
         """Further values to log, from the means of what was noted."""
         return {}
 
-    def note(self, name: str, values: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Adds numbers of this batch, ``[n]``, to what is logged as their mean; ``weights`` ``[n]``, else all alike."""
-        self._measuring.add(name, values, weights)
-
     # ---- the loss ----
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -173,6 +170,7 @@ class FtTrainer(ResumableTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         batches, total = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = regrouped(self, batches)
         self.guard.begin(batches, float(total))
         return batches, total
 
@@ -182,7 +180,13 @@ class FtTrainer(ResumableTrainer):
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         once = super().training_step
-        return self.guard.micro_batch(inputs, lambda batch: once(model, batch, num_items_in_batch))
+
+        def done(parts: Sequence[Batch]) -> list[torch.Tensor]:
+            if len(parts) > 1 and self.side_by_side:
+                return self.steps_side_by_side(model, parts, num_items_in_batch)
+            return [once(model, part, num_items_in_batch) for part in parts]
+
+        return self.guard.micro_batch(inputs, done)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -317,12 +321,15 @@ class FtTrainer(ResumableTrainer):
         """Mean loss over all labels of the set, each as heavy as its weight."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad(), self.accelerator.autocast():
-            for batch in self.passing(dataloader):
-                sums += torch.stack([self.eval_loss_sum(batch).double(), torch.tensor(self.weight(batch)).to(sums)])
+            for loss, weight in self.each(self._evaluated, self.passing(dataloader)):
+                sums += torch.stack([loss, torch.tensor(weight).to(sums)])
         total, weight = self.accelerator.reduce(sums, "sum").tolist()
         if not weight:
             raise RunError("the evaluation data has no token to be evaluated on: its mean loss does not exist")
         return float(total / weight)
+
+    def _evaluated(self, batch: Batch) -> tuple[torch.Tensor, float]:
+        return self.eval_loss_sum(batch).double(), self.weight(batch)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         wanted = self.args.metric_for_best_model

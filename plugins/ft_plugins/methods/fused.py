@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from threading import get_ident
 from typing import Any, cast
 
 import torch
@@ -112,6 +113,21 @@ class _Adapted(Function):
         return (None if through is None else products.add(through, outer, together)), None, None, None, *of_pairs
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Results that are ready for the layers that were not called yet.
+
+    Args:
+        x: the input.
+        now: its version, and whether gradients were wanted.
+        ready: by the layers' ids.
+    """
+
+    x: torch.Tensor
+    now: tuple[int, bool]
+    ready: dict[int, torch.Tensor]
+
+
 class Group:
     """Layers that share their input: the first that is called computes for all, the others take theirs.
 
@@ -121,23 +137,21 @@ class Group:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = list(layers)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._of: tuple[torch.Tensor, int, bool] | None = None
-        self._ready: dict[int, torch.Tensor] = {}
+        self._known: dict[int, _Known] = {}
 
     def result(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         """The layer's result of ``x``, ``[..., in]`` -> ``[..., out]``."""
-        state = (remade.version(x), torch.is_grad_enabled())
-        if self._of is None or self._of[0] is not x or self._of[1:] != state or id(layer) not in self._ready:
-            self._forget()
+        thread = get_ident()  # passes may go through the model side by side
+        now = (remade.version(x), torch.is_grad_enabled())
+        known = self._known.get(thread)
+        if known is None or known.x is not x or known.now != now or id(layer) not in known.ready:
+            self._known.pop(thread, None)
             # noted after it: recomputation of a layer stops in the middle by an error, and would leave the input here
-            self._ready = dict(zip(map(id, self.layers), _computed(self.layers, x), strict=True))
-            self._of = (x, *state)
-        found = self._ready.pop(id(layer))
-        if not self._ready:
-            self._forget()
+            ready = dict(zip(map(id, self.layers), _computed(self.layers, x), strict=True))
+            known = self._known[thread] = _Known(x, now, ready)
+        found = known.ready.pop(id(layer))
+        if not known.ready:
+            del self._known[thread]
         return found
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from threading import get_ident
 from typing import Any, cast
 
 import bitsandbytes
@@ -35,16 +36,17 @@ INT8_STEP = 7.874015718698502e-3
 
 
 class Buffer:
-    """Float32 memory for one weight at a time, as large as the largest that was asked for."""
+    """Float32 memory for one weight at a time in each thread, as large as the largest that was asked for."""
 
     def __init__(self) -> None:
-        self.memory = torch.empty(0)
+        self.memory: dict[int, torch.Tensor] = {}
 
     def take(self, size: int) -> torch.Tensor:
         """The first ``size`` numbers; whatever was there is overwritten."""
-        if self.memory.numel() < size:
-            self.memory = torch.empty(size)
-        return self.memory[:size]
+        thread = get_ident()  # passes may go through the model side by side
+        if thread not in self.memory or self.memory[thread].numel() < size:
+            self.memory[thread] = torch.empty(size)
+        return self.memory[thread][:size]
 
 
 class _FrozenLinear(Function):

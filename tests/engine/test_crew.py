@@ -1,0 +1,214 @@
+"""Work side by side: the same numbers whoever is first, and one at a time where that cannot be."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftcore.engine.crew import FEWEST, MEMBERS, Crew, draws, in_crew, rescales
+from ftcore.engine.passes import ROWS, halved, parts
+from ftcore.engine.reports import read_log
+
+LENGTHS = [90, 170, 60, 130, 120, 30, 210, 40]
+CLOCK = ("throughput", "elapsed_time", "remaining_time")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---- the crew ----
+
+
+def test_results_come_in_the_jobs_order(two_threads: None) -> None:
+    crew, seen = Crew(5), []
+
+    def job(number: int) -> tuple[int, bool, int]:
+        time.sleep(0.02 * (3 - number))
+        seen.append(threading.get_ident())
+        return number, in_crew(), torch.get_num_threads()
+
+    assert list(crew.each([partial(job, number) for number in range(4)])) == [(n, True, 2) for n in range(4)]
+    assert len(set(seen)) == MEMBERS
+    assert not in_crew()
+    assert torch.get_num_threads() == 2
+
+
+def test_modes_are_the_callers() -> None:
+    def modes() -> tuple[bool, bool, torch.dtype]:
+        return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    crew = Crew(2)
+    assert next(crew.each([modes])) == (True, False, torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert crew.alone(modes) == (False, True, torch.bfloat16)
+    assert crew.alone(partial(crew.alone, modes)) == (True, False, torch.float32)  # of a member: its own work
+
+
+def test_an_error_waits_for_what_is_under_way() -> None:
+    crew, ended = Crew(2), []
+
+    def slow() -> None:
+        time.sleep(0.1)
+        ended.append(True)
+
+    def wrong() -> None:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        list(crew.each([wrong, slow, slow, slow, slow]))
+    count = len(ended)
+    time.sleep(0.25)
+    assert len(ended) == count <= 2
+
+
+# ---- passes ----
+
+
+@given(
+    sizes=st.lists(st.integers(1, 900), min_size=2, max_size=20), limit=st.integers(1, 2000), most=st.integers(1, 20)
+)
+def test_every_row_is_in_one_half(sizes: list[int], limit: int, most: int) -> None:
+    found = halved(sizes, limit, most)
+    assert sorted(row for rows in found for row in rows) == list(range(len(sizes)))
+    assert all(rows == sorted(rows) for rows in found)
+    filled = [sum(sizes[row] for row in rows) for rows in found]
+    assert filled == sorted(filled, reverse=True)
+    assert filled[-1] > 0
+    # what is largest has one row more than the smallest could still take: the rule that puts the largest rows first
+    largest = found[0]
+    assert len(largest) == 1 or filled[0] - min(sizes[row] for row in largest) <= filled[-1]
+    assert len(found) <= max(MEMBERS, sum(sizes) // FEWEST)
+
+
+def test_halves_of_a_batch() -> None:
+    assert halved([100, 90, 80, 70, 60, 50], 1536, 6) == [[1, 2, 5], [0, 3, 4]][::-1]
+    assert halved([400, 300, 200, 100], 1536, 4) == [[0, 3], [1, 2]]
+    assert halved([400] * 8, 1600, 8) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert halved([2000, 10, 10], 1024, 3) == [[0], [1], [2]]
+
+
+# ---- a run ----
+
+
+def done(trainer: Any, folder: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], list[bool]]:
+    """Log lines, what was trained, and for each pass whether a member of the crew did it."""
+    honest, members = trainer.loss_sum, []
+
+    def watched(batch: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            members.append(in_crew())
+        return honest(batch)
+
+    trainer.loss_sum = watched
+    trainer.train()
+    lines = [{k: v for k, v in line.items() if k not in CLOCK} for line in read_log(folder / "trainer_log.jsonl")]
+    trained = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    return lines, trained, members
+
+
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+    {"gradient_accumulation_steps": 8, "per_device_train_batch_size": 1},
+    {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "cache_frozen_prefix": True},
+    {"disable_gradient_checkpointing": False},
+    {"tokens_per_pass": 300},
+]
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+def test_the_step_is_that_of_the_whole_batch(
+    options: Any, two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path
+) -> None:
+    """In float64: log lines and weights; and the same bytes again, whoever was first."""
+    found = []
+    for name, wish in (("whole", {"tokens_per_pass": False}), ("halves", {}), ("again", {})):
+        values = {"per_device_train_batch_size": 8, "max_steps": 2, "output_dir": str(tmp_path / name)} | options | wish
+        trainer = trainer_of(tokens(LENGTHS), dtype=torch.float64, **values)
+        trainer.adds_up = trainer.crew is not None  # of a tiny model adapters are a large part
+        found.append(done(trainer, tmp_path / name))
+    (lines, trained, whole), (halves_lines, halves, members), (_, again, _) = found
+    assert not any(whole)
+    assert all(members)
+    assert len(members) >= 2 * 2
+    # transformers adds up the losses of micro-batches in float32
+    assert halves_lines == [pytest.approx(line, rel=1e-6) for line in lines]
+    for name, expected in trained.items():
+        assert (halves[name] - expected).norm() <= 1e-9 * expected.norm(), name
+        assert torch.equal(halves[name], again[name]), name
+
+
+def test_gradients_lie_as_weights_do(two_threads: None, trainer_of: Any, tokens: Any) -> None:
+    """torch's fused AdamW reads both in one order; a transposed gradient would train other numbers unseen."""
+    trainer = trainer_of(tokens(LENGTHS), per_device_train_batch_size=8)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.adds_up = True
+    found = trainer.steps_side_by_side(trainer.model, parts(trainer, batch), torch.tensor(100.0))
+    assert len(found) == 2
+    trained = [tensor for tensor in trainer.model.parameters() if tensor.requires_grad]
+    assert all(tensor.grad.stride() == tensor.stride() for tensor in trained)
+    assert any(tensor.grad.norm() > 0 for tensor in trained)
+
+
+def test_memory_that_runs_out(
+    two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(tokens([70] * 8), per_device_train_batch_size=8, max_steps=1)
+    trainer.adds_up = True
+    honest = trainer.loss_sum
+
+    def small(batch: Any) -> torch.Tensor:
+        if len(batch["index"]) > 2:
+            raise MemoryError
+        return honest(batch)
+
+    trainer.loss_sum = small
+    _, _, members = done(trainer, tmp_path / "out")
+    assert "with 8 rows at a time: its rows are done again, 4 at a time" in capsys.readouterr().out
+    assert members[-4:] == [True] * 4
+
+
+def test_one_row_at_a_time_goes_two_at_a_time(two_threads: None, trainer_of: Any, tokens: Any) -> None:
+    """Accumulated rows are done side by side up to the limit; what is counted of each micro-batch stays."""
+    values = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "disable_shuffling": True}
+    trainer = trainer_of(tokens([200, 300, 400, 100]), tokens_per_pass=600, **values)
+    trainer.adds_up = True
+    batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 4, torch.device("cpu"))
+    assert [len(batch[ROWS]) for batch in batches] == [2, 0, 2, 0]
+    assert [batch["input_ids"].numel() for batch in batches] == [200, 300, 400, 100]
+
+
+def test_where_nobody_works_side_by_side(two_threads: None, trainer_of: Any, tokens: Any) -> None:
+    rows = tokens(LENGTHS)
+    assert trainer_of(rows).crew is not None
+    assert trainer_of(rows, finetuning_type="full").crew is not None
+    assert not trainer_of(rows, finetuning_type="full").side_by_side
+    for options in ({"tokens_per_pass": False}, {"lora_dropout": 0.1}, {"neftune_noise_alpha": 5}):
+        assert trainer_of(rows, **options).crew is None
+    torch.set_num_threads(1)
+    assert trainer_of(rows).crew is None
+
+
+def test_what_a_model_draws(small_models: Any) -> None:
+    model = small_models["llama"].make()
+    assert not draws(model)
+    assert not rescales(model)
+    model.config.attention_dropout = 0.1
+    assert draws(model)
+    model.config.attention_dropout = 0.0
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    assert rescales(model)
