@@ -1,8 +1,9 @@
 """Micro-batches in several passes forward and backward, of at most so many tokens at a time.
 
 Activations are then those of a pass and not of the batch: sft lora of smollm2-135m, 1,418 tokens in 8 rows, float32,
-Zen 3, two threads, peaked at 2.09 GB in two passes and at 2.84 in one, and took 1.00 and, measured again, 1.06 of the
-time (medians of eight steps by turns). On one thread 13.1 CPU s a step instead of 13.8; four passes took 14.7.
+Zen 3, peaked at 2.09 GB in two passes one after the other and at 2.84 in one. On one thread a step took 13.1 CPU s
+instead of 13.8; four passes took 14.7. On several threads passes are done side by side (`ftcore.engine.crew`): 1,657
+tokens in two passes at a time peaked at 2.82 GB and took 0.83 of the CPU time of passes on both threads.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ ROWS = "rows"
 
 REGROUPED = "regrouped"
 """Whether these rows are others than the batch's own."""
+
+EVEN = 0.62
+"""Largest share of a step's tokens that one of two may have: above it both together are done sooner, who make about 1.6
+times the tokens a second of one. A step of `rm` of which one had 0.72 took 12.0 s (15 CPU s)."""
 
 Passes = list[list[int]]
 """Of each pass its rows, by their place in the batch."""
@@ -51,7 +56,10 @@ def passes(trainer: FtTrainer, batch: Batch, most: int | None) -> Passes:
     rows, limit = batch[ROWS], token_limit(trainer)
     most, sizes = most or len(rows), [] if limit is None else [_tokens(trainer, row) for row in rows]
     if limit is not None and trainer.side_by_side and len(rows) > 1 and sum(sizes) >= 2 * FEWEST:
-        return halved(sizes, limit, most)
+        # what rows share is there once in each pass
+        found = halved(sizes, limit, most, sum(sizes) if REGROUPED in batch else batch["input_ids"].numel())
+        if even([sum(sizes[row] for row in some) for some in found]):
+            return found
     if limit is None or batch["input_ids"].numel() <= limit:
         return [list(range(start, min(start + most, len(rows)))) for start in range(0, len(rows), most or 1)]
     return balanced(sizes, limit, most)
@@ -80,15 +88,16 @@ def regrouped(trainer: FtTrainer, batches: list[Batch]) -> list[Batch]:
     return found
 
 
-def halved(sizes: Sequence[int], limit: int, most: int) -> Passes:
+def halved(sizes: Sequence[int], limit: int, most: int, tokens: int | None = None) -> Passes:
     """Rows as passes that are done two at a time, of like size, the largest first.
 
     Args:
         sizes: tokens of each row.
         limit: tokens of the passes at a time, unless rows are longer.
         most: rows of the passes at a time.
+        tokens: of all rows, where they are fewer than their sum.
     """
-    rounds = max(1, -(-sum(sizes) // limit), -(-len(sizes) // most))
+    rounds = max(1, -(-(sum(sizes) if tokens is None else tokens) // limit), -(-len(sizes) // most))
     count = min(len(sizes), MEMBERS * rounds, max(MEMBERS, sum(sizes) // FEWEST))
     found: Passes = [[] for _ in range(count)]
     filled = [0] * count
@@ -98,6 +107,14 @@ def halved(sizes: Sequence[int], limit: int, most: int) -> Passes:
         filled[into] += sizes[row]
     order = sorted(range(count), key=lambda one: (-filled[one], one))
     return [sorted(found[one]) for one in order]
+
+
+def even(sizes: Sequence[int]) -> bool:
+    """Whether passes of so many tokens, dealt out in their order to whoever is free, keep all busy long enough."""
+    loads = [0] * MEMBERS
+    for size in sizes:
+        loads[loads.index(min(loads))] += size
+    return max(loads) <= EVEN * sum(sizes)
 
 
 def balanced(sizes: Sequence[int], limit: int, most: int) -> Passes:

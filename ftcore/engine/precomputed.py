@@ -210,10 +210,9 @@ def _values(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> 
 
 
 def _computed(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> Array:
-    size = trainer.args.eval_batch_size
-    if trainer.crew is not None:  # as many tokens at a time
-        size = -(-len(rows) // (MEMBERS * -(-len(rows) // size)))
-    batches = list(_batches(rows, size))[trainer.args.process_index :: trainer.args.world_size]
+    batches = list(_batches(rows, trainer.args.eval_batch_size))[trainer.args.process_index :: trainer.args.world_size]
+    if trainer.crew is not None:  # as many tokens at a time, and rows of like length on both sides
+        batches = [numbers[side::MEMBERS] for numbers in batches for side in range(min(MEMBERS, len(numbers)))]
 
     def measured(numbers: list[int]) -> Array:
         batch = trainer._prepare_inputs(reference.collate([rows[number] for number in numbers]))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ftcore.engine.collate import Batch
+from ftcore.engine.collate import Batch, ImageCollator
 from ftcore.engine.crew import MEMBERS, Crew, draws, in_crew, rescales
 from ftcore.engine.meters import Meters
 from ftcore.plan import Plan
@@ -49,11 +49,14 @@ class SideBySide:
         self._mine = threading.local()
         trainer: Any = self
         alone = self.args.world_size == 1 and self.args.device.type == "cpu" and not trainer.is_deepspeed_enabled
-        whole = self.plan.training.tokens_per_pass is False
-        if not alone or torch.get_num_threads() < MEMBERS or whole or not getattr(self.scorer, "packed", False):
+        threads, whole = torch.get_num_threads(), self.plan.training.tokens_per_pass is False
+        if not alone or threads < MEMBERS or whole or not getattr(self.scorer, "packed", False):
             return
-        if self.noise is None and not draws(self.model) and not rescales(self.model):
-            self.crew, self.adds_up = Crew(torch.get_num_threads()), _trains_little(self.model)
+        # autocast keeps its copies of weights for all threads together; models that see note positions on themselves
+        sees = isinstance(trainer.data_collator.collate, ImageCollator)
+        apart = self.plan.precision.compute == "float32" and not sees
+        if apart and self.noise is None and not draws(self.model) and not rescales(self.model):
+            self.crew, self.adds_up = Crew(threads), _trains_little(self.model)
 
     @property
     def side_by_side(self) -> bool:

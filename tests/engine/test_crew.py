@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftcore import hardware
 from ftcore.engine.crew import FEWEST, MEMBERS, Crew, draws, in_crew, rescales
-from ftcore.engine.passes import ROWS, halved, parts
+from ftcore.engine.passes import ROWS, even, halved, parts
 from ftcore.engine.reports import read_log
 
 LENGTHS = [90, 170, 60, 130, 120, 30, 210, 40]
@@ -99,6 +100,14 @@ def test_halves_of_a_batch() -> None:
     assert halved([400, 300, 200, 100], 1536, 4) == [[0, 3], [1, 2]]
     assert halved([400] * 8, 1600, 8) == [[0, 4], [1, 5], [2, 6], [3, 7]]
     assert halved([2000, 10, 10], 1024, 3) == [[0], [1], [2]]
+
+
+def test_halves_that_are_none() -> None:
+    """A row that outweighs the others is computed by all threads."""
+    assert even([620, 380])
+    assert not even([630, 370])
+    assert even([742, 537, 342, 141])
+    assert not even([1000])
 
 
 # ---- a run ----
@@ -192,13 +201,18 @@ def test_one_row_at_a_time_goes_two_at_a_time(two_threads: None, trainer_of: Any
     assert [batch["input_ids"].numel() for batch in batches] == [200, 300, 400, 100]
 
 
-def test_where_nobody_works_side_by_side(two_threads: None, trainer_of: Any, tokens: Any) -> None:
+def test_where_nobody_works_side_by_side(
+    two_threads: None, trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = tokens(LENGTHS)
     assert trainer_of(rows).crew is not None
     assert trainer_of(rows, finetuning_type="full").crew is not None
     assert not trainer_of(rows, finetuning_type="full").side_by_side
     for options in ({"tokens_per_pass": False}, {"lora_dropout": 0.1}, {"neftune_noise_alpha": 5}):
         assert trainer_of(rows, **options).crew is None
+    monkeypatch.setattr(hardware, "detect", lambda: hardware.Hardware(memory=64 << 30, cpu_bf16=True))
+    assert trainer_of(rows, bf16=True).crew is None
+    monkeypatch.undo()
     torch.set_num_threads(1)
     assert trainer_of(rows).crew is None
 
