@@ -132,7 +132,7 @@ def test_recomputed_layers_keep_nothing() -> None:
     assert torch.allclose(own_loss, loss)
     assert all(torch.allclose(own[name], gradient) for name, gradient in gradients.items())
     groups = [layer.group for layer in model.modules() if isinstance(layer, _Fused)]
-    assert all(group._of is None and not group._ready for group in groups)
+    assert not any(group._known for group in groups)
 
 
 def test_layers_that_share_an_input_are_one_node() -> None:
