@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainerCallback
 
 from ftcore import hardware
 from ftcore.engine.crew import FEWEST, MEMBERS, Crew, draws, in_crew, rescales
@@ -226,3 +227,25 @@ def test_what_a_model_draws(small_models: Any) -> None:
     model.config.attention_dropout = 0.0
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     assert rescales(model)
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            control.should_save = control.should_training_stop = True
+
+
+def test_a_resumed_run_ends_in_the_same_bytes(two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
+    ends = []
+    for name, stops in (("whole", False), ("stopped", True), ("stopped", False)):
+        values = {"max_steps": 4, "per_device_train_batch_size": 5, "output_dir": str(tmp_path / name)}
+        trainer = trainer_of(tokens(LENGTHS), save_strategy="steps", save_steps=500, **values)
+        trainer.adds_up = True
+        if stops:
+            trainer.add_callback(Stop())
+        trainer.train()
+        assert trainer.side_by_side
+        if not stops:
+            trained = [tensor for tensor in trainer.model.parameters() if tensor.requires_grad]
+            ends.append(torch.cat([tensor.detach().view(-1) for tensor in trained]))
+    assert torch.equal(*ends)
