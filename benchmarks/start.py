@@ -9,10 +9,11 @@ from typing import Any
 from programs import HERE, Setting, call
 
 TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n' + system + '<|im_end|>' }}{% endif %}"
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+    "trained by Hugging Face' + '<|im_end|>' }}{% endif %}"
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-).replace("system +", "'You are a helpful AI assistant named SmolLM, trained by Hugging Face' +")
+)
 """The model's own, without the line break after a turn, which LLaMA-Factory trains and ft does not."""
 
 

@@ -7,13 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ftcore import hardware
+from ftcore.hardware import MEMBERS
 from ftcore.memory import BYTES, Architecture, Estimate, Need, estimate, in_units
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
-
-MEMBERS = 2
-"""`ftcore.engine.crew.MEMBERS`, without torch."""
 
 
 def estimate_plan(plan: Plan) -> Estimate | None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+MEMBERS = 2
+"""How many work side by side (`ftcore.engine.crew`); where there are more threads, each has its share of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:

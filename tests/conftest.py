@@ -125,3 +125,14 @@ def reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LlamaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Tests compute on one thread; nothing goes side by side there."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

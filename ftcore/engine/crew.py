@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ftcore.hardware import MEMBERS
+
 T = TypeVar("T")
 
-MEMBERS = 2
-"""How many work side by side; where there are more threads, each has its share of them."""
 FEWEST = 128
 """Tokens from which a half is worth it: a product of 64 rows makes 0.8 of the operations a second, of 32 rows 0.7."""
 _RANDOM = ("drop", "jitter")

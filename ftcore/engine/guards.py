@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ftcore.engine.collate import Batch
-from ftcore.engine.crew import MEMBERS
 from ftcore.engine.passes import ROWS, parts, passes
 from ftcore.engine.sampling import places
 from ftcore.engine.snapshots import random_state, set_random_state
 from ftcore.errors import RunError
 from ftcore.estimating import advice
+from ftcore.hardware import MEMBERS
 
 if TYPE_CHECKING:
     from ftcore.engine.trainer import FtTrainer

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftcore.engine.collate import Batch
-from ftcore.engine.crew import FEWEST, MEMBERS
+from ftcore.engine.crew import FEWEST
+from ftcore.hardware import MEMBERS
 
 if TYPE_CHECKING:
     from ftcore.engine.trainer import FtTrainer
@@ -164,7 +165,7 @@ def part(trainer: FtTrainer, batch: Batch, taken: Sequence[int]) -> Batch:
     rows = [batch[ROWS][row] for row in taken]
     if len(rows) == len(batch[ROWS]) and REGROUPED not in batch:
         return {name: value for name, value in batch.items() if name != ROWS}
-    if "images" not in batch or REGROUPED in batch:
+    if "images" not in batch:
         return trainer.data_collator(rows)
     images = [batch["images"][row] for row in taken]  # read and scaled once
     bare = [{name: value for name, value in row.items() if name != "images"} for row in rows]

@@ -33,10 +33,10 @@ from ftcore.data.streaming import Stream
 from ftcore.engine import snapshots
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch
-from ftcore.engine.crew import MEMBERS
 from ftcore.engine.scoring import evaluating
 from ftcore.engine.token_batches import row_tokens
 from ftcore.folders import cache_root
+from ftcore.hardware import MEMBERS
 
 log = logging.getLogger(__name__)
 
@@ -222,8 +222,8 @@ def _computed(trainer: Any, measure: Measure, reference: Reference, rows: Any) -
         mine = list(zip(batches, trainer.each(measured, batches), strict=True))
     every = gather_object(mine) if trainer.args.world_size > 1 else mine
     values = np.zeros((len(rows), *every[0][1].shape[1:]))
-    for numbers, measured in every:
-        values[numbers] = measured
+    for numbers, found in every:
+        values[numbers] = found
     return values
 
 

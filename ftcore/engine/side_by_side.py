@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from ftcore.engine.collate import Batch, ImageCollator
-from ftcore.engine.crew import MEMBERS, Crew, draws, in_crew, rescales
+from ftcore.engine.crew import Crew, draws, in_crew, rescales
 from ftcore.engine.meters import Meters
+from ftcore.hardware import MEMBERS
 from ftcore.plan import Plan
 
 T = TypeVar("T")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,13 @@ from hypothesis import strategies as st
 from transformers import TrainerCallback
 
 from ftcore import hardware
-from ftcore.engine.crew import FEWEST, MEMBERS, Crew, draws, in_crew, rescales
+from ftcore.engine.crew import FEWEST, Crew, draws, in_crew, rescales
 from ftcore.engine.passes import ROWS, even, halved, parts
 from ftcore.engine.reports import read_log
+from ftcore.hardware import MEMBERS
 
 LENGTHS = [90, 170, 60, 130, 120, 30, 210, 40]
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- the crew ----

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from ftcore.engine.crew import in_crew
 from ftcore.engine.reports import read_log
 
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def measured(metrics: dict[str, float]) -> dict[str, float]:
