@@ -9,7 +9,8 @@ a sequence goes on from the beginning of others, ``prefixes`` says from which to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,23 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
 from ftcore.engine.branches import Prefixes, branched_attention, serves, spans
+from ftcore.engine.lending import Side
 
 NAME = "ft_varlen"
+
+
+_watching: list[bool] | None = None
+
+
+@contextmanager
+def watched() -> Iterator[list[bool]]:
+    """Of each call, meanwhile, whether it was nothing but causal triangles, by torch's own kernel for the CPU."""
+    global _watching
+    _watching = []
+    try:
+        yield _watching
+    finally:
+        _watching = None
 
 
 class UnsupportedAttentionError(Exception):
@@ -77,6 +93,7 @@ def varlen_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     prefixes: Prefixes | None = None,
+    side: Side | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers' AttentionInterface calls it.
@@ -90,6 +107,7 @@ def varlen_attention(
         max_length_q: length of the longest sequence.
         prefixes: for each sequence the tokens of the row that come before its own, of sequences that lie before it;
             None where no sequence has any.
+        side: where another thread computes another part of the row; see `ftcore.engine.lending`.
 
     Returns:
         ``[1, N, heads, value size]`` and None.
@@ -109,9 +127,14 @@ def varlen_attention(
         return _flash(query, key, value, rule, cu_seq_lens_q, max_length_q, prefixes), None
     lengths = cu_seq_lens_q.diff().tolist()
     before = prefixes or [()] * len(lengths)
-    if _plain(rule, lengths, before) and serves(query, key, value):
+    plain = _plain(rule, lengths, before) and serves(query, key, value)
+    if _watching is not None:
+        _watching.append(plain)
+    if plain:
         # its result is kept once; of torch's own calls each keeps its part beside the whole that the next layer keeps
-        return branched_attention(query, key, value, rule.scale, list(spans(lengths, before))), None
+        return branched_attention(query, key, value, rule.scale, list(spans(lengths, before)), side), None
+    if side is not None:
+        raise UnsupportedAttentionError(f"{type(module).__name__} does not attend to keys of another part")
     parts = zip(query.split(lengths, 2), _keys(key, lengths, prefixes), _keys(value, lengths, prefixes), strict=True)
     return torch.cat([_one_block(q, k, v, rule, None).transpose(1, 2) for q, k, v in parts], dim=1), None
 

@@ -11,12 +11,15 @@ queries takes 46, 37 and 1.5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from ftcore.engine.lending import Loan, Side
 
 Prefixes = Sequence[Sequence[tuple[int, int]]]
 """For each sequence the tokens of the row, ``start`` to ``end``, that it sees besides its own, in their order."""
@@ -58,7 +61,12 @@ def serves(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def branched_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, sequences: Sequence[Span]
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | None,
+    sequences: Sequence[Span],
+    side: Side | None = None,
 ) -> torch.Tensor:
     """Causal attention of each sequence over its prefix and itself.
 
@@ -67,13 +75,14 @@ def branched_attention(
         key, value: ``[1, key heads, N, size]``.
         scale: factor on the scores; None for ``1 / sqrt(size)``.
         sequences: all of the row's.
+        side: where the row is one part of a longer one, of which another thread computes the other part.
 
     Returns:
         ``[1, N, heads, size]``.
     """
     if torch.is_autocast_enabled("cpu") and query.dtype == torch.float32:  # as autocast does to torch's own function
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
-    out: torch.Tensor = _Branched.apply(query, key, value, scale, tuple(sequences))
+    out: torch.Tensor = _Branched.apply(query, key, value, scale, tuple(sequences), side)
     return out.transpose(1, 2)
 
 
@@ -86,11 +95,17 @@ class _Branched(torch.autograd.Function):
         value: torch.Tensor,
         scale: float | None,
         sequences: tuple[Span, ...],
+        side: Side | None,
     ) -> torch.Tensor:
-        parts = [_attend(query, key, value, scale, sequence) for sequence in sequences]
+        loan = None if side is None else side.begin(key, value)
+        parts = []
+        for number, sequence in enumerate(sequences):
+            before = _before(key, value, sequence, loan, number)
+            own_query, own_key, own_value = (tensor[:, :, sequence.own] for tensor in (query, key, value))
+            parts.append(_attend(own_query, own_key, own_value, before, scale))
         out = torch.cat([part.transpose(1, 2) for part, _ in parts], dim=1).transpose(1, 2)
         ctx.save_for_backward(query, key, value, out, *(norms for _, norms in parts))
-        ctx.scale, ctx.sequences = scale, sequences
+        ctx.scale, ctx.sequences, ctx.loan = scale, sequences, loan
         return out
 
     @staticmethod
@@ -98,39 +113,76 @@ class _Branched(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, *norms = ctx.saved_tensors
         by_query, by_key, by_value = (_buffer(tensor) for tensor in (query, key, value))
-        for sequence, norm in zip(ctx.sequences, norms, strict=True):
-            own = (sequence.own,)
-            for keys in (own, sequence.before):
-                if not keys:
-                    continue
-                found = _BACKWARD(  # type: ignore[misc]
-                    *(_parts(tensor, own) for tensor in (grad, query)),
-                    *(_parts(tensor, keys) for tensor in (key, value)),
-                    _parts(out, own),
-                    norm,
-                    0.0,
-                    keys is own,
-                    scale=ctx.scale,
-                )
-                # a prefix lies before, so its own gradient is there already
-                put = torch.Tensor.copy_ if keys is own else torch.Tensor.add_
-                for tensor, tokens, part in zip((by_query, by_key, by_value), (own, keys, keys), found, strict=True):
-                    _put(put, tensor, tokens, part)
-        return by_query, by_key, by_value, None, None
+        for number, (sequence, norm) in enumerate(zip(ctx.sequences, norms, strict=True)):
+            own = sequence.own
+            grad_here, query_here, out_here = (tensor[:, :, own] for tensor in (grad, query, out))
+            queries = _Queries(grad_here, query_here, out_here, norm, ctx.scale)
+            of_own = queries.backward(key[:, :, own], value[:, :, own], causal=True)
+            for tensor, part in zip((by_query, by_key, by_value), of_own, strict=True):
+                tensor[:, :, own] = part
+            if (before := _before(key, value, sequence, ctx.loan, number)) is None:
+                continue
+            of_queries, *found = queries.backward(*before, causal=False)
+            by_query[:, :, own] += of_queries
+            lent = () if ctx.loan is None else ctx.loan.tokens(number)
+            borrowed = sum(some.stop - some.start for some in lent)
+            if lent:
+                ctx.loan.owe(lent, *(part[:, :, :borrowed] for part in found))
+            # a prefix lies before, so its own gradient is there already
+            for tensor, part in zip((by_key, by_value), found, strict=True):
+                add_parts(tensor, sequence.before, part[:, :, borrowed:])
+        if ctx.loan is not None:
+            ctx.loan.settle(by_key, by_value)
+        return by_query, by_key, by_value, None, None, None
+
+
+def _before(
+    key: torch.Tensor, value: torch.Tensor, sequence: Span, loan: Loan | None, number: int
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Keys and values that a sequence's queries see besides its own: those that are lent, then the row's."""
+    lent = () if loan is None else loan.tokens(number)
+    if not (lent or sequence.before):
+        return None
+    if not lent or loan is None or loan.lent is None:
+        return _parts(key, sequence.before), _parts(value, sequence.before)
+    found = [
+        [other[:, :, some] for some in lent] + [own[:, :, some] for some in sequence.before]
+        for other, own in zip(loan.lent, (key, value), strict=True)
+    ]
+    keys, values = (parts[0] if len(parts) == 1 else torch.cat(parts, 2) for parts in found)
+    return keys, values
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """A sequence's queries in the backward pass; ``out`` and ``norm`` are those over all that they see."""
+
+    grad: torch.Tensor
+    query: torch.Tensor
+    out: torch.Tensor
+    norm: torch.Tensor
+    scale: float | None
+
+    def backward(self, key: torch.Tensor, value: torch.Tensor, *, causal: bool) -> Sequence[torch.Tensor]:
+        """Gradients of queries, keys and values, from these keys."""
+        found: Sequence[torch.Tensor] = _BACKWARD(  # type: ignore[misc]
+            self.grad, self.query, key, value, self.out, self.norm, 0.0, causal, scale=self.scale
+        )
+        return found
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, sequence: Span
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor] | None,
+    scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output ``[1, heads, S, size]`` and logsumexp ``[1, heads, S]`` of one sequence."""
-    own, before = (sequence.own,), sequence.before
-    queries = _parts(query, own)
-    out, norm = _FORWARD(queries, _parts(key, own), _parts(value, own), 0.0, True, scale=scale)  # type: ignore[misc]
-    if not before:
+    out, norm = _FORWARD(query, key, value, 0.0, True, scale=scale)  # type: ignore[misc]
+    if before is None:
         return out, norm
-    early, early_norm = _FORWARD(  # type: ignore[misc]
-        queries, _parts(key, before), _parts(value, before), 0.0, False, scale=scale
-    )
+    early, early_norm = _FORWARD(query, *before, 0.0, False, scale=scale)  # type: ignore[misc]
     both = torch.logaddexp(norm, early_norm)
     merged = out * (norm - both).exp()[..., None] + early * (early_norm - both).exp()[..., None]
     return merged.to(query.dtype), both
@@ -142,10 +194,10 @@ def _parts(tensor: torch.Tensor, tokens: Sequence[slice]) -> torch.Tensor:
     return found[0] if len(found) == 1 else torch.cat(found, 2)
 
 
-def _put(how: Callable[..., Any], tensor: torch.Tensor, tokens: Sequence[slice], values: torch.Tensor) -> None:
-    """``copy_`` or ``add_`` of what `_parts` took."""
+def add_parts(total: torch.Tensor, tokens: Sequence[slice], values: torch.Tensor) -> None:
+    """Adds, in place, what stands for what `_parts` took."""
     for some, part in zip(tokens, values.split([some.stop - some.start for some in tokens], 2), strict=True):
-        how(tensor[:, :, some], part)
+        total[:, :, some] += part
 
 
 def _buffer(tensor: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,8 @@ class RewardScorer(Scorer):
     `hidden` gathers the last tokens before the head, so that nothing else goes through it.
     """
 
+    reads_vocabulary = False
+
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.fused = hasattr(self.inner, "score")
@@ -31,8 +33,9 @@ class RewardScorer(Scorer):
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Scores at ``positions``, one for each sequence, by the way that is in use."""
-        if not self.fused:
-            return self._own_logits(batch)
+        return self._by_all(batch, self._scores) if self.fused else self._own_logits(batch)
+
+    def _scores(self, batch: Batch) -> torch.Tensor:
         hidden, head = self.hidden(batch), self.inner.score
         with torch.autocast(hidden.device.type, enabled=False):  # 8 bits are few for a difference of two scores
             # PEFT's wrapper answers for the copy in use; its first parameter is the original's, in another dtype

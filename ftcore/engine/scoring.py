@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from ftcore.engine.collate import Batch, collate, on_device, padded
 from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
 from ftcore.engine.prefix import FrozenPrefix
 from ftcore.engine.sharing import Always
+
+if TYPE_CHECKING:
+    from ftcore.engine.team import Team
 
 log = logging.getLogger(__name__)
 
@@ -39,28 +42,44 @@ class Scorer:
         coarsest: dtype among the weights; results are no finer. Any of them may be in float32 because it is trained.
         shares: a sequence may go on from the beginning of another one; packed only.
         prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
+        plain: every layer's attention is the causal triangle of a sequence and what comes before it, nothing else.
+        team: computes one batch on all threads, in halves; None where a batch is computed as one.
     """
+
+    reads_vocabulary = True
+    """Whether each label costs a product with the vocabulary."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.packed = self.shares = False
+        self.packed = self.shares = self.plain = False
         self.prefix: FrozenPrefix | None = None
+        self.team: Team | None = None
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
         self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
 
     def weighted_nll(self, batch: Batch) -> torch.Tensor:
         """Weighted sum of the losses at the batch's labels, a scalar."""
+        return self._by_all(batch, self._weighted_nll).sum()
+
+    def _weighted_nll(self, batch: Batch) -> torch.Tensor:
         labels, weights = self._labels(batch), batch["weights"][0, batch["positions"]]
         if self.fused:
-            return weighted_nll(self.hidden(batch), self.head(), labels, weights)
-        return -(self._own_logps(batch, labels) * weights).sum()
+            return weighted_nll(self.hidden(batch), self.head(), labels, weights)[None]
+        return -(self._own_logps(batch, labels) * weights).sum()[None]
 
     def logps(self, batch: Batch) -> torch.Tensor:
         """Log-probabilities ``[T]`` of the batch's labels."""
+        return self._by_all(batch, self._logps)
+
+    def _logps(self, batch: Batch) -> torch.Tensor:
         labels = self._labels(batch)
         return token_logps(self.hidden(batch), self.head(), labels) if self.fused else self._own_logps(batch, labels)
+
+    def _by_all(self, batch: Batch, outputs: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
+        """What ``outputs`` makes of a batch, by the team where it takes it."""
+        return outputs(batch) if self.team is None or not self.team.takes(batch) else self.team(batch, outputs)
 
     def nll_and_hits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses ``[T]`` of the batch's labels, and whether each is the likeliest token, bool ``[T]``; no gradients."""
@@ -166,7 +185,9 @@ class Scorer:
         if self.packed:
             self.inner.set_attn_implementation(attention.NAME)
             batch = self._read(shared(_probe(self.inner), Always())) if shares else short
-            self.packed = _same(_tried(self, batch), expected, self.coarsest)
+            with attention.watched() as plain:
+                self.packed = _same(_tried(self, batch), expected, self.coarsest)
+            self.plain = self.packed and all(plain)
         self.shares = self.packed and shares
         return self.packed
 
@@ -217,9 +238,9 @@ def hidden_states(decoder: Any, batch: Batch, *, packed: bool) -> torch.Tensor:
 def flat_inputs(batch: Batch) -> dict[str, Any]:
     """A batch as a decoder with ``ft_varlen`` attention takes it."""
     starts, longest = batch["cu_seqlens"], batch["max_len"]
-    shared = {"prefixes": batch["prefixes"]} if "prefixes" in batch else {}
+    given: dict[str, Any] = {name: batch[name] for name in ("prefixes", "side") if name in batch}
     return {
-        **shared,
+        **given,
         "input_ids": batch["input_ids"],
         "position_ids": batch["position_ids"],
         "cu_seq_lens_q": starts,

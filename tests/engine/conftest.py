@@ -99,6 +99,22 @@ def trainer_of(run_of: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def stops_after() -> Callable[[int], Any]:
+    """``stops_after(step)``: a callback that saves and ends a run there."""
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == self.step:
+                control.should_save = control.should_training_stop = True
+
+    return Stop
+
+
+@pytest.fixture
 def plain_loss() -> Callable[..., torch.Tensor]:
     """``plain_loss(model, rows)``: the weighted mean loss by padding, full logits and a Python loop; with gradients."""
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import TrainerCallback
 
 from ftcore import hardware
 from ftcore.engine.crew import FEWEST, Crew, draws, in_crew, rescales
@@ -221,20 +220,16 @@ def test_what_a_model_draws(small_models: Any) -> None:
     assert rescales(model)
 
 
-class Stop(TrainerCallback):
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 2:
-            control.should_save = control.should_training_stop = True
-
-
-def test_a_resumed_run_ends_in_the_same_bytes(two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_in_the_same_bytes(
+    stops_after: Any, two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path
+) -> None:
     ends = []
     for name, stops in (("whole", False), ("stopped", True), ("stopped", False)):
         values = {"max_steps": 4, "per_device_train_batch_size": 5, "output_dir": str(tmp_path / name)}
         trainer = trainer_of(tokens(LENGTHS), save_strategy="steps", save_steps=500, **values)
         trainer.adds_up = True
         if stops:
-            trainer.add_callback(Stop())
+            trainer.add_callback(stops_after(2))
         trainer.train()
         assert trainer.side_by_side
         if not stops:
