@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TrainerCallback
 
 from ftcore.engine.passes import balanced
 from ftcore.engine.reports import read_log
@@ -130,13 +129,7 @@ def test_noise_and_dropout_go_by_passes(trainer_of: Any, tokens: Any, tmp_path: 
     assert all(line["loss"] > 0 for line in lines if "loss" in line)
 
 
-class Stop(TrainerCallback):
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 2:
-            control.should_save = control.should_training_stop = True
-
-
-def test_a_resumed_run_ends_in_the_same_bytes(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_in_the_same_bytes(stops_after: Any, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     """With dropout; and not with another limit, which would round otherwise."""
     options = {"tokens_per_pass": 24, "lora_dropout": 0.3, "max_steps": 5, "per_device_train_batch_size": 5}
     make = partial(trainer_of, tokens(LENGTHS), **options)
@@ -144,7 +137,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(trainer_of: Any, tokens: Any, tmp_
     for name, stops in (("whole", False), ("stopped", True), ("stopped", False)):
         trainer = make(output_dir=str(tmp_path / name))
         if stops:
-            trainer.add_callback(Stop())
+            trainer.add_callback(stops_after(2))
         trainer.train()
         ends.append(torch.cat([t.detach().view(-1) for t in trainer.model.parameters() if t.requires_grad]))
         if stops:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerCallback
 
 from ftcore.engine import checkpoints
 from ftcore.engine.prefix import FrozenPrefix
@@ -30,29 +29,18 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def trained(trainer_of: Any, tokens: Any, tmp_path: Path) -> Any:
+def trained(stops_after: Any, trainer_of: Any, tokens: Any, tmp_path: Path) -> Any:
     """``trained(name, **options)``: a run to its end in a folder of that name; its trainer."""
 
     def train(name: str, stop: int = 0, **options: Any) -> Any:
         values = FREEZE | {"output_dir": str(tmp_path / name)} | options
         trainer = trainer_of(tokens(LENGTHS), tokens([7, 9]), **values)
         if stop:
-            trainer.add_callback(_Stop(stop))
+            trainer.add_callback(stops_after(stop))
         trainer.train()
         return trainer
 
     return train
-
-
-class _Stop(TrainerCallback):
-    """Ends the run after a step, with a checkpoint."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
 
 
 def losses(folder: Path) -> list[float]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TrainerCallback
 
 from ftcore.engine.reports import read_log
 from ftcore.engine.token_batches import TokenBatches, row_tokens
@@ -101,19 +100,13 @@ def _plain(model: Any, rows: list[Any]) -> float | None:
     return total / weight if weight else None
 
 
-class _Stop(TrainerCallback):
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 5:
-            control.should_save = control.should_training_stop = True
-
-
-def test_a_resumed_run_ends_in_the_same_bytes(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_in_the_same_bytes(stops_after: Any, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     options = OPTIONS | {"gradient_accumulation_steps": 2, "tokens_per_batch": 24, "num_train_epochs": 2}
     ends = []
     for name, stops in (("whole", False), ("stopped", True), ("stopped", False)):
         trainer = trainer_of(tokens(LENGTHS), **options, output_dir=str(tmp_path / name))
         if stops:
-            trainer.add_callback(_Stop())
+            trainer.add_callback(stops_after(5))
         trainer.train()
         ends.append(torch.cat([t.detach().view(-1) for t in trainer.model.parameters() if t.requires_grad]))
     assert not torch.equal(ends[0], ends[1])
