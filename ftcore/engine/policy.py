@@ -240,11 +240,17 @@ class PolicyTrainer(FtTrainer):
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and values at the batch's labels, each ``[T]``; one pass where logits are fused."""
+        logps, values = self.scorer.by_all(batch, self._both).unbind(1)
+        return logps, values
+
+    def _both(self, batch: Batch) -> torch.Tensor:
+        """The same, as ``[T, 2]``."""
         hidden = self.scorer.hidden(batch)
         values = self.value_head(batch, hidden)
         if not self.scorer.fused:
-            return self.scorer.logps(batch), values
-        return token_logps(hidden, self.scorer.head(), batch["labels"][0, batch["positions"]]), values
+            return torch.stack([self.scorer.logps(batch), values], 1)
+        logps = token_logps(hidden, self.scorer.head(), batch["labels"][0, batch["positions"]])
+        return torch.stack([logps, values], 1)
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         logps, values = self._forward(batch)

@@ -33,7 +33,7 @@ class RewardScorer(Scorer):
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Scores at ``positions``, one for each sequence, by the way that is in use."""
-        return self._by_all(batch, self._scores) if self.fused else self._own_logits(batch)
+        return self.by_all(batch, self._scores) if self.fused else self._own_logits(batch)
 
     def _scores(self, batch: Batch) -> torch.Tensor:
         hidden, head = self.hidden(batch), self.inner.score

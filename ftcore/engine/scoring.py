@@ -61,7 +61,7 @@ class Scorer:
 
     def weighted_nll(self, batch: Batch) -> torch.Tensor:
         """Weighted sum of the losses at the batch's labels, a scalar."""
-        return self._by_all(batch, self._weighted_nll).sum()
+        return self.by_all(batch, self._weighted_nll).sum()
 
     def _weighted_nll(self, batch: Batch) -> torch.Tensor:
         labels, weights = self._labels(batch), batch["weights"][0, batch["positions"]]
@@ -71,13 +71,13 @@ class Scorer:
 
     def logps(self, batch: Batch) -> torch.Tensor:
         """Log-probabilities ``[T]`` of the batch's labels."""
-        return self._by_all(batch, self._logps)
+        return self.by_all(batch, self._logps)
 
     def _logps(self, batch: Batch) -> torch.Tensor:
         labels = self._labels(batch)
         return token_logps(self.hidden(batch), self.head(), labels) if self.fused else self._own_logps(batch, labels)
 
-    def _by_all(self, batch: Batch, outputs: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
+    def by_all(self, batch: Batch, outputs: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
         """What ``outputs`` makes of a batch, by the team where it takes it."""
         return outputs(batch) if self.team is None or not self.team.takes(batch) else self.team(batch, outputs)
 

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.engine.crew import in_crew
+from ftcore.engine.crew import Crew, in_crew
+from ftcore.engine.lending import cut
 from ftcore.engine.reports import read_log
+from ftcore.engine.rollouts import collate_responses
+from ftcore.engine.team import Team
 
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
 
@@ -18,22 +21,28 @@ def measured(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if "runtime" not in name and "second" not in name}
 
 
+@pytest.mark.parametrize("rows", ["whole", "cut"])
 @pytest.mark.parametrize("stage", ["dpo", "rm", "kto"])
 def test_the_same_as_one_at_a_time(
-    stage: str, two_threads: None, trainer_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, rows: str, two_threads: None, trainer_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64: log lines, weights, and an evaluation."""
+    """In float64: log lines, weights, and an evaluation; of passes of whole rows, and of one that is cut."""
+    cuts: list[Any] = []
+    monkeypatch.setattr("ftcore.engine.team.cut", lambda *given: cuts.append(given) or cut(*given))
+    if rows == "cut":
+        monkeypatch.setattr("ftcore.engine.passes.even", lambda sizes: False)
     found = []
     for wish in (False, "auto"):
         folder = tmp_path / str(wish)
         monkeypatch.setenv("FT_CACHE", str(folder / "cache"))
         values = {"max_steps": 2, "per_device_train_batch_size": 12, "output_dir": str(folder), "tokens_per_pass": wish}
         trainer = trainer_of(stage, 12, dtype=torch.float64, finetuning_type="lora", **values)
-        trainer.adds_up = trainer.crew is not None  # of a tiny model adapters are a large part
+        if trainer.crew is not None:  # of a tiny model adapters are a large part
+            trainer.adds_up = trainer.scorer.team.adds_up = True
         honest, members = trainer.loss_sum, []
 
         def watched(batch: Any, honest: Any = honest, members: list[bool] = members) -> torch.Tensor:
-            members.append(in_crew())
+            members.append(in_crew() or bool(cuts))
             return honest(batch)
 
         trainer.loss_sum = watched
@@ -42,11 +51,38 @@ def test_the_same_as_one_at_a_time(
         trained = {name: t.detach().clone() for name, t in trainer.model.named_parameters() if t.requires_grad}
         found.append((lines, trained, measured(trainer.evaluate(trainer.train_dataset)), members))
     (lines, trained, evaluated, _), (halves_lines, halves, halves_evaluated, members) = found
-    assert len(members) > 4
-    assert all(members)
+    assert len(members) >= 2
+    assert all(members[-2:] if cuts else members)
+    assert bool(cuts) is (rows == "cut")
     for line in (lines[0], halves_lines[0]):  # gains are 0 before the first step: which of two is greater is rounding
         line.pop("rewards/accuracies", None)
     assert halves_lines == [pytest.approx(line, rel=1e-8, abs=1e-12) for line in lines]
     assert halves_evaluated == pytest.approx(evaluated, rel=1e-8, abs=1e-12)
     for name, expected in trained.items():
         assert (halves[name] - expected).norm() <= 1e-8 * expected.norm(), name
+
+
+@pytest.mark.parametrize("backbone", ["shared", "separate"])
+def test_ppo_is_cut_with_its_values(backbone: str, ppo: Any, moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftcore.engine.team.FEWEST", 1)
+    trainer = ppo(finetuning_type="lora", ppo_value_backbone=backbone, dtype=torch.float64)
+    trainer.get_train_dataloader()
+    trainer._roll_out(0)
+    batch = trainer._prepare_inputs(collate_responses(trainer.buffer))
+    moved(trainer.model)
+    found = []
+    for team in (None, Team(Crew(2), trainer.scorer, adds_up=True)):
+        trainer.scorer.team = team
+        assert team is None or team.takes(batch)
+        trainer.model.zero_grad()
+        loss = trainer.loss_sum(batch)
+        loss.backward()
+        gradients = {name: t.grad.clone() for name, t in trainer.model.named_parameters() if t.grad is not None}
+        found.append((loss.item(), gradients))
+    (loss, whole), (cut_loss, halves) = found
+    assert cut_loss == pytest.approx(loss, rel=1e-7)
+    assert any("value" in name for name in whole)
+    assert halves.keys() == whole.keys()
+    for name, expected in whole.items():
+        # the value head is in float32
+        assert (halves[name] - expected).norm() <= 1e-6 * expected.norm() + 1e-12, name
