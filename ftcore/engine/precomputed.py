@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ftcore.data.streaming import Stream
-from ftcore.engine import snapshots
+from ftcore.engine import proven, snapshots
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch
 from ftcore.engine.scoring import evaluating
@@ -146,7 +146,7 @@ def with_reference(
     else:
         model = load().to(trainer.args.device)
         scorer = trainer.make_scorer(model)
-        scorer.choose()
+        proven.choose(scorer)
         reference = Reference.of(model, scorer, trainer.sharing(scorer, strict=False))
     taken = _rows_taken(trainer)
     return [
