@@ -16,7 +16,7 @@ _reading = RLock()
 _put_off: set[str] = set()
 
 
-class _PutOff(ModuleType):
+class PutOff(ModuleType):
     """Stands in ``sys.modules`` until an attribute is wanted that every module does not have.
 
     importlib.util.LazyLoader's modules are read as soon as anybody imports them or asks whether they are installed:
@@ -25,7 +25,7 @@ class _PutOff(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         with _reading:
-            if type(self) is _PutOff:
+            if isinstance(self, PutOff):
                 _read(self)
         return getattr(self, name)
 
@@ -52,7 +52,7 @@ class _Found(MetaPathFinder):
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         module = sys.modules.get(name)
-        if module is None or target is not None or name.partition(".")[0] not in _put_off:
+        if module is None or target is not None or not any(name.startswith(f"{one}.") for one in _put_off):
             return None
         return importlib.util.spec_from_loader(name, _There(module))
 
@@ -73,20 +73,22 @@ class _There(Loader):
 _found = _Found()
 
 
-def put_off(name: str) -> None:
-    """From now on ``import name`` costs nothing until the module is used; nothing where it is there or not installed.
+def put_off(name: str, kind: type[PutOff] = PutOff) -> PutOff | None:
+    """From now on ``import name`` costs nothing until the module is used; None where it is there or not installed.
 
     Args:
-        name: of a package at the top.
+        name: of a package; what it is in is imported.
+        kind: of what stands for it.
     """
     spec = None
     with suppress(ImportError, ValueError):
         spec = None if name in sys.modules else importlib.util.find_spec(name)
     if spec is None or spec.loader is None:
-        return
-    module = _PutOff(name, f"{name}, not read yet")
+        return None
+    module = kind(name, f"{name}, not read yet")
     module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, spec.origin
     _put_off.add(name)
     if _found not in sys.meta_path:
         sys.meta_path.insert(0, _found)
     sys.modules[name] = module
+    return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,15 +99,40 @@ def quieten() -> None:
     """
     import os
 
+    from ftcore.compiler import put_off_compiler
     from ftcore.lazily import put_off
 
     for name in ("bitsandbytes", "datasets"):
         put_off(name)
+    put_off_compiler()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from transformers.utils import logging
 
+    list_models_once()
     logging.set_verbosity_warning()
     logging.disable_progress_bar()
+
+
+def list_models_once() -> None:
+    """Lets ``transformers.models`` have the list of its files that importing transformers has made.
+
+    It reads all of them for a list of its own, which is the same: 0.35 CPU seconds.
+    """
+    import functools
+    from pathlib import Path
+
+    from transformers.utils import import_utils
+
+    own: Any = getattr(import_utils, "create_import_structure_from_path", None)
+    models = Path(import_utils.__file__).parents[1] / "models"
+    if not hasattr(own, "cache_info") or "transformers.models" in sys.modules:
+        return
+
+    @functools.wraps(own)
+    def listed(path: str | Path) -> Any:
+        return own(models if Path(path) == models / "__init__.py" else path)
+
+    import_utils.create_import_structure_from_path = listed
 
 
 def use_template(state: Run) -> None:
