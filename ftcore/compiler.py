@@ -99,6 +99,10 @@ def _allow_in_graph(fn: Any) -> Any:
     return fn
 
 
+def _graph_break(msg: str = "") -> None:
+    """Something to it while it compiles; every step of an optimizer calls it."""
+
+
 class _Compiled(type):
     def __instancecheck__(cls, module: Any) -> bool:
         return not _unread() and isinstance(module, _own("eval_frame").OptimizedModule)
@@ -120,5 +124,6 @@ _ANSWERS: dict[str, Any] = {
     "disable": _disable,
     "assume_constant_result": _assume_constant_result,
     "allow_in_graph": _allow_in_graph,
+    "graph_break": _graph_break,
     "eval_frame": _eval_frame,
 }
