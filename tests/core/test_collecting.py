@@ -14,9 +14,15 @@ from ftcore.collecting import collecting_seldom
 
 def test_they_are_rarer_and_then_as_before() -> None:
     before = gc.get_threshold()
-    with pytest.raises(KeyError), collecting_seldom():
+    with collecting_seldom():
         assert gc.isenabled()
         assert gc.get_threshold()[0] > before[0]
+    assert gc.get_threshold() == before
+
+
+def test_an_error_puts_them_back() -> None:
+    before = gc.get_threshold()
+    with pytest.raises(KeyError), collecting_seldom():
         raise KeyError
     assert gc.get_threshold() == before
 
