@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from threading import RLock
@@ -29,16 +29,23 @@ class PutOff(ModuleType):
                 _read(self)
         return getattr(self, name)
 
+    @classmethod
+    def reading(cls) -> AbstractContextManager[None]:
+        """In which it is read."""
+        return nullcontext()
+
 
 def _read(module: ModuleType) -> None:
     spec = module.__spec__
     assert spec is not None
     assert spec.loader is not None
+    reading = type(module).reading() if isinstance(module, PutOff) else nullcontext()
     module.__class__ = ModuleType
     if spec.submodule_search_locations is not None:
         module.__path__ = spec.submodule_search_locations
     try:
-        spec.loader.exec_module(module)
+        with reading:
+            spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(module.__name__, None)
         raise

@@ -112,11 +112,11 @@ def quieten() -> None:
     """
     import os
 
-    from ftcore.compiler import put_off_compiler
+    from ftcore.compiler import CompilesLater, put_off_compiler
     from ftcore.lazily import put_off
 
-    for name in ("bitsandbytes", "datasets"):
-        put_off(name)
+    put_off("bitsandbytes", CompilesLater)
+    put_off("datasets")
     put_off_compiler()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from transformers.utils import logging

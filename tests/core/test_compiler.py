@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +68,32 @@ def test_it_is_read_when_it_is_used(use: str) -> None:
     """Marks that functions got before count from then on; what asks in vain reads nothing."""
     code = START + USES[use] + "assert read()\nimport torch._dynamo.config\nassert torch._dynamo.config is not None\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_functions_of_a_package_are_compiled_when_they_are_called(tmp_path: Path) -> None:
+    """bitsandbytes compiles four of its own when it is imported."""
+    (tmp_path / "ft_test_compiles.py").write_text(
+        "import torch\n"
+        "def _plain(x):\n    'Doubled.'\n    return 2 * x if torch.compiler.is_compiling() else x\n"
+        "one = torch.compile(_plain, backend='eager')\n"
+        "@torch.compile(backend='eager')\ndef two(x):\n    return _plain(x)\n"
+    )
+    code = (
+        "import sys, torch\n"
+        "from ftcore.compiler import CompilesLater, put_off_compiler\n"
+        "from ftcore.lazily import put_off\n"
+        "put_off_compiler()\n"
+        "put_off('ft_test_compiles', CompilesLater)\n"
+        "own = torch.compile\n"
+        "import ft_test_compiles as found\n"
+        "assert found.one.__doc__ == 'Doubled.' and torch.compile is own\n"
+        "assert 'torch._dynamo.eval_frame' not in sys.modules\n"
+        "assert [f(torch.tensor(3.0)).item() for f in (found.one, found.two, found.one)] == [6.0] * 3\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
 
 
