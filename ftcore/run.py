@@ -52,21 +52,34 @@ def run(plan: Plan) -> int:
     announce(plan)
     if not (plan.training.do_train or plan.training.do_eval or plan.training.do_predict):
         return 0
+    from ftcore.collecting import collecting_seldom
     from ftcore.lock import locked
+
+    with collecting_seldom():
+        state = ready(plan)
+    with locked(plan.output_dir):
+        with collecting_seldom():
+            load_model(state)
+            trainer = plan.stage.component.trainer(state)
+        carry_out(state, trainer)
+    leave_group()
+    return 0
+
+
+def ready(plan: Plan) -> Run:
+    """A run with its tokenizer and its data; without the model."""
+    from ftcore import collecting
 
     quieten()
     from ftcore.data.template_check import check_template
 
     state = Run(plan=plan, tokenizer=plan.plugins.hook.ft_load_tokenizer(plan=plan))
+    collecting.keep()
     check_template(plan, state.tokenizer)
     state.data = plan.stage.component.datasets(state)
     click.echo(state.data.accounting.summary())
     use_template(state)
-    with locked(plan.output_dir):
-        load_model(state)
-        carry_out(state, plan.stage.component.trainer(state))
-    leave_group()
-    return 0
+    return state
 
 
 def leave_group() -> None:

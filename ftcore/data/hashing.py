@@ -25,7 +25,7 @@ def file_sha256(path: Path) -> str:
         OSError: the file cannot be read.
     """
     memory = cache_root() / "hashes" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
-    stamp = _stamp(path)
+    stamp = stamp_of(path)
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
         if known["stamp"] == stamp:
@@ -33,7 +33,7 @@ def file_sha256(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not remembered, or damaged: it is hashed again
     digest = _digest(path)
-    if time.time_ns() - stamp[-1] > _RECENT_NS and _stamp(path) == stamp:
+    if time.time_ns() - stamp[-1] > _RECENT_NS and stamp_of(path) == stamp:
         _remember(memory, stamp, digest)
     return digest
 
@@ -61,7 +61,12 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _stamp(path: Path) -> list[int]:
+def stamp_of(path: Path) -> list[int]:
+    """Device, inode, size, mtime and ctime: any write to a file changes it.
+
+    Raises:
+        OSError: no such file.
+    """
     found = path.stat()
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 

@@ -227,8 +227,9 @@ def _norm_of(module: nn.Module) -> tuple[float, float] | None:
     """``eps`` of an RMS norm and what is added to its weight (1 in Gemma); None for another module."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    alone = [name for name, _ in module.named_parameters()] == ["weight"] and not any(module.children())
-    if not (alone and isinstance(weight, nn.Parameter) and weight.ndim == 1 and isinstance(eps, float)):
+    if not (isinstance(weight, nn.Parameter) and weight.ndim == 1 and isinstance(eps, float)):
+        return None
+    if any(module.children()) or [name for name, _ in module.named_parameters()] != ["weight"]:
         return None
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         return None

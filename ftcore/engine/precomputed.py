@@ -30,9 +30,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ftcore.data.streaming import Stream
-from ftcore.engine import snapshots
+from ftcore.engine import proven, snapshots
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch
+from ftcore.engine.idle import is_idle
 from ftcore.engine.scoring import evaluating
 from ftcore.engine.token_batches import row_tokens
 from ftcore.folders import cache_root
@@ -120,7 +121,7 @@ class Reference:
         adapters of any shape and seed.
         """
         tensors, context = [*model.parameters(), *model.buffers()], nullcontext
-        if hasattr(model, "disable_adapter") and _adapter_is_idle(model, scorer):
+        if hasattr(model, "disable_adapter") and is_idle(model, scorer):
             tensors, context = [tensor for tensor in tensors if not tensor.requires_grad], model.disable_adapter
         adapters = {} if context is not nullcontext else getattr(model, "peft_config", {})
         described = [
@@ -146,7 +147,7 @@ def with_reference(
     else:
         model = load().to(trainer.args.device)
         scorer = trainer.make_scorer(model)
-        scorer.choose()
+        proven.choose(scorer)
         reference = Reference.of(model, scorer, trainer.sharing(scorer, strict=False))
     taken = _rows_taken(trainer)
     return [
@@ -233,15 +234,6 @@ def _batches(rows: Any, size: int) -> Iterator[list[int]]:
     order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size].tolist()
-
-
-def _adapter_is_idle(model: Any, scorer: Any) -> bool:
-    """Whether the model computes the same without its adapter, to the bit."""
-    short = scorer.glimpse()
-    with evaluating(model):
-        adapted = scorer.logits(short)
-        with model.disable_adapter():
-            return bool(torch.equal(adapted, scorer.logits(short)))
 
 
 def _key(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> str:

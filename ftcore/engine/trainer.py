@@ -11,6 +11,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, speed_metrics
 
 from ftcore.data.streaming import Stream
+from ftcore.engine import proven
 from ftcore.engine.arguments import training_arguments
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch, collate, tokens_read
@@ -87,7 +88,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
         settle_products(self)
         self.scorer = self.make_scorer(run.model)
         with self.comparing(self.scorer):
-            self.scorer.choose()
+            proven.choose(self.scorer)
         make_lean(run.model)
         self.noise = self._noise()
         self.data_collator = self.sharing(self.scorer)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ftcore.components import Judge
 from ftcore.data.preparing import PreparedFeedback, prepare
 from ftcore.data.rendering import Renderer
+from ftcore.engine import proven
 from ftcore.engine.collate import collate, on_device
 from ftcore.engine.rewards import RewardScorer
 from ftcore.errors import Problem, RowError, UsageError
@@ -33,7 +34,7 @@ class TransformersJudge(Judge):
         if config.pad_token_id is None:  # as stage rm does: a score is read at the last token that does not pad
             config.pad_token_id = renderer.tokenizer.pad_token_id
         self.plan, self.renderer, self.scorer = plan, renderer, RewardScorer(model)
-        self.scorer.choose()
+        proven.choose(self.scorer)
         self.device = model.device
         self._lock = threading.Lock()
 

@@ -160,6 +160,7 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
         UsageError: no such model, one that was trained on another base, reads other tokens, or has no trained head.
         RunError: its vocabulary is another one.
     """
+    from ftcore.engine import proven
     from ftcore.engine.collate import collate, on_device
     from ftcore.engine.rewards import RewardScorer
     from ftcore.engine.rollouts import answered
@@ -170,7 +171,7 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
     model = load_frozen(judged, run.model, "reward_model").to(run.model.device)
     check_head(judged, model, place(run.plan, "reward_model"), reward_models.HINT, "reward_model")
     scorer = RewardScorer(model)
-    scorer.choose()
+    proven.choose(scorer)
     tail = after_answers(renderer)
 
     def score(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Any:
