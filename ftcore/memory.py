@@ -46,6 +46,8 @@ __all__ = ["Architecture", "Depth", "Estimate", "Need", "estimate"]
 BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHUNK_BYTES = 64 << 20
 """Float32 logits of one chunk of positions (`ftcore.engine.head.CHUNK_BYTES`, which a test keeps equal)."""
+TILE = (1536, 1024)
+"""Positions and tokens of a tile of a frozen head's logits on a CPU (`ftcore.engine.head.TILE`, likewise)."""
 RUNTIME_BYTES = 540 << 20
 """Resident memory of a process that trains next to nothing (470 MB), and the buffers of larger matrix products."""
 HOLES = {(True, False): 1.25, (False, False): 0.6, (True, True): 0.85, (False, True): 0.5}
@@ -255,9 +257,11 @@ def _small(arch: Architecture, need: Need) -> float:
 
 
 def _logits(arch: Architecture, need: Need) -> float:
-    """One chunk through the vocabulary head, and what the head's gradient is summed up in."""
+    """One chunk or tile through the vocabulary head, and what the head's gradient is summed up in."""
     rows = min(need.tokens, max(16, CHUNK_BYTES // (4 * arch.vocab_size)))
     chunk = rows * arch.vocab_size * (4 if need.compute == "float32" else 8)
+    if need.lean and not need.depth.head:
+        chunk = min(need.tokens, TILE[0]) * min(arch.vocab_size, TILE[1]) * 4
     hidden = need.tokens * arch.hidden_size * 4 * 2
     return chunk + hidden + (arch.vocab_size * arch.hidden_size * 4 if need.depth.head else 0)
 

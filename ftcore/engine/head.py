@@ -4,6 +4,12 @@ Nothing of size ``[positions, vocabulary]`` outlives a chunk: the gradient of th
 pass, while the chunk's probabilities are at hand (for a frozen head this saves the second projection that
 recomputation costs). Losses are ``logsumexp(z) - z[label]`` in float32, 7e-8 from float64 on SmolLM2's logits where
 ``cross_entropy`` on log_softmax was 5.6e-6 off.
+
+In float32 and float64 on a CPU all but the head's own gradient is made tile by tile of the vocabulary too, as flash
+attention goes through its keys (`_Tiles`): logits stay in the processor's cache, and none are kept for a second look.
+Measured with one core of a Zen 3, 1,200 positions of 576 numbers, 49,152 tokens, CPU seconds before and now: 2.07, 1.74
+with the gradient, 1.26, 0.93 without, 1.49, 1.04 with hits. Where every label is all but certain (mean loss 1e-7) the
+gradient is 3e-6 off float64's, relative to its length; by chunks it is 0.28 off.
 """
 
 from __future__ import annotations
@@ -18,6 +24,9 @@ from ftcore.engine import products
 
 CHUNK_BYTES = 64 << 20
 """Size of one chunk's float32 logits; 340 positions of a 49,152-token vocabulary."""
+TILE = (1536, 1024)
+"""Positions and tokens of a tile: 6 MB of float32 logits. Half as many positions cost 1.02 of the CPU time with the
+gradient and 1.06 without, 512 positions by 4,096 tokens 1.03 and 1.08, 256 by 4,096 1.10 and 1.18."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +45,29 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``[T, H]`` -> ``[T, V]``, in float32 (float64 where the hidden states are)."""
-        z = products.through(hidden.to(self.weight.dtype), self.weight, self.bias)
+    def logits(self, hidden: torch.Tensor, room: torch.Tensor | None = None) -> torch.Tensor:
+        """``[T, H]`` -> ``[T, V]``, in float32 (float64 where the hidden states are); in ``room`` if it can be."""
+        z = products.through(hidden.to(self.weight.dtype), self.weight, self.bias, room)
         z = z if z.dtype == torch.float64 else z.float()
         if self.scale != 1.0:
-            z = z * self.scale
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+            z.mul_(self.scale)
+        return z if self.softcap is None else self.softcap * z.div_(self.softcap).tanh_()
+
+    def slope(self, z: torch.Tensor) -> torch.Tensor | None:
+        """Of the softcap at logits, ``d z / d (scale * (h @ weight.T + bias))``; None where it is 1 all over."""
+        return None if self.softcap is None else 1 - (z / self.softcap).square()
+
+    def part(self, start: int) -> Head:
+        """Of the tokens of one tile."""
+        tokens = slice(start, start + TILE[1])
+        bias = None if self.bias is None else self.bias[tokens]
+        return Head(self.weight[tokens], bias, self.scale, self.softcap)
 
     def nll(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses ``[T]`` and ``d loss / d (h @ weight.T + bias)`` ``[T, V]`` of each position."""
         z = self.logits(hidden)
         chosen = z.gather(1, labels[:, None])
-        slope = None if self.softcap is None else 1 - (z / self.softcap).square()
+        slope = self.slope(z)
         # logsumexp in place: torch's own takes a second tensor of this size and each exponential twice
         top = z.amax(-1, keepdim=True)
         gradient = z.sub_(top).exp_()
@@ -64,6 +83,100 @@ class Head:
     def rows(self) -> int:
         """Positions per chunk."""
         return max(16, CHUNK_BYTES // (4 * self.weight.shape[0]))
+
+
+class _Tiles:
+    """A softmax of some positions, taken tile by tile.
+
+    The labels' exponentials are left out of the sums: of a label that is all but certain, the gradient would be the
+    small difference of large numbers.
+
+    Args:
+        hidden: ``[t, H]``.
+        labels: ``[t]``.
+        gradient: where to sum up the gradient of the hidden states, ``[t, H]`` of zeros; None where it is not wanted.
+        ranked: whether the likeliest tokens are.
+
+    Attributes:
+        top: ``[t, 1]``, the largest logits so far.
+        others: ``[t, 1]`` float64, the sums of ``exp(z - top)`` of all tokens but the labels.
+        chosen: ``[t, 1]``, the labels' logits.
+        likeliest: ``[t]``; the first one of equal ones.
+    """
+
+    def __init__(
+        self, hidden: torch.Tensor, labels: torch.Tensor, gradient: torch.Tensor | None, ranked: bool = False
+    ) -> None:
+        self.hidden, self.labels, self.gradient = hidden, labels, gradient
+        # no -inf: less itself it would be no number
+        self.top = hidden.new_full((len(labels), 1), torch.finfo(hidden.dtype).min)
+        self.others = torch.zeros_like(self.top, dtype=torch.float64)
+        self.chosen = torch.zeros_like(self.top)
+        self.likeliest = torch.zeros_like(labels) if ranked else None
+
+    def take(self, head: Head, start: int, room: torch.Tensor) -> None:
+        """One tile: the part of the head from the token ``start`` on; its logits are made in ``room``."""
+        z = head.logits(self.hidden, room[: len(self.labels) * len(head.weight)].view(len(self.labels), -1))
+        here = ((self.labels >= start) & (self.labels < start + len(head.weight))).nonzero()[:, 0]
+        places = here, self.labels[here] - start
+        self.chosen[here, 0] = z[places]
+        slope = None if self.gradient is None else head.slope(z)
+        shrunk = self._raise(z, start)
+        z.sub_(self.top).exp_()
+        z[places] = 0.0
+        self.others.mul_(shrunk).add_(z.sum(1, keepdim=True))
+        if self.gradient is not None:
+            self.gradient.mul_(shrunk)
+            products.add_back(self.gradient, z if slope is None else z.mul_(slope), head.weight)
+
+    def _raise(self, z: torch.Tensor, start: int) -> torch.Tensor:
+        """Takes a tile's largest logits into ``top``; the factor ``[t, 1]`` of what was summed up before."""
+        if self.likeliest is None:
+            largest = z.amax(1, keepdim=True)
+        else:
+            largest, place = z.max(1, keepdim=True)
+            self.likeliest = torch.where(largest > self.top, place + start, self.likeliest[:, None])[:, 0]
+        before, self.top = self.top, torch.maximum(self.top, largest)
+        return before.sub_(self.top).exp_()
+
+    def end(self, head: Head) -> torch.Tensor:
+        """The losses ``[t]``; makes the gradient that of these, all tiles having been taken."""
+        total = self.others + (self.chosen - self.top).double().exp()
+        if self.gradient is not None:
+            slope = head.slope(self.chosen)
+            of_label = (self.others / total).to(self.gradient.dtype)
+            of_label = of_label if slope is None else of_label.mul_(slope)
+            self.gradient.div_(total).sub_(head.weight[self.labels].mul_(of_label))
+            if head.scale != 1.0:
+                self.gradient.mul_(head.scale)
+        return (total.log() + (self.top.double() - self.chosen))[:, 0]
+
+
+def _tiled(head: Head, hidden: torch.Tensor) -> bool:
+    """Whether tiles serve: half precision would round sums between them, and a GPU has no such cache to stay in."""
+    return products.plain(hidden, head.weight, *([] if head.bias is None else [head.bias]))
+
+
+def _by_tiles(
+    head: Head,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    losses: torch.Tensor,
+    gradient: torch.Tensor | None = None,
+    hits: torch.Tensor | None = None,
+) -> None:
+    """Fills in losses ``[T]``, their gradients ``[T, H]`` and whether the labels are the likeliest tokens ``[T]``."""
+    count, vocabulary = len(labels), len(head.weight)
+    chunks = -(-count // TILE[0])
+    size = -(-count // max(1, chunks))  # of even sizes: products of few rows are slow
+    room = hidden.new_empty(size * min(TILE[1], vocabulary))
+    for rows in (slice(number * size, (number + 1) * size) for number in range(chunks)):
+        tiles = _Tiles(hidden[rows], labels[rows], None if gradient is None else gradient[rows], hits is not None)
+        for start in range(0, vocabulary, TILE[1]):
+            tiles.take(head.part(start), start, room)
+        losses[rows] = tiles.end(head)
+        if hits is not None:
+            hits[rows] = tiles.likeliest == labels[rows]
 
 
 class _Gradients:
@@ -100,6 +213,11 @@ class _Gradients:
         )
 
 
+def _losses(hidden: torch.Tensor) -> torch.Tensor:
+    """Room for those of hidden states ``[T, H]``."""
+    return hidden.new_empty(len(hidden), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+
+
 def _chunks(head: Head, count: int) -> list[slice]:
     return [slice(start, start + head.rows) for start in range(0, count, head.rows)]
 
@@ -123,11 +241,18 @@ class _WeightedNLL(Function):
         wanted = (state, weights_too, bias_too)
         gradients = _Gradients(head, hidden, wanted)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for rows in _chunks(head, len(labels)):
-            loss, gradient = head.nll(hidden[rows], labels[rows])
-            total += (loss * weights[rows]).sum()
-            if any(wanted):
-                gradients.add(rows, hidden[rows], gradient.mul_(weights[rows, None]))
+        if not (weights_too or bias_too) and _tiled(head, hidden):
+            losses = _losses(hidden)
+            _by_tiles(head, hidden, labels, losses, gradients.hidden)
+            total += (losses * weights).sum()
+            if gradients.hidden is not None:
+                gradients.hidden.mul_(weights[:, None])
+        else:
+            for rows in _chunks(head, len(labels)):
+                loss, gradient = head.nll(hidden[rows], labels[rows])
+                total += (loss * weights[rows]).sum()
+                if any(wanted):
+                    gradients.add(rows, hidden[rows], gradient.mul_(weights[rows, None]))
         ctx.gradients = gradients
         return total if hidden.dtype == torch.float64 else total.float()
 
@@ -151,11 +276,14 @@ class _TokenNLL(Function):
         scale, softcap, differentiate = options
         head = Head(weight, bias, scale, softcap)
         gradients = _Gradients(head, hidden, (differentiate and ctx.needs_input_grad[0], False, False))
-        losses = hidden.new_empty(len(labels), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-        for rows in _chunks(head, len(labels)):
-            losses[rows], gradient = head.nll(hidden[rows], labels[rows])
-            if gradients.hidden is not None:
-                gradients.add(rows, hidden[rows], gradient)
+        losses = _losses(hidden)
+        if _tiled(head, hidden):
+            _by_tiles(head, hidden, labels, losses, gradients.hidden)
+        else:
+            for rows in _chunks(head, len(labels)):
+                losses[rows], gradient = head.nll(hidden[rows], labels[rows])
+                if gradients.hidden is not None:
+                    gradients.add(rows, hidden[rows], gradient)
         ctx.save_for_backward(hidden, weight, bias, labels, gradients.hidden)
         ctx.options = options
         return losses
@@ -193,9 +321,12 @@ def nll_and_hits(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> tupl
 
     Arguments as `weighted_nll`. Of several likeliest tokens the first one counts, as argmax has it.
     """
-    losses = hidden.new_empty(len(labels), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+    losses = _losses(hidden)
     hits = torch.empty(len(labels), dtype=torch.bool, device=hidden.device)
     with torch.no_grad():
+        if _tiled(head, hidden):
+            _by_tiles(head, hidden, labels, losses, hits=hits)
+            return losses, hits
         for rows in _chunks(head, len(labels)):
             z = head.logits(hidden[rows])
             losses[rows] = z.logsumexp(-1) - z.gather(1, labels[rows, None])[:, 0]

@@ -77,16 +77,23 @@ def using(products: Products) -> Iterator[None]:
         use(before)
 
 
-def through(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def through(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, room: torch.Tensor | None = None
+) -> torch.Tensor:
     """``x @ weight.T + bias``; differentiable as torch's own.
 
     Args:
         x: ``[..., in]``.
         weight: ``[out, in]``.
         bias: ``[out]``.
+        room: ``[N, out]``, where the result of an ``x`` of two dimensions is put if nothing needs gradients and it can
+            be (oneDNN makes a tensor of its own).
     """
     if _used.forward and _served(x, weight):
         return cast("torch.Tensor", _onednn()(x, weight, bias, "none", [], ""))  # type: ignore[misc]
+    if room is not None:
+        turned = weight.t()
+        return torch.mm(x, turned, out=room) if bias is None else torch.addmm(bias, x, turned, out=room)
     return functional.linear(x, weight, bias)
 
 

@@ -22,9 +22,12 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("chunk", [1, 64 << 20])
-def test_hits_against_argmax(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.engine.head.CHUNK_BYTES", chunk)
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("tile", [(3, 2), (1536, 1024)])
+def test_hits_against_argmax(tiled: bool, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftcore.engine.head.CHUNK_BYTES", tile[0])
+    monkeypatch.setattr("ftcore.engine.head.TILE", tile)
+    monkeypatch.setattr("ftcore.engine.head._tiled", lambda head, hidden: tiled)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (40, 5))
     labels = torch.randint(0, 5, (40,), generator=generator)

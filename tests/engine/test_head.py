@@ -6,16 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from ftcore.engine import head as module
-from ftcore.engine.head import Head, token_logps, weighted_nll
+from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
 
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``parts(count, bias)``: hidden, weight, bias, labels, weights in float64; two chunks from 17 positions on."""
+    """``parts(count, bias)``: hidden, weight, bias, labels, weights in float64; two chunks from 17 positions on.
+
+    Three tiles of the vocabulary, the last one smaller.
+    """
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(module, "TILE", (16, 3))
 
     def make(count: int, bias: bool) -> tuple[Any, ...]:
         torch.manual_seed(0)
@@ -41,6 +47,9 @@ def test_gradcheck(parts: Any, count: int, bias: bool, scale: float, softcap: fl
 
     assert gradcheck(loss, (hidden, weight, offset))
     assert gradcheck(logps, (hidden, weight, offset))
+    frozen = hidden, weight.detach(), None if offset is None else offset.detach()
+    assert gradcheck(loss, frozen)
+    assert gradcheck(logps, frozen)
 
 
 def test_gradcheck_of_hidden_states_that_are_not_contiguous(parts: Any) -> None:
@@ -76,3 +85,68 @@ def test_half_precision_sums_in_float32() -> None:
     found = weighted_nll(hidden, Head(weight), labels, weights)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(exact.item(), rel=1e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_tiles_are_the_formula(data: st.DataObject) -> None:
+    """In float32 as exact as its logits: of any sizes, of logits as large as 1e4, of labels that are certain or not."""
+    count, vocabulary = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 40))
+    tile = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 41))
+    large = data.draw(st.sampled_from([1e-3, 1.0, 30.0, 1e4]))
+    scale, softcap = data.draw(st.sampled_from([1.0, 0.25])), data.draw(st.sampled_from([None, 5.0, 30.0]))
+    make = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    # eighths, of a diagonal and one more: products are exact, and float32's logits are float64's
+    weight = torch.randint(-8, 9, (vocabulary, 6), generator=make).float() / 8
+    hidden = (torch.randint(-8, 9, (count, 6), generator=make).float() / 8 * large).round()
+    bias = torch.randint(-8, 9, (vocabulary,), generator=make).float() if data.draw(st.booleans()) else None
+    labels, weights = torch.randint(0, vocabulary, (count,), generator=make), torch.rand(count, generator=make)
+
+    exact = hidden.double().requires_grad_()
+    z = scale * (exact @ weight.double().T + (0 if bias is None else bias.double()))
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    loss = torch.nn.functional.cross_entropy(z, labels, reduction="none")
+    (expected,) = torch.autograd.grad((loss * weights).sum(), exact)
+
+    head, own = Head(weight, bias, scale, softcap), hidden.clone().requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TILE", tile)
+        total = weighted_nll(own, head, labels, weights)
+        (gradient,) = torch.autograd.grad(total, own)
+        logps = token_logps(own, head, labels)
+        (of_logps,) = torch.autograd.grad(-(logps * weights).sum(), own)
+        with torch.no_grad():
+            assert torch.equal(token_logps(hidden, head, labels), logps)
+        losses, hits = nll_and_hits(hidden, head, labels)
+    # tanh near its ends and a sum of logits are float32's, of their own size
+    near = {"rtol": 1e-5, "atol": 2e-6 * max(1.0, 0.0 if softcap is None else softcap)}
+    assert torch.allclose(losses.double(), loss, **near)
+    assert torch.equal(losses, -logps)
+    assert torch.allclose(total.double(), (loss * weights).sum(), **near)
+    assert torch.equal(gradient, of_logps)
+    assert torch.allclose(gradient.double(), expected, **near)
+    if softcap is None:
+        assert torch.equal(hits, z.argmax(-1) == labels)
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_of_labels_that_are_certain_the_gradient_is_exact(softcap: float | None) -> None:
+    """A loss of 1e-7 still has a gradient; as one less one float32 has no digit of it."""
+    torch.manual_seed(0)
+    weight, labels = torch.randn(3000, 64), torch.arange(40) * 70
+    hidden = (weight[labels] * 0.4).requires_grad_()
+    exact = hidden.detach().double().requires_grad_()
+    z = exact @ weight.double().T
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    loss = torch.nn.functional.cross_entropy(z, labels, reduction="sum")
+    (expected,) = torch.autograd.grad(loss, exact)
+    found = -token_logps(hidden, Head(weight, softcap=softcap), labels).sum()
+    (gradient,) = torch.autograd.grad(found, hidden)
+    assert found.item() == pytest.approx(loss.item(), rel=1e-4)
+    assert (gradient.double() - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_a_hidden_state_that_is_no_number_shows() -> None:
+    hidden = torch.tensor([[1.0, float("nan")], [1.0, 2.0]])
+    logps = token_logps(hidden, Head(torch.randn(5, 2)), torch.tensor([1, 1]))
+    assert logps.isnan().tolist() == [True, False]

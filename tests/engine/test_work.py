@@ -116,10 +116,10 @@ class _Largest(TorchDispatchMode):
 
 
 def test_logits_are_never_there_in_full(trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk of them at a time, and none are kept for the backward pass."""
+    """A tile of them at a time, and none are kept for the backward pass."""
     trainer = trainer_of(tokens([60, 60, 60], untrained=()), finetuning_type="lora")
     vocabulary = trainer.model.config.vocab_size
-    monkeypatch.setattr("ftcore.engine.head.CHUNK_BYTES", 16 * vocabulary * 4)
+    monkeypatch.setattr("ftcore.engine.head.TILE", (16, vocabulary))
     batch = batch_of(trainer, [0, 1, 2])
     kept: list[int] = []
 
