@@ -134,7 +134,7 @@ def test_less_than_everything_is_not_kept(
 
 
 def test_what_is_kept_says_no_more_than_the_way(asks: Any) -> None:
-    assert json.loads(_kept().read_text()) == {"packed": True, "shares": True, "fused": True}
+    assert json.loads(_kept().read_text()) == {"packed": True, "shares": True, "plain": True, "fused": True}
 
 
 def test_tensors_without_numbers_have_no_name(small_models: Any) -> None:
