@@ -13,6 +13,7 @@ import torch
 from ftcore.engine.collate import Batch, ImageCollator
 from ftcore.engine.crew import Crew, draws, in_crew, rescales
 from ftcore.engine.meters import Meters
+from ftcore.engine.scoring import Scorer
 from ftcore.engine.team import Team
 from ftcore.hardware import MEMBERS
 from ftcore.plan import Plan
@@ -59,7 +60,9 @@ class SideBySide:
         apart = self.plan.precision.compute == "float32" and not sees
         if apart and self.noise is None and not draws(self.model) and not rescales(self.model):
             self.crew, self.adds_up = Crew(threads), _trains_little(self.model)
-            if not self.plan.gradient_checkpointing:  # layers that are computed again would borrow again
+            if (
+                isinstance(self.scorer, Scorer) and not self.plan.gradient_checkpointing
+            ):  # layers that are computed again would borrow again
                 self.scorer.team = Team(self.crew, self.scorer, self.adds_up)
 
     @property

@@ -48,12 +48,18 @@ class Team:
         self.pair = 4.0 * PAIR * cost.width * cost.layers
         self.label = 2.0 * config.vocab_size * config.hidden_size if scorer.reads_vocabulary else 0.0
 
+    @property
+    def serves(self) -> bool:
+        """Whether the model's rows can be cut."""
+        scorer = self.scorer
+        return bool(scorer.fused and scorer.shares and scorer.plain and scorer.prefix is None)
+
     def takes(self, batch: Batch) -> bool:
-        """Whether a batch is one that is cut: of one row, long enough, and not a part of one already."""
-        scorer, count = self.scorer, batch["input_ids"].numel()
+        """Whether a batch is one that is cut: long enough, and not a part of one already."""
+        count = batch["input_ids"].numel()
         if in_crew() or count < 2 * FEWEST or "images" in batch or (torch.is_grad_enabled() and not self.adds_up):
             return False
-        if not (scorer.fused and scorer.shares and scorer.plain) or scorer.prefix is not None:
+        if not self.serves:
             return False
         ordered = bool((batch["positions"].diff() > 0).all())
         return ordered and (self.window is None or self.window > int(visible(batch).max()))

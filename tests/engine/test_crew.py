@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ftcore import hardware
 from ftcore.engine.crew import FEWEST, Crew, draws, in_crew, rescales
-from ftcore.engine.passes import ROWS, even, halved, parts
+from ftcore.engine.passes import EVEN, ROWS, even, halved, parts
 from ftcore.engine.reports import read_log
 from ftcore.hardware import MEMBERS
 
@@ -96,10 +96,11 @@ def test_halves_of_a_batch() -> None:
 
 def test_halves_that_are_none() -> None:
     """A row that outweighs the others is computed by all threads."""
-    assert even([620, 380])
-    assert not even([630, 370])
-    assert even([742, 537, 342, 141])
-    assert not even([1000])
+    assert even([620, 380], EVEN)
+    assert not even([630, 370], EVEN)
+    assert even([742, 537, 342, 141], 0.5017)
+    assert not even([742, 537, 342, 141], 0.5)
+    assert not even([1000], EVEN)
 
 
 # ---- a run ----

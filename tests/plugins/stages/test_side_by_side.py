@@ -30,7 +30,7 @@ def test_the_same_as_one_at_a_time(
     cuts: list[Any] = []
     monkeypatch.setattr("ftcore.engine.team.cut", lambda *given: cuts.append(given) or cut(*given))
     if rows == "cut":
-        monkeypatch.setattr("ftcore.engine.passes.even", lambda sizes: False)
+        monkeypatch.setattr("ftcore.engine.passes.even", lambda sizes, share: False)
     found = []
     for wish in (False, "auto"):
         folder = tmp_path / str(wish)
