@@ -1,0 +1,118 @@
+"""Attention in blocks of queries: at any length a dense mask's numbers, and hardly more work than is needed."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+
+from ftcore.engine import branches
+from ftcore.engine.branches import BLOCK, Span, branched_attention
+
+EDGES = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK * 5 // 4 - 1, 2 * BLOCK - 1, 2 * BLOCK, 3 * BLOCK + 7)
+
+
+def tensors(count: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    return [
+        torch.randn(1, count, heads, 8, generator=generator, dtype=dtype).transpose(1, 2).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+
+
+def row(lengths: list[int], branch: int | None) -> list[Span]:
+    """Sequences end to end; with ``branch`` the last one goes on from so many tokens of the first."""
+    starts = [0, *accumulate(lengths)]
+    found = [Span(slice(start, end)) for start, end in pairwise(starts)]
+    if branch:
+        found[-1] = Span(found[-1].own, (slice(0, branch),))
+    return found
+
+
+def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: list[Span]) -> torch.Tensor:
+    count = query.shape[2]
+    mask = torch.zeros(count, count, dtype=torch.bool)
+    for span in spans:
+        length = span.own.stop - span.own.start
+        mask[span.own, span.own] = torch.ones(length, length).tril().bool()
+        for before in span.before:
+            mask[span.own, before] = True
+    key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def same_numbers(lengths: list[int], branch: int | None) -> None:
+    spans, given_ = row(lengths, branch), tensors(sum(lengths))
+    expected, found = dense(*given_, spans), branched_attention(*given_, None, spans)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = (torch.autograd.grad(out, given_, weights) for out in (found, expected))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("branch", [None, 1, 40])
+@pytest.mark.parametrize("length", EDGES)
+def test_at_the_edges_of_blocks(length: int, branch: int | None) -> None:
+    same_numbers([70, length], branch)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 4 * BLOCK), min_size=2, max_size=4),
+    share=st.floats(0, 1),
+)
+def test_any_lengths(lengths: list[int], share: float) -> None:
+    same_numbers(lengths, int(share * lengths[0]))
+
+
+def test_more_threads_than_heads_take_larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    keys = torch.zeros(1, 2, 400, 8)
+    sizes = [some.stop - some.start for some, _, _ in branches._blocks(slice(0, 400), keys, 4)]
+    assert sizes == [208, 192]
+    same_numbers([400, 300], 50)
+
+
+@pytest.mark.parametrize(("length", "before"), [(40, 0), (64, 0), (500, 0), (1024, 0), (1000, 300), (33, 500)])
+def test_work(length: int, before: int) -> None:
+    """Pairs of query and key: those that are needed, and half a block for each query at most."""
+    keys = torch.zeros(1, 2, before + length, 8)
+    blocks = list(branches._blocks(slice(before, before + length), keys, 4))
+    assert [place for some, _, _ in blocks for place in range(some.start, some.stop)] == [
+        *range(before, before + length)
+    ]
+    pairs = sum((some.stop - some.start) * seen for some, seen, _ in blocks)
+    needed = length * before + length * (length + 1) // 2
+    # the first block may be nearly two of the others
+    assert needed <= pairs <= needed + length * BLOCK // 2 + BLOCK * BLOCK
+
+
+def test_masks_are_made_once_and_grow() -> None:
+    branches._masks.clear()
+    sizes: list[Any] = []
+    for keys in (100, 90, 3000, 100):
+        mask = branches._mask(64, keys, 64, torch.float32)
+        expected = torch.full((64, keys), float("-inf")).triu(keys - 64 + 1)
+        assert torch.equal(mask[0, 0], expected)
+        sizes.append(branches._masks[64, torch.float32].shape[-1])
+    assert sizes == [256, 256, 4096, 4096]
+
+
+def test_bfloat16() -> None:
+    """Gradients of keys are added up in float32 over the blocks."""
+    exact = tensors(300)
+    half = [tensor.detach().to(torch.bfloat16).requires_grad_() for tensor in exact]
+    spans = row([300], None)
+    found, expected = branched_attention(*half, None, spans), dense(*exact, spans)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=3e-2, atol=3e-2)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    mine = torch.autograd.grad(found, half, weights.to(torch.bfloat16))
+    theirs = torch.autograd.grad(expected, exact, weights.double())
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one.double() - other).norm() < 2e-2 * other.norm()
