@@ -116,16 +116,25 @@ class FrozenPrefix:
         finally:
             del self._passes[get_ident()]
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        """The decoder's last hidden states ``[1, N, H]``."""
-        if not self.on:
-            return self.decoder(**self.inputs(batch)).last_hidden_state
-        return self.halved(batch, self.below(batch))
+    def run(self, batch: Batch, trimmed: bool) -> torch.Tensor:
+        """The decoder's last hidden states ``[T, H]`` at the batch's positions.
 
-    def halved(self, batch: Batch, given: torch.Tensor) -> torch.Tensor:
+        Args:
+            batch: what is computed.
+            trimmed: whether the last layer gives no more than these where it computes (`ftcore.engine.last`).
+        """
+        trimmed = trimmed and self.border < len(self.layers)
+        asked = {"labelled": batch["positions"]} if trimmed else {}
+        if self.on:
+            found = self.halved(batch, self.below(batch), **asked)
+        else:
+            found = self.decoder(**self.inputs(batch), **asked).last_hidden_state
+        return found[0] if trimmed else found[0, batch["positions"]]
+
+    def halved(self, batch: Batch, given: torch.Tensor, **asked: Any) -> torch.Tensor:
         """The decoder's last hidden states ``[1, N, H]`` from what passes the border, of the same shape."""
         with self.passing(_Pass(below=False, given=given)):
-            return self.decoder(**self.inputs(batch)).last_hidden_state
+            return self.decoder(**self.inputs(batch), **asked).last_hidden_state
 
     def watched(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Everything computed as without this: what passes the border, and the last hidden states, ``[1, N, H]``."""

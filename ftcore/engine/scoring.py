@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Scorer:
         prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
         plain: every layer's attention is the causal triangle of a sequence and what comes before it, nothing else.
         team: computes one batch on all threads, in halves; None where a batch is computed as one.
+        last: the last layer, where it computes no more than is read (`ftcore.engine.last`); packed only.
     """
 
     reads_vocabulary = True
@@ -55,6 +56,7 @@ class Scorer:
         self.packed = self.shares = self.plain = False
         self.prefix: FrozenPrefix | None = None
         self.team: Team | None = None
+        self.last: nn.Module | None = None
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
         self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
@@ -95,8 +97,8 @@ class Scorer:
             kept = [self.inner.base_model(**inputs).last_hidden_state[0, at] for inputs, at in self._each(batch)]
             return torch.cat(kept)
         if self.prefix is not None:
-            return self.prefix.run(batch)[0, batch["positions"]]
-        return hidden_states(self.inner.get_decoder(), batch, packed=self.packed)
+            return self.prefix.run(batch, self.last is not None)
+        return hidden_states(self.inner.get_decoder(), batch, packed=self.packed, trimmed=self.last is not None)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits ``[T, V]`` at the positions that have a label, by the way that is in use; for small batches."""
@@ -219,14 +221,17 @@ class Scorer:
         return kinds <= {"full_attention", "sliding_attention"} and not getattr(config, "attention_chunk_size", None)
 
 
-def hidden_states(decoder: Any, batch: Batch, *, packed: bool) -> torch.Tensor:
+def hidden_states(decoder: Any, batch: Batch, *, packed: bool, trimmed: bool = False) -> torch.Tensor:
     """A decoder's last hidden states ``[T, H]`` at the positions that have a label.
 
     Args:
         decoder: what ``get_decoder`` returns; with ``ft_varlen`` attention where it is packed.
         batch: on its device.
         packed: sequences go end to end through it; else padded.
+        trimmed: its last layer gives no more than these.
     """
+    if packed and trimmed:
+        return cast("torch.Tensor", decoder(**flat_inputs(batch), labelled=batch["positions"]).last_hidden_state[0])
     if packed:
         states = decoder(**flat_inputs(batch)).last_hidden_state
         return states[0, batch["positions"]]

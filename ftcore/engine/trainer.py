@@ -16,6 +16,7 @@ from ftcore.engine.arguments import training_arguments
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch, collate, tokens_read
 from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
+from ftcore.engine.last import take_last
 from ftcore.engine.lean import make_lean
 from ftcore.engine.meters import Meters, merged
 from ftcore.engine.noise import EmbeddingNoise
@@ -90,6 +91,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
         with self.comparing(self.scorer):
             proven.choose(self.scorer)
         make_lean(run.model)
+        take_last(self.scorer)
         self.noise = self._noise()
         self.data_collator = self.sharing(self.scorer)
         self.meters = Meters()

@@ -60,6 +60,12 @@ def head(trainer: Any) -> int:
     return int(config.vocab_size * config.hidden_size)
 
 
+def products_of(layers: Any, every: int, trained: int) -> int:
+    """Weights times tokens: all of them, but in the last layer's feed-forward part those that are read alone."""
+    whole = sum(linears(layer) for layer in layers) * every
+    return whole - linears(layers[-1].mlp) * (every - trained)
+
+
 def tokens_in(rows: list[int]) -> int:
     return sum(LENGTHS[row] for row in rows)
 
@@ -71,7 +77,7 @@ def test_full_counts_no_padding_and_no_logits_without_a_label(rows: list[int], t
     layers, trained = trainer.model.model.layers, len(batch_of(trainer, rows)["positions"])
     assert trained < tokens_in(rows)
     forward, backward = step(trainer, rows)
-    body = 2 * sum(linears(layer) for layer in layers) * tokens_in(rows)
+    body = 2 * products_of(layers, tokens_in(rows), trained)
     assert forward + backward == 3 * body + 3 * 2 * head(trainer) * trained
     # the head's gradients are made in the forward pass, while the logits of a chunk are there
     assert forward == body + 3 * 2 * head(trainer) * trained
@@ -84,21 +90,24 @@ def test_frozen_weights_get_no_gradient(trainer_of: Any, tokens: Any) -> None:
     layers = trainer.model.get_base_model().model.layers
     trained, every = len(batch_of(trainer, rows)["positions"]), tokens_in(rows)
     forward, backward = step(trainer, rows)
-    base = sum(linears(layer) for layer in layers)
-    adapters = sum(tensor.numel() for name, tensor in trainer.model.named_parameters() if "lora_" in name)
-    assert forward == 2 * (base + adapters) * every + 2 * 2 * head(trainer) * trained
-    bottom = linears(layers[0], INNER)
+    base = products_of(layers, every, trained)
+    named = [(name, tensor.numel()) for name, tensor in trainer.model.named_parameters() if "lora_" in name]
+    unread = sum(size for name, size in named if f"layers.{len(layers) - 1}.mlp" in name)
+    adapters = sum(size for _, size in named) * every - unread * (every - trained)
+    assert forward == 2 * (base + adapters) + 2 * 2 * head(trainer) * trained
+    bottom = linears(layers[0], INNER) * every
     down = sum(tensor.numel() for name, tensor in layers[0].named_parameters() if "lora_A" in name and "_proj" in name)
-    assert backward <= 2 * (base - bottom + 2 * adapters) * every
-    assert backward >= 2 * (base - bottom + 2 * adapters - down) * every
+    assert backward <= 2 * (base - bottom + 2 * adapters)
+    assert backward >= 2 * (base - bottom + 2 * adapters - down * every)
 
 
 def test_the_backward_pass_stops_under_the_lowest_trained_layer(trainer_of: Any, tokens: Any) -> None:
     rows = [0, 1, 2, 3, 4, 5]
     trainer = trainer_of(tokens(LENGTHS), finetuning_type="freeze", freeze_trainable_layers=1)
     _, upper = trainer.model.model.layers
+    trained = len(batch_of(trainer, rows)["positions"])
     _, backward = step(trainer, rows)
-    assert backward == 2 * 2 * linears(upper) * tokens_in(rows)  # its first norm is trained too
+    assert backward == 2 * 2 * products_of([upper], tokens_in(rows), trained)  # its first norm is trained too
     assert all(tensor.grad is None for tensor in trainer.model.model.layers[0].parameters())
 
 
