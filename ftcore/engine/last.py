@@ -30,7 +30,7 @@ class LastLayer:
     ) -> torch.Tensor:
         """``[1, N, H]`` -> the same; with ``labelled`` ``[T]`` -> ``[1, T, H]``."""
         layer: Any = self
-        if labelled is None or args:
+        if labelled is None or args or not len(labelled):  # of no token at all some parts make no shape
             whole: torch.Tensor = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
             return whole if labelled is None else whole[:, labelled]
         attended, *_ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)

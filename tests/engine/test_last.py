@@ -97,6 +97,17 @@ def test_in_float64() -> None:
         torch.testing.assert_close(own[name], gradient, rtol=1e-10, atol=1e-13)
 
 
+def test_a_batch_without_labels() -> None:
+    model = model_of("llama")
+    make_lean(model)
+    scorer, batch = scorer_of(model), batch_of()
+    take_last(scorer)
+    batch["positions"] = batch["positions"][:0]
+    loss, gradients = step(scorer, batch)
+    assert loss.item() == 0
+    assert all(not gradient.any() for gradient in gradients.values())
+
+
 @pytest.mark.parametrize("kind", LEFT)
 def test_layers_of_another_form_stay(kind: str) -> None:
     model = model_of(kind)
