@@ -1,4 +1,4 @@
-"""``ft chat`` on a pseudo-terminal: ``python tests/cli/chat_terminal.py MODEL FOLDER``.
+"""``ft chat`` on a pseudo-terminal: ``python tests/cli/chat_terminal.py MODEL LONG FOLDER``; LONG talks for seconds.
 
 Prints what the terminal showed after each thing that was typed, as one JSON object. Nothing heavy is imported here:
 the process that forks has one thread.
@@ -69,10 +69,10 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", text).replace("\r\n", "\n").replace("\r", "")
 
 
-def talk(model: str, folder: Path) -> dict[str, object]:
+def talk(model: str, long: str, folder: Path) -> dict[str, object]:
     """The session."""
-    words = ["chat", "--model", model, "do_sample=false", "infer_dtype=float32"]
-    chat = Terminal([*words, "max_new_tokens=8"])
+    words = ["do_sample=false", "infer_dtype=float32"]
+    chat = Terminal(["chat", "--model", model, *words, "max_new_tokens=8"])
     chat.until("> ")
     shown: dict[str, object] = {"hello": chat.type("hello\r"), "again": chat.type("\x1b[A\r")}
     shown["system"] = chat.type("/system be brief\r")
@@ -86,7 +86,7 @@ def talk(model: str, folder: Path) -> dict[str, object]:
     shown["clear"] = chat.type("/clear\r")
     shown["end"] = chat.type("\x04", "")
     shown["status"] = os.waitstatus_to_exitcode(os.waitpid(chat.child, 0)[1])
-    chat = Terminal([*words, "max_new_tokens=400"])
+    chat = Terminal(["chat", "--model", long, *words, "max_new_tokens=8000"])
     chat.until("> ")
     for said in ("hello", "and?"):
         chat.type(f"{said}\r", f"{said}\n")
@@ -100,4 +100,4 @@ def talk(model: str, folder: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(talk(sys.argv[1], Path(sys.argv[2]))))
+    print(json.dumps(talk(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))
