@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 
 from ftcore.engine.branches import Prefixes, add_parts
@@ -163,15 +162,3 @@ def _part(batch: Batch, starts: list[int], prefixes: Prefixes, tokens: slice, si
     if any(prefixes):
         found["prefixes"] = tuple(prefixes)
     return found if side is None else {**found, "side": side}
-
-
-def visible(batch: Batch) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """How many keys each token of a row sees, ``[N]``."""
-    starts = batch["cu_seqlens"].tolist()
-    before = batch.get("prefixes", ((),) * (len(starts) - 1))
-    return np.concatenate(
-        [
-            np.arange(1, end - start + 1) + sum(last - first for first, last in ranges)
-            for (start, end), ranges in zip(pairwise(starts), before, strict=True)
-        ]
-    )

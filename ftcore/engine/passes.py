@@ -25,7 +25,7 @@ REGROUPED = "regrouped"
 """Whether these rows are others than the batch's own."""
 
 EVEN = 0.62
-"""Largest share of a step's tokens that one of two may have: above it both together are done sooner, who make about 1.6
+"""Largest share of a step's work that one of two may have: above it both together are done sooner, who make about 1.6
 times the tokens a second of one. A step of `rm` of which one had 0.72 took 12.0 s (15 CPU s)."""
 
 UNCUT = 0.55
@@ -63,10 +63,13 @@ def passes(trainer: FtTrainer, batch: Batch, most: int | None) -> Passes:
     most, sizes = most or len(rows), [] if limit is None else [_tokens(trainer, row) for row in rows]
     if limit is not None and trainer.side_by_side and len(rows) > 1 and sum(sizes) >= 2 * FEWEST:
         # what rows share is there once in each pass
-        found = halved(sizes, limit, most, sum(sizes) if REGROUPED in batch else batch["input_ids"].numel())
+        tokens = sum(sizes) if REGROUPED in batch else batch["input_ids"].numel()
+        work = trainer.work
+        loads = sizes if work is None else [float(work(trainer.data_collator([row])).sum()) for row in rows]
+        found = halved(sizes, limit, most, tokens, loads)
         team = getattr(trainer.scorer, "team", None)
         most_of_all = EVEN if team is None or not team.serves else UNCUT
-        if even([sum(sizes[row] for row in some) for some in found], most_of_all):
+        if even([sum(loads[row] for row in some) for some in found], most_of_all):
             return found
     if limit is None or batch["input_ids"].numel() <= limit:
         return [list(range(start, min(start + most, len(rows)))) for start in range(0, len(rows), most or 1)]
@@ -96,30 +99,34 @@ def regrouped(trainer: FtTrainer, batches: list[Batch]) -> list[Batch]:
     return found
 
 
-def halved(sizes: Sequence[int], limit: int, most: int, tokens: int | None = None) -> Passes:
-    """Rows as passes that are done two at a time, of like size, the largest first.
+def halved(
+    sizes: Sequence[int], limit: int, most: int, tokens: int | None = None, loads: Sequence[float] | None = None
+) -> Passes:
+    """Rows as passes that are done two at a time, of like work, the largest first.
 
     Args:
         sizes: tokens of each row.
         limit: tokens of the passes at a time, unless rows are longer.
         most: rows of the passes at a time.
         tokens: of all rows, where they are fewer than their sum.
+        loads: work of each row, where it is not as its tokens.
     """
+    loads = sizes if loads is None else loads
     rounds = max(1, -(-(sum(sizes) if tokens is None else tokens) // limit), -(-len(sizes) // most))
     count = min(len(sizes), MEMBERS * rounds, max(MEMBERS, sum(sizes) // FEWEST))
     found: Passes = [[] for _ in range(count)]
-    filled = [0] * count
-    for row in sorted(range(len(sizes)), key=lambda row: (-sizes[row], row)):
+    filled = [0.0] * count
+    for row in sorted(range(len(sizes)), key=lambda row: (-loads[row], row)):
         into = min(range(count), key=lambda one: (filled[one], one))
         found[into].append(row)
-        filled[into] += sizes[row]
+        filled[into] += loads[row]
     order = sorted(range(count), key=lambda one: (-filled[one], one))
     return [sorted(found[one]) for one in order]
 
 
-def even(sizes: Sequence[int], share: float) -> bool:
-    """Whether of passes of so many tokens, dealt out in their order to whoever is free, nobody gets more than that."""
-    loads = [0] * MEMBERS
+def even(sizes: Sequence[float], share: float) -> bool:
+    """Whether of passes of so much work, dealt out in their order to whoever is free, nobody gets more than that."""
+    loads = [0.0] * MEMBERS
     for size in sizes:
         loads[loads.index(min(loads))] += size
     return max(loads) <= share * sum(sizes)

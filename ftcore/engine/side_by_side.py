@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from ftcore.engine.crew import Crew, draws, in_crew, rescales
 from ftcore.engine.meters import Meters
 from ftcore.engine.scoring import Scorer
 from ftcore.engine.team import Team
+from ftcore.engine.work import Work
 from ftcore.hardware import MEMBERS
 from ftcore.plan import Plan
 
@@ -69,6 +70,11 @@ class SideBySide:
     def side_by_side(self) -> bool:
         """Whether passes of a step are done two at a time."""
         return self.crew is not None and self.divisible and self.adds_up
+
+    @cached_property
+    def work(self) -> Work | None:
+        """What tokens cost; None for a plugin's own scorer."""
+        return Work.of(self.scorer) if isinstance(self.scorer, Scorer) else None
 
     def steps_side_by_side(self, model: Any, parts: Sequence[Batch], count: Any) -> list[torch.Tensor]:
         """The losses of these passes; gradients are added up in their order, whoever is the first."""

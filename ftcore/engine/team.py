@@ -18,11 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from ftcore.engine.collate import Batch
 from ftcore.engine.crew import FEWEST, Crew, in_crew
-from ftcore.engine.lending import cut, visible
-from ftcore.engine.sharing import Cost
+from ftcore.engine.lending import cut
+from ftcore.engine.work import Work, visible
 
-PAIR = 3
-"""Time of a query and key, by operation, in units of a linear layer's: 22 ns for a head of 64, forward and back."""
 NEAR = 0.02
 """How far from the middle a row is cut between two sequences rather than within one, as a share of the work."""
 
@@ -41,12 +39,8 @@ class Team:
 
     def __init__(self, crew: Crew, scorer: Any, adds_up: bool) -> None:
         self.crew, self.scorer, self.adds_up = crew, scorer, adds_up
-        config = scorer.inner.config.get_text_config()
-        cost = Cost.of(scorer.inner)
-        self.window = getattr(config, "sliding_window", None)
-        self.token = 2.0 * cost.weights
-        self.pair = 4.0 * PAIR * cost.width * cost.layers
-        self.label = 2.0 * config.vocab_size * config.hidden_size if scorer.reads_vocabulary else 0.0
+        self.work = Work.of(scorer)
+        self.window = getattr(scorer.inner.config.get_text_config(), "sliding_window", None)
 
     @property
     def serves(self) -> bool:
@@ -66,9 +60,7 @@ class Team:
 
     def middle(self, batch: Batch) -> int:
         """Tokens of the first half."""
-        work = self.token + self.pair * visible(batch)
-        work[batch["positions"].numpy()] += self.label
-        done = np.concatenate([[0.0], work.cumsum()])
+        done = np.concatenate([[0.0], self.work(batch).cumsum()])
         starts = batch["cu_seqlens"].numpy()
         nearest = int(starts[np.abs(done[starts] - done[-1] / 2).argmin()])
         if abs(done[nearest] - done[-1] / 2) <= NEAR * done[-1]:

@@ -20,11 +20,12 @@ from ftcore.engine.beginnings import shared
 from ftcore.engine.collate import Batch, collate
 from ftcore.engine.crew import FEWEST, Crew
 from ftcore.engine.lean import make_lean
-from ftcore.engine.lending import Lending, cut, visible
+from ftcore.engine.lending import Lending, cut
 from ftcore.engine.rewards import RewardScorer
 from ftcore.engine.scoring import Scorer
 from ftcore.engine.sharing import Always
 from ftcore.engine.team import NEAR, Team
+from ftcore.engine.work import visible
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
 
@@ -184,8 +185,7 @@ def test_the_middle_is_between_sequences_where_one_is_near() -> None:
     batch = batch_of([(1, 0, 50), (2, 0, 50)])
     assert team.middle(batch) == 50
     batch = batch_of([(1, 0, 80), (2, 0, 30)])
-    work = team.token + team.pair * visible(batch)
-    work[batch["positions"].numpy()] += team.label
+    work = team.work(batch)
     at = team.middle(batch)
     assert 0 < at < 80
     assert abs(work[:at].sum() / work.sum() - 0.5) < NEAR
