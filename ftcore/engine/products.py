@@ -31,8 +31,9 @@ log = logging.getLogger(__name__)
 WORTH = 0.95
 """oneDNN is taken where it needs less than this share of MKL's time: above that it may be noise. On a Zen 3, where it
 needs 1.12 of it, the best of six runs once said less than 0.97 beside other work, and the choice is kept for good."""
-SMALL = 16 << 20
-"""Floating point operations from which oneDNN is taken; at 15 million (64 rows, 576 to 192) both were as fast."""
+SMALL = 4 << 20
+"""Floating point operations from which oneDNN is taken. On a Zen 4 both were as fast at 15 million (64 rows, 576 to
+192); on a Zen 5 oneDNN makes twice MKL's operations a second from 5 million on, at 2 million as many."""
 TURNS = 9
 """Measurements of each way."""
 _SHAPE = (512, 576, 1024)
@@ -103,6 +104,21 @@ def back(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         # a transposed copy of the weight is no faster here: oneDNN packs what it is given
         return cast("torch.Tensor", _onednn()(gradient, weight.t(), None, "none", [], ""))  # type: ignore[misc]
     return gradient @ weight
+
+
+def outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """``first.T @ second``, as gradients of weights are: ``[N, a]``, ``[N, b]`` -> ``[a, b]``."""
+    turned = first.t()
+    if _used.backward and _served(turned, second):
+        return cast("torch.Tensor", _onednn()(turned, second.t(), None, "none", [], ""))  # type: ignore[misc]
+    return turned @ second
+
+
+def add_through(total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, factor: float) -> torch.Tensor:
+    """``total += factor * x @ weight.T``, in place; all of two dimensions."""
+    if _used.forward and _served(x, weight):
+        return total.add_(through(x, weight), alpha=factor)
+    return add(total, x, weight.t(), factor)
 
 
 def add_back(total: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ftcore.engine import products, remade
-from ftcore.engine.lean import LeanGate, LeanLinear, LeanNorm, _Gated, _Linear, _Norm, make_lean
+from ftcore.engine.lean import Activation, LeanGate, LeanLinear, LeanNorm, _Gated, _Linear, _Norm, make_lean
 from ftcore.engine.products import Products
 
 SMALL: dict[str, Any] = {
@@ -86,11 +86,36 @@ def test_recomputation_of_layers_goes_with_it() -> None:
     assert all((own[name] - one).norm() <= 2e-5 * one.norm() for name, one in gradients.items())
 
 
-@pytest.mark.parametrize("act", [nn.SiLU(), nn.GELU(approximate="tanh"), nn.Sigmoid()])
-def test_gradcheck_of_the_gate(act: nn.Module) -> None:
+@pytest.mark.parametrize(
+    ("act", "silu"),
+    [(nn.SiLU(), True), (nn.SiLU(), False), (nn.GELU(approximate="tanh"), False), (nn.Sigmoid(), False)],
+)
+def test_gradcheck_of_the_gate(act: nn.Module, silu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of two rows."""
+    monkeypatch.setattr("ftcore.engine.lean.BLOCK", 8)
     torch.manual_seed(0)
     gate, up = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda gate, up: _Gated.apply(gate, up, act), (gate, up))
+    assert torch.autograd.gradcheck(lambda gate, up: _Gated.apply(gate, up, Activation(act, silu)), (gate, up))
+
+
+def test_silus_own_kernels_give_the_same_bits() -> None:
+    torch.manual_seed(0)
+    x, gradient = 10 * torch.randn(7, 333), torch.randn(7, 333)
+    found = []
+    for silu in (False, True):
+        into, result = gradient.clone(), torch.empty_like(x)
+        Activation(nn.functional.silu, silu).back(x, into, result)
+        found.append((into, result))
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "silu"), [("llama", True), ("gemma", False)])
+def test_what_is_silu_is_told(kind: str, silu: bool) -> None:
+    model = model_of(kind)
+    make_lean(model)
+    gates = [one for one in model.modules() if isinstance(one, LeanGate)]
+    assert gates
+    assert {one._silu for one in gates} == {silu}
 
 
 def test_gradcheck_of_norm_and_linear(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,20 @@ def test_both_are_the_formula(choice: Products) -> None:
     assert torch.allclose(total.double(), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("choice", [Products(), ONEDNN])
+def test_products_of_adapters_are_the_formula(choice: Products) -> None:
+    """Of a part of what several layers share, which is not contiguous."""
+    torch.manual_seed(0)
+    low, b, gradient = torch.randn(37, 24).split(8, 1)[1], torch.randn(40, 8), torch.randn(37, 40)
+    total = gradient.clone()
+    expected = total.double() + 0.5 * low.double() @ b.double().T
+    with products.using(choice):
+        assert products.add_through(total, low, b, 0.5) is total
+        of_b = products.outer(low, gradient)
+    assert torch.allclose(total.double(), expected, atol=1e-5)
+    assert torch.allclose(of_b.double(), low.double().T @ gradient.double(), atol=1e-4)
+
+
 def test_what_needs_gradients_or_other_dtypes_is_torchs_own() -> None:
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(3, 8)
     with products.using(ONEDNN):

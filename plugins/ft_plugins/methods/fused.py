@@ -73,11 +73,11 @@ class _Adapted(Function):
         adapted = x if dropped is None else dropped
         first, second = [a.to(x.dtype) for a in pairs[::2]], [b.to(x.dtype) for b in pairs[1::2]]
         ranks = [len(a) for a in first]
-        inner = nn.functional.linear(adapted, torch.cat(first) if len(first) > 1 else first[0])
+        inner = products.through(adapted, torch.cat(first) if len(first) > 1 else first[0])
         results = []
         for one, b, low in zip(frozen, second, inner.split(ranks, 1), strict=True):
             result = products.through(x, one.weight(x), one.bias(x))
-            results.append(products.add(result, low, b.t(), one.scaling))
+            results.append(products.add_through(result, low, b, one.scaling))
         ctx.save_for_backward(inner, *pairs, *kept.parts)
         ctx.make, ctx.frozen, ctx.ranks, ctx.apart = kept.make, frozen, ranks, dropped is not None
         return tuple(results)
@@ -97,20 +97,20 @@ class _Adapted(Function):
             ctx.frozen, pairs[1::2], lows, outer.split(ctx.ranks, 1), gradients, strict=True
         ):
             turned = b.t().contiguous().to(adapted.dtype)
-            into.copy_(nn.functional.linear(gradient, turned)).mul_(one.scaling)
-            own.append((low.t() @ gradient).mul_(one.scaling).t().to(b.dtype))
+            into.copy_(products.through(gradient, turned)).mul_(one.scaling)
+            own.append(products.outer(low, gradient).mul_(one.scaling).t().to(b.dtype))
             if ctx.needs_input_grad[0]:
                 weight = one.weight(gradient)
                 through = (
                     products.back(gradient, weight) if through is None else products.add_back(through, gradient, weight)
                 )
-        of_first = (outer.t() @ adapted).split(ctx.ranks)
+        of_first = products.outer(outer, adapted).split(ctx.ranks)
         of_pairs = [
             t for a, one, other in zip(pairs[::2], of_first, own, strict=True) for t in (one.to(a.dtype), other)
         ]
         if ctx.apart:
             return through, outer @ together if ctx.needs_input_grad[1] else None, None, None, *of_pairs
-        return (None if through is None else products.add(through, outer, together)), None, None, None, *of_pairs
+        return (None if through is None else products.add_back(through, outer, together)), None, None, None, *of_pairs
 
 
 @dataclass(frozen=True, slots=True)
