@@ -27,6 +27,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def torchs_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No product by oneDNN, which torch's FLOP counter does not know."""
+    monkeypatch.setattr("ftcore.engine.products.SMALL", 1 << 62)
+
+
 @pytest.fixture(scope="session")
 def built_in() -> Plugins:
     """Our own plugins, whatever else is installed."""

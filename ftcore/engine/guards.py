@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ftcore.engine import products
 from ftcore.engine.collate import Batch
 from ftcore.engine.passes import ROWS, parts, passes
 from ftcore.engine.sampling import places
@@ -233,7 +234,8 @@ def _without(logs: dict[str, float], name: str, steps: int, untrained: int) -> N
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory does not suffice, on the CPU or a GPU."""
     signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+    told = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+    return told or str(error) in products.NO_MEMORY
 
 
 def something_to_train(dataset: Any, collator: Callable[..., Batch], weight: Callable[[Batch], float]) -> bool:

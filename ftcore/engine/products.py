@@ -36,6 +36,8 @@ SMALL = 4 << 20
 192); on a Zen 5 oneDNN makes twice MKL's operations a second from 5 million on, at 2 million as many."""
 TURNS = 9
 """Measurements of each way."""
+NO_MEMORY = {f"could not {what}" for what in ("create a primitive", "create a memory object", "execute a primitive")}
+"""What oneDNN says where memory runs out. What it does not know it calls a primitive's descriptor."""
 _SHAPE = (512, 576, 1024)
 """Rows, inputs and outputs of the products that are timed: 0.6 GF, 6 ms on a fast core, 20 on a slow one."""
 
@@ -91,7 +93,7 @@ def through(
             be (oneDNN makes a tensor of its own).
     """
     if _used.forward and _served(x, weight):
-        return cast("torch.Tensor", _onednn()(x, weight, bias, "none", [], ""))  # type: ignore[misc]
+        return _by_onednn(x, weight, bias)
     if room is not None:
         turned = weight.t()
         return torch.mm(x, turned, out=room) if bias is None else torch.addmm(bias, x, turned, out=room)
@@ -102,7 +104,7 @@ def back(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``gradient @ weight``: ``[..., out]`` -> ``[..., in]``."""
     if _used.backward and _served(gradient, weight):
         # a transposed copy of the weight is no faster here: oneDNN packs what it is given
-        return cast("torch.Tensor", _onednn()(gradient, weight.t(), None, "none", [], ""))  # type: ignore[misc]
+        return _by_onednn(gradient, weight.t())
     return gradient @ weight
 
 
@@ -110,7 +112,7 @@ def outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """``first.T @ second``, as gradients of weights are: ``[N, a]``, ``[N, b]`` -> ``[a, b]``."""
     turned = first.t()
     if _used.backward and _served(turned, second):
-        return cast("torch.Tensor", _onednn()(turned, second.t(), None, "none", [], ""))  # type: ignore[misc]
+        return _by_onednn(turned, second.t())
     return turned @ second
 
 
@@ -154,6 +156,20 @@ def _onednn() -> Callable[..., Any] | None:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return None
     return cast("Callable[..., Any]", torch.ops.mkldnn._linear_pointwise)
+
+
+def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ weight.T + bias``; torch's own where memory does not suffice.
+
+    oneDNN makes code for each new shape, in pages of its own: under a limit of addresses there are none, although what
+    was freed is enough for the product, and passes of half the rows failed likewise.
+    """
+    try:
+        return cast("torch.Tensor", _onednn()(x, weight, bias, "none", [], ""))  # type: ignore[misc]
+    except RuntimeError as error:
+        if str(error) not in NO_MEMORY:
+            raise
+        return functional.linear(x, weight, bias)
 
 
 def settle(device: str, kept: Products | None = None) -> None:

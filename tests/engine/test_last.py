@@ -14,7 +14,10 @@ from ftcore.engine.lean import make_lean
 from ftcore.engine.rewards import RewardScorer
 from ftcore.engine.scoring import Scorer
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's
+    pytest.mark.usefixtures("torchs_products"),
+]
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,

@@ -17,6 +17,8 @@ from ftcore.engine.reports import read_log
 from ftcore.engine.scoring import Scorer, flat_inputs
 from ftcore.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("torchs_products")
+
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 1, 16, 5, 28, 11]
 FREEZE = {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "max_steps": -1, "num_train_epochs": 3}
 

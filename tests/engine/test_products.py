@@ -48,6 +48,22 @@ def test_products_of_adapters_are_the_formula(choice: Products) -> None:
     assert torch.allclose(of_b.double(), low.double().T @ gradient.double(), atol=1e-4)
 
 
+def test_onednn_without_memory_leaves_it_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it does not know stays an error: ``could not create a primitive descriptor for ...``."""
+    x, weight = torch.randn(3, 4), torch.randn(2, 4)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(products, "_onednn", lambda: fails)
+    with products.using(ONEDNN):
+        said = "could not create a primitive"
+        assert torch.equal(products.through(x, weight), x @ weight.T)
+        said = "could not create a primitive descriptor for a matmul"
+        with pytest.raises(RuntimeError, match="descriptor"):
+            products.through(x, weight)
+
+
 def test_what_needs_gradients_or_other_dtypes_is_torchs_own() -> None:
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(3, 8)
     with products.using(ONEDNN):

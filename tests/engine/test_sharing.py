@@ -25,7 +25,10 @@ from ftcore.engine.scoring import Scorer
 from ftcore.engine.sharing import Always, Cost, sharing
 from ftcore.errors import UsageError
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's
+    pytest.mark.usefixtures("torchs_products"),
+]
 
 LENGTHS = ((12, 5, 9), (1, 4, 6), (7, 1, 1), (9, 11, 2))
 """Tokens of prompt, chosen and rejected."""

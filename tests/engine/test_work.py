@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+pytestmark = pytest.mark.usefixtures("torchs_products")
+
 LENGTHS = [9, 30, 4, 21, 12, 17]
 INNER = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
 """What reads a layer's input: where that needs no gradient, neither do their inputs."""

@@ -10,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ftcore.engine.reports import read_log
 
+pytestmark = pytest.mark.usefixtures("torchs_products")
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
