@@ -14,6 +14,7 @@ gradient is 3e-6 off float64's, relative to its length; by chunks it is 0.28 off
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +39,14 @@ class Head:
         bias: ``[V]`` or None.
         scale: Cohere's ``logit_scale``, one over Granite's ``logits_scaling``.
         softcap: Gemma 2's ``final_logit_softcapping``: z becomes ``softcap * tanh(z / softcap)``.
+        kernel: ``(hidden, head, labels)`` -> losses ``[T]``, which computes them instead (`ftcore.engine.cut`).
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    kernel: Callable[..., torch.Tensor] | None = None
 
     def logits(self, hidden: torch.Tensor, room: torch.Tensor | None = None) -> torch.Tensor:
         """``[T, H]`` -> ``[T, V]``, in float32 (float64 where the hidden states are); in ``room`` if it can be."""
@@ -301,6 +304,13 @@ class _TokenNLL(Function):
         return hidden_gradient, weight_gradient, bias_gradient, None, None
 
 
+def _by_kernel(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor | None:
+    """Losses ``[T]`` in float32 by the head's kernel; None where it has none, or there is nothing to compute."""
+    if head.kernel is None or not len(labels):
+        return None
+    return head.kernel(hidden.to(head.weight.dtype), head, labels).float()
+
+
 def weighted_nll(hidden: torch.Tensor, head: Head, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted sum of the labels' negative log-likelihoods.
 
@@ -312,6 +322,8 @@ def weighted_nll(hidden: torch.Tensor, head: Head, labels: torch.Tensor, weights
     Returns:
         A scalar, float32 (float64 where the hidden states are); 0 with a gradient of zeros where T is 0.
     """
+    if (losses := _by_kernel(hidden, head, labels)) is not None:
+        return (losses * weights).sum()
     options = (head.scale, head.softcap, torch.is_grad_enabled())
     return _WeightedNLL.apply(hidden, head.weight, head.bias, labels, weights, options)
 
@@ -336,5 +348,7 @@ def nll_and_hits(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> tupl
 
 def token_logps(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor:
     """Log-probabilities ``[T]`` of the labels; arguments as `weighted_nll`."""
+    if (losses := _by_kernel(hidden, head, labels)) is not None:
+        return -losses
     options = (head.scale, head.softcap, torch.is_grad_enabled())
     return -_TokenNLL.apply(hidden, head.weight, head.bias, labels, options)

@@ -45,6 +45,7 @@ class Scorer:
         plain: every layer's attention is the causal triangle of a sequence and what comes before it, nothing else.
         team: computes one batch on all threads, in halves; None where a batch is computed as one.
         last: the last layer, where it computes no more than is read (`ftcore.engine.last`); packed only.
+        kernel: computes the head's losses in place of `ftcore.engine.head` (`ftcore.engine.cut`); None for none.
     """
 
     reads_vocabulary = True
@@ -57,6 +58,7 @@ class Scorer:
         self.prefix: FrozenPrefix | None = None
         self.team: Team | None = None
         self.last: nn.Module | None = None
+        self.kernel: Callable[..., torch.Tensor] | None = None
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
         self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
@@ -110,7 +112,8 @@ class Scorer:
         assert module is not None
         config = self.inner.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return Head(module.weight, module.bias, scale, softcap, self.kernel)
 
     def _head_module(self) -> nn.Linear | None:
         """The head where it is a plain linear layer; PEFT's trained copy of it where there is one and it is in use."""
