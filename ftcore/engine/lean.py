@@ -73,7 +73,7 @@ def normed(x: torch.Tensor, roots: torch.Tensor, weight: torch.Tensor) -> torch.
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """Of a feed-forward layer, element by element.
+    """Of a feed-forward layer, element by element, times ``up``.
 
     Args:
         function: computes it.
@@ -84,24 +84,28 @@ class Activation:
     function: Callable[..., torch.Tensor]
     silu: bool
 
-    def into(self, x: torch.Tensor, result: torch.Tensor) -> None:
-        """Puts it into ``result``."""
+    def into(self, gate: torch.Tensor, up: torch.Tensor, result: torch.Tensor) -> None:
+        """Puts ``act(gate) * up`` into ``result``."""
         if self.silu:
-            torch.ops.aten.silu.out(x, out=result)
+            torch.ops.aten.silu.out(gate, out=result)
+            result.mul_(up)
         else:
-            result.copy_(self.function(x))
+            torch.mul(self.function(gate), up, out=result)
 
-    def back(self, x: torch.Tensor, gradient: torch.Tensor, result: torch.Tensor) -> None:
-        """Turns its gradient into that of x, in place, and puts it into ``result``."""
+    def back(
+        self, gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor, of_gate: torch.Tensor, of_up: torch.Tensor
+    ) -> None:
+        """Puts the gradients of both into the last two."""
         if self.silu:
-            torch.ops.aten.silu_backward.grad_input(gradient, x, grad_input=gradient)
-            self.into(x, result)
+            torch.mul(gradient, up, out=of_gate)
+            torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
+            self.into(gate, gradient, of_up)
             return
         with torch.enable_grad():
-            part = x.detach().requires_grad_()
+            part = gate.detach().requires_grad_()
             active = self.function(part)
-        result.copy_(active.detach())
-        gradient.copy_(torch.autograd.grad(active, part, gradient.clone())[0])
+        torch.mul(gradient, active.detach(), out=of_up)
+        of_gate.copy_(torch.autograd.grad(active, part, gradient * up)[0])
 
 
 class _Gated(Function):
@@ -119,9 +123,7 @@ class _Gated(Function):
         gate, up = ctx.saved_tensors
         of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
         for rows in _blocks(*gate.shape):
-            torch.mul(gradient[rows], up[rows], out=of_gate[rows])
-            ctx.act.back(gate[rows], of_gate[rows], of_up[rows])
-            of_up[rows].mul_(gradient[rows])
+            ctx.act.back(gate[rows], up[rows], gradient[rows], of_gate[rows], of_up[rows])
         return of_gate, of_up, None
 
 
@@ -129,8 +131,7 @@ def gated(gate: torch.Tensor, up: torch.Tensor, act: Activation) -> torch.Tensor
     """``act(gate) * up``, ``[N, I]``."""
     out = torch.empty_like(gate)
     for rows in _blocks(*gate.shape):
-        act.into(gate[rows], out[rows])
-        out[rows].mul_(up[rows])
+        act.into(gate[rows], up[rows], out[rows])
     return out
 
 

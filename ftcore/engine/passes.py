@@ -60,12 +60,12 @@ def passes(trainer: FtTrainer, batch: Batch, most: int | None) -> Passes:
         most: rows of a pass, at most; None for any number.
     """
     rows, limit = batch[ROWS], token_limit(trainer)
-    most, sizes = most or len(rows), [] if limit is None else [_tokens(trainer, row) for row in rows]
+    most = most or len(rows)
+    costs = [] if limit is None else [_cost(trainer, row) for row in rows]
+    sizes, loads = [tokens for tokens, _ in costs], [work for _, work in costs]
     if limit is not None and trainer.side_by_side and len(rows) > 1 and sum(sizes) >= 2 * FEWEST:
         # what rows share is there once in each pass
         tokens = sum(sizes) if REGROUPED in batch else batch["input_ids"].numel()
-        work = trainer.work
-        loads = sizes if work is None else [float(work(trainer.data_collator([row])).sum()) for row in rows]
         found = halved(sizes, limit, most, tokens, loads)
         team = getattr(trainer.scorer, "team", None)
         most_of_all = EVEN if team is None or not team.serves else UNCUT
@@ -162,11 +162,17 @@ def _filled(sizes: Sequence[int], limit: int, most: int) -> Passes:
     return [list(range(*ends)) for ends in zip(starts, [*starts[1:], len(sizes)], strict=True)]
 
 
-def _tokens(trainer: FtTrainer, row: Mapping[str, Any]) -> int:
-    """What a row adds to ``input_ids``; of pairs the collator knows whether they share their prompt."""
-    if "input_ids" in row:
-        return len(row["input_ids"])
-    return int(trainer.data_collator([row])["input_ids"].numel())
+def _cost(trainer: FtTrainer, row: Mapping[str, Any]) -> tuple[int, float]:
+    """What a row adds to ``input_ids``, and its work by itself, which is asked for where passes go side by side.
+
+    Of pairs the collator knows whether they share their prompt.
+    """
+    work = trainer.work if trainer.side_by_side else None
+    if work is None and "input_ids" in row:
+        return len(row["input_ids"]), float(len(row["input_ids"]))
+    batch = trainer.data_collator([row])
+    tokens = int(batch["input_ids"].numel())
+    return tokens, float(tokens) if work is None else float(work(batch).sum())
 
 
 def parts(trainer: FtTrainer, batch: Batch, most: int | None = None) -> list[Batch]:

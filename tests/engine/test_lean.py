@@ -100,12 +100,13 @@ def test_gradcheck_of_the_gate(act: nn.Module, silu: bool, monkeypatch: pytest.M
 
 def test_silus_own_kernels_give_the_same_bits() -> None:
     torch.manual_seed(0)
-    x, gradient = 10 * torch.randn(7, 333), torch.randn(7, 333)
+    gate, up, gradient = 10 * torch.randn(7, 333), torch.randn(7, 333), torch.randn(7, 333)
     found = []
     for silu in (False, True):
-        into, result = gradient.clone(), torch.empty_like(x)
-        Activation(nn.functional.silu, silu).back(x, into, result)
-        found.append((into, result))
+        act, results = Activation(nn.functional.silu, silu), [torch.empty_like(gate) for _ in range(3)]
+        act.into(gate, up, results[0])
+        act.back(gate, up, gradient, *results[1:])
+        found.append(results)
     assert all(torch.equal(*both) for both in zip(*found, strict=True))
 
 
