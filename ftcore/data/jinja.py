@@ -46,7 +46,7 @@ class Compiled:
         spans: list[tuple[int, int]] = []
         try:
             template = _compile_jinja_template(self._source)  # remembered there
-            _look_up_first(template.environment)
+            _faster(template)
             context = template.new_context(
                 {
                     "messages": [_plain(message) for message in messages],
@@ -64,12 +64,17 @@ class Compiled:
         return "".join(blocks), [span for span in spans if span[1] > span[0]]
 
 
-def _look_up_first(environment: Any) -> None:
-    """``message.role`` looks for an attribute first, and for a dict raises and catches an exception each time.
+def _faster(template: jinja2.Template) -> None:
+    """The same template, with less work each time.
 
-    A dict has no other attributes than its type's: for all other names its items are what is found in the end. 76 us
-    for an alpaca row, 105 without (smollm2).
+    - Its names for all templates are a `ChainMap`, which is walked through in Python twice for each text.
+    - ``message.role`` looks for an attribute first, and for a dict raises and catches an exception each time. A dict
+      has no other attributes than its type's: for all other names its items are what is found in the end. 76 us for
+      an alpaca row, 105 without (smollm2).
     """
+    environment: Any = template.environment
+    if type(template.globals) is not dict:
+        template.globals = dict(template.globals)
     if "getattr" in vars(environment):
         return
     usual = environment.getattr

@@ -98,6 +98,7 @@ class Renderer:
         self._template = Compiled(self.source, self.variables)
         self._layouts = Layouts()
         self._controls_read, self._controls_said = control_tokens(tokenizer, source)
+        self._special = tuple(tokenizer.all_special_tokens)
         if self.stop and _token_id(tokenizer, self.stop[0]) is None:
             raise UsageError(_no_stop(self.stop[0]))
 
@@ -290,7 +291,8 @@ class Renderer:
         spans = []
         for number in numbers:
             before, _ = self._template.write(conversation[:number], tools, prompt=True)
-            after, _ = self._template.write(conversation[: number + 1], tools)
+            # The last answer ends the conversation in most rows: then this is the text itself.
+            after = text if number + 1 == len(conversation) else self._template.write(conversation[: number + 1], tools)[0]
             if not (text.startswith(before) and text.startswith(after) and after.startswith(before)):
                 raise RowError(
                     f"cannot tell what the model says in turn {number + 1}: the tokenizer's chat template writes a"
@@ -304,13 +306,13 @@ class Renderer:
     def _end(self, text: str) -> int:
         """Where the model's turn ends at the end of the text: blanks after a special token are the template's."""
         stripped = text.rstrip()
-        return len(stripped) if stripped.endswith(tuple(self.tokenizer.all_special_tokens)) else len(text)
+        return len(stripped) if stripped.endswith(self._special) else len(text)
 
     def _found_stop(self) -> list[str]:
         """The special token that the template writes after an answer, if any."""
         probe = self.render(Chat(messages=(Message("user", "?"), Message("assistant", "!"))))
         said = probe.text[probe.said[0].start : probe.said[0].end]
-        return [token for token in self.tokenizer.all_special_tokens if said.endswith(token)]
+        return [token for token in self._special if said.endswith(token)]
 
 
 def _with_default_system(source: str, system: str) -> str:

@@ -22,7 +22,7 @@ A = TypeVar("A", bound=Sequence[Any])
 B = TypeVar("B")
 
 ALONE = 3000
-"""Items that one process takes by itself: starting others costs as much as some hundred of them."""
+"""So many items or fewer one process does by itself: starting others costs as much as some hundred of them."""
 _PR_SET_PDEATHSIG = 1
 
 _work: Callable[[Any], Any] | None = None
@@ -42,19 +42,34 @@ def in_order(work: Callable[[A], B], batches: Iterable[A], count: int) -> Iterat
 
     Args:
         work: its results are sent between processes.
-        batches: read here, a few ahead.
+        batches: read here, a few ahead; what is wrong with one is raised after the results of those before it.
         count: of processes; 1 for this one alone.
 
     Raises:
         RunError: a process was killed.
     """
-    batches, done = iter(batches), 0
-    for batch in batches:
-        if count > 1 and done >= ALONE and sys.platform == "linux":
-            yield from _forked(work, chain([batch], batches), count)
-            return
-        yield work(batch)
-        done += len(batch)
+    ahead, batches = _ahead(iter(batches)) if count > 1 and sys.platform == "linux" else ([], iter(batches))
+    if sum(map(len, ahead)) > ALONE:
+        yield work(next(batches))  # what it loads and keeps, the forks have from the start
+        yield from _forked(work, batches, count)
+    else:
+        yield from map(work, batches)
+
+
+def _ahead(batches: Iterator[A]) -> tuple[list[A], Iterator[A]]:
+    """The first batches, more items than `ALONE` or all there are; and all batches, from the first."""
+    ahead: list[A] = []
+    failures: list[FtError] = []
+    while sum(map(len, ahead)) <= ALONE and (batch := _next(batches, failures)) is not None:
+        ahead.append(batch)
+    return ahead, chain(ahead, batches, _failing(failures))
+
+
+def _failing(failures: list[FtError]) -> Iterator[Any]:
+    """No batch, but what reading the next one raised."""
+    for failure in failures:
+        raise failure
+    yield from ()
 
 
 def _forked(work: Callable[[A], B], batches: Iterator[A], count: int) -> Iterator[B]:
