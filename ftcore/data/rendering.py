@@ -292,7 +292,9 @@ class Renderer:
         for number in numbers:
             before, _ = self._template.write(conversation[:number], tools, prompt=True)
             # The last answer ends the conversation in most rows: then this is the text itself.
-            after = text if number + 1 == len(conversation) else self._template.write(conversation[: number + 1], tools)[0]
+            after = (
+                text if number + 1 == len(conversation) else self._template.write(conversation[: number + 1], tools)[0]
+            )
             if not (text.startswith(before) and text.startswith(after) and after.startswith(before)):
                 raise RowError(
                     f"cannot tell what the model says in turn {number + 1}: the tokenizer's chat template writes a"

@@ -7,6 +7,8 @@ computed than is needed; a beginning that is computed elsewhere is further keys.
 a Zen 3 (torch 2.13, 9 query and 3 key heads of 64, float32, CPU-ms, one causal call and blocks): 128 tokens 2.10 and
 1.93, 200 4.84 and 4.00, 300 10.8 and 7.8, 420 20.5 and 13.9, 640 41.8 and 30.4, 1024 91 and 73. Blocks of 32 and of 128
 queries were slower, and so was the triangle apart from the rectangle before it, merged by their logsumexps.
+
+Where oneDNN multiplies far faster than MKL, `ftcore.engine.scores` takes the place of torch's kernel.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ftcore.engine import scores
+
 if TYPE_CHECKING:
     from ftcore.engine.lending import Loan, Side
 
@@ -26,7 +30,7 @@ Prefixes = Sequence[Sequence[tuple[int, int]]]
 """For each sequence the tokens of the row, ``start`` to ``end``, that it sees besides its own, in their order."""
 
 BLOCK = 64
-"""Queries that are taken at a time; where there are more threads than heads, more of them."""
+"""Queries that torch's kernel takes at a time; where there are more threads than heads, more of them."""
 _FORWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
@@ -104,10 +108,14 @@ class _Branched(torch.autograd.Function):
         out, norm = _buffer(query), query.new_empty(query.shape[:3], dtype=_working(query.dtype))
         for number, sequence in enumerate(sequences):
             keys, values = _seen(key, value, sequence, loan, number)
-            for block, seen, how in _blocks(sequence.own, keys, query.shape[1]):
-                out[:, :, block], norm[:, :, block] = _FORWARD(  # type: ignore[misc]
-                    query[:, :, block], keys[:, :, :seen], values[:, :, :seen], scale=scale, **how
-                )
+            by_products, size = _way(query, keys)
+            for block, seen in _blocks(sequence.own, keys.shape[2], size):
+                some = query[:, :, block], keys[:, :, :seen], values[:, :, :seen]
+                if by_products:
+                    out[:, :, block] = scores.forward(*some, scale)
+                else:
+                    how = _how(*some[:2], size)
+                    out[:, :, block], norm[:, :, block] = _FORWARD(*some, scale=scale, **how)  # type: ignore[misc]
         ctx.save_for_backward(query, key, value, out, norm)
         ctx.scale, ctx.sequences, ctx.loan = scale, sequences, loan
         return out
@@ -120,12 +128,17 @@ class _Branched(torch.autograd.Function):
         for number, sequence in enumerate(ctx.sequences):
             keys, values = _seen(key, value, sequence, ctx.loan, number)
             found: list[torch.Tensor] = []
-            for block, seen, how in reversed(list(_blocks(sequence.own, keys, query.shape[1]))):
-                queries = (tensor[:, :, block] for tensor in (grad, query))
-                ended = (tensor[:, :, block] for tensor in (out, norm))
-                by_query[:, :, block], *parts = _BACKWARD(  # type: ignore[misc]
-                    *queries, keys[:, :, :seen], values[:, :, :seen], *ended, scale=ctx.scale, **how
-                )
+            by_products, size = _way(query, keys)
+            for block, seen in reversed(list(_blocks(sequence.own, keys.shape[2], size))):
+                some = query[:, :, block], keys[:, :, :seen], values[:, :, :seen]
+                gradient = grad[:, :, block]
+                if by_products:
+                    by_query[:, :, block], *parts = scores.backward(gradient, *some, ctx.scale)
+                else:
+                    ended, how = (tensor[:, :, block] for tensor in (out, norm)), _how(*some[:2], size)
+                    by_query[:, :, block], *parts = _BACKWARD(  # type: ignore[misc]
+                        gradient, *some, *ended, scale=ctx.scale, **how
+                    )
                 if not found:  # of the last queries, which see all keys
                     found = [part.to(norm.dtype) for part in parts]
                     continue
@@ -144,9 +157,9 @@ def _seen(
     lent = () if loan is None else loan.tokens(number)
     own = [*sequence.before, sequence.own]
     if not lent or loan is None or loan.lent is None:
-        return _parts([(key, own)]), _parts([(value, own)])
+        return scores.laid_out(_parts([(key, own)])), scores.laid_out(_parts([(value, own)]))
     keys, values = loan.lent
-    return _parts([(keys, lent), (key, own)]), _parts([(values, lent), (value, own)])
+    return scores.laid_out(_parts([(keys, lent), (key, own)])), scores.laid_out(_parts([(values, lent), (value, own)]))
 
 
 def _hand_back(
@@ -165,18 +178,28 @@ def _hand_back(
         add_parts(total, sequence.before, part[:, :, borrowed:before])
 
 
-def _blocks(own: slice, keys: torch.Tensor, heads: int) -> Iterator[tuple[slice, int, dict[str, Any]]]:
-    """Blocks of a sequence's queries: where they are in the row, how many of the keys they see, and in which way."""
-    size = BLOCK * -(-torch.get_num_threads() // heads)
-    length, before = own.stop - own.start, keys.shape[2] - (own.stop - own.start)
+def _way(query: torch.Tensor, keys: torch.Tensor) -> tuple[bool, int]:
+    """Whether a sequence is computed by `ftcore.engine.scores`, and the size of its blocks."""
+    if scores.serves(query, keys):
+        return True, scores.block()
+    return False, BLOCK * -(-torch.get_num_threads() // query.shape[1])
+
+
+def _blocks(own: slice, keys: int, size: int) -> Iterator[tuple[slice, int]]:
+    """Blocks of a sequence's queries: where they are in the row, and how many of the keys they see."""
+    length = own.stop - own.start
     more = max(0, (length + size // 4) // size - 1)
     ends = [length - size * later for later in range(more, -1, -1)]
     for start, end in pairwise([0, *ends]):
-        seen = before + end
-        triangle = end - start == seen
-        mask = None if triangle else _mask(end - start, seen, size, keys.dtype)
-        how = {"dropout_p": 0.0, "is_causal": triangle, "attn_mask": mask}
-        yield slice(own.start + start, own.start + end), seen, how
+        yield slice(own.start + start, own.start + end), keys - length + end
+
+
+def _how(query: torch.Tensor, keys: torch.Tensor, size: int) -> dict[str, Any]:
+    """What the kernel is told of a block's mask."""
+    queries, seen = query.shape[2], keys.shape[2]
+    triangle = queries == seen
+    mask = None if triangle else _mask(queries, seen, size, keys.dtype)
+    return {"dropout_p": 0.0, "is_causal": triangle, "attn_mask": mask}
 
 
 _masks: dict[tuple[int, torch.dtype], torch.Tensor] = {}

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from ftcore.artifacts import data_hashes
 from ftcore.data.streaming import Cursor
-from ftcore.engine import checkpoints, products
+from ftcore.engine import checkpoints, product_choice, products
 from ftcore.engine.checkpoints import Setting
 from ftcore.engine.trees import load_tree, save_tree
 from ftcore.errors import RunError
@@ -218,7 +218,7 @@ def kept_products(plan: Plan) -> products.Products | None:
 
 def settle_products(trainer: Any) -> None:
     """Takes products that are fast here, or the ones that the checkpoint was made with; the same in all processes."""
-    products.settle(trainer.args.device.type, kept_products(trainer.plan))
+    product_choice.settle(trainer.args.device.type, kept_products(trainer.plan))
     if trainer.args.world_size > 1:
         chosen = [products.used()]
         broadcast_object_list(chosen)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from ftcore.engine import branches
+from ftcore.engine import branches, products, scores
 from ftcore.engine.branches import BLOCK, Span, branched_attention
+from ftcore.engine.products import Products
 
 EDGES = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK * 5 // 4 - 1, 2 * BLOCK - 1, 2 * BLOCK, 3 * BLOCK + 7)
 
@@ -62,6 +64,78 @@ def test_at_the_edges_of_blocks(length: int, branch: int | None) -> None:
     same_numbers([70, length], branch)
 
 
+@pytest.fixture
+def by_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """Any sequence's attention goes by products; of each block done the numbers of queries and keys."""
+    done: list[tuple[int, int]] = []
+    own = scores.forward
+
+    def noted(query: Any, key: Any, *more: Any) -> torch.Tensor:
+        done.append((query.shape[2], key.shape[2]))
+        return own(query, key, *more)
+
+    monkeypatch.setattr(scores, "LEAST", 0)
+    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(scores, "forward", noted)
+    with products.using(Products(forward=True, backward=True, attention=True)):
+        yield done
+
+
+@pytest.mark.parametrize("branch", [None, 1, 40])
+@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 159, 160, 400])
+def test_by_products(by_products: list[tuple[int, int]], length: int, branch: int | None) -> None:
+    same_numbers([70, length], branch)
+    assert sum(queries for queries, _ in by_products) == 70 + length
+    assert by_products[-1][1] == length + (branch or 0)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 300), min_size=2, max_size=3), share=st.floats(0, 1))
+def test_any_lengths_by_products(by_products: list[Any], lengths: list[int], share: float) -> None:
+    same_numbers(lengths, int(share * lengths[0]))
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_by_onednns_products(by_products: list[Any], heads: tuple[int, int], scale: float | None) -> None:
+    """In float32, as they are used: the numbers of torch's own kernel to rounding, whichever heads share keys."""
+    make = torch.Generator().manual_seed(0)
+    given_ = [
+        torch.randn(1, 330, count, 16, generator=make).transpose(1, 2).requires_grad_()
+        for count in (heads[0], heads[1], heads[1])
+    ]
+    spans, weights = row([130, 200], 60), torch.randn(1, 330, heads[0], 16, generator=make)
+
+    def results() -> list[torch.Tensor]:
+        out = branched_attention(*given_, scale, spans)
+        return [out, *torch.autograd.grad(out, given_, weights)]
+
+    found = results()
+    assert by_products
+    with products.using(Products()):
+        before = len(by_products)
+        expected = results()
+    assert len(by_products) == before
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_which_sequences_go_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serves(tokens: int, dtype: torch.dtype = torch.float32, group: int = 3) -> bool:
+        return scores.serves(torch.empty(1, 3 * group, 9, 64, dtype=dtype), torch.empty(1, 3, tokens, 64, dtype=dtype))
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert not serves(4096)
+    with products.using(Products(forward=True, backward=True, attention=True)):
+        assert [serves(255), serves(256), serves(700, group=1), serves(768, group=1)] == [False, True, False, True]
+        assert not serves(4096, torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not serves(4096)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+        assert not serves(4096)
+
+
 @given(
     lengths=st.lists(st.integers(1, 4 * BLOCK), min_size=2, max_size=4),
     share=st.floats(0, 1),
@@ -73,23 +147,22 @@ def test_any_lengths(lengths: list[int], share: float) -> None:
 def test_more_threads_than_heads_take_larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
     keys = torch.zeros(1, 2, 400, 8)
-    sizes = [some.stop - some.start for some, _, _ in branches._blocks(slice(0, 400), keys, 4)]
+    _, size = branches._way(torch.zeros(1, 4, 400, 8), keys)
+    sizes = [some.stop - some.start for some, _ in branches._blocks(slice(0, 400), 400, size)]
     assert sizes == [208, 192]
     same_numbers([400, 300], 50)
 
 
+@pytest.mark.parametrize("size", [BLOCK, 128])
 @pytest.mark.parametrize(("length", "before"), [(40, 0), (64, 0), (500, 0), (1024, 0), (1000, 300), (33, 500)])
-def test_work(length: int, before: int) -> None:
+def test_work(length: int, before: int, size: int) -> None:
     """Pairs of query and key: those that are needed, and half a block for each query at most."""
-    keys = torch.zeros(1, 2, before + length, 8)
-    blocks = list(branches._blocks(slice(before, before + length), keys, 4))
-    assert [place for some, _, _ in blocks for place in range(some.start, some.stop)] == [
-        *range(before, before + length)
-    ]
-    pairs = sum((some.stop - some.start) * seen for some, seen, _ in blocks)
+    blocks = list(branches._blocks(slice(before, before + length), before + length, size))
+    assert [place for some, _ in blocks for place in range(some.start, some.stop)] == [*range(before, before + length)]
+    pairs = sum((some.stop - some.start) * seen for some, seen in blocks)
     needed = length * before + length * (length + 1) // 2
     # the first block may be nearly two of the others
-    assert needed <= pairs <= needed + length * BLOCK // 2 + BLOCK * BLOCK
+    assert needed <= pairs <= needed + length * size // 2 + size * size
 
 
 def test_masks_are_made_once_and_grow() -> None:

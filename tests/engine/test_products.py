@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.engine import products, snapshots
+from ftcore.engine import product_choice, products, snapshots
 from ftcore.engine.products import Products
 
 ONEDNN = Products(forward=True, backward=True)
@@ -55,7 +55,7 @@ def test_onednn_without_memory_leaves_it_to_torch(monkeypatch: pytest.MonkeyPatc
     def fails(*_: Any) -> Any:
         raise RuntimeError(said)
 
-    monkeypatch.setattr(products, "_onednn", lambda: fails)
+    monkeypatch.setattr(products, "onednn", lambda: fails)
     with products.using(ONEDNN):
         said = "could not create a primitive"
         assert torch.equal(products.through(x, weight), x @ weight.T)
@@ -86,29 +86,34 @@ def test_small_ones_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FT_CACHE", str(tmp_path))
     asked = []
-    monkeypatch.setattr(products, "_measured", lambda: asked.append(1) or ONEDNN)
+    monkeypatch.setattr(product_choice, "_measured", lambda: asked.append(1) or ONEDNN)
     with products.using(Products()):
-        products.settle("cpu")
+        product_choice.settle("cpu")
         assert products.used() == ONEDNN
         products.use(Products())
-        products.settle("cpu")
+        product_choice.settle("cpu")
         assert (products.used(), asked) == (ONEDNN, [1])
         (tmp_path / "products.json").write_text("{")
-        products.settle("cpu")
+        product_choice.settle("cpu")
         assert asked == [1, 1]
-        products.settle("cuda")
+        product_choice.settle("cuda")
         assert products.used() == Products()
-        products.settle("cpu", Products(forward=True))  # a checkpoint's
+        product_choice.settle("cpu", Products(forward=True))  # a checkpoint's
         assert products.used() == Products(forward=True)
-    kept = json.loads((tmp_path / "products.json").read_text())
-    assert list(kept.values()) == [{"forward": True, "backward": True}]
+    file = tmp_path / "products.json"
+    kept = json.loads(file.read_text())
+    assert list(kept.values()) == [{"forward": True, "backward": True, "attention": False}]
+    with products.using(Products()):  # as an earlier version left it
+        file.write_text(json.dumps({machine: {"forward": False, "backward": False} for machine in kept}))
+        product_choice.settle("cpu")
+        assert (products.used(), asked) == (ONEDNN, [1, 1, 1])
 
 
 def test_measuring_takes_less_than_a_second() -> None:
     import time
 
     begun = time.process_time()
-    assert isinstance(products._measured(), Products)
+    assert isinstance(product_choice._measured(), Products)
     assert time.process_time() - begun < 1
 
 
