@@ -8,7 +8,7 @@ tokens in two passes at a time peaked at 2.82 GB and took 0.83 of the CPU time o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftcore.engine.collate import Batch
@@ -62,10 +62,10 @@ def passes(trainer: FtTrainer, batch: Batch, most: int | None) -> Passes:
     rows, limit = batch[ROWS], token_limit(trainer)
     most = most or len(rows)
     costs = [] if limit is None else [_cost(trainer, row) for row in rows]
-    sizes, loads = [tokens for tokens, _ in costs], [work for _, work in costs]
+    sizes = [tokens for tokens, _ in costs]
     if limit is not None and trainer.side_by_side and len(rows) > 1 and sum(sizes) >= 2 * FEWEST:
-        # what rows share is there once in each pass
-        tokens = sum(sizes) if REGROUPED in batch else batch["input_ids"].numel()
+        whole = trainer.data_collator(rows) if REGROUPED in batch else batch
+        tokens, loads = whole["input_ids"].numel(), _apart(trainer, whole, [work for _, work in costs])
         found = halved(sizes, limit, most, tokens, loads)
         team = getattr(trainer.scorer, "team", None)
         most_of_all = EVEN if team is None or not team.serves else UNCUT
@@ -102,7 +102,7 @@ def regrouped(trainer: FtTrainer, batches: list[Batch]) -> list[Batch]:
 def halved(
     sizes: Sequence[int], limit: int, most: int, tokens: int | None = None, loads: Sequence[float] | None = None
 ) -> Passes:
-    """Rows as passes that are done two at a time, of like work, the largest first.
+    """Rows as passes that are done two at a time: both members have as much to do, and the passes of each are alike.
 
     Args:
         sizes: tokens of each row.
@@ -114,14 +114,33 @@ def halved(
     loads = sizes if loads is None else loads
     rounds = max(1, -(-(sum(sizes) if tokens is None else tokens) // limit), -(-len(sizes) // most))
     count = min(len(sizes), MEMBERS * rounds, max(MEMBERS, sum(sizes) // FEWEST))
+    # first for each member, then for each pass: passes alike may still leave one member with more than the other
+    mine = [_shared_out(rows, -(-count // MEMBERS), loads) for rows in _shared_out(range(len(sizes)), MEMBERS, loads)]
+    return _in_turn(mine, loads)
+
+
+def _shared_out(rows: Iterable[int], count: int, loads: Sequence[float]) -> Passes:
+    """Rows for so many, or for each row one: of like work, the largest first."""
     found: Passes = [[] for _ in range(count)]
     filled = [0.0] * count
-    for row in sorted(range(len(sizes)), key=lambda row: (-loads[row], row)):
+    for row in sorted(rows, key=lambda row: (-loads[row], row)):
         into = min(range(count), key=lambda one: (filled[one], one))
         found[into].append(row)
         filled[into] += loads[row]
     order = sorted(range(count), key=lambda one: (-filled[one], one))
-    return [sorted(found[one]) for one in order]
+    return [sorted(found[one]) for one in order if found[one]]
+
+
+def _in_turn(mine: Sequence[Passes], loads: Sequence[float]) -> Passes:
+    """The members' passes as one list, of which whoever is free takes the next and so his own."""
+    waiting = sorted((list(some) for some in mine if some), key=lambda some: -sum(loads[row] for row in some[0]))
+    done = [0.0] * len(waiting)
+    found: Passes = []
+    while any(waiting):
+        member = min((one for one, some in enumerate(waiting) if some), key=lambda one: (done[one], one))
+        found.append(waiting[member].pop(0))
+        done[member] += sum(loads[row] for row in found[-1])
+    return found
 
 
 def even(sizes: Sequence[float], share: float) -> bool:
@@ -173,6 +192,15 @@ def _cost(trainer: FtTrainer, row: Mapping[str, Any]) -> tuple[int, float]:
     batch = trainer.data_collator([row])
     tokens = int(batch["input_ids"].numel())
     return tokens, float(tokens) if work is None else float(work(batch).sum())
+
+
+def _apart(trainer: FtTrainer, whole: Batch, loads: Sequence[float]) -> list[float]:
+    """Work of each row without what it shares with all others, which is done once in each pass: a system prompt."""
+    work = trainer.work
+    if work is None:
+        return list(loads)
+    shared = (sum(loads) - float(work(whole).sum())) / (len(loads) - 1)
+    return [max(0.0, load - shared) for load in loads]
 
 
 def parts(trainer: FtTrainer, batch: Batch, most: int | None = None) -> list[Batch]:
