@@ -115,8 +115,9 @@ def halved(
     rounds = max(1, -(-(sum(sizes) if tokens is None else tokens) // limit), -(-len(sizes) // most))
     count = min(len(sizes), MEMBERS * rounds, max(MEMBERS, sum(sizes) // FEWEST))
     # first for each member, then for each pass: passes alike may still leave one member with more than the other
-    mine = [_shared_out(rows, -(-count // MEMBERS), loads) for rows in _shared_out(range(len(sizes)), MEMBERS, loads)]
-    return _in_turn(mine, loads)
+    members = sorted(_shared_out(range(len(sizes)), MEMBERS, loads), key=len, reverse=True)
+    shares = [-(-(count - member) // MEMBERS) for member in range(MEMBERS)]
+    return _in_turn([_shared_out(rows, share, loads) for rows, share in zip(members, shares, strict=False)], loads)
 
 
 def _shared_out(rows: Iterable[int], count: int, loads: Sequence[float]) -> Passes:

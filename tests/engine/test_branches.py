@@ -126,7 +126,8 @@ def test_which_sequences_go_by_products(monkeypatch: pytest.MonkeyPatch) -> None
         return scores.serves(torch.empty(1, 3 * group, 9, 64, dtype=dtype), torch.empty(1, 3, tokens, 64, dtype=dtype))
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert not serves(4096)
+    with products.using(Products(forward=True, backward=True)):
+        assert not serves(4096)
     with products.using(Products(forward=True, backward=True, attention=True)):
         assert [serves(255), serves(256), serves(700, group=1), serves(768, group=1)] == [False, True, False, True]
         assert not serves(4096, torch.bfloat16)

@@ -95,6 +95,7 @@ def test_halves_of_a_batch() -> None:
     # four alike would be 500, 402, 338, 262: one of two with 762 then, the other with 740
     assert halved([500, 402, 284, 54, 262], 1000, 5) == [[0], [1], [2, 3], [4]]
     assert halved([2000, 10, 10], 1024, 3) == [[0], [1], [2]]
+    assert halved([1, 1, 191, 191], 1, 1) == [[1, 3], [2], [0]]
 
 
 def test_halves_that_are_none() -> None:
