@@ -167,7 +167,7 @@ class TrainingOptions(OptionGroup):
     tokens_per_pass: Annotated[int | Literal["auto", False], BeforeValidator(_tokens_per_pass)] = "auto"
     """Tokens that are computed at a time, at most: a batch of more is divided between its rows and the gradients added
     up, which needs less memory and trains the same; on a CPU of several threads in two halves side by side. ``auto``:
-    1536 on a CPU, whole batches elsewhere; false: whole."""
+    2048 on a CPU, whole batches elsewhere; false: whole."""
     share_prompt: bool | Literal["auto"] = "auto"
     """Whether what several rows or answers of a batch begin with, such as a system prompt or the prompt of a pair, is
     computed once: ``auto``, where that is the same and takes less time, by their lengths; true, always, and an error
@@ -243,7 +243,7 @@ class TrainingOptions(OptionGroup):
     def pass_tokens(self, cpu: bool) -> int | None:
         """Tokens that are computed at a time, at most; None for whole batches, as a GPU wants them."""
         if self.tokens_per_pass == "auto":
-            return 1536 if cpu else None
+            return 2048 if cpu else None
         return self.tokens_per_pass or None
 
 

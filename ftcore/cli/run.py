@@ -17,8 +17,10 @@ from ftcore.cli.common import file_and_overrides
 @click.option("--force", is_flag=True, help="Go on from a checkpoint although data, template or options differ.")
 def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
     """Trains and evaluates as FILE says; every key=value replaces a line of it."""
+    from ftcore.hardware import share_heap
     from ftcore.planning import make_plan
 
+    share_heap()
     plan = replace(make_plan(file, overrides), force=force)
     if dry_run:
         from ftcore.cli.plan import print_plan

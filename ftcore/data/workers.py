@@ -48,21 +48,21 @@ def in_order(work: Callable[[A], B], batches: Iterable[A], count: int) -> Iterat
     Raises:
         RunError: a process was killed.
     """
-    ahead, batches = _ahead(iter(batches)) if count > 1 and sys.platform == "linux" else ([], iter(batches))
-    if sum(map(len, ahead)) > ALONE:
+    many, batches = _ahead(iter(batches)) if count > 1 and sys.platform == "linux" else (False, iter(batches))
+    if many:
         yield work(next(batches))  # what it loads and keeps, the forks have from the start
         yield from _forked(work, batches, count)
     else:
         yield from map(work, batches)
 
 
-def _ahead(batches: Iterator[A]) -> tuple[list[A], Iterator[A]]:
-    """The first batches, more items than `ALONE` or all there are; and all batches, from the first."""
+def _ahead(batches: Iterator[A]) -> tuple[bool, Iterator[A]]:
+    """Whether there are more items than `ALONE`, and all batches from the first."""
     ahead: list[A] = []
     failures: list[FtError] = []
     while sum(map(len, ahead)) <= ALONE and (batch := _next(batches, failures)) is not None:
         ahead.append(batch)
-    return ahead, chain(ahead, batches, _failing(failures))
+    return sum(map(len, ahead)) > ALONE, chain(ahead, batches, _failing(failures))
 
 
 def _failing(failures: list[FtError]) -> Iterator[Any]:

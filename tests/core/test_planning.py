@@ -360,11 +360,11 @@ def test_passes_in_the_plan(write_config: Any, built_in: Plugins) -> None:
     few = planned(tokens_per_pass=1)  # a row is never divided
     assert (whole.memory.note, auto.memory.note, few.memory.note) == (
         "8 rows of 512 tokens",
-        "8 rows of 512 tokens, 1536 of them at a time",
+        "8 rows of 512 tokens, 2048 of them at a time",
         "8 rows of 512 tokens, 512 of them at a time",
     )
     activations = [plan.memory.terms["activations"] for plan in (few, auto, whole)]
-    assert activations == [pytest.approx(activations[0] * times, abs=2) for times in (1, 3, 8)]
+    assert activations == [pytest.approx(activations[0] * times, abs=2) for times in (1, 4, 8)]
     assert auto.memory.total == sum(auto.memory.terms.values())
     assert "tokens_per_pass: 1024 needs" in advice(whole)
     assert "tokens_per_pass" not in advice(planned(tokens_per_pass=1024))

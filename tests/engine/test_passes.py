@@ -92,7 +92,7 @@ def test_the_step_is_that_of_the_whole_batch(
             assert (found[wish][1][name] - expected).norm() <= min(10 * rel, 1e-4) * expected.norm(), name
 
 
-def test_auto_is_1536_on_a_cpu(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
+def test_auto_is_2048_on_a_cpu(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     long = tokens([500, 400, 300, 200, 100, 50, 600, 30], untrained=())
     trainer = trainer_of(long, per_device_train_batch_size=8, max_steps=1, disable_shuffling=True, cutoff_len=600)
     assert done(trainer, tmp_path / "out")[2] == [(3, 1200), (5, 980)]
