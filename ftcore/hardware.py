@@ -12,8 +12,6 @@ from pathlib import Path
 
 MEMBERS = 2
 """How many work side by side (`ftcore.engine.crew`); where there are more threads, each has its share of them."""
-
-
 _M_ARENA_MAX = -8
 """glibc, malloc.h."""
 

@@ -109,6 +109,8 @@ class _Branched(torch.autograd.Function):
         for number, sequence in enumerate(sequences):
             keys, values = _seen(key, value, sequence, loan, number)
             by_products, size = _way(query, keys)
+            if by_products:
+                keys, values = scores.laid_out(keys), scores.laid_out(values)
             for block, seen in _blocks(sequence.own, keys.shape[2], size):
                 some = query[:, :, block], keys[:, :, :seen], values[:, :, :seen]
                 if by_products:
@@ -129,6 +131,8 @@ class _Branched(torch.autograd.Function):
             keys, values = _seen(key, value, sequence, ctx.loan, number)
             found: list[torch.Tensor] = []
             by_products, size = _way(query, keys)
+            if by_products:
+                keys, values = scores.laid_out(keys), scores.laid_out(values)
             for block, seen in reversed(list(_blocks(sequence.own, keys.shape[2], size))):
                 some = query[:, :, block], keys[:, :, :seen], values[:, :, :seen]
                 gradient = grad[:, :, block]
@@ -157,9 +161,9 @@ def _seen(
     lent = () if loan is None else loan.tokens(number)
     own = [*sequence.before, sequence.own]
     if not lent or loan is None or loan.lent is None:
-        return scores.laid_out(_parts([(key, own)])), scores.laid_out(_parts([(value, own)]))
+        return _parts([(key, own)]), _parts([(value, own)])
     keys, values = loan.lent
-    return scores.laid_out(_parts([(keys, lent), (key, own)])), scores.laid_out(_parts([(values, lent), (value, own)]))
+    return _parts([(keys, lent), (key, own)]), _parts([(values, lent), (value, own)])
 
 
 def _hand_back(

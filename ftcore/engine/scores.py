@@ -2,8 +2,8 @@
 
 torch's flash kernel for the CPU multiplies by MKL. Here the scores of a block are one product for all heads that share
 their keys, by `ftcore.engine.products`; they are made again in the backward pass. Forward and backward in one thread
-of a Zen 5 (torch 2.13, 9 query and 3 key heads of 64, float32, CPU-ms, flash kernel and products): 200 tokens 3.1 and
-3.0, 300 6.4 and 5.0, 420 11.0 and 8.2, 640 22.5 and 15.8, 1024 55 and 35, 2048 203 and 119.
+of a Zen 5 (torch 2.13, 9 query and 3 key heads of 64, float32, ms, flash kernel and products): 300 tokens 6.2 and 5.5,
+420 10.8 and 9.0, 640 22.1 and 16.7, 1024 54 and 36, 2048 204 and 121.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def laid_out(keys: torch.Tensor) -> torch.Tensor:
 
     oneDNN accepts rows that lie apart, and computes a product with them a thousand times as slowly.
     """
-    return keys.contiguous() if products.used().attention else keys
+    return keys.contiguous()
 
 
 def forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
