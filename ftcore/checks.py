@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from ftcore.compilers import INDUCTOR, backends, cpp_compiler
 from ftcore.errors import Problem
 from ftcore.hardware import Hardware
 from ftcore.lock import NAME as LOCK
@@ -56,6 +57,7 @@ def check(plan: Plan) -> list[Problem]:
         *_check_packing(plan),
         *_check_streaming(plan),
         *_check_prefix(plan),
+        *_check_compiler(plan),
         *_check_tokens_per_batch(plan),
         *_check_sharing(plan),
         *_check_output(plan),
@@ -139,6 +141,24 @@ def _check_prefix(plan: Plan) -> Iterable[Problem]:
         if holds:
             message = f"cache_frozen_prefix is true, and {why}"
             yield Problem(message, place(plan, "cache_frozen_prefix"), "write cache_frozen_prefix: auto, or false")
+
+
+def _check_compiler(plan: Plan) -> Iterable[Problem]:
+    """Whether what compiles the layers is there; layers in float32 on a CPU are not compiled."""
+    if plan.training.compiler is None:
+        return
+    backend, mode = plan.training.compiler
+    if backend not in backends():
+        message = f"there is no torch_compile_backend {backend!r}"
+        yield Problem(message, place(plan, "torch_compile_backend"), f"write one of {', '.join(backends())}")
+    if mode is not None and backend != INDUCTOR:
+        message = f"torch_compile_mode is of the backend inductor, not of {backend}"
+        yield Problem(message, place(plan, "torch_compile_mode"), "drop one of the two")
+    if backend == INDUCTOR and plan.precision.compute != "float32" and cpp_compiler() is None:
+        options = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+        where = next((found for option in options if (found := place(plan, option)) != plan.file), plan.file)
+        message = "torch_compile needs a C++ compiler, and there is neither g++ nor what CXX names"
+        yield Problem(message, where, "install g++, set CXX, or drop torch_compile")
 
 
 def _check_tokens_per_batch(plan: Plan) -> Iterable[Problem]:

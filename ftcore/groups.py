@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from ftcore.compilers import INDUCTOR
 from ftcore.components import OptionGroup
 
 
@@ -212,6 +213,15 @@ class TrainingOptions(OptionGroup):
     """Seconds that processes wait for each other."""
     disable_gradient_checkpointing: bool | None = None
     """true: activations are kept; false: recomputed; unset: recomputed only where the memory estimate needs it."""
+    torch_compile: bool | None = None
+    """Compile the decoder's layers for training: in half precision faster steps, for some seconds at the start. Layers
+    in float32 on a CPU stay as they are: ft's own take less time. Unset, where one of the next two is set."""
+    torch_compile_backend: str | None = None
+    """Of torch's compiler: inductor (unset), or another one that is installed."""
+    torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = (
+        None
+    )
+    """Of the backend inductor: how long it may look for faster kernels, and whether it makes CUDA graphs."""
     cache_frozen_prefix: bool | Literal["auto"] = "auto"
     """Whether what the layers under the lowest trained one compute is kept on disk and not computed again: ``auto``
     on a CPU, where the run has several epochs and there is room; true refuses a run that cannot; false never."""
@@ -239,6 +249,13 @@ class TrainingOptions(OptionGroup):
     """Experiment trackers: none, tensorboard, wandb, mlflow, swanlab, trackio."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load batches; 0 loads them in the run's own process."""
+
+    @property
+    def compiler(self) -> tuple[str, str | None] | None:
+        """Backend and mode of torch's compiler, where layers are to be compiled."""
+        given = self.torch_compile_backend is not None or self.torch_compile_mode is not None
+        wanted = given if self.torch_compile is None else self.torch_compile
+        return (self.torch_compile_backend or INDUCTOR, self.torch_compile_mode) if wanted else None
 
     def pass_tokens(self, cpu: bool) -> int | None:
         """Tokens that are computed at a time, at most; None for whole batches, as a GPU wants them."""

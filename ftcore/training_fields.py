@@ -60,9 +60,6 @@ NOT_OBEYED: Mapping[str, str] = {
     "remove_unused_columns": "batches are made here",
     "restore_callback_states_from_checkpoint": "a resume always restores them",
     "sortish_sampler": "sequences are never padded",
-    "torch_compile": "it comes in a later version",
-    "torch_compile_backend": "it comes in a later version",
-    "torch_compile_mode": "it comes in a later version",
     "train_sampling_strategy": "sequences are never padded; disable_shuffling keeps their order",
     "use_liger_kernel": "logits are never made in full",
 }

@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from ftcore.engine.scoring import TOLERANCE, Scorer, evaluating, flat_inputs
 
@@ -45,7 +44,7 @@ def take_last(scorer: Scorer) -> None:
     makes of random numbers what it made before, to rounding.
     """
     decoder = scorer.inner.get_decoder()
-    layer = _last(decoder, scorer.inner.config.get_text_config().num_hidden_layers)
+    layer = _last(scorer)
     if not scorer.packed or layer is None or not hasattr(decoder, "rotary_emb"):
         return
     own: Any = type(layer)
@@ -78,12 +77,12 @@ def _alike(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
     return same and bool((found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max())
 
 
-def _last(decoder: Any, count: int) -> Any:
+def _last(scorer: Scorer) -> Any:
     """The top of the stack, where it is made as Llama's layers are; else None."""
-    stacks = [one for one in decoder.children() if isinstance(one, nn.ModuleList) and len(one) == count]
-    if len(stacks) != 1:
+    layers = scorer.layers()
+    if layers is None:
         return None
-    layer = stacks[0][-1]
+    layer: Any = layers[-1]
     parts = dict(layer.named_children())
     ordinary = parts.keys() == _PARTS and {name for name, _ in parts["mlp"].named_children()} - {"act_fn"} == _GATE
     hooked = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks

@@ -217,6 +217,11 @@ class LeanLinear:
         return cast("torch.Tensor", _Linear.apply(x, layer.weight, layer.bias, remade.kept(x)))
 
 
+def is_lean(module: nn.Module) -> bool:
+    """Whether a part of a module computes by a function of this file."""
+    return any(isinstance(part, LeanNorm | LeanGate | LeanLinear) for part in module.modules())
+
+
 @cache
 def _kind(kind: Any, way: Any) -> Any:
     return type(f"Lean{kind.__name__}", (way, kind), {"__module__": kind.__module__})

@@ -33,6 +33,7 @@ from ftcore.data.streaming import Stream
 from ftcore.engine import proven, snapshots
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch
+from ftcore.engine.compiled import compile_layers
 from ftcore.engine.idle import is_idle
 from ftcore.engine.scoring import evaluating
 from ftcore.engine.token_batches import row_tokens
@@ -148,6 +149,7 @@ def with_reference(
         model = load().to(trainer.args.device)
         scorer = trainer.make_scorer(model)
         proven.choose(scorer)
+        compile_layers(trainer, scorer)  # as the model that it is compared with
         reference = Reference.of(model, scorer, trainer.sharing(scorer, strict=False))
     taken = _rows_taken(trainer)
     return [
@@ -239,6 +241,7 @@ def _batches(rows: Any, size: int) -> Iterator[list[int]]:
 def _key(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> str:
     how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.args.device.type]
     how += [repr(reference.collate.shares), trainer.crew is not None]  # other batches, other roundings
+    how += [*(reference.scorer.compiled or ())]
     parts = [_FORMAT, measure.name, reference.digest, _fingerprint(rows), how, snapshots.versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

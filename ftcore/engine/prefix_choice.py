@@ -84,7 +84,9 @@ def _proven(trainer: FtTrainer) -> FrozenPrefix:
         raise _ImpossibleError("neftune_noise_alpha puts noise on what the lowest layer reads")
     if not (scorer.packed and scorer.fused):
         raise _ImpossibleError("the model is computed in its own way")
-    layers = _layers(scorer)
+    layers = scorer.layers()
+    if layers is None:
+        raise _ImpossibleError("the model is no plain stack of layers")
     border = next((number for number, layer in enumerate(layers) if _is_trained(layer)), len(layers))
     if not border:
         raise _ImpossibleError("the lowest layer is trained")
@@ -98,16 +100,6 @@ def _proven(trainer: FtTrainer) -> FrozenPrefix:
     finally:
         trainer.model.train(training)
     return prefix
-
-
-def _layers(scorer: Any) -> nn.ModuleList:
-    """The stack of the decoder's layers."""
-    count = scorer.inner.config.get_text_config().num_hidden_layers
-    found = [one for one in scorer.inner.get_decoder().children() if isinstance(one, nn.ModuleList)]
-    stacks = [one for one in found if len(one) == count]
-    if len(stacks) != 1:
-        raise _ImpossibleError("the model is no plain stack of layers")
-    return stacks[0]
 
 
 def _is_trained(module: nn.Module) -> bool:
@@ -150,7 +142,7 @@ def _name(trainer: FtTrainer, prefix: FrozenPrefix) -> str:
     device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else capability
     threads = torch.get_num_threads() if prefix.crew is None else prefix.crew.share
     how = [_FORMAT, prefix.border, str(prefix.dtype), device, threads, snapshots.versions()]
-    how.append(asdict(products.used()))
+    how += [asdict(products.used()), *(trainer.scorer.compiled or ())]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode() + prefix.proof)
     for name, tensor in (*prefix.decoder.named_parameters(), *prefix.decoder.named_buffers()):
         if id(tensor) not in above and not tensor.requires_grad:

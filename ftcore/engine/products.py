@@ -120,7 +120,12 @@ def add(total: torch.Tensor, first: torch.Tensor, second: torch.Tensor, factor: 
 
 
 def plain(*tensors: torch.Tensor) -> bool:
-    """Whether these are computed with on a CPU as they are: all float32, or all float64, and not under autocast."""
+    """Whether these are computed with on a CPU as they are: all float32, or all float64, and not under autocast.
+
+    Never where they are compiled: torch's compiler is given torch's own operations.
+    """
+    if torch.compiler.is_compiling():
+        return False
     if torch.is_autocast_enabled("cpu") or any(tensor.device.type != "cpu" for tensor in tensors):
         return False
     dtypes = {tensor.dtype for tensor in tensors}

@@ -29,6 +29,10 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 attention takes its softmax in float32 even where they are in float64."""
 
 
+TOLD = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes", "side")
+"""What a decoder hands on to attention of a row of sequences."""
+
+
 class Scorer:
     """Computes a causal language model's losses on the labels of a batch.
 
@@ -45,6 +49,7 @@ class Scorer:
         plain: every layer's attention is the causal triangle of a sequence and what comes before it, nothing else.
         team: computes one batch on all threads, in halves; None where a batch is computed as one.
         last: the last layer, where it computes no more than is read (`ftcore.engine.last`); packed only.
+        compiled: backend and mode of the compiler of the decoder's layers (`ftcore.engine.compiled`); None for none.
         kernel: computes the head's losses in place of `ftcore.engine.head` (`ftcore.engine.cut`); None for none.
     """
 
@@ -58,6 +63,7 @@ class Scorer:
         self.prefix: FrozenPrefix | None = None
         self.team: Team | None = None
         self.last: nn.Module | None = None
+        self.compiled: tuple[str, str | None] | None = None
         self.kernel: Callable[..., torch.Tensor] | None = None
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
@@ -105,6 +111,13 @@ class Scorer:
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits ``[T, V]`` at the positions that have a label, by the way that is in use; for small batches."""
         return self.head().logits(self.hidden(batch)) if self.fused else self._own_logits(batch)
+
+    def layers(self) -> nn.ModuleList | None:
+        """The stack of the decoder's layers; None where it is no plain stack."""
+        count = self.inner.config.get_text_config().num_hidden_layers
+        found = [one for one in self.inner.get_decoder().children() if isinstance(one, nn.ModuleList)]
+        stacks = [one for one in found if len(one) == count]
+        return stacks[0] if len(stacks) == 1 else None
 
     def head(self) -> Head:
         """The vocabulary head as a formula."""
@@ -189,7 +202,7 @@ class Scorer:
         self.fused, self.packed, self.shares = fused, self._can_pack() and (self.can_share or not shares), shares
         if self.packed:
             self.inner.set_attn_implementation(attention.NAME)
-            batch = self._read(shared(_probe(self.inner), Always())) if shares else short
+            batch = self.placed(shared(_probe(self.inner), Always())) if shares else short
             with attention.watched() as plain:
                 self.packed = _same(_tried(self, batch), expected, self.coarsest)
             self.plain = self.packed and all(plain)
@@ -198,14 +211,15 @@ class Scorer:
 
     def probe(self) -> Batch:
         """Two short sequences, on the model's device."""
-        return self._read(_probe(self.inner))
+        return self.placed(_probe(self.inner))
 
     def glimpse(self) -> Batch:
         """The shortest batch that has a label, on the model's device."""
         row = {"input_ids": np.array([5, 7], np.int32), "weights": np.ones(2, np.float32), "index": 0}
-        return self._read(collate([row]))
+        return self.placed(collate([row]))
 
-    def _read(self, batch: Batch) -> Batch:
+    def placed(self, batch: Batch) -> Batch:
+        """A batch on the model's device, with ``positions`` where this scorer reads the model's outputs."""
         return self.read_at(on_device(batch, self.inner.device))
 
     def read_at(self, batch: Batch) -> Batch:
@@ -246,17 +260,9 @@ def hidden_states(decoder: Any, batch: Batch, *, packed: bool, trimmed: bool = F
 def flat_inputs(batch: Batch) -> dict[str, Any]:
     """A batch as a decoder with ``ft_varlen`` attention takes it."""
     starts, longest = batch["cu_seqlens"], batch["max_len"]
-    given: dict[str, Any] = {name: batch[name] for name in ("prefixes", "side") if name in batch}
-    return {
-        **given,
-        "input_ids": batch["input_ids"],
-        "position_ids": batch["position_ids"],
-        "cu_seq_lens_q": starts,
-        "cu_seq_lens_k": starts,
-        "max_length_q": longest,
-        "max_length_k": longest,
-        "use_cache": False,
-    }
+    told = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+    told |= {name: batch[name] for name in ("prefixes", "side") if name in batch}
+    return {**told, "input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
 
 
 def _probe(model: Any) -> Batch:

@@ -51,6 +51,8 @@ def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Sett
     values |= {name: value for name, value in plan.transformers.items() if not name.startswith(_WITHOUT_EFFECT)}
     if plan.training.cache_frozen_prefix is False:
         values["cache_frozen_prefix"] = False  # what is kept was computed row by row, which differs in the last bits
+    if plan.training.compiler is not None:
+        values["torch_compile"] = plan.training.compiler
     if plan.training.tokens_per_batch is not None:
         values["tokens_per_batch"] = plan.training.tokens_per_batch
     for name in ("tokens_per_pass", "share_prompt"):

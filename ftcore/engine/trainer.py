@@ -15,6 +15,7 @@ from ftcore.engine import proven
 from ftcore.engine.arguments import training_arguments
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch, collate, tokens_read
+from ftcore.engine.compiled import compile_layers
 from ftcore.engine.cut import take_kernel
 from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
 from ftcore.engine.last import take_last
@@ -94,6 +95,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
         make_lean(run.model)
         take_last(self.scorer)
         take_kernel(self.scorer)
+        compile_layers(self, self.scorer)
         self.noise = self._noise()
         self.data_collator = self.sharing(self.scorer)
         self.meters = Meters()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ftcore import hardware
 from ftcore.cli.plan import batch_line, effective_tokens
 from ftcore.components import ChatTemplate, ModelFamily, ModelSource, Optimizer, OptionGroup
 from ftcore.errors import Problem, UsageError
@@ -394,3 +395,50 @@ def test_batches_by_tokens_in_the_plan(write_config: Any, config_dir: Path, buil
     ):
         with pytest.raises(UsageError, match=message):
             make_plan(write_config(tokens_per_batch=4096, **values), plugins=built_in)
+
+
+@pytest.mark.parametrize(
+    ("values", "compiler"),
+    [
+        ({}, None),
+        ({"torch_compile": True}, ("inductor", None)),
+        ({"torch_compile_mode": "max-autotune"}, ("inductor", "max-autotune")),
+        ({"torch_compile_backend": "eager"}, ("eager", None)),
+        ({"torch_compile": False, "torch_compile_backend": "eager"}, None),
+    ],
+)
+def test_the_compiler(values: dict[str, Any], compiler: tuple[str, str | None] | None, write_config: Any) -> None:
+    """As transformers takes these: a backend or a mode ask for it, unless the option says no."""
+    plan = make_plan(write_config(**values))
+    assert plan.training.compiler == compiler
+    assert not {"torch_compile", "torch_compile_backend", "torch_compile_mode"} & plan.transformers.keys()
+
+
+def test_a_compiler_that_is_not_there(
+    write_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("FT_CPU_BF16", "1")
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    hardware.detect.cache_clear()
+    request.addfinalizer(hardware.detect.cache_clear)
+    with pytest.raises(UsageError) as caught:
+        make_plan(write_config(torch_compile_backend="inducter", torch_compile_mode="default"))
+    assert [problem.message for problem in caught.value.problems] == [
+        "there is no torch_compile_backend 'inducter'",
+        "torch_compile_mode is of the backend inductor, not of inducter",
+    ]
+    assert "inductor" in caught.value.problems[0].hint
+    with pytest.raises(UsageError) as caught:
+        make_plan(write_config(torch_compile=True))
+    (problem,) = caught.value.problems
+    assert problem.message == "torch_compile needs a C++ compiler, and there is neither g++ nor what CXX names"
+    assert problem.where.partition(":")[2].isdigit()
+    make_plan(write_config(torch_compile=True, bf16=False))  # compiles nothing
+
+
+def test_backends_are_torchs() -> None:
+    from torch._dynamo.backends.registry import list_backends
+
+    from ftcore.compilers import backends
+
+    assert set(list_backends()) <= set(backends()) <= set(list_backends(exclude_tags=()))

@@ -1,0 +1,236 @@
+"""Decoder layers by torch's compiler. Its backend ``aot_eager`` traces as inductor does and makes no machine code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from ftcore import checks
+from ftcore.engine import compiled
+from ftcore.engine.beginnings import Shared
+from ftcore.engine.compiled import CompiledLayer
+from ftcore.engine.precomputed import Reference, _key
+from ftcore.engine.sharing import Always
+
+pytestmark = [
+    pytest.mark.slow,  # dynamo takes seconds for the smallest layer
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),  # dynamo looks at it
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("torchs_products"),
+]
+
+TRACED = {"torch_compile_backend": "aot_eager"}
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are compiled in float32 on a CPU too, where results can be compared to the last digits."""
+    monkeypatch.setattr(compiled, "is_lean", lambda layer: False)
+
+
+def rows_of(tokens: Any) -> Any:
+    """Four rows that begin alike, so that passes with and without something shared are possible."""
+    rows = tokens([23, 31, 14, 26], untrained=())
+    for ids in rows.rows[1:]:
+        ids[:8] = rows.rows[0][:8]
+    for weights in rows.weights:
+        weights[:9] = 0
+    return rows
+
+
+def step(
+    trainer: Any, numbers: Sequence[int] = range(4), shared: bool = False
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    rows = [trainer.train_dataset[number] for number in numbers]
+    batch = Shared(trainer.data_collator.collate, Always() if shared else None)(rows)
+    trainer.model.train()
+    trainer.model.zero_grad()
+    with trainer.accelerator.autocast():
+        loss = trainer.loss_sum(batch)
+    loss.backward()
+    return loss.detach(), [one.grad.clone() for one in trainer.model.parameters() if one.grad is not None]
+
+
+def agree(found: Any, expected: Any, close: float = 1e-5) -> None:
+    assert found[0].item() == pytest.approx(expected[0].item(), rel=close)
+    assert len(found[1]) == len(expected[1])
+    for one, other in zip(found[1], expected[1], strict=True):
+        assert (one - other).norm() <= 10 * close * other.norm() + 1e-9
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("torch_compile")]
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "freeze"])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
+def test_a_step_is_that_of_the_layers_as_they_are(
+    method: str, again: bool, in_float32: None, trainer_of: Any, tokens: Any, capsys: Any
+) -> None:
+    options = {"finetuning_type": method, "freeze_trainable_layers": 1, "disable_gradient_checkpointing": not again}
+    options["cache_frozen_prefix"] = False
+    expected = trainer_of(rows_of(tokens), **options)
+    trainer = trainer_of(rows_of(tokens), **options, **TRACED)
+    assert all(isinstance(layer, CompiledLayer) for layer in trainer.scorer.layers())
+    assert said(capsys)[0].startswith("torch_compile: 2 layers are compiled, ")
+    agree(step(trainer), step(expected))
+    agree(step(trainer, shared=True), step(expected, shared=True))
+
+
+def test_other_lengths_and_beginnings_are_not_compiled_anew(in_float32: None, trainer_of: Any, tokens: Any) -> None:
+    trainer = trainer_of(rows_of(tokens), **TRACED)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for numbers in ([0, 1, 2, 3], [2], [1, 3]):
+            step(trainer, numbers)
+            step(trainer, numbers, shared=True)
+
+
+def test_in_float32_on_a_cpu_layers_stay_what_they_are(trainer_of: Any, tokens: Any, capsys: Any) -> None:
+    expected = trainer_of(rows_of(tokens))
+    trainer = trainer_of(rows_of(tokens), torch_compile=True)
+    assert not any(isinstance(layer, CompiledLayer) for layer in trainer.scorer.layers())
+    (line,) = said(capsys)
+    assert line == (
+        "torch_compile: nothing is compiled: in float32 on a CPU ft computes layers by functions of its own, which "
+        "take less time than compiled ones"
+    )
+    found, own = step(trainer), step(expected)
+    assert torch.equal(found[0], own[0])
+    assert all(map(torch.equal, found[1], own[1]))
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
+    """``backend(name, function)``: one that is installed for the test."""
+
+    def install(name: str, function: Any) -> None:
+        monkeypatch.setattr(checks, "backends", lambda: [name])
+        monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, name, function)
+        monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, name, None)
+
+    return install
+
+
+def slightly_wrong(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+    return lambda *args: [
+        one * 1.001 if isinstance(one, torch.Tensor) and one.is_floating_point() else one for one in graph(*args)
+    ]
+
+
+def without_memory(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+    raise MemoryError("no room\nfor it")
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [(slightly_wrong, "layer 0 then computes something else"), (without_memory, "MemoryError: no room for it")],
+)
+def test_a_compiler_that_fails_is_not_used(
+    function: Any, why: str, in_float32: None, backend: Any, trainer_of: Any, tokens: Any, capsys: Any
+) -> None:
+    backend("broken", function)
+    expected = step(trainer_of(rows_of(tokens)))
+    trainer = trainer_of(rows_of(tokens), torch_compile_backend="broken")
+    (line,) = said(capsys)
+    assert line.startswith("torch_compile: nothing is compiled: ")
+    assert why in line
+    assert trainer.scorer.compiled is None
+    assert not any(isinstance(layer, CompiledLayer) for layer in trainer.scorer.layers())
+    found = step(trainer)
+    assert torch.equal(found[0], expected[0])
+    assert all(map(torch.equal, found[1], expected[1]))
+
+
+def test_without_gradients_it_is_the_same_code(in_float32: None, trainer_of: Any, tokens: Any) -> None:
+    trainer = trainer_of(rows_of(tokens), finetuning_type="full", **TRACED)
+    batch = trainer.data_collator([trainer.train_dataset[number] for number in range(4)])
+    with_them = trainer.scorer.hidden(batch)
+    with torch.no_grad():
+        without = trainer.scorer.hidden(batch)
+    assert torch.equal(with_them.detach(), without)
+    assert not without.requires_grad
+
+
+def test_generation_goes_by_the_layers_as_they_are(in_float32: None, trainer_of: Any, tokens: Any) -> None:
+    expected, trainer = trainer_of(rows_of(tokens)), trainer_of(rows_of(tokens), **TRACED)
+    asked = {"input_ids": torch.tensor([[5, 9, 11]]), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert torch.equal(trainer.model.eval().generate(**asked), expected.model.eval().generate(**asked))
+
+
+def test_what_is_kept_of_a_reference_is_of_compiled_layers(in_float32: None, trainer_of: Any, tokens: Any) -> None:
+    keys = set()
+    for options in ({}, TRACED):
+        trainer = trainer_of(rows_of(tokens), **options)
+        reference = Reference.of(trainer.model, trainer.scorer, trainer.data_collator)
+        measure: Any = type("Measure", (), {"name": "logps"})
+        keys.add(_key(trainer, measure, reference, trainer.train_dataset))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma3", "gpt_oss"])
+def test_families(name: str, in_float32: None, small_models: Mapping[str, Any], trainer_of: Any, tokens: Any) -> None:
+    from ftcore.engine.scoring import Scorer
+
+    rows = tokens([9, 21, 14], vocabulary=90, untrained=())
+    host = trainer_of(rows, **TRACED)
+    results = []
+    for compile_it in (False, True):
+        scorer = Scorer(small_models[name].make())
+        scorer.choose()
+        if compile_it:
+            compiled.compile_layers(host, scorer)
+            assert scorer.compiled == ("aot_eager", None)
+        scorer.model.train()
+        loss = scorer.weighted_nll(host.data_collator.collate([rows[0], rows[1], rows[2]]))
+        loss.backward()
+        results.append((loss.detach(), [one.grad for one in scorer.model.parameters() if one.grad is not None]))
+    agree(results[1], results[0])
+
+
+def test_halves_side_by_side(in_float32: None, trainer_of: Any, tokens: Any) -> None:
+    """Two threads meet the compiler at once, and one waits for what the other lends it."""
+    rows = tokens([330, 310, 150, 700], untrained=())
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        results = []
+        for options in ({}, TRACED):
+            trainer = trainer_of(rows, **options)
+            assert trainer.crew is not None
+            apart = [trainer.data_collator([rows[number]]) for number in range(2)]
+            count = torch.tensor(1.0, dtype=torch.float64)
+            losses = trainer.steps_side_by_side(trainer.model, apart, count)
+            halves = trainer.data_collator([rows[3]])
+            assert trainer.scorer.team.takes(halves)
+            losses.append(trainer.loss_sum(halves))
+            losses[-1].backward()
+            gradients = [one.grad.clone() for one in trainer.model.parameters() if one.grad is not None]
+            results.append((torch.stack([one.detach().double() for one in losses]).sum(), gradients))
+    finally:
+        torch.set_num_threads(before)
+    agree(results[1], results[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_dropout": 0.2}, {"torch_compile_mode": "max-autotune-no-cudagraphs"}])
+def test_by_inductor(options: dict[str, Any], in_float32: None, trainer_of: Any, tokens: Any, capsys: Any) -> None:
+    """Dropout drops what it drops without the compiler."""
+    expected = trainer_of(rows_of(tokens), **{name: one for name, one in options.items() if "compile" not in name})
+    trainer = trainer_of(rows_of(tokens), torch_compile=True, **options)
+    assert trainer.scorer.compiled == ("inductor", options.get("torch_compile_mode"))
+    results = []
+    for one in (trainer, expected):
+        torch.manual_seed(1)
+        results.append(step(one))
+    agree(*results)
