@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,7 +133,9 @@ def compile_layers(trainer: FtTrainer, scorer: Any) -> None:
     elif exact and trainer.args.device.type == "cpu" and any(map(is_lean, layers)):
         why = "in float32 on a CPU ft computes layers by functions of its own, which take less time than compiled ones"
     else:
-        why = _compiled(trainer, scorer, layers, *wish)
+        compiling = partial(_compiled, trainer, scorer, layers, *wish)
+        # by a member of the crew, where there is one: code is for so many threads
+        why = compiling() if trainer.crew is None else trainer.crew.alone(compiling)
         scorer.compiled = None if why else wish
     done = "" if layers is None else f"{len(layers)} layers are compiled, {time.perf_counter() - began:.0f} s"
     trainer.reports.say(f"torch_compile: {f'nothing is compiled: {why}' if why else done}")

@@ -77,7 +77,7 @@ def _join(threads: int) -> None:
 
 def _in_mode(mode: tuple[bool, bool, torch.dtype], job: Callable[[], T]) -> T:
     gradients, casting, dtype = mode
-    with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype=dtype, enabled=casting):
+    with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype=dtype, enabled=casting, cache_enabled=False):
         return job()
 
 

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import AutocastKwargs
 
 from ftcore.engine.collate import Batch, ImageCollator
 from ftcore.engine.crew import Crew, draws, in_crew, rescales
@@ -39,6 +40,7 @@ class SideBySide:
     plan: Plan
     model: Any
     args: Any
+    accelerator: Any
     optimizer: Any
     scorer: Any
     noise: Any
@@ -56,11 +58,11 @@ class SideBySide:
         threads, whole = torch.get_num_threads(), self.plan.training.tokens_per_pass is False
         if not alone or threads < MEMBERS or whole or not getattr(self.scorer, "packed", False):
             return
-        # autocast keeps its copies of weights for all threads together; models that see note positions on themselves
-        sees = isinstance(trainer.data_collator.collate, ImageCollator)
-        apart = self.plan.precision.compute == "float32" and not sees
-        if apart and self.noise is None and not draws(self.model) and not rescales(self.model):
+        sees = isinstance(trainer.data_collator.collate, ImageCollator)  # such models note positions on themselves
+        if not sees and self.noise is None and not draws(self.model) and not rescales(self.model):
             self.crew, self.adds_up = Crew(threads), _trains_little(self.model)
+            # autocast would keep its copies of weights for all threads together
+            self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
             if (
                 isinstance(self.scorer, Scorer) and not self.plan.gradient_checkpointing
             ):  # layers that are computed again would borrow again

@@ -95,12 +95,12 @@ class FtTrainer(SideBySide, ResumableTrainer):
         make_lean(run.model)
         take_last(self.scorer)
         take_kernel(self.scorer)
-        compile_layers(self, self.scorer)
         self.noise = self._noise()
         self.data_collator = self.sharing(self.scorer)
         self.meters = Meters()
         self._measuring = self.meters
         self.gather_crew()
+        compile_layers(self, self.scorer)
         self.scorer.prefix = choose_prefix(self)
         self.signals = StopSignals()
         self.guard = StepGuard(self)

@@ -158,6 +158,30 @@ def test_the_step_is_that_of_the_whole_batch(
         assert torch.equal(halves[name], again[name]), name
 
 
+@pytest.mark.parametrize("options", [{}, {"finetuning_type": "full"}], ids=["lora", "full"])
+def test_in_bfloat16(
+    options: Any, two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Casts of weights are each thread's own; the same bytes again, and near to what all threads together make."""
+    monkeypatch.setattr(hardware, "detect", lambda: hardware.Hardware(memory=64 << 30, cpu_bf16=True))
+    found = []
+    for name, wish in (("whole", {"tokens_per_pass": False}), ("halves", {}), ("again", {})):
+        values = {"per_device_train_batch_size": 8, "max_steps": 4, "output_dir": str(tmp_path / name), "bf16": True}
+        trainer = trainer_of(tokens(LENGTHS), **(values | options | wish))
+        trainer.adds_up = trainer.crew is not None
+        found.append(done(trainer, tmp_path / name))
+    (lines, _, whole), (halves_lines, halves, members), (_, again, _) = found
+    assert not any(whole)
+    assert all(members)
+    assert len(members) >= 4 * 2
+    assert [line["loss"] for line in halves_lines] == pytest.approx([line["loss"] for line in lines], rel=5e-3)
+    assert [line["grad_norm"] for line in halves_lines] == pytest.approx(
+        [line["grad_norm"] for line in lines], rel=0.03
+    )
+    for name, value in halves.items():
+        assert torch.equal(value, again[name]), name
+
+
 def test_gradients_lie_as_weights_do(two_threads: None, trainer_of: Any, tokens: Any) -> None:
     """torch's fused AdamW reads both in one order; a transposed gradient would train other numbers unseen."""
     trainer = trainer_of(tokens(LENGTHS), per_device_train_batch_size=8)
@@ -198,18 +222,13 @@ def test_one_row_at_a_time_goes_two_at_a_time(two_threads: None, trainer_of: Any
     assert [batch["input_ids"].numel() for batch in batches] == [200, 300, 400, 100]
 
 
-def test_where_nobody_works_side_by_side(
-    two_threads: None, trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nobody_works_side_by_side(two_threads: None, trainer_of: Any, tokens: Any) -> None:
     rows = tokens(LENGTHS)
     assert trainer_of(rows).crew is not None
     assert trainer_of(rows, finetuning_type="full").crew is not None
     assert not trainer_of(rows, finetuning_type="full").side_by_side
     for options in ({"tokens_per_pass": False}, {"lora_dropout": 0.1}, {"neftune_noise_alpha": 5}):
         assert trainer_of(rows, **options).crew is None
-    monkeypatch.setattr(hardware, "detect", lambda: hardware.Hardware(memory=64 << 30, cpu_bf16=True))
-    assert trainer_of(rows, bf16=True).crew is None
-    monkeypatch.undo()
     torch.set_num_threads(1)
     assert trainer_of(rows).crew is None
 
