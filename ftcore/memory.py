@@ -17,10 +17,10 @@ adapters of rank r                  ``r * linear layers * b``; with dropout also
 experts, ``a`` of them per token    ``a * (h + 3i) * b`` in place of SwiGLU's, and ``a * (h + i) * b`` where trained
 ==================================  ======================================================================
 
-In float32 on a CPU `ftcore.engine.lean` keeps less: each norm's input once, trained or not; attention's result once,
-for itself and for the product after it; nothing of the other linear layers' inputs, as what norms and SwiGLU make is
-made again (``2h`` more where no norm stands before the linear layers); ``2i * b`` of SwiGLU where gate and up are two
-layers.
+On a CPU, where what is trained needs no cast, `ftcore.engine.lean` keeps less: each norm's input once, trained or not;
+attention's result once, for itself and for the product after it; nothing of the other linear layers' inputs, as what
+norms and SwiGLU make is made again (``2h`` more where no norm stands before the linear layers); ``2i * b`` of SwiGLU
+where gate and up are two layers.
 
 Scores (tokens x tokens) and logits (tokens x vocabulary) are never kept. With gradient checkpointing one ``h * b`` is
 kept per layer, and one layer at a time in full. Of layers under the lowest that is trained nothing is kept.
@@ -125,7 +125,8 @@ class Need:
     @property
     def lean(self) -> bool:
         """Whether `ftcore.engine.lean` serves."""
-        return self.heap and self.compute == "float32"
+        as_stored = self.compute == self.trained or self.adapter  # else autocast casts what is trained
+        return self.heap and self.compute != "float16" and as_stored
 
     @property
     def row(self) -> float:
@@ -228,12 +229,12 @@ def _kept_by_layer(arch: Architecture, need: Need) -> float:
     width, trained = BYTES[need.compute], not need.adapter
     gated = need.lean and any(name == "gate_proj" for name, *_ in arch.linears)
     norms = arch.norms * hidden + arch.qk_norm * (queries + keys)
-    layer = 4.0 * norms * (1 + (trained and not need.lean)) + 4.0 * arch.heads
+    layer = (width if need.lean else 4.0) * norms * (1 + (trained and not need.lean)) + 4.0 * arch.heads
     layer += width * (2 * queries + 2 * keys)
     each = sum(size_in for _, size_in, _, _ in arch.linears)
     shared = 0 if need.lean else queries  # attention's result, which it keeps itself
     shared += 2 * hidden * (not (need.lean and arch.norms_before)) + inner * (not (arch.experts or gated))
-    own_inputs = need.adapter and width < 4
+    own_inputs = need.adapter and width < 4 and not need.lean
     layer += width * (each if own_inputs else shared)
     if need.adapter and need.adapter_dropout:
         layer += width * (2 * each - (0 if own_inputs else shared))
@@ -260,7 +261,7 @@ def _logits(arch: Architecture, need: Need) -> float:
     """One chunk or tile through the vocabulary head, and what the head's gradient is summed up in."""
     rows = min(need.tokens, max(16, CHUNK_BYTES // (4 * arch.vocab_size)))
     chunk = rows * arch.vocab_size * (4 if need.compute == "float32" else 8)
-    if need.lean and not need.depth.head:
+    if need.heap and need.compute == "float32" and not need.depth.head:
         chunk = min(need.tokens, TILE[0]) * min(arch.vocab_size, TILE[1]) * 4
     hidden = need.tokens * arch.hidden_size * 4 * 2
     return chunk + hidden + (arch.vocab_size * arch.hidden_size * 4 if need.depth.head else 0)

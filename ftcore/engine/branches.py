@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ def branched_attention(
     """
     if torch.is_autocast_enabled("cpu") and query.dtype == torch.float32:  # as autocast does to torch's own function
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
-    out: torch.Tensor = _Branched.apply(query, key, value, scale, tuple(sequences), side)
+    with torch.autocast("cpu", enabled=False):
+        out: torch.Tensor = _Branched.apply(query, key, value, scale, tuple(sequences), side)
     return out.transpose(1, 2)
 
 
@@ -104,11 +106,15 @@ class _Branched(torch.autograd.Function):
         sequences: tuple[Span, ...],
         side: Side | None,
     ) -> torch.Tensor:
+        own, out = (query, key, value), _buffer(query)
+        query, key, value = (tensor.to(_computing(tensor.dtype)) for tensor in own)
         loan = None if side is None else side.begin(key, value)
-        out, norm = _buffer(query), query.new_empty(query.shape[:3], dtype=_working(query.dtype))
+        norm = query.new_empty(query.shape[:3], dtype=_working(query.dtype))
+        ways = []
         for number, sequence in enumerate(sequences):
             keys, values = _seen(key, value, sequence, loan, number)
             by_products, size = _way(query, keys)
+            ways.append((by_products, size))
             if by_products:
                 keys, values = scores.laid_out(keys), scores.laid_out(values)
             for block, seen in _blocks(sequence.own, keys.shape[2], size):
@@ -118,19 +124,21 @@ class _Branched(torch.autograd.Function):
                 else:
                     how = _how(*some[:2], size)
                     out[:, :, block], norm[:, :, block] = _FORWARD(*some, scale=scale, **how)  # type: ignore[misc]
-        ctx.save_for_backward(query, key, value, out, norm)
-        ctx.scale, ctx.sequences, ctx.loan = scale, sequences, loan
+        ctx.save_for_backward(*own, out, norm)
+        ctx.scale, ctx.sequences, ctx.ways, ctx.loan = scale, sequences, ways, loan
         return out
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out, norm = ctx.saved_tensors
+        *own, norm = ctx.saved_tensors
+        dtype = own[0].dtype
+        query, key, value, out, grad = (tensor.to(_computing(dtype)) for tensor in (*own, grad))
         by_query, by_key, by_value = (_buffer(tensor) for tensor in (query, key, value))
-        for number, sequence in enumerate(ctx.sequences):
+        for number, (sequence, (by_products, size)) in enumerate(zip(ctx.sequences, ctx.ways, strict=True)):
             keys, values = _seen(key, value, sequence, ctx.loan, number)
             found: list[torch.Tensor] = []
-            by_products, size = _way(query, keys)
             if by_products:
                 keys, values = scores.laid_out(keys), scores.laid_out(values)
             for block, seen in reversed(list(_blocks(sequence.own, keys.shape[2], size))):
@@ -151,7 +159,7 @@ class _Branched(torch.autograd.Function):
             _hand_back(ctx.loan, number, sequence, found, (by_key, by_value))
         if ctx.loan is not None:
             ctx.loan.settle(by_key, by_value)
-        return by_query, by_key, by_value, None, None, None
+        return by_query.to(dtype), by_key.to(dtype), by_value.to(dtype), None, None, None
 
 
 def _seen(
@@ -230,6 +238,20 @@ def add_parts(total: torch.Tensor, tokens: Sequence[slice], values: torch.Tensor
     """Adds, in place, what stands for what `_parts` took."""
     for some, part in zip(tokens, values.split([some.stop - some.start for some in tokens], 2), strict=True):
         total[:, :, some] += part
+
+
+def _computing(dtype: torch.dtype) -> torch.dtype:
+    """In which attention is computed: torch's kernel is slower in bfloat16, where the processor has no AMX.
+
+    On one thread of a Zen 5, forward and backward of 30 layers, 8 rows of 1,496 tokens together, 9 query and 3 key
+    heads of 64: 1.45 s in bfloat16, 0.93 s in float32.
+    """
+    return torch.float32 if dtype == torch.bfloat16 and not _amx() else dtype
+
+
+@cache
+def _amx() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

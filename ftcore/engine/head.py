@@ -157,7 +157,7 @@ class _Tiles:
 
 def _tiled(head: Head, hidden: torch.Tensor) -> bool:
     """Whether tiles serve: half precision would round sums between them, and a GPU has no such cache to stay in."""
-    return products.plain(hidden, head.weight, *([] if head.bias is None else [head.bias]))
+    return products.exact(hidden, head.weight, *([] if head.bias is None else [head.bias]))
 
 
 def _by_tiles(

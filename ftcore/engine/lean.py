@@ -1,11 +1,11 @@
-"""Norms, gated feed-forward layers and linear layers of a float32 model on a CPU that keep less for the backward pass.
+"""Norms, gated feed-forward layers and linear layers of a model on a CPU that keep less for the backward pass.
 
 What autograd keeps of transformers' own Llama layer is 10.6 thousand numbers per token at a hidden size of 576 (see
 `ftcore.memory`); of these 5.8 remain: inputs of the norms, queries, keys, values and attention's result, and what comes
 out of the two products into the feed-forward layer. Norms and activations are computed again, block by block in the
 processor's cache; products of matrices are not. A module is taken by its structure and only if it computes, to
-rounding, what its formula here says; every other one stays as it is, and so does all that is under autocast, in half
-precision, or on another device.
+rounding, what its formula here says; every other one stays as it is, and so does what autocast would cast (weights
+in float32 under autocast) or is on another device. In bfloat16 norms sum up in float32.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ftcore.engine.scoring import evaluating
 
 BLOCK = 1 << 17
 """Numbers of a tensor that are computed with at a time: half a megabyte in float32."""
-_CLOSE = 1e-5
-"""Largest difference from a module's own result, relative to its largest number."""
+_DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
+"""What is computed with, and the largest difference from a module's own result, relative to its largest number."""
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:
@@ -39,9 +39,9 @@ class _Norm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-        roots = x.new_empty(len(x), 1)
+        roots = x.new_empty(len(x), 1, dtype=_working(x))
         for rows in _blocks(*x.shape):
-            torch.rsqrt(x[rows].pow(2).mean(-1, keepdim=True).add_(eps), out=roots[rows])
+            torch.rsqrt(x[rows].to(roots.dtype).pow(2).mean(-1, keepdim=True).add_(eps), out=roots[rows])
         ctx.save_for_backward(x, weight, roots)
         ctx.mark_non_differentiable(roots)
         return normed(x, roots, weight), roots
@@ -51,20 +51,25 @@ class _Norm(Function):
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, roots = ctx.saved_tensors
         of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_weight = torch.zeros_like(weight, dtype=roots.dtype) if ctx.needs_input_grad[1] else None
         for rows in _blocks(*x.shape):
             unit = x[rows] * roots[rows]
             if of_weight is not None:
                 of_weight += (gradient[rows] * unit).sum(0)
             if of_x is not None:
-                into = gradient[rows] * weight
+                into = (gradient[rows] * weight).to(roots.dtype)
                 along = (into * unit).mean(-1, keepdim=True)
                 torch.mul(into.sub_(unit.mul_(along)), roots[rows], out=of_x[rows])
-        return of_x, of_weight, None
+        return of_x, None if of_weight is None else of_weight.to(weight.dtype), None
+
+
+def _working(x: torch.Tensor) -> torch.dtype:
+    """In which sums over a row are made."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def normed(x: torch.Tensor, roots: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``weight * (x * roots)``: ``[N, H]``, ``[N, 1]``, ``[H]`` -> ``[N, H]``."""
+    """``weight * (x * roots)``: ``[N, H]``, ``[N, 1]``, ``[H]`` -> ``[N, H]``, each product rounded to x's dtype."""
     out = torch.empty_like(x)
     for rows in _blocks(*x.shape):
         torch.mul(x[rows], roots[rows], out=out[rows]).mul_(weight)
@@ -175,7 +180,7 @@ class LeanNorm:
         layer: Any = self
         if args or kwargs or not products.plain(x, layer.weight):
             return cast("torch.Tensor", super().forward(x, *args, **kwargs))  # type: ignore[misc]
-        weight = layer.weight + self._offset if self._offset else layer.weight
+        weight = _weight(layer.weight, self._offset)
         out, roots = _Norm.apply(x.reshape(-1, x.shape[-1]), weight, self._eps)
         fixed = weight.detach()
         shape = x.shape
@@ -217,6 +222,11 @@ class LeanLinear:
         return cast("torch.Tensor", _Linear.apply(x, layer.weight, layer.bias, remade.kept(x)))
 
 
+def _weight(weight: torch.Tensor, offset: float) -> torch.Tensor:
+    """With what is added to it, in float32 at least: of 1 and a small number bfloat16 keeps the 1."""
+    return weight.to(_working(weight)) + offset if offset else weight
+
+
 def is_lean(module: nn.Module) -> bool:
     """Whether a part of a module computes by a function of this file."""
     return any(isinstance(part, LeanNorm | LeanGate | LeanLinear) for part in module.modules())
@@ -236,8 +246,8 @@ def make_lean(model: Any) -> dict[str, int]:
     """Turns what is recognised into lean modules, in place; names, tensors and files stay.
 
     Args:
-        model: a transformers model or a PeftModel around one; on another device than a CPU, or not in float32,
-            nothing is changed.
+        model: a transformers model or a PeftModel around one; on another device than a CPU, or in float16, nothing is
+            changed.
 
     Returns:
         How many of each kind.
@@ -274,15 +284,15 @@ def _norm_of(module: nn.Module) -> tuple[float, float] | None:
         return None
     if any(module.children()) or [name for name, _ in module.named_parameters()] != ["weight"]:
         return None
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+    if weight.dtype not in _DTYPES or weight.device.type != "cpu":
         return None
-    x = _random(3, len(weight))
+    x = _random(3, len(weight)).to(weight.dtype)
     try:
         own = module(x)
     except (RuntimeError, TypeError, ValueError):
         return None
     for offset in (0.0, 1.0):
-        if _equal(_Norm.apply(x, weight + offset, eps)[0], own):
+        if _equal(_Norm.apply(x, _weight(weight, offset), eps)[0], own):
             return eps, offset
     return None
 
@@ -299,7 +309,7 @@ def _is_gate(module: nn.Module, known: dict[Any, bool]) -> bool:
         return False
     tensors = [*module.parameters()]
     if any(
-        tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32)
+        tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype not in _DTYPES)
         for tensor in tensors
     ):
         return False
@@ -322,7 +332,8 @@ def _scalars(module: nn.Module) -> list[tuple[str, Any]]:
 
 def _computes_gate(layer: Any) -> bool:
     try:
-        x = _random(3, layer.gate_proj.in_features)[None]
+        dtypes = [tensor.dtype for tensor in layer.parameters() if tensor.is_floating_point()]
+        x = _random(3, layer.gate_proj.in_features)[None].to(min(dtypes, key=lambda dtype: dtype.itemsize))
         formula = layer.down_proj(layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x))
         return _equal(formula, layer(x))
     except (RuntimeError, TypeError, ValueError, AttributeError):
@@ -337,4 +348,4 @@ def _random(*shape: int) -> torch.Tensor:
 def _equal(own: torch.Tensor, theirs: Any) -> bool:
     if not isinstance(theirs, torch.Tensor) or theirs.shape != own.shape or theirs.dtype != own.dtype:
         return False
-    return bool((own - theirs).abs().max() <= _CLOSE * theirs.abs().max())
+    return bool((own - theirs).abs().max() <= _DTYPES[own.dtype] * theirs.abs().max())

@@ -120,16 +120,21 @@ def add(total: torch.Tensor, first: torch.Tensor, second: torch.Tensor, factor: 
 
 
 def plain(*tensors: torch.Tensor) -> bool:
-    """Whether these are computed with on a CPU as they are: all float32, or all float64, and not under autocast.
+    """Whether these are computed with on a CPU as they are: all in one dtype, which autocast, if any, leaves.
 
     Never where they are compiled: torch's compiler is given torch's own operations.
     """
-    if torch.compiler.is_compiling():
-        return False
-    if torch.is_autocast_enabled("cpu") or any(tensor.device.type != "cpu" for tensor in tensors):
+    if torch.compiler.is_compiling() or any(tensor.device.type != "cpu" for tensor in tensors):
         return False
     dtypes = {tensor.dtype for tensor in tensors}
-    return len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
+    if torch.is_autocast_enabled("cpu"):
+        return dtypes == {torch.bfloat16} and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64, torch.bfloat16}
+
+
+def exact(*tensors: torch.Tensor) -> bool:
+    """The same, and in no half precision."""
+    return plain(*tensors) and tensors[0].dtype != torch.bfloat16
 
 
 def _served(x: torch.Tensor, weight: torch.Tensor) -> bool:

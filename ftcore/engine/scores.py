@@ -32,7 +32,7 @@ def serves(query: torch.Tensor, keys: torch.Tensor) -> bool:
         return False
     _, heads, seen, size = keys.shape
     work = 2 * block() * (query.shape[1] // heads) * seen * size
-    return work >= max(LEAST, products.SMALL) and products.plain(query, keys)
+    return work >= max(LEAST, products.SMALL) and products.exact(query, keys)
 
 
 def block() -> int:

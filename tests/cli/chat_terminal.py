@@ -50,6 +50,13 @@ class Terminal:
         os.write(self.screen, keys.encode())
         return self.until(end)
 
+    def ask(self, line: str) -> None:
+        """Until there is a piece of the answer, which may come with the line's echo."""
+        os.write(self.screen, f"{line}\r".encode())
+        shown = ""
+        while not shown.partition(f"{line}\n")[2].strip():
+            shown += plain(os.read(self.screen, 4096).decode(errors="replace"))
+
     def interrupt(self, end: str = "\n> ") -> str:
         """What is shown from Ctrl-C on, at a prompt.
 
@@ -89,9 +96,7 @@ def talk(model: str, long: str, folder: Path) -> dict[str, object]:
     chat = Terminal(["chat", "--model", long, *words, "max_new_tokens=8000"])
     chat.until("> ")
     for said in ("hello", "and?"):
-        chat.type(f"{said}\r", f"{said}\n")
-        while not plain(os.read(chat.screen, 4096).decode(errors="replace")).strip():
-            pass  # until there is a piece of the answer
+        chat.ask(said)
         chat.type("\x03")
     chat.type(f"/save {folder}/stopped.jsonl\r")
     chat.type("/exit\r", "")

@@ -121,6 +121,35 @@ def test_by_onednns_products(by_products: list[Any], heads: tuple[int, int], sca
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_in_bfloat16(taken: bool, by_products: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed in float32 where the processor has no AMX: nearer to float64 than torch's kernel in bfloat16 is.
+
+    Under autocast too, forward and backward: both have to go the same way.
+    """
+    halves = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors(330, torch.float32)]
+    spans, weights = row([130, 200], 60), torch.randn(1, 330, 4, 8, generator=torch.Generator().manual_seed(1))
+
+    def results(given_: list[torch.Tensor], casting: bool = False) -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=casting):
+            out = branched_attention(*given_, None, spans)
+            return [out, *torch.autograd.grad(out, given_, weights.to(out.dtype))]
+
+    exact = [one.detach() for one in results([tensor.detach().double().requires_grad_() for tensor in halves])]
+    by_products.clear()
+    with products.using(products.used() if taken else Products()):
+        monkeypatch.setattr(branches, "_amx", lambda: False)
+        found, cast = results(halves), results(halves, casting=True)
+        assert bool(by_products) == taken
+        monkeypatch.setattr(branches, "_amx", lambda: True)
+        theirs = results(halves)
+    assert {one.dtype for one in found} == {torch.bfloat16}
+    assert all(map(torch.equal, found, cast))
+    for mine, other, one in zip(found, theirs, exact, strict=True):
+        assert (mine.double() - one).norm() <= (other.double() - one).norm() + 1e-4 * one.norm()
+        assert (mine.double() - one).norm() <= 3e-3 * one.norm()
+
+
 def test_which_sequences_go_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
     def serves(tokens: int, dtype: torch.dtype = torch.float32, group: int = 3) -> bool:
         return scores.serves(torch.empty(1, 3 * group, 9, 64, dtype=dtype), torch.empty(1, 3, tokens, 64, dtype=dtype))

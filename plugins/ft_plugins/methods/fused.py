@@ -7,7 +7,7 @@ takes 25): adding the adapter's result in place 0.5 instead of 11.7 with a fresh
 keeps ``x A`` and what the input is made again of (`ftcore.engine.remade`), else the input: nothing for W, which has no
 gradient.
 
-In float32 and float64 on a CPU; on other devices, in half precision and under autocast a layer is peft's own.
+On a CPU, in the frozen weights' dtype; on other devices and in float16 a layer is peft's own.
 """
 
 from __future__ import annotations
@@ -190,8 +190,11 @@ def _plain(layer: Any, x: torch.Tensor) -> bool:
     if more or name not in layer.lora_A or name in layer.lora_variant or layer.fan_in_fan_out:
         return False
     base, first, second = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
-    stored = (first.weight,) if hasattr(base, "numbers") else (first.weight, base.weight)
-    if not products.plain(x, *stored):
+    if not products.plain(x, *(() if hasattr(base, "numbers") else (base.weight,))):
+        return False
+    # what is trained may be finer than what is computed in
+    finer = torch.promote_types(x.dtype, torch.float32)
+    if first.weight.device != x.device or first.weight.dtype not in (x.dtype, finer):
         return False
     if (
         base.weight.requires_grad
