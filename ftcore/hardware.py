@@ -65,9 +65,10 @@ def share_heap() -> None:
 
     What is free in one heap is of no use to another one. sft lora of smollm2-135m, 1,835 tokens at a time in two
     threads, peaked at 2.7 GB instead of 3.1 in the same time (docs/performance.md). Before there are other threads:
-    a heap that is there stays. More threads than `MEMBERS` might wait for each other; that was not measured.
+    a heap that is there stays. More threads than `MEMBERS` might wait for each other; that was not measured. Who sets
+    glibc's own ``MALLOC_ARENA_MAX`` has chosen.
     """
-    if threads() <= MEMBERS:
+    if threads() <= MEMBERS and "MALLOC_ARENA_MAX" not in os.environ:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 

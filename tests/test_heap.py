@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,13 @@ libc.fflush(None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has such heaps")
-@pytest.mark.parametrize(("threads", "heaps"), [(1, 1), (2, 1), (3, 4)])
-def test_few_threads_share_one(threads: int, heaps: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("threads", "told", "heaps"), [(1, {}, 1), (2, {}, 1), (3, {}, 4), (2, {"MALLOC_ARENA_MAX": "3"}, 3)]
+)
+def test_few_threads_share_one(threads: int, told: dict[str, str], heaps: int, tmp_path: Path) -> None:
+    """Unless the user said how many there are to be."""
     file = tmp_path / "info"
-    subprocess.run([sys.executable, "-c", PROGRAM, str(threads), str(file)], check=True, timeout=60)
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"} | told
+    words = [sys.executable, "-c", PROGRAM, str(threads), str(file)]
+    subprocess.run(words, check=True, timeout=60, env=environment)
     assert file.read_text(encoding="utf-8").count("<heap nr=") == heaps
