@@ -42,7 +42,7 @@ from ftcore.hardware import MEMBERS
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2  # in bfloat16 on a CPU layers and attention were others before
 _NAMES = ("_name_or_path", "name_or_path", "_attn_implementation", "transformers_version")
 """Fields of a model's configuration that change nothing that it computes."""
 

@@ -26,7 +26,7 @@ from ftcore.memory import in_units
 if TYPE_CHECKING:
     from ftcore.engine.trainer import FtTrainer
 
-_FORMAT = 1
+_FORMAT = 2  # in bfloat16 on a CPU layers and attention were others before
 
 
 class _ImpossibleError(Exception):
