@@ -28,6 +28,7 @@ from ftcore.compilers import INDUCTOR
 from ftcore.engine import attention
 from ftcore.engine.collate import Batch, collate
 from ftcore.engine.lean import is_lean
+from ftcore.engine.prefix_choice import border_of
 from ftcore.engine.scoring import TOLD, TOLERANCE, Scorer
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ PROBE = (301, 211)
 """Tokens of the two sequences that layers are tried on. Their sum is what the compiler takes for a usual size where it
 decides how loops are divided among threads; the same in each run, so that a resumed one computes by the same code."""
 _CANCELLED = 4
+_WAYS = 64
+"""Codes of one function, at most; torch goes on uncompiled after 8."""
 _ROW = "ft_row"
 _TOLD = frozenset({*TOLD, "labelled"})
 
@@ -115,6 +118,8 @@ def _options(backend: str, mode: str | None) -> dict[str, Any] | None:
 def compile_layers(trainer: FtTrainer, scorer: Any) -> None:
     """Has a scorer's decoder layers compiled, in place, where the option asks for it and they then compute the same.
 
+    Layers under the lowest trained one stay as they are: nothing goes back through them, and what they compute may be
+    kept (`ftcore.engine.prefix`).
     Output and gradients of each are held against its own on two sequences; where they differ by more than rounding, or
     the compiler ends with an error, all layers stay as they are, and the run says so.
 
@@ -126,6 +131,8 @@ def compile_layers(trainer: FtTrainer, scorer: Any) -> None:
     if wish is None:
         return
     layers = scorer.layers() if isinstance(scorer, Scorer) else None
+    if layers is not None and scorer is trainer.scorer:
+        layers = layers[border_of(layers) :]
     exact = trainer.plan.precision.compute == "float32"
     began = time.perf_counter()
     if layers is None:
@@ -152,6 +159,8 @@ def _compiled(trainer: FtTrainer, scorer: Scorer, layers: nn.ModuleList, backend
             return "the model does not call its layers one after the other"
         expected = [call.results() for call in calls]
         AttentionInterface.register(attention.NAME, _apart())
+        # in training and not, with adapters and without, with a gradient for what comes in and without: more than 8
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _WAYS)
         for layer, kind in zip(layers, own, strict=True):
             layer.__class__ = _kind(kind, backend, mode)
         why = _difference(calls, expected, close)

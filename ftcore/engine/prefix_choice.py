@@ -87,7 +87,7 @@ def _proven(trainer: FtTrainer) -> FrozenPrefix:
     layers = scorer.layers()
     if layers is None:
         raise _ImpossibleError("the model is no plain stack of layers")
-    border = next((number for number, layer in enumerate(layers) if _is_trained(layer)), len(layers))
+    border = border_of(layers)
     if not border:
         raise _ImpossibleError("the lowest layer is trained")
     if any(hasattr(module, "disable_adapters") for layer in layers[:border] for module in layer.modules()):
@@ -102,8 +102,10 @@ def _proven(trainer: FtTrainer) -> FrozenPrefix:
     return prefix
 
 
-def _is_trained(module: nn.Module) -> bool:
-    return any(tensor.requires_grad for tensor in module.parameters())
+def border_of(layers: nn.ModuleList) -> int:
+    """Number of the lowest layer that is trained; of layers, where none is."""
+    trained = (any(tensor.requires_grad for tensor in layer.parameters()) for layer in layers)
+    return next((number for number, found in enumerate(trained) if found), len(layers))
 
 
 def _prove(trainer: FtTrainer, prefix: FrozenPrefix) -> None:

@@ -28,9 +28,8 @@ class Terminal:
         if not self.child:
             os.environ |= {"TERM": "dumb", "OMP_NUM_THREADS": "1", "FT_CPU_BF16": "0", "NO_COLOR": "1"}
             os.environ.pop("INPUTRC", None)
-            signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            )  # a shell ignores it in what it starts with &, and so the tests
+            # a shell ignores it in what it starts with &, and so would tests that are
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execv(sys.executable, [sys.executable, "-c", "from ftcore.cli import main; main()", *words])
 
     def until(self, end: str, wait: float = WAIT) -> str:

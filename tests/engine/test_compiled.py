@@ -82,8 +82,9 @@ def test_a_step_is_that_of_the_layers_as_they_are(
     options["cache_frozen_prefix"] = False
     expected = trainer_of(rows_of(tokens), **options)
     trainer = trainer_of(rows_of(tokens), **options, **TRACED)
-    assert all(isinstance(layer, CompiledLayer) for layer in trainer.scorer.layers())
-    assert said(capsys)[0].startswith("torch_compile: 2 layers are compiled, ")
+    count = 1 if method == "freeze" else 2
+    assert [isinstance(layer, CompiledLayer) for layer in trainer.scorer.layers()][-count:] == [True] * count
+    assert said(capsys)[0].startswith(f"torch_compile: {count} layers are compiled, ")
     agree(step(trainer), step(expected))
     agree(step(trainer, shared=True), step(expected, shared=True))
 
@@ -151,6 +152,15 @@ def test_a_compiler_that_fails_is_not_used(
     found = step(trainer)
     assert torch.equal(found[0], expected[0])
     assert all(map(torch.equal, found[1], expected[1]))
+
+
+def test_frozen_layers_are_kept_as_without_it(in_float32: None, trainer_of: Any, tokens: Any) -> None:
+    options = {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "cache_frozen_prefix": True}
+    expected = trainer_of(rows_of(tokens), **options)
+    trainer = trainer_of(rows_of(tokens), **options, **TRACED)
+    assert trainer.scorer.prefix.on
+    assert [isinstance(layer, CompiledLayer) for layer in trainer.scorer.layers()] == [False, True]
+    agree(step(trainer), step(expected))
 
 
 def test_without_gradients_it_is_the_same_code(in_float32: None, trainer_of: Any, tokens: Any) -> None:
