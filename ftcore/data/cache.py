@@ -83,7 +83,7 @@ class Store:
             found = None if self.overwrite else _read(folder, parts, files, counts)
             if found is None and self.named and not self.overwrite:
                 _refuse_others(folder, name, parts)
-            return found or _made(folder, parts, files, fill, counts)
+            return _made(folder, parts, files, fill, counts) if found is None else found  # one of no rows is false
 
 
 def _read(folder: Path, parts: Mapping[str, str], files: Sequence[str], counts: Counts) -> MappedTable | None:

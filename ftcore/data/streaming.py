@@ -91,6 +91,7 @@ class Stream:
         self._encoder = Encoder(renderer.tokenizer)
         self._known: OrderedDict[int, Place] = OrderedDict()
         self.counts = [Counts(name=spec.name) for spec in plan.datasets]
+        self._counted = 0  # rows of the first pass that are in the counts: a batch may be asked for twice
 
     @property
     def places(self) -> OrderedDict[int, Place]:
@@ -154,9 +155,16 @@ class Stream:
             order = self._order(len(batch), cursor.epoch, window)
             for start in range(offset, len(order), _AT_ONCE):
                 chosen = order[start : start + _AT_ONCE]
-                for done, row in self._tokenised([batch[one] for one in chosen], count=cursor.epoch == 0):
+                known = self._known_rows(window + start, len(chosen)) if cursor.epoch == 0 else len(chosen)
+                for done, row in self._tokenised([batch[one] for one in chosen], known):
                     yield row, Cursor(cursor.epoch, window, start + done + 1)
             window, offset = window + len(batch), 0
+
+    def _known_rows(self, position: int, count: int) -> int:
+        """How many of so many rows of the first pass, from this position on, are counted already; now all are."""
+        known = min(max(self._counted - position, 0), count)
+        self._counted = max(self._counted, position + count)
+        return known
 
     def _order(self, count: int, epoch: int, window: int) -> list[int]:
         if not self._shuffles:
@@ -173,23 +181,23 @@ class Stream:
         rows, read = open_rows(self._plan.datasets[number], self._plan)
         return ((number, read, place, row) for place, row in rows)
 
-    def _tokenised(
-        self, batch: Sequence[tuple[int, Read, Place, Row]], *, count: bool
-    ) -> Iterator[tuple[int, _Streamed]]:
-        """The rows that are kept, each with its number in the batch."""
+    def _tokenised(self, batch: Sequence[tuple[int, Read, Place, Row]], known: int) -> Iterator[tuple[int, _Streamed]]:
+        """The rows that are kept, each with its number in the batch, whose first ``known`` rows are counted already."""
         samples = ((place, read(row)) for _, read, place, row in batch)
-        kept, counts = [], self.counts if count else [Counts(name=one.name) for one in self.counts]
+        kept, again = [], [Counts(name=one.name) for one in self.counts]
         for position, (place, row) in enumerate(prepare(samples, self._renderer, uncut(self._plan), self._encoder)):
-            of_dataset = counts[batch[position][0]]
+            of_dataset = (again if position < known else self.counts)[batch[position][0]]
             if isinstance(row, RowError):
                 of_dataset.add_bad(row_problem(place, row))
             else:
                 of_dataset.add(place, row)
                 if not row.untrainable:
                     kept.append((position, place, self._keep(place, row)))
-        share = self._plan.data.max_bad_rows
-        if (share is None or share >= 1 or share == 0) and (bad := bad_rows(counts, self._plan.data)):
-            raise bad  # a share is known at the end of a pass
+        data = self._plan.data
+        share = data.max_bad_rows
+        if share is None or share >= 1 or share == 0:  # any other share is known at the end of a pass
+            if bad := bad_rows(self.counts, data) or bad_rows(again, data):
+                raise bad
         dataset = self._kind.over([Table.of([part for _, _, parts in kept for part in parts])])
         for number, (position, place, parts) in enumerate(kept):
             yield position, _Streamed(dataset[number], place, parts)

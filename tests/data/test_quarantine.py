@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ftcore.data import workers
 from ftcore.data.loading import chat_datasets
 from ftcore.data.quarantine import write_quarantine
+from ftcore.data.streaming import Cursor
 from ftcore.errors import UsageError
 
 GOOD = {"instruction": "q", "output": "r"}
@@ -93,6 +96,55 @@ def test_skip_counts_and_names(tmp_path: Path, tokenizer: Any, make_plan: Any) -
     assert lines[0].startswith("a.jsonl: 2 of 5 rows, ")
     assert lines[1] == "  dropped: 3 rows that cannot be read"
     assert [line.split(": ")[0] for line in lines[2:]] == ["    a.jsonl:2", "    a.jsonl:4", "    a.jsonl:5"]
+
+
+BAD = ["{", '{"instruction": "q", "output": ""}', "[1]", "7", '{"output": "r"}', '{"instruction": "q", "output": 5}']
+
+
+@pytest.mark.parametrize(
+    "where", [{}, {"tokenized_path": "kept"}, {"streaming": True}, {"preprocessing_num_workers": 2}]
+)
+@pytest.mark.parametrize("policy", ["fail", "skip", "quarantine"])
+@pytest.mark.parametrize("good", [0, 2])
+def test_a_second_run_says_what_the_first_said(
+    tmp_path: Path,
+    tokenizer: Any,
+    make_plan: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    where: dict[str, Any],
+    policy: str,
+    good: int,
+) -> None:
+    """A table of no rows is kept like another, and read with its counts."""
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workers, "ALONE", 2)
+    (tmp_path / "a.jsonl").write_text("\n".join([*BAD, *[json.dumps(GOOD)] * good]))
+
+    def said() -> str:
+        plan = make_plan("a.jsonl", on_bad_row=policy, preprocessing_batch_size=2, **where)
+        try:
+            data = chat_datasets(plan, tokenizer)
+            if data.train and plan.data.streaming:
+                assert len(list(islice(data.train.items(Cursor()), 3))) == 3
+            found = [json.dumps(data.accounting.as_dict())]
+        except UsageError as error:
+            found = [*map(str, error.problems)]
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        if len(found) == 1 and policy == "quarantine" and good:
+            found += [write_quarantine(plan, data.accounting, out), (out / "quarantine.jsonl").read_text()]
+        return "\n".join(found)
+
+    first = said()
+    assert [said(), said()] == [first, first]
+    if policy == "fail":
+        assert "\n6 bad rows; " in first
+        assert first.count("a.jsonl:") == 6
+    elif good:
+        assert '"rows": 8, "kept": 2, "truncated": 0, "dropped": 6' in first
+    else:
+        assert "has nothing to train on" in first
 
 
 @pytest.mark.parametrize(

@@ -250,3 +250,14 @@ def test_rows_on_the_hub_are_fetched_as_they_are_read(
     assert asked == [("some/rows", True)] * 2
     assert str(data.train.places[4]) == "some/rows row 2"
     assert all(before < after for (_, before), (_, after) in pairwise(first(data.train, 5)))
+
+
+def test_rows_that_are_asked_for_again_are_counted_once(tmp_path: Path, stream_of: Any) -> None:
+    write(tmp_path, "a.jsonl", ["x", "", "y", "", "z", "", "w"])
+    stream = stream_of("a.jsonl", on_bad_row="skip", max_bad_rows=3)
+    batches = StreamBatches(stream, 8, 1)
+    for number in (0, 1, 0, 2, 0, 3, 4):
+        batches[number]
+    (counts,) = stream.counts
+    assert (counts.rows, counts.kept, len(counts.bad)) == (7, 4, 3)
+    assert len({problem.where for problem in counts.bad}) == 3
