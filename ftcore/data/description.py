@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,6 +30,8 @@ _KINDS: dict[str, tuple[type, str]] = {
     "columns": (dict, "an object of texts"),
     "tags": (dict, "an object of texts"),
 }
+KEY_TAGS = ("role_tag", "content_tag")
+"""Tags that name a key of a turn; the others name a value of its role."""
 _SOURCES = ("file_name", "hf_hub_url")
 """Keys that say where the data is; of both the hub is meant."""
 _UNREAD = {
@@ -106,11 +108,30 @@ def _entry(name: str, entry: Any, path: Path, text: str) -> Description:
     for key, value in entry.items():
         if problem := _wrong(name, key, value, f"{path}:{_line(text, key, after=line)}", known):
             problems.append(problem)
+    problems += _told_twice(name, entry, path, text, line)
     if not known and not problems:
         problems.append(Problem(f"dataset {name!r} has no source", where, "write file_name or hf_hub_url"))
     if problems:
         return Description(where=where, problems=tuple(problems))
     return Description(where=where, **_values(entry))
+
+
+def _told_twice(name: str, entry: Mapping[str, Any], path: Path, text: str, line: int) -> Iterator[Problem]:
+    """One column for two roles, one key or one role's name for two tags: nobody knows which is meant."""
+    for what in ("columns", "tags"):
+        given = entry.get(what)
+        first: dict[tuple[bool, str], str] = {}
+        for role, column in given.items() if isinstance(given, dict) else ():
+            if not column or not isinstance(column, str):
+                continue
+            other = first.setdefault((role in KEY_TAGS, column), role)
+            if other != role:
+                where = f"{path}:{_line(text, role, after=_line(text, what, after=line))}"
+                message = f"dataset {name!r}: {what} gives {column!r} to {other} and to {role}"
+                hint = (
+                    f'name another one, or "{role}": "" if there is none' if what == "columns" else "name another one"
+                )
+                yield Problem(message, where, hint)
 
 
 def _values(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -179,8 +179,9 @@ def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plug
 
 
 def _standard_names(spec: DatasetSpec, chosen: DatasetFormat, columns: frozenset[str]) -> frozenset[str]:
-    """The columns, and beside renamed ones the names that the format gives them."""
-    return columns | {chosen.columns[role] for role, column in spec.columns.items() if column in columns}
+    """The columns, those that were told for a role under the names that the format gives them."""
+    told = {chosen.columns[role] for role, column in spec.columns.items() if column in columns}
+    return (columns - set(spec.columns.values())) | told
 
 
 def _unknown_roles(spec: DatasetSpec, chosen: DatasetFormat) -> list[Problem]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftcore.components import DatasetFormat
+from ftcore.data.description import KEY_TAGS
 from ftcore.data.sources import DatasetSpec
 from ftcore.errors import RowError
 from ftcore.samples import Chat, Feedback, Preference, Sample, Text
@@ -55,14 +56,18 @@ class Reading:
         Raises:
             RowError: with the field, its value, the reason and the cure.
         """
-        return _as_kind(self.format.read(row, self.columns, self.tags), self.kind)
+        return _as_kind(self.format.read(_named(row), self.columns, self.tags), self.kind)
 
 
 def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row) -> Iterator[Reading]:
     """Every way in which this format reads the dataset, judged by a row of it."""
-    columns = {**chosen.columns, **spec.columns}
+    row = _named(row)
+    columns = named_once(chosen.columns, spec.columns)
     columns["kto_tag"] = mark_column(spec, row)
-    tags = {**chosen.tags, **spec.tags}
+    tags = {
+        **named_once(_some(chosen.tags, keys=False), _some(spec.tags, keys=False)),
+        **named_once(_some(chosen.tags, keys=True), _some(spec.tags, keys=True)),
+    }
 
     def reading(kind: str) -> Reading:
         wanted = _OF_KIND.get(kind, ())
@@ -93,14 +98,31 @@ def _kinds(
     yield "Prompt"
 
 
+def named_once(default: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
+    """Role -> column. A column that was told for one role is no other's by default: that role then has none."""
+    taken = set(told.values())
+    return {role: "" if column in taken else column for role, column in default.items()} | dict(told)
+
+
+def _named(row: Row) -> Row:
+    """The row without a column that has no name: "" stands for roles that have no column."""
+    return {column: value for column, value in row.items() if column} if "" in row else row
+
+
+def _some(tags: Mapping[str, str], *, keys: bool) -> dict[str, str]:
+    """Of the tags those that name keys, or those that name roles: one word may be both."""
+    return {tag: name for tag, name in tags.items() if (tag in KEY_TAGS) == keys}
+
+
 def mark_column(spec: DatasetSpec, row: Row) -> str:
     """The column with the mark of an answer; empty where there is none."""
     if "kto_tag" in spec.columns:
         return spec.columns["kto_tag"]
     first, second = MARKS
-    value = row.get(second)
+    taken = spec.columns.values()
+    value = row.get(second) if second not in taken else None
     boolean = isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
-    return first if first in row else second if boolean else ""
+    return first if first in row and first not in taken else second if boolean else ""
 
 
 def only_prompts(found: Sequence[Reading]) -> bool:

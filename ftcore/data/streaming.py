@@ -193,11 +193,10 @@ class Stream:
                 of_dataset.add(place, row)
                 if not row.untrainable:
                     kept.append((position, place, self._keep(place, row)))
-        data = self._plan.data
-        share = data.max_bad_rows
-        if share is None or share >= 1 or share == 0:  # any other share is known at the end of a pass
-            if bad := bad_rows(self.counts, data) or bad_rows(again, data):
-                raise bad
+        data, share = self._plan.data, self._plan.data.max_bad_rows
+        known_now = share is None or share >= 1 or share == 0  # any other share is known at the end of a pass
+        if known_now and (bad := bad_rows(self.counts, data) or bad_rows(again, data)):
+            raise bad
         dataset = self._kind.over([Table.of([part for _, _, parts in kept for part in parts])])
         for number, (position, place, parts) in enumerate(kept):
             yield position, _Streamed(dataset[number], place, parts)

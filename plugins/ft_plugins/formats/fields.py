@@ -42,12 +42,20 @@ def required(row: Mapping[str, Any], column: str, cure: str) -> Any:
     Raises:
         RowError: the row has no such column, or null in it; the columns that it has are named.
     """
+    if not column:
+        raise unnamed()
     value = row.get(column)
     if value is None:
         there = f"it has {', '.join(row)}" if row else "it is empty"
         reason = f"{column} is null" if column in row else f"the row has no {column}: {there}"
         raise RowError(reason, field=column, value=value, cure=cure)
     return value
+
+
+def unnamed() -> RowError:
+    """What is said where a role that is needed has no column."""
+    cure = "name one in dataset_info.json; a column that is given to one role serves no other"
+    return RowError("no column is named for what is read here", field="columns", cure=f"{cure}: {{role: column}}")
 
 
 def items(value: object, field: str) -> Sequence[Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ft_plugins.formats.answers import BESIDE, answer_text, feedback, media, preference
-from ft_plugins.formats.fields import items, optional_text, text
+from ft_plugins.formats.fields import items, optional_text, text, unnamed
 from ft_plugins.formats.tools import tools
 from ft_plugins.formats.turns import OPENAI
 from ftcore.components import DatasetFormat
@@ -69,11 +69,13 @@ def _question(row: Mapping[str, Any], prompt: str, query: str) -> str:
     parts = [part for part in (optional_text(row, prompt), optional_text(row, query)) if part]
     if not parts:
         names = [name for name in (prompt, query) if name]
+        if not names:
+            raise unnamed()
         if row and not any(name in row for name in names):
             reason = f"the row has no {' and no '.join(names)}: it has {', '.join(row)}"
         else:
-            reason = f"{' and '.join(names)} {'are both' if query else 'is'} missing or empty"
-        raise RowError(reason, field=prompt, value=row.get(prompt), cure=f"write the question in {prompt}")
+            reason = f"{' and '.join(names)} {'are both' if len(names) > 1 else 'is'} missing or empty"
+        raise RowError(reason, field=names[0], value=row.get(names[0]), cure=f"write the question in {names[0]}")
     return "\n".join(parts)
 
 

@@ -49,7 +49,8 @@ def read_turn(turn: object, place: str, tags: Mapping[str, str]) -> Message:
         cure = f'write {{"{tags["role_tag"]}": ..., "{tags["content_tag"]}": ...}}'
         raise RowError(f"{place} is {kind_of(turn)}, not an object", field=place, value=turn, cure=cure)
     role, is_call = _role(turn, place, tags)
-    calls = _calls(turn, place)
+    beside = _beside(turn, tags)
+    calls = _calls(beside, place)
     content = turn.get(tags["content_tag"])
     thought = None
     if is_call:
@@ -58,15 +59,22 @@ def read_turn(turn: object, place: str, tags: Mapping[str, str]) -> Message:
     message = Message(
         role=role,
         content=_content(content, f"{place}.{tags['content_tag']}", may_be_null=bool(calls)),
-        reasoning=next((text(turn[key], f"{place}.{key}") for key in _REASONING if turn.get(key) is not None), thought),
+        reasoning=next(
+            (text(beside[key], f"{place}.{key}") for key in _REASONING if beside.get(key) is not None), thought
+        ),
         tool_calls=calls,
-        train=_weight(turn, place),
+        train=_weight(beside, place),
     )
     if role == "assistant" and message.train != 0 and not (message.content.strip() or calls):
         cure = "write the answer, or remove the row"
         field = f"{place}.{tags['content_tag']}"
         raise RowError(f"{field} is empty: there is nothing to learn", field=field, value=content, cure=cure)
     return message
+
+
+def _beside(turn: Mapping[str, Any], tags: Mapping[str, str]) -> Mapping[str, Any]:
+    """The turn without the keys of role and text: one of them may be called ``thinking`` or ``weight``."""
+    return {key: value for key, value in turn.items() if key not in (tags["role_tag"], tags["content_tag"])}
 
 
 def check_turns(messages: Sequence[Message], column: str, tags: Mapping[str, str]) -> None:
@@ -101,7 +109,11 @@ def _role(turn: Mapping[str, Any], place: str, tags: Mapping[str, str]) -> tuple
         tags["observation_tag"]: ("tool", False),
         tags["function_tag"]: ("assistant", True),
     }
+    names.pop("", None)  # of a role whose name was given to another
     key = tags["role_tag"]
+    if not key or not tags["content_tag"]:
+        cure = 'name it in dataset_info.json: "tags": {"role_tag": ..., "content_tag": ...}; one key serves one of them'
+        raise RowError(f"no key is named for the {'text' if key else 'role'} of a turn", field="tags", cure=cure)
     value = turn.get(key)
     if isinstance(value, str) and value in names:
         return names[value]
