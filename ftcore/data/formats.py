@@ -67,7 +67,7 @@ def open_rows(spec: DatasetSpec, plan: Plan) -> tuple[Iterator[tuple[Place, Row]
         if refusal is not None:
             raise refusal
         return ((place, row) for place, row in chain(first, rows) if isinstance(row, RowError)), _unread
-    return chain(first, rows), partial(_sample, reading, MediaFolders.of(plan))
+    return chain(first, rows), partial(_sample, reading, MediaFolders.of(plan, spec.columns))
 
 
 def _unread(row: Row) -> RowError:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ftcore.components import DatasetFormat
 from ftcore.data.description import KEY_TAGS
+from ftcore.data.media import holds_media
 from ftcore.data.sources import DatasetSpec
 from ftcore.errors import RowError
 from ftcore.samples import Chat, Feedback, Preference, Sample, Text
@@ -184,4 +185,7 @@ def _prompt(sample: Sample) -> Chat:
 def _only_turn(chat: Chat) -> str:
     if len(chat.messages) != 1:
         raise RowError(f"a text is needed, and the row has {len(chat.messages)} turns", field="the row", cure=_APART)
+    if media := holds_media(chat):
+        reason = f"the row has {media}, and a text has none"
+        raise RowError(reason, field="the row", cure="remove such rows, or train conversations on them")
     return chat.messages[0].content

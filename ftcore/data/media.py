@@ -1,33 +1,40 @@
-"""Images and videos beside conversations: where their files are, and that each has its placeholder."""
+"""Images and videos beside conversations: where their files are, and that each placeholder has one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcore.errors import RowError
-from ftcore.samples import Chat, Feedback, Message, Preference, Sample
+from ftcore.samples import Chat, Feedback, Message, Preference, Sample, Text
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
 
-PLACEHOLDERS = {"images": "<image>", "videos": "<video>"}
-"""What stands in the messages where an image or a video belongs."""
+PLACEHOLDERS = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
+"""What stands in the messages where an image, a video or an audio belongs."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaFolders:
-    """Folders in which the media of rows are looked for, in this order."""
+    """Folders in which the media of rows are looked for, in this order.
+
+    Args:
+        folders: those of ``media_dir`` and ``dataset_dir``.
+        no_column: roles that the dataset's description gives no column: their placeholders are text.
+    """
 
     folders: tuple[Path, ...]
+    no_column: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, plan: Plan) -> MediaFolders:
-        """``media_dir``, where it is set, then ``dataset_dir``."""
+    def of(cls, plan: Plan, columns: Mapping[str, str] | None = None) -> MediaFolders:
+        """``media_dir``, where it is set, then ``dataset_dir``; ``columns`` as the dataset's description has them."""
         named = (plan.data.media_dir, plan.data.dataset_dir)
-        return cls(tuple(Path(name).expanduser() for name in named if name))
+        folders = tuple(Path(name).expanduser() for name in named if name)
+        return cls(folders, frozenset(role for role, column in (columns or {}).items() if not column))
 
     def resolved(self, sample: Sample) -> Sample:
         """The sample with the paths of its files, and as many of these as placeholders.
@@ -41,18 +48,23 @@ class MediaFolders:
         if isinstance(sample, Feedback):
             chat = self._chat(sample.chat)
             return sample if chat is sample.chat else replace(sample, chat=chat)
-        return self._chat(sample) if isinstance(sample, Chat) else sample
+        if isinstance(sample, Text):
+            check_no_placeholder([sample.text], self.no_column)
+            return sample
+        return self._chat(sample)
 
     def _chat(self, chat: Chat, answers: Sequence[Message] = ()) -> Chat:
-        if not (chat.images or chat.videos):
+        given = {column: files for column, files in (("images", chat.images), ("videos", chat.videos)) if files}
+        check_no_placeholder(_texts((*chat.messages, *answers)), self.no_column | given.keys())
+        if not given:
             return chat
-        for column, given in (("images", chat.images), ("videos", chat.videos)):
+        for column, files in given.items():
             placeholder = PLACEHOLDERS[column]
             count = sum(message.content.count(placeholder) for message in chat.messages)
-            if given and count != len(given):
-                reason = f"{column} has {len(given)}, and the messages have {placeholder} {count} times"
+            if count != len(files):
+                reason = f"{column} has {len(files)}, and the messages have {placeholder} {count} times"
                 raise RowError(reason, field=column, cure=f"write {placeholder} once where each of them belongs")
-            if given and any(placeholder in answer.content for answer in answers):
+            if any(placeholder in answer.content for answer in answers):
                 raise RowError(f"an answer holds {placeholder}", field=column, cure="write it into the prompt")
         return replace(
             chat,
@@ -68,6 +80,43 @@ class MediaFolders:
         looked = ", ".join(map(str, self.folders))
         reason = f"there is no file {name!r}"
         raise RowError(reason, field=field, cure=f"looked in {looked}; set media_dir to the folder that has it")
+
+
+def check_no_placeholder(texts: Iterable[str], without: Container[str] = ()) -> None:
+    """Refuses texts with a placeholder for which there is no file: the word itself would be read in its place.
+
+    Args:
+        texts: what is trained or asked.
+        without: roles whose placeholders are not looked for.
+
+    Raises:
+        RowError: with the role as its field.
+    """
+    wanted = [(role, placeholder) for role, placeholder in PLACEHOLDERS.items() if role not in without]
+    for text in texts:
+        for role, placeholder in wanted:
+            if placeholder in text:
+                reason = f"the text has {placeholder}, and the row has no {role}"
+                raise RowError(reason, field=role, cure=f"{_GIVE[role]}; {as_words(role)}")
+
+
+_GIVE = {
+    "images": "give the file in images, or remove <image>",
+    "videos": "give the file in videos, or remove <video>",
+    "audios": "audio is not read; remove the row, or <audio>",
+}
+
+
+def as_words(role: str) -> str:
+    """How a user says that a dataset has no files of this role, so that its placeholder is text."""
+    return f'where it is mere text write "columns": {{"{role}": ""}} for this dataset in dataset_info.json'
+
+
+def _texts(messages: Iterable[Message]) -> Iterator[str]:
+    for message in messages:
+        yield message.content
+        if message.reasoning:
+            yield message.reasoning
 
 
 def holds_media(sample: Sample) -> str:

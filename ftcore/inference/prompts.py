@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ftcore.errors import Problem, UsageError
+from ftcore.data.formats import row_problem
+from ftcore.data.media import PLACEHOLDERS, check_no_placeholder
+from ftcore.errors import Problem, RowError, UsageError
 from ftcore.groups import GenerationOptions
 from ftcore.inference import Prompt
 from ftcore.inference.overriding import override
-from ftcore.samples import ROLES, Chat, Message
+from ftcore.samples import ROLES, Chat, Message, Place
 
 T = TypeVar("T")
 
@@ -66,6 +68,8 @@ def _read(file: Path, convert: Callable[[Any], T]) -> tuple[list[Mapping[str, An
             found.append(convert(row))
             rows.append(row)
             places.append(f"{file}:{number}")
+        except RowError as error:
+            problems.append(row_problem(Place(str(file), number, number), error))
         except (ValueError, _BadRowError) as error:
             reason = str(error) if isinstance(error, _BadRowError) else f"not JSON: {error}"
             problems.append(Problem(reason, f"{file}:{number}"))
@@ -101,6 +105,7 @@ def _prompt(row: Any, system: str | None) -> Prompt:
         messages = text_prompt(row["prompt"], given).messages
     else:
         messages = _messages(row["messages"], given)
+    _check_no_media(row, messages)
     return Prompt(messages, tools, settings, seed)
 
 
@@ -110,7 +115,27 @@ def _conversation(row: Any) -> Chat:
     messages = _turns(row["messages"])
     if messages[-1].role != "assistant":
         raise _BadRowError("the last turn is not the assistant's: there is nothing to score")
+    _check_no_media(row, messages)
     return Chat(tuple(messages), _objects(row.get("tools"), "tools"))
+
+
+def _check_no_media(row: Mapping[str, Any], messages: Sequence[Message]) -> None:
+    """Refuses what would not be seen.
+
+    Raises:
+        RowError: the row has files, or a placeholder of one.
+    """
+    for role in PLACEHOLDERS:
+        for name in (role, role.removesuffix("s")):
+            if row.get(name):
+                reason = f"the row has {name}, and answers are given to text only"
+                raise RowError(reason, field=name, value=row[name], cure="remove such rows")
+    try:
+        check_no_placeholder(message.content for message in messages)
+    except RowError as error:
+        mere_text = f'where it is mere text, --dataset reads it with "columns": {{"{error.field}": ""}}'
+        cure = f"remove the row, or the placeholder; {mere_text}"
+        raise RowError(error.reason, field=error.field, cure=cure) from error
 
 
 def _messages(found: Any, system: str | None) -> tuple[Message, ...]:

@@ -261,3 +261,26 @@ def test_a_dataset_of_texts_has_no_prompts(generate: Any, tmp_path: Path) -> Non
         generate("--dataset", str(tmp_path / "texts.txt"))
     with pytest.raises(UsageError, match=r"--dataset: no dataset 'nowhere'"):
         generate("--dataset", "nowhere", f"dataset_dir={tmp_path}")
+
+
+@pytest.mark.parametrize("row", [{"prompt": "{}q"}, {"messages": [{"role": "user", "content": "{}q"}]}])
+@pytest.mark.parametrize("kind", ["image", "video", "audio"])
+def test_what_is_not_seen_is_refused(generate: Any, tmp_path: Path, row: dict[str, Any], kind: str) -> None:
+    source = tmp_path / "in.jsonl"
+    asked = json.dumps(row).replace("{}", f"<{kind}>")
+    files = [json.dumps(row | {key: "a"}) for key in (kind, f"{kind}s")]
+    source.write_text("\n".join([json.dumps(row), asked, *files, json.dumps(row | {kind: None, f"{kind}s": []})]))
+    with pytest.raises(UsageError) as error:
+        generate("--input", source, *GREEDY)
+    text = f"the text has <{kind}>, and the row has no {kind}s; remove the row, or the placeholder; "
+    assert [str(problem).replace(f"{source}:", "") for problem in error.value.problems] == [
+        f'2: {text}where it is mere text, --dataset reads it with "columns": {{"{kind}s": ""}}',
+        *(
+            f'{line}: the row has {key}, and answers are given to text only: "a"; remove such rows'
+            for line, key in ((3, kind), (4, f"{kind}s"))
+        ),
+    ]
+
+
+def test_a_tag_in_a_typed_prompt_is_text(generate: Any, answer: Any) -> None:
+    assert generate("--prompt", "what does <video> do?", *GREEDY).stdout == answer("what does <video> do?").text + "\n"

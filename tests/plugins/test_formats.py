@@ -332,7 +332,8 @@ json_values = st.recursive(
     max_leaves=8,
 )
 COLUMNS = (
-    "instruction input output history system messages tools conversations text images prompt completion chosen rejected"
+    "instruction input output history system messages tools conversations text images image videos audio "
+    "prompt completion chosen rejected"
 )
 keys = st.sampled_from([*COLUMNS.split(), "kto_tag"])
 turn = st.fixed_dictionaries(

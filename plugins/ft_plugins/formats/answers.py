@@ -7,14 +7,14 @@ from typing import Any
 
 from ft_plugins.formats.fields import items, kind_of, required, text
 from ft_plugins.formats.turns import check_turns, read_turn
-from ftcore.data.media import PLACEHOLDERS
+from ftcore.data.media import PLACEHOLDERS, as_words
 from ftcore.errors import RowError
 from ftcore.samples import Chat, Feedback, Message, Preference
 
+MEDIA = {"images": "images", "videos": "videos", "audios": "audios"}
+"""Roles of files, and their columns; ``image``, ``video`` and ``audio`` serve as well (LLaVA's names)."""
 BESIDE = {
-    "images": "images",
-    "videos": "videos",
-    "audios": "audios",
+    **MEDIA,
     "chosen": "chosen",
     "rejected": "rejected",
     "kto_tag": "kto_tag",
@@ -80,21 +80,22 @@ def answer_text(row: Row, column: str) -> str:
     return found
 
 
-def media(row: Row, columns: Names, messages: Sequence[Message]) -> dict[str, tuple[str, ...]]:
+def media(row: Row, columns: Names, messages: Sequence[Message] = ()) -> dict[str, tuple[str, ...]]:
     """The row's ``images`` and ``videos``, as `Chat` takes them.
 
     Raises:
         RowError: they are not paths, a list that is empty has placeholders, or there are audios.
     """
-    audios = row.get(columns["audios"])
-    if audios:
-        cure = "audio is not read; remove the rows that have it"
-        raise RowError(f"the row has {columns['audios']}", field=columns["audios"], value=audios, cure=cure)
     found = {}
     for role, placeholder in PLACEHOLDERS.items():
-        column = columns[role]
-        value = row.get(column)
+        column = _media_column(row, columns, role)
+        value = row.get(column) if column else None
         if value is None or value == "":
+            continue
+        if role == "audios":
+            if value:
+                cure = f"audio is not read; remove the rows that have it; {as_words(role)}"
+                raise RowError(f"the row has {column}", field=column, value=value, cure=cure)
             continue
         paths = [value] if isinstance(value, str) else items(value, column)
         found[role] = tuple(text(path, f"{column}[{number}]") for number, path in enumerate(paths))
@@ -102,6 +103,29 @@ def media(row: Row, columns: Names, messages: Sequence[Message]) -> dict[str, tu
             cure = "add the file, or remove the placeholder"
             raise RowError(f"{column} is empty, and the messages have {placeholder}", field=column, cure=cure)
     return found
+
+
+def no_media(row: Row, columns: Names) -> None:
+    """Refuses files beside a text.
+
+    Raises:
+        RowError: the row has some.
+    """
+    for role, files in media(row, columns).items():
+        if files:
+            cure = f"remove such rows; {as_words(role)}"
+            raise RowError(f"the row has {role}, and a text has none", field=role, value=files, cure=cure)
+
+
+def _media_column(row: Row, columns: Names, role: str) -> str:
+    """The role's column; of the two names by which it goes unless one is given, the one that the row has."""
+    column, single = columns[role], role.removesuffix("s")
+    if column != role or single in columns.values() or row.get(single) in (None, "", [], ()):
+        return column
+    if row.get(column) in (None, "", [], ()):
+        return single
+    cure = f'write which one holds them: "columns": {{"{role}": ...}} in dataset_info.json'
+    raise RowError(f"the row has {column} and {single}", field=column, cure=cure)
 
 
 def _answer(value: object, column: str, tags: Names) -> tuple[tuple[Message, ...], Message]:

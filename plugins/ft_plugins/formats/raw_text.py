@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ft_plugins.formats.answers import MEDIA, no_media
 from ft_plugins.formats.fields import required, text
 from ftcore.components import DatasetFormat
 from ftcore.errors import RowError
@@ -18,7 +19,7 @@ class RawText(DatasetFormat):
 
     name: str = "text"
     summary: str = "text: one document a row, for pretraining"
-    columns: Mapping[str, str] = field(default_factory=lambda: {"prompt": "text"})
+    columns: Mapping[str, str] = field(default_factory=lambda: {"prompt": "text", **MEDIA})
     samples: tuple[str, ...] = ("Text",)
 
     def matches(self, columns: frozenset[str]) -> bool:
@@ -32,4 +33,5 @@ class RawText(DatasetFormat):
         found = text(required(row, column, cure), column)
         if not found.strip():
             raise RowError(f"{column} is empty: there is nothing to learn", field=column, value=found, cure=cure)
+        no_media(row, columns)
         return Text(found)
