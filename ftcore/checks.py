@@ -196,6 +196,13 @@ def _check_streaming(plan: Plan) -> Iterable[Problem]:
         if getattr(training, option) == "epoch":
             message = f"{option} is epoch, and a stream does not know where its epochs end"
             yield Problem(message, place(plan, option), f"write {option}: steps")
+    for spec in plan.datasets:
+        if spec.num_samples:
+            message = (
+                f"dataset {spec.name!r} has num_samples, and nobody knows of how many rows of a stream to draw them"
+            )
+            hint = "remove num_samples; max_samples takes the first rows, interleave_probs weights datasets"
+            yield Problem(message, place(plan, "streaming"), hint)
     if 0 < data.val_size < 1:
         message = f"val_size: {data.val_size:g} is a share, and nobody knows how long a stream is"
         yield Problem(message, place(plan, "val_size"), "write a number of rows")

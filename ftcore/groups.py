@@ -93,7 +93,8 @@ class DataOptions(OptionGroup):
     cutoff_len: Annotated[int, Field(ge=2)] = 2048
     """Longest sequence, in tokens."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
-    """At most so many rows of each dataset, the first ones."""
+    """At most so many rows of each dataset, the first ones; of a dataset with ``num_samples`` the first that are
+    drawn."""
     val_size: Annotated[float, Field(ge=0)] = 0.0
     """Share (below 1) or number of rows split off for evaluation."""
     streaming: bool = False

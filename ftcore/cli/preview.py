@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from ftcore.data.accounting import Counts
-    from ftcore.data.preparing import Item, Prepared
+    from ftcore.data.preparing import Prepared
     from ftcore.data.rendering import Renderer
     from ftcore.data.sources import DatasetSpec
     from ftcore.plan import Plan
@@ -71,9 +71,9 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
     pairs = zip((*plan.datasets, *plan.eval_datasets), (*train, *held_out), strict=True)
     show_one = _show_json if as_json else Terminal().show
     for spec, counts in pairs:
-        for place, row in _rows(plan, renderer, spec, counts, 0 if stats else rows):
+        for place, row, times in _rows(plan, renderer, spec, counts, 0 if stats else rows):
             if not stats:
-                show_one(place, row)
+                show_one(place, row, times)
     accounting = Accounting(tuple(train), tuple(held_out))
     if as_json and stats:
         echo_json(accounting.as_dict())
@@ -83,25 +83,33 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
         raise bad
 
 
-def _rows(plan: Plan, renderer: Renderer, spec: DatasetSpec, counts: Counts, most: int) -> Iterator[Item]:
+def _rows(
+    plan: Plan, renderer: Renderer, spec: DatasetSpec, counts: Counts, most: int
+) -> Iterator[tuple[Place, Any, int]]:
+    """The rows, each with how often it is taken."""
     from ftcore.data.formats import read_samples, row_problem
     from ftcore.data.packing import uncut
     from ftcore.data.preparing import prepare
+    from ftcore.data.sampling import counted, sampling_of
     from ftcore.errors import RowError
 
-    samples = islice(read_samples(spec, plan), most or None)
-    for place, row in prepare(samples, renderer, uncut(plan)):
+    sampling = sampling_of(spec, plan)
+    counts.of = sampling.of if sampling else 0
+    read, beside = tee(islice(counted(read_samples(spec, plan, sampling)), most or None))
+    prepared = prepare(((place, sample) for place, sample, _ in read), renderer, uncut(plan))
+    for (place, row), (*_, times) in zip(prepared, beside, strict=True):
         if isinstance(row, RowError):
-            counts.add_bad(row_problem(place, row))
+            counts.add_bad(row_problem(place, row), times)
         else:
-            counts.add(place, row)
-        yield place, row
+            counts.add(place, row, times)
+        yield place, row, times
 
 
-def _show_json(place: Place, row: Any) -> None:
+def _show_json(place: Place, row: Any, times: int) -> None:
     import json
 
-    click.echo(json.dumps(as_dict(place, row), ensure_ascii=False))
+    drawn = {"times": times} if times > 1 else {}
+    click.echo(json.dumps(as_dict(place, row) | drawn, ensure_ascii=False))
 
 
 def as_dict(place: Place, row: Any) -> dict[str, Any]:

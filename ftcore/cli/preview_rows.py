@@ -44,8 +44,8 @@ class Terminal:
         self.coloured = self.console.is_terminal and not self.console.no_color
         self._told = False
 
-    def show(self, place: Place, row: Any) -> None:
-        """Prints one row, or what is wrong with it."""
+    def show(self, place: Place, row: Any, times: int = 1) -> None:
+        """Prints one row, or what is wrong with it, and how often it is trained in an epoch where that is not once."""
         if not self._told:
             self.console.print(self._legend())
             self._told = True
@@ -54,7 +54,8 @@ class Terminal:
             return
         why = f"  not trained: {row.untrainable}" if row.untrainable else ""
         mark = f"  {'good' if row.good else 'bad'} answer" if isinstance(row, PreparedFeedback) else ""
-        self.console.print(Text(f"── {place}{mark}  {_sizes(row)}{why}", style="bold"))
+        drawn = f"  drawn {times:,} times" if times > 1 else ""
+        self.console.print(Text(f"── {place}{mark}  {_sizes(row)}{drawn}{why}", style="bold"))
         if isinstance(row, PreparedPair):
             self._pair(row)
         else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ftcore.data.preparing import AnyPrepared
 from ftcore.errors import Problem, UsageError
 from ftcore.groups import DataOptions
 from ftcore.samples import Place
 
+T = TypeVar("T")
 SHOWN = 20
 """Bad rows that an error names, and places that the manifest lists."""
 _LISTED = 5
@@ -20,11 +21,13 @@ _LISTED = 5
 class Counts:
     """One dataset, counted while it is read.
 
-    ``rows == kept + dropped + untrainable``, and ``tokens == used + cut + left``.
+    ``rows == kept + dropped + untrainable``, and ``tokens == used + cut + left``. A row that ``num_samples`` takes
+    several times counts so often.
 
     Args:
         name: the dataset, as the user wrote it.
         rows: rows read.
+        of: rows of the dataset from which these were drawn; 0 where they were not.
         kept: rows that are trained or evaluated on.
         truncated: those of them that were longer than ``cutoff_len``.
         bad: what is wrong with rows that could not be read.
@@ -37,6 +40,7 @@ class Counts:
 
     name: str
     rows: int = 0
+    of: int = 0
     kept: int = 0
     truncated: int = 0
     bad: list[Problem] = field(default_factory=list)
@@ -56,24 +60,24 @@ class Counts:
         """Untrainable rows."""
         return sum(map(len, self.untrainable.values()))
 
-    def add_bad(self, problem: Problem) -> None:
-        """A row that could not be read."""
-        self.rows += 1
-        self.bad.append(problem)
+    def add_bad(self, problem: Problem, times: int = 1) -> None:
+        """A row that could not be read, and how often it was drawn."""
+        self.rows += times
+        self.bad += [problem] * times
 
-    def add(self, place: Place, row: AnyPrepared) -> None:
-        """A row that could be read."""
-        self.rows += 1
+    def add(self, place: Place, row: AnyPrepared, times: int = 1) -> None:
+        """A row that could be read, and how often it was drawn."""
+        self.rows += times
         tokens = row.tokens
-        self.tokens += tokens
+        self.tokens += times * tokens
         if row.untrainable:
-            self.untrainable.setdefault(row.untrainable, []).append(place)
+            self.untrainable.setdefault(row.untrainable, []).extend([place] * times)
             return
-        self.kept += 1
-        self.truncated += row.used < tokens
-        self.used += row.used
-        self.cut += tokens - row.used
-        self.trained += row.trained
+        self.kept += times
+        self.truncated += times * (row.used < tokens)
+        self.used += times * row.used
+        self.cut += times * (tokens - row.used)
+        self.trained += times * row.trained
 
     def merge(self, more: Counts) -> None:
         """Adds what was counted of further rows."""
@@ -88,13 +92,14 @@ class Counts:
         """For the manifest; of bad and untrainable rows the first places are listed."""
         return {
             "rows": self.rows,
+            **({"drawn_of": self.of} if self.of else {}),
             "kept": self.kept,
             "truncated": self.truncated,
             "dropped": len(self.bad),
-            "dropped_rows": [str(problem) for problem in self.bad[:SHOWN]],
+            "dropped_rows": [str(problem) for problem in _once(self.bad)[:SHOWN]],
             "untrainable": {reason: len(places) for reason, places in self.untrainable.items()},
             "untrainable_rows": {
-                reason: [str(place) for place in places[:SHOWN]] for reason, places in self.untrainable.items()
+                reason: [str(place) for place in _once(places)[:SHOWN]] for reason, places in self.untrainable.items()
             },
             "tokens": self.tokens,
             "used_tokens": self.used,
@@ -109,21 +114,28 @@ class Counts:
         trained = f"{self.used:,} tokens, {self.trained:,} trained{share}"
         head = f"{self.name}: {self.kept:,} of {self.rows:,} rows, {trained}"
         lines = [head]
+        if self.of:
+            lines.append(f"  {self.rows:,} rows drawn of {self.of:,}")
         if self.truncated:
             lines.append(f"  truncated: {self.truncated:,} rows, {self.cut:,} tokens beyond cutoff_len")
         if self.bad:
             lines.append(f"  dropped: {len(self.bad):,} rows that cannot be read")
-            lines += [f"    {problem}" for problem in self.bad[:_LISTED]]
-            lines += _more(len(self.bad))
+            lines += _first(self.bad)
         for reason, places in self.untrainable.items():
             lines.append(f"  untrainable: {len(places):,} rows, {reason}")
-            lines += [f"    {place}" for place in places[:_LISTED]]
-            lines += _more(len(places))
+            lines += _first(places)
         return lines
 
 
-def _more(count: int) -> list[str]:
-    return [f"    and {count - _LISTED:,} more"] if count > _LISTED else []
+def _once(found: Sequence[T]) -> list[T]:
+    """Each once: a row that is drawn several times is one row to look at."""
+    return list(dict.fromkeys(found))
+
+
+def _first(found: Sequence[object]) -> list[str]:
+    once = _once(found)
+    more = [f"    and {len(once) - _LISTED:,} more"] if len(once) > _LISTED else []
+    return [f"    {one}" for one in once[:_LISTED]] + more
 
 
 @dataclass(frozen=True)
@@ -169,7 +181,7 @@ def bad_rows(counts: Sequence[Counts], options: DataOptions) -> UsageError | Non
 
 
 def _refused(counts: Sequence[Counts], hint: str) -> UsageError | None:
-    problems = [problem for one in counts for problem in one.bad]
+    problems = [problem for one in counts for problem in _once(one.bad)]
     if not problems:
         return None
     many = f"{len(problems):,} bad rows" if len(problems) > 1 else "1 bad row"

@@ -66,6 +66,11 @@ class AnswerDataset(ABC):
         return self.parts.lengths.reshape(-1, _PARTS)
 
     @property
+    def times(self) -> npt.NDArray[np.int64]:
+        """How often ``num_samples`` takes each row, ``[R]``."""
+        return self.parts.times[::_PARTS]
+
+    @property
     def places(self) -> Sequence[Place]:
         """Where each row came from."""
         return self.parts.places[::_PARTS]

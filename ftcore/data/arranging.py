@@ -1,7 +1,8 @@
-"""What is done with tokenised rows before they are trained on: mixed, then packed."""
+"""What is done with tokenised rows before they are trained on: repeated, mixed, then packed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,29 +12,55 @@ from ftcore.data.answers import AnswerDataset
 from ftcore.data.dataset import TokenDataset
 from ftcore.data.mixing import mixed_rows
 from ftcore.data.packing import PackedDataset, packs, splits
+from ftcore.data.tables import Ints
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
 
 
-def mix(plan: Plan, training: Any, rows: np.ndarray[Any, Any], sizes: list[int]) -> tuple[Any, list[str]]:
+def repeat(plan: Plan, training: Any, rows: Ints, sizes: Sequence[int]) -> tuple[Any, list[int]]:
+    """The training rows as often as ``num_samples`` takes them, and how many there are of each dataset.
+
+    Args:
+        plan: the run's.
+        training: the rows of all datasets, each once, one dataset after the other.
+        rows: numbers of those that are trained on, sorted.
+        sizes: how many rows each dataset has.
+    """
+    times, random = training.times[rows], np.random.default_rng(plan.training.seed)
+    bounds = np.searchsorted(rows, np.concatenate([[0], np.cumsum(sizes)]))
+    parts = [np.repeat(rows[start:end], times[start:end]) for start, end in pairwise(bounds)]
+    # where rows are not shuffled, the same one would else come several times in turn
+    parts = [
+        random.permutation(part) if spec.num_samples else part for spec, part in zip(plan.datasets, parts, strict=True)
+    ]
+    order, lengths = np.concatenate(parts), [len(part) for part in parts]
+    as_it_is = len(order) == len(training) and bool((order == np.arange(len(order))).all())
+    return training if as_it_is else training.take(order), lengths
+
+
+def repeat_all(dataset: Any) -> Any:
+    """All rows as often as ``num_samples`` takes them, in their order."""
+    if dataset is None or (dataset.times == 1).all():
+        return dataset
+    return dataset.take(np.repeat(np.arange(len(dataset)), dataset.times))
+
+
+def mix(plan: Plan, training: Any, lengths: Sequence[int]) -> tuple[Any, list[str]]:
     """The training rows in the order of ``mix_strategy``, and a line about it.
 
     Args:
         plan: the run's.
         training: what is left of all datasets, one after the other.
-        rows: the numbers that its rows had among all of them.
-        sizes: how many rows each dataset had.
+        lengths: how many rows of each these are.
 
     Raises:
         UsageError: ``val_size`` took all rows of a dataset.
     """
     strategy = plan.data.mix_strategy
-    if strategy == "concat" or len(sizes) < 2:
+    if strategy == "concat" or len(lengths) < 2:
         return training, []
-    bounds = np.searchsorted(rows, np.concatenate([[0], np.cumsum(sizes)]))
-    lengths = [int(end - start) for start, end in pairwise(bounds)]
     if 0 in lengths:
         name = plan.datasets[lengths.index(0)].name
         raise UsageError(Problem(f"val_size leaves nothing of dataset {name!r} to mix", hint="give a smaller val_size"))

@@ -51,12 +51,12 @@ def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> d
     Raises:
         OSError: a file cannot be read.
     """
-    limits = [limit for limit in (plan.data.max_samples, spec.num_samples) if limit is not None]
+    drawn = f"{spec.num_samples} drawn with seed {plan.training.seed}, " if spec.num_samples else ""
     backend = renderer.tokenizer.backend_tokenizer
     options = {name: value for name, value in plan.data.model_dump(mode="json").items() if name not in WITHOUT_EFFECT}
     parts: dict[str, Any] = {
         "files": digest(_content(spec, plan)),
-        "rows": min(limits, default="all"),
+        "rows": f"{drawn}{plan.data.max_samples or 'all'}",
         "format": {"name": spec.format, "columns": spec.columns, "tags": spec.tags, "ranking": spec.ranking},
         "kind": [kind, *plan.stage.component.samples],
         "whole documents": splits(plan),

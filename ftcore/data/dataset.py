@@ -95,6 +95,12 @@ class TokenDataset:
         return lengths if self._rows is None else lengths[self._rows]
 
     @cached_property
+    def times(self) -> Ints:
+        """How often ``num_samples`` takes each row, ``[R]``."""
+        times = np.concatenate([np.zeros(0, np.int64), *(table.times for table in self.tables)])
+        return times if self._rows is None else times[self._rows]
+
+    @cached_property
     def places(self) -> Places:
         """Where each row came from."""
         files = [file for table in self.tables for file in table.places.files]

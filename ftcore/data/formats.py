@@ -12,6 +12,7 @@ from ftcore.components import DatasetFormat, Stage
 from ftcore.data.kinds import NAMES, Reading, as_text, only_prompts, readings
 from ftcore.data.media import MediaFolders
 from ftcore.data.reading import Row, read_dataset
+from ftcore.data.sampling import Sampling, sampling_of
 from ftcore.data.sources import DatasetSpec
 from ftcore.errors import Problem, RowError, UsageError
 from ftcore.samples import Place, Sample
@@ -26,24 +27,36 @@ _LOOKED_AT = 100
 Samples = Iterator[tuple[Place, Sample | RowError]]
 
 
-def read_samples(spec: DatasetSpec, plan: Plan) -> Samples:
+def read_samples(spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None) -> Samples:
     """Every row of a dataset as a sample that the plan's stage eats, or as what is wrong with it.
+
+    Args:
+        spec: the dataset.
+        plan: the run's.
+        sampling: of the dataset, where it is known; see `limited_rows`.
 
     Raises:
         UsageError: see `open_rows`.
     """
-    rows, read = open_rows(spec, plan)
+    rows, read = open_rows(spec, plan, sampling)
     yield from ((place, read(row)) for place, row in rows)
 
 
-def open_rows(spec: DatasetSpec, plan: Plan) -> tuple[Iterator[tuple[Place, Row]], Callable[[Row], Sample | RowError]]:
-    """The rows of a dataset, at most as many as the plan wants, and what makes each a sample that its stage eats.
+def open_rows(
+    spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None
+) -> tuple[Iterator[tuple[Place, Row]], Callable[[Row], Sample | RowError]]:
+    """The rows of a dataset, as many as the plan wants, and what makes each a sample that its stage eats.
+
+    Args:
+        spec: the dataset.
+        plan: the run's.
+        sampling: of the dataset, where it is known; see `limited_rows`.
 
     Raises:
         UsageError: the dataset cannot be read as a whole, is empty, its format is unknown, or it holds nothing that
             the stage eats. What is wrong further on is raised by the rows' iterator.
     """
-    rows = limited_rows(spec, plan)
+    rows = limited_rows(spec, plan, sampling)
     first: list[tuple[Place, Row]] = []
     reading: Reading | None = None
     refusal: UsageError | None = None
@@ -75,10 +88,15 @@ def _unread(row: Row) -> RowError:
     return row
 
 
-def limited_rows(spec: DatasetSpec, plan: Plan) -> Iterator[tuple[Place, Row]]:
-    """The rows of a dataset, at most as many as the plan wants."""
-    limits = [limit for limit in (plan.data.max_samples, spec.num_samples) if limit is not None]
-    return islice(read_dataset(spec, streaming=plan.data.streaming), min(limits) if limits else None)
+def limited_rows(spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None) -> Iterator[tuple[Place, Row]]:
+    """The rows of a dataset, as many as the plan wants: the first ones, or with ``num_samples`` those that are drawn.
+
+    These keep the order of the dataset; one that is drawn several times comes so often, one right after the other (see
+    `ftcore.data.sampling.counted`). Where the sampling is not given it is made here, which reads the dataset once more.
+    """
+    rows = read_dataset(spec, streaming=plan.data.streaming)
+    sampling = sampling or sampling_of(spec, plan)
+    return sampling.rows(rows) if sampling else islice(rows, plan.data.max_samples)
 
 
 def _sample(reading: Reading, folders: MediaFolders, row: Row) -> Sample | RowError:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ftcore.data.accounting import Accounting, Counts, bad_rows
 from ftcore.data.answers import AnswerDataset, FeedbackDataset, PairDataset, answer_parts
-from ftcore.data.arranging import mix, pack
+from ftcore.data.arranging import mix, pack, repeat, repeat_all
 from ftcore.data.cache import Store
 from ftcore.data.dataset import TokenDataset, split_rows
 from ftcore.data.preparing import AnyPrepared, Prepared
@@ -97,9 +97,9 @@ def _datasets(
     if plan.data.streaming:
         return _streamed(kind, keep, plan, renderer, progress)
     train, train_counts, problems = _load(plan.datasets, plan, renderer, keep, progress)
-    held_out, eval_counts, more = _load(eval_specs(plan), plan, renderer, keep, progress)
+    held_out, eval_counts, further = _load(eval_specs(plan), plan, renderer, keep, progress)
     bad = bad_rows([*train_counts, *eval_counts], plan.data)
-    problems = [*problems, *more, *(bad.problems if bad else ())]
+    problems = [*problems, *further, *(bad.problems if bad else ())]
     if problems:
         raise UsageError(problems)
     if empty := [counts for counts in (*train_counts, *eval_counts) if not counts.kept]:
@@ -112,12 +112,15 @@ def _datasets(
         rows = np.arange(len(training))
         if plan.data.val_size:
             rows, others = split_rows(len(training), plan.data.val_size, plan.training.seed)
-            training, evaluation, split_off = training.take(rows), training.take(others), len(others)
-        sizes = [len(kind.over([table])) for table in train]
-        training, notes = mix(plan, training, rows, sizes)
-    training, more_notes = pack(plan, training)
-    evaluation, last_notes = pack(plan, evaluation, "evaluation: ")
-    notes += more_notes + last_notes
+            evaluation, split_off = training.take(others), len(others)
+            if repeats := int(training.times[others].sum()) - split_off:
+                notes = [f"val_size: {repeats:,} repeats of the rows that are split off are not trained on"]
+        training, lengths = repeat(plan, training, rows, [len(kind.over([table])) for table in train])
+        training, more = mix(plan, training, lengths)
+        notes += more
+    training, more = pack(plan, training)
+    evaluation, last = pack(plan, evaluation if split_off else repeat_all(evaluation), "evaluation: ")
+    notes += more + last
     accounting = Accounting(tuple(train_counts), tuple(eval_counts), split_off, tuple(notes))
     return Datasets(training, evaluation, accounting, renderer.pictures)
 
@@ -134,7 +137,7 @@ def _streamed(kind: type[D], keep: Keep, plan: Plan, renderer: Renderer, progres
     count = int(plan.data.val_size)
     table, before = hold_out(Stream(plan, kind, keep, renderer, plain=True), count) if count else (None, 0)
     tables = [table] if table else held_out
-    evaluation, notes = pack(plan, kind.over(tables) if tables else None, "evaluation: ")
+    evaluation, notes = pack(plan, repeat_all(kind.over(tables)) if tables else None, "evaluation: ")
     training: Any = Stream(plan, kind, keep, renderer, before) if plan.datasets else None
     counts = tuple(training.counts) if training else ()
     accounting = StreamAccounting(counts, tuple(eval_counts), count, tuple(notes))

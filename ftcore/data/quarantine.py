@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftcore.data.accounting import Accounting
 from ftcore.data.formats import limited_rows
 from ftcore.data.loading import eval_specs
+from ftcore.data.sampling import counted
 from ftcore.errors import RowError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _bad_rows(plan: Plan, accounting: Accounting) -> Iterator[dict[str, Any]]:
     specs = (*plan.datasets, *eval_specs(plan))
     for spec, counts in zip(specs, (*accounting.train, *accounting.eval), strict=True):
         problems = {problem.where: problem for problem in counts.bad}
-        for place, row in limited_rows(spec, plan) if problems else ():
+        for place, row, _ in counted(limited_rows(spec, plan) if problems else ()):
             if problem := problems.get(str(place)):
                 raw = row.value if isinstance(row, RowError) else dict(row)
                 yield {

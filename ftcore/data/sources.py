@@ -35,7 +35,7 @@ class DatasetSpec:
         subset: hub subset.
         folder: hub folder that holds the data.
         split: which split of a folder or hub dataset.
-        num_samples: at most so many rows.
+        num_samples: so many rows are drawn at random; more than there are repeat rows.
         where: the place that names it, such as ``x.yaml:12``.
     """
 

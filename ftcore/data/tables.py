@@ -23,6 +23,7 @@ ARRAYS = {
     "reasons": np.uint8,
     "offsets": np.int64,
     "places": np.int64,
+    "times": np.int64,
     "images": np.uint8,
 }
 """Name of an array, and of its file, -> its dtype. ``images`` holds lines of text."""
@@ -36,6 +37,8 @@ class KeptRow(NamedTuple):
     weights: npt.NDArray[np.float32]
     reasons: npt.NDArray[np.uint8]
     images: tuple[Picture, ...] = ()
+    times: int = 1
+    """How often it is taken."""
 
     @classmethod
     def of(cls, place: Place, row: Prepared) -> KeptRow:
@@ -95,6 +98,7 @@ class Table:
         offsets: int64 ``[R + 1]``: row i is tokens ``offsets[i]`` to ``offsets[i + 1]``.
         places: where each row came from.
         images: of the rows that have some.
+        times: int64 ``[R]``: how often each row is taken; unset, once.
     """
 
     def __init__(
@@ -105,11 +109,13 @@ class Table:
         offsets: Ints,
         places: Places,
         images: Images | None = None,
+        times: Ints | None = None,
     ) -> None:
         assert len(ids) == len(weights) == len(reasons) == offsets[-1]
         assert len(offsets) == len(places) + 1
         self.ids, self.weights, self.reasons, self.offsets, self.places = ids, weights, reasons, offsets, places
         self.images: Images = images or {}
+        self.times: Ints = np.ones(len(places), np.int64) if times is None else times
 
     @classmethod
     def of(cls, rows: Sequence[KeptRow]) -> Table:
@@ -121,6 +127,7 @@ class Table:
             np.concatenate([[0], np.cumsum([len(row.ids) for row in rows])]).astype(np.int64),
             Places.of([row.place for row in rows]),
             {number: row.images for number, row in enumerate(rows) if row.images},
+            np.array([row.times for row in rows], dtype=np.int64),
         )
 
     def __len__(self) -> int:
@@ -166,6 +173,7 @@ class TableWriter:
             self._write(name, array)
         self._write("offsets", table.offsets[1:] + self._tokens)
         self._write("places", numbers)
+        self._write("times", table.times)
         self._write("images", np.frombuffer(as_lines(table.images, self._rows), dtype=np.uint8))
         self._tokens += len(table.ids)
         self._rows += len(table)

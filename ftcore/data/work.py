@@ -15,6 +15,7 @@ from ftcore.data.packing import uncut
 from ftcore.data.preparing import AnyPrepared, prepare
 from ftcore.data.reading import Row
 from ftcore.data.rendering import Renderer
+from ftcore.data.sampling import counted, sampling_of
 from ftcore.data.sources import DatasetSpec, data_files
 from ftcore.data.tables import KeptRow, MappedTable, Table, TableWriter
 from ftcore.data.tokenizing import Encoder
@@ -29,7 +30,8 @@ Progress = Callable[[str, int], None]
 """Called with a dataset's name and the number of rows done so far."""
 Keep = Callable[[Place, AnyPrepared], Sequence[KeptRow]]
 """What is kept of a prepared row that is trained on."""
-Batch = Sequence[tuple[Place, Row]]
+Batch = Sequence[tuple[Place, Row, int]]
+"""Rows, and how often each is taken."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,12 @@ class Work:
             raise UsageError(Problem(f"cannot be read: {error.strerror or error}", where)) from error
 
     def _fill(self, writer: TableWriter, counts: Counts) -> None:
-        rows, read = open_rows(self.spec, self.plan)
-        data = self.plan.data
+        sampling, data = sampling_of(self.spec, self.plan), self.plan.data
+        rows, read = open_rows(self.spec, self.plan, sampling)
+        counts.of = sampling.of if sampling else 0
         step = Step(read, self)
         for table, more in in_order(
-            step, _batches(rows, data.preprocessing_batch_size), processes(data.preprocessing_num_workers)
+            step, _batches(counted(rows), data.preprocessing_batch_size), processes(data.preprocessing_num_workers)
         ):
             writer.append(table)
             counts.merge(more)
@@ -90,17 +93,18 @@ class Step:
     def __call__(self, batch: Batch) -> tuple[Table, Counts]:
         """The rows that are kept, and the counts of all."""
         work, kept, counts = self.work, [], Counts(name=self.work.spec.name)
-        samples = ((place, self.read(row)) for place, row in batch)
-        for place, row in prepare(samples, work.renderer, uncut(work.plan), work.encoder):
+        samples = ((place, self.read(row)) for place, row, _ in batch)
+        prepared = prepare(samples, work.renderer, uncut(work.plan), work.encoder)
+        for (place, row), (*_, times) in zip(prepared, batch, strict=True):
             if isinstance(row, RowError):
-                counts.add_bad(row_problem(place, row))
+                counts.add_bad(row_problem(place, row), times)
                 continue
-            counts.add(place, row)
+            counts.add(place, row, times)
             if not row.untrainable:
-                kept.append(work.keep(place, row))
+                kept.append([part._replace(times=times) for part in work.keep(place, row)])
         return Table.of(list(chain.from_iterable(kept))), counts
 
 
-def _batches(rows: Iterator[tuple[Place, Row]], size: int) -> Iterator[Batch]:
+def _batches(rows: Iterator[tuple[Place, Row, int]], size: int) -> Iterator[Batch]:
     while batch := list(islice(rows, size)):
         yield batch

@@ -10,6 +10,7 @@ from ftcore.components import Stage
 from ftcore.data.accounting import Counts, bad_rows
 from ftcore.data.formats import read_samples, row_problem
 from ftcore.data.media import holds_media
+from ftcore.data.sampling import counted
 from ftcore.data.sources import DatasetSpec, resolve
 from ftcore.errors import RowError, UsageError
 from ftcore.inference import Prompt
@@ -63,7 +64,7 @@ def _read(
     spec: DatasetSpec, plan: Plan, system: str | None, rows: list[Mapping[str, Any]], prompts: list[Prompt]
 ) -> Counts:
     counts = Counts(name=spec.name)
-    for place, sample in read_samples(spec, plan):
+    for place, sample, _ in counted(read_samples(spec, plan)):  # one answer, however often the row is drawn
         try:
             row, prompt = _asked(place, sample, system)
         except RowError as error:

@@ -442,3 +442,15 @@ def test_backends_are_torchs() -> None:
     from ftcore.compilers import backends
 
     assert set(list_backends()) <= set(backends()) <= set(list_backends(exclude_tags=()))
+
+
+def test_rows_cannot_be_drawn_of_a_stream(tmp_path: Path, write_config: Any, rows_file: Path) -> None:
+    info = {"drawn": {"file_name": str(rows_file), "num_samples": 3}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    values = {"dataset": "drawn", "dataset_dir": str(tmp_path), "max_steps": 3}
+    assert make_plan(write_config(**values)).datasets[0].num_samples == 3
+    with pytest.raises(UsageError) as caught:
+        make_plan(write_config(streaming=True, **values))
+    assert [problem.message for problem in caught.value.problems] == [
+        "dataset 'drawn' has num_samples, and nobody knows of how many rows of a stream to draw them"
+    ]

@@ -79,7 +79,7 @@ def _questions(run: Run) -> Iterator[Question]:
 
 def _chats(run: Run) -> Iterator[Chat]:
     """The conversations of the evaluation's rows, in its order; what it leaves out has been counted and told."""
-    places: list[Place] = list(run.data.eval.places)
+    places: list[Place] = list(dict.fromkeys(run.data.eval.places))  # one answer, however often a row is drawn
     wanted, found = set(places), dict[Place, Chat]()
     specs = run.plan.datasets if run.plan.data.val_size else eval_specs(run.plan)
     for spec in specs:
