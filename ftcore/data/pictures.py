@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ftcore.data.image_files import open_image
 from ftcore.data.media import PLACEHOLDERS
 from ftcore.data.rendering import Rendered, Span
 from ftcore.errors import RowError
@@ -140,14 +141,7 @@ class Pictures:
         return {name: value for name, value in tensors.items() if name not in unused}, texts
 
     def _opened(self, path: str, field: str) -> Image:
-        from PIL import Image, ImageOps
-
-        try:
-            with Image.open(path) as file:
-                return self._sized(ImageOps.exif_transpose(file).convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = f"{path} cannot be read as an image: {' '.join(str(error).split())}"
-            raise RowError(reason, field=field, cure="repair the file, or remove the row") from error
+        return self._sized(open_image(path, field))
 
     def _sized(self, image: Image) -> Image:
         """Between ``image_min_pixels`` and ``image_max_pixels``, its shape kept, as LLaMA-Factory scales images."""

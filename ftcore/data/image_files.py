@@ -1,0 +1,62 @@
+"""Image files as models are given them: upright, in RGB, as ``transformers.image_utils.load_image`` reads them.
+
+Except grey of more than eight bits, which load_image cuts off at 255, so that it turns white: it is scaled here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ftcore.errors import RowError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BITS_PER_SAMPLE = 258
+"""TIFF's tag."""
+
+
+def open_image(path: str, field: str) -> Image:
+    """The image, upright and in RGB; of several frames the first.
+
+    Args:
+        path: of the file.
+        field: of the row, for the error.
+
+    Raises:
+        RowError: it is no image, a damaged one, or one whose numbers have no known white.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            white = _white(file)
+            if white is None:
+                reason = f"{path} has grey of 32 bits (mode {file.mode}), of which nobody knows what is white"
+                raise RowError(reason, field=field, cure="save it with 8 or 16 bits")
+            upright = ImageOps.exif_transpose(file)
+            return (upright if white == 255 else _eight_bits(upright, white)).convert("RGB")
+    except RowError:
+        raise
+    except Exception as error:  # what a damaged file makes of Pillow's readers is any of many
+        reason = f"{path} cannot be read as an image: {' '.join(str(error).split()) or type(error).__name__}"
+        raise RowError(reason, field=field, cure="repair the file, or remove the row") from error
+
+
+def _white(file: Any) -> int | None:
+    """The number that stands for white; None where nobody knows."""
+    if file.mode.startswith("I;16"):
+        bits = getattr(file, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))  # TIFF has 12 bits in this mode as well
+        return (1 << int(bits[0])) - 1
+    if file.mode == "I" and file.format == "PPM":
+        return 65535  # Pillow scales whatever the file has to that
+    return None if file.mode in ("I", "F") else 255
+
+
+def _eight_bits(image: Image, white: int) -> Image:
+    from PIL import Image
+
+    numbers = np.asarray(image).astype(np.float64) * (255 / white)
+    return Image.fromarray(numbers.round().clip(0, 255).astype(np.uint8))
