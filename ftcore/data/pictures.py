@@ -7,8 +7,10 @@ opened twice: when rows are tokenised, and again when they are in a batch; what 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -31,7 +33,11 @@ if TYPE_CHECKING:
     from ftcore.groups import MediaOptions
     from ftcore.plan import Plan
 
+log = logging.getLogger(__name__)
+
 PLACEHOLDER = PLACEHOLDERS["images"]
+_OF_TEXT = ("input_ids", "attention_mask", "labels")
+"""What a processor makes of text alone; the batch has it already."""
 
 
 class Picture(NamedTuple):
@@ -80,8 +86,15 @@ class Pictures:
         if processor is None:
             return None
         known = plan.family.component.image if plan.family else ""
-        frame = known or frame_of(processor)
-        return cls(processor, frame, plan.media) if frame else None
+        # a family's models may come with another processor, whose token is another
+        frame = known if str(processor.image_token) in known else frame_of(processor)
+        if not frame:
+            name = plan.model.model_name_or_path
+            log.warning(
+                "the chat template of %s does not say how an image is written: rows with images are refused", name
+            )
+            return None
+        return cls(processor, frame, plan.media)
 
     @cached_property
     def tokens(self) -> npt.NDArray[np.int64]:
@@ -92,7 +105,7 @@ class Pictures:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over all that decides what an image becomes."""
-        config = self.processor.image_processor.to_dict()
+        config = self.processor.to_dict()
         parts = [config, self.frame, self.limits.image_max_pixels, self.limits.image_min_pixels]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -106,16 +119,18 @@ class Pictures:
         if len(starts) != len(paths):
             reason = f"the chat template writes {PLACEHOLDER} {len(starts)} times for {len(paths)} images"
             raise RowError(reason, field="images", cure="choose the template that the model was made for")
-        _, tokens = self._processed([self._opened(path, f"images[{n}]") for n, path in enumerate(paths)])
+        tokens = self._texts([self._opened(path, f"images[{n}]") for n, path in enumerate(paths)])
         texts = [self.frame.replace(self.processor.image_token, text) for text in tokens]
         return _replaced(rendered, starts, texts, paths)
 
-    def inputs(self, pictures: Sequence[Picture], ids: npt.NDArray[Any]) -> dict[str, Any]:
-        """What a model is given beside the tokens of one row.
+    def inputs(self, pictures: Sequence[Picture], ids: npt.NDArray[Any], weights: npt.NDArray[Any]) -> dict[str, Any]:
+        """What a model is given beside the tokens of one row: all that its own processor makes for these tokens.
 
         Args:
             pictures: the row's images, in their order.
             ids: its tokens, ``[T]``.
+            weights: their weights as targets, ``[T]``. Where the processor tells prompt from answer (PaliGemma, whose
+                prompt is read in both directions), the answer begins at the first token that is trained.
 
         Returns:
             The processor's tensors, such as ``pixel_values``; ``mm_token_type_ids`` int64 ``[1, T]``, 1 at tokens of
@@ -125,20 +140,30 @@ class Pictures:
             RowError: an image is gone or was changed after its row was tokenised.
         """
         import torch
+        from transformers import TensorType
 
         for picture in pictures:
             if picture.changed:
                 raise RowError(f"{picture.path} was changed or removed during the run", cure="start the run again")
-        tensors, _ = self._processed([self._opened(picture.path, picture.path) for picture in pictures])
-        kinds = self.processor.create_mm_token_type_ids([ids.tolist()])
-        return {**tensors, "mm_token_type_ids": torch.tensor(kinds)}
+        images = [self._opened(picture.path, picture.path) for picture in pictures]
+        trained = np.flatnonzero(weights)
+        answer = int(trained[0]) if len(trained) else len(ids)
+        processor = copy.copy(self.processor)
+        processor.tokenizer = _Tokenized(self.processor.tokenizer, ids.tolist(), answer)
+        made = processor(
+            text=[self.processor.image_token * len(images)], images=[images], return_tensors=TensorType.PYTORCH
+        )
+        kinds = {"mm_token_type_ids": torch.tensor(self.processor.create_mm_token_type_ids([ids.tolist()]))}
+        return kinds | {name: value for name, value in made.items() if name not in _OF_TEXT}
 
-    def _processed(self, images: Sequence[Image]) -> tuple[dict[str, Any], list[str]]:
+    def _texts(self, images: Sequence[Image]) -> list[str]:
+        """What the processor writes for each image in place of its token."""
         from transformers import TensorType
 
-        unused = self.processor.unused_input_names
-        tensors, texts = self.processor._process_images([list(images)], return_tensors=TensorType.PYTORCH)
-        return {name: value for name, value in tensors.items() if name not in unused}, texts
+        own = self.processor
+        merged = own._merge_kwargs(tokenizer_init_kwargs=own.tokenizer.init_kwargs, return_tensors=TensorType.PYTORCH)
+        texts: list[str] = own._process_images([list(images)], **merged["images_kwargs"])[1]
+        return texts
 
     def _opened(self, path: str, field: str) -> Image:
         return self._sized(open_image(path, field))
@@ -154,6 +179,37 @@ class Pictures:
                 factor = sqrt(limit / pixels)
                 return image.resize((max(int(image.width * factor), 1), max(int(image.height * factor), 1)))
         return image
+
+
+class _Tokenized:
+    """Stands in a processor for its tokenizer, and answers with the tokens of a row that are there already.
+
+    Args:
+        tokenizer: the processor's own.
+        ids: the row's tokens.
+        answer: how many come before the answer.
+    """
+
+    def __init__(self, tokenizer: Any, ids: list[int], answer: int) -> None:
+        self._tokenizer, self._ids, self._answer = tokenizer, ids, answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any:
+        from transformers import BatchEncoding
+
+        made = {"input_ids": [self._ids], "attention_mask": [[1] * len(self._ids)]}
+        if kwargs.get("return_token_type_ids"):  # as a tokenizer numbers the two texts of a pair
+            made["token_type_ids"] = [[int(place >= self._answer) for place in range(len(self._ids))]]
+        return BatchEncoding(made)
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Writes the processor's settings and its image processor's beside a model; the tokenizer is saved by itself."""
+    processor.image_processor.save_pretrained(folder)
+    settings = {name: value for name, value in processor.to_dict().items() if value is not None}
+    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def frame_of(processor: Any) -> str:

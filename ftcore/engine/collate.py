@@ -85,7 +85,7 @@ class ImageCollator:
 
     def _inputs(self, row: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            return self.pictures.inputs(row["images"], row["input_ids"]) if "images" in row else {}
+            return self.pictures.inputs(row["images"], row["input_ids"], row["weights"]) if "images" in row else {}
         except RowError as error:
             raise RunError(str(Problem(error.reason, hint=error.cure))) from error
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from ftcore.data.pictures import save_processor
 from ftcore.errors import RunError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def save_trained(plan: Plan, model: Any, tokenizer: Any, pictures: Any = None) -
             plan.method.component.save(model, staged)
             tokenizer.save_pretrained(staged)
             if pictures is not None:
-                pictures.processor.image_processor.save_pretrained(staged)
+                save_processor(pictures.processor, staged)
             _move(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

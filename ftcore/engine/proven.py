@@ -25,7 +25,7 @@ from ftcore.engine import attention, products
 from ftcore.engine.snapshots import versions
 from ftcore.folders import cache_root
 
-_FORMAT = 1
+_FORMAT = 2
 _NAMES = ("_name_or_path", "name_or_path")
 _GLIMPSE = 32
 """Numbers of each tensor that are looked at. Other weights differ there, be it by training or by another seed; that a

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +15,7 @@ from torch import nn
 from ftcore.engine import attention
 from ftcore.engine.beginnings import shared
 from ftcore.engine.collate import Batch, collate, on_device, padded
+from ftcore.engine.dependence import check_causal, check_images
 from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
 from ftcore.engine.prefix import FrozenPrefix
 from ftcore.engine.sharing import Always
@@ -51,6 +52,8 @@ class Scorer:
         last: the last layer, where it computes no more than is read (`ftcore.engine.last`); packed only.
         compiled: backend and mode of the compiler of the decoder's layers (`ftcore.engine.compiled`); None for none.
         kernel: computes the head's losses in place of `ftcore.engine.head` (`ftcore.engine.cut`); None for none.
+        unseen: what has to be shown of a batch with images before one is computed (`ftcore.engine.dependence`); None
+            once it is.
     """
 
     reads_vocabulary = True
@@ -65,6 +68,7 @@ class Scorer:
         self.last: nn.Module | None = None
         self.compiled: tuple[str, str | None] | None = None
         self.kernel: Callable[..., torch.Tensor] | None = None
+        self.unseen: Callable[[Scorer, Batch, float], bool] | None = check_images
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
         self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
@@ -102,7 +106,11 @@ class Scorer:
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The decoder's last hidden states ``[T, H]`` at the positions that have a label."""
         if "images" in batch:
-            kept = [self.inner.base_model(**inputs).last_hidden_state[0, at] for inputs, at in self._each(batch)]
+            self._see(batch)
+            kept = [
+                self.inner.base_model(**one, use_cache=False).last_hidden_state[0, at]
+                for one, at, _ in self.sequences(batch)
+            ]
             return torch.cat(kept)
         if self.prefix is not None:
             return self.prefix.run(batch, self.last is not None)
@@ -145,7 +153,13 @@ class Scorer:
     def _own_logits(self, batch: Batch) -> torch.Tensor:
         """The model's own logits, ``[T, V]``, in float32 or float64."""
         if "images" in batch:
-            logits = torch.cat([self.model(**inputs, logits_to_keep=at).logits[0] for inputs, at in self._each(batch)])
+            self._see(batch)
+            logits = torch.cat(
+                [
+                    self.model(**one, use_cache=False, logits_to_keep=at).logits[0]
+                    for one, at, _ in self.sequences(batch)
+                ]
+            )
         elif self.packed:
             logits = self.model(**flat_inputs(batch), logits_to_keep=batch["positions"]).logits[0]
         else:
@@ -156,21 +170,34 @@ class Scorer:
             logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[rows, where]
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def _each(self, batch: Batch) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-        """Each sequence of a batch with images: what the whole model is given, and the places ``[n]`` of its labels.
+    def sequences(self, batch: Batch) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]:
+        """Each sequence of a batch with images: what the whole model is given, the places ``[n]`` of its labels, and
+        for each token 1 where it stands for a part of an image, ``[L]``.
 
         One by one, so that the model itself gives its tokens their places, which images change, and its attention its
-        mask: some models let the parts of an image see each other.
+        mask: some models let the parts of an image see each other, or a whole prompt.
         """
-        wanted = inspect.signature(self.inner.base_model.forward).parameters
+        wanted = _arguments(self.inner)
         starts, positions = batch["cu_seqlens"].tolist(), batch["positions"]
         for start, end, images in zip(starts, starts[1:], batch["images"], strict=False):
             ids = batch["input_ids"][:, start:end]
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **images}
-            kinds = inputs.setdefault("mm_token_type_ids", torch.zeros_like(ids))
-            inputs["token_type_ids"] = kinds  # Gemma 3's name
+            kinds = images.get("mm_token_type_ids", torch.zeros_like(ids))
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images, "mm_token_type_ids": kinds}
             at = positions[(positions >= start) & (positions < end)] - start
-            yield {name: value for name, value in inputs.items() if name in wanted or name == "use_cache"}, at
+            yield {name: value for name, value in inputs.items() if name in wanted}, at, kinds[0]
+
+    def logits_of(self, inputs: Mapping[str, Any], at: torch.Tensor) -> torch.Tensor:
+        """Logits ``[n, V]`` of one of the `sequences` at these places."""
+        if self.fused:
+            return self.head().logits(self.inner.base_model(**inputs, use_cache=False).last_hidden_state[0, at])
+        return self.model(**inputs, use_cache=False, logits_to_keep=at).logits[0].float()
+
+    def _see(self, batch: Batch) -> None:
+        """Shows on the first batches with images that they are seen, and the answer is not."""
+        if self.unseen is not None:
+            with evaluating(self.model):
+                shown = self.unseen(self, batch, TOLERANCE[self.coarsest])
+            self.unseen = None if shown else self.unseen
 
     def choose(self) -> None:
         """Takes the packed, fused and shared way as far as a probe shows that it gives the model's own logits.
@@ -178,11 +205,16 @@ class Scorer:
         The model's own padded forward on two short sequences is the arbiter, so a model that keeps state along the
         row, or makes its logits in a way unknown here, is found out and computed as its authors wrote it. What most
         models can do, all of it at once, is tried first: each pass reads all weights.
+
+        Raises:
+            UsageError: the model predicts tokens from those that follow them.
         """
-        short = self.probe()
+        short, whole = self.probe(), self.placed(_probe(self.inner, beginnings=True))
         own_attention = self.inner.config._attn_implementation
         with evaluating(self.model):
-            expected = self._own_logits(short)
+            expected = self._own_logits(whole)
+            check_causal(self, whole, expected, _COMMON, TOLERANCE[self.coarsest])
+            expected = expected[torch.isin(whole["positions"], short["positions"])]
             hoped = self.fused
             if self._tries(short, expected, fused=hoped, shares=True):
                 return
@@ -265,13 +297,30 @@ def flat_inputs(batch: Batch) -> dict[str, Any]:
     return {**told, "input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
 
 
-def _probe(model: Any) -> Batch:
-    """Two sequences, of 9 and 8 tokens, of which 4 are the same; every position but these of the second is labelled."""
+_COMMON = 4
+"""Tokens with which both sequences of a probe begin."""
+
+
+def _probe(model: Any, *, beginnings: bool = False) -> Batch:
+    """Two sequences, of 9 and 8 tokens, of which 4 are the same; every position but these of the second is labelled.
+
+    Args:
+        model: of whose vocabulary they are.
+        beginnings: label these as well.
+    """
     vocabulary = model.config.get_text_config().vocab_size
     one, other = ((np.arange(length, dtype=np.int32) * 37 + 11 * length) % vocabulary for length in (9, 8))
-    weights = [np.ones(9, np.float32), np.array([0, 0, 0, 0, 0, 1, 1, 1], np.float32)]
-    rows = zip((one, np.concatenate([one[:4], other[4:]])), weights, strict=True)
+    later = np.ones(8, np.float32)
+    later[: _COMMON + 1] = beginnings
+    rows = zip((one, np.concatenate([one[:_COMMON], other[_COMMON:]])), (np.ones(9, np.float32), later), strict=True)
     return collate([{"input_ids": ids, "weights": weight, "index": 0} for ids, weight in rows])
+
+
+def _arguments(model: Any) -> set[str]:
+    """What a model takes with images; its base model's, and what it hands on to that by name."""
+    parameters = inspect.signature(model.base_model.forward).parameters
+    names = {name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
+    return names if len(names) == len(parameters) else names | inspect.signature(model.forward).parameters.keys()
 
 
 def _tried(scorer: Scorer, batch: Batch) -> torch.Tensor | None:

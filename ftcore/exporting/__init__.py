@@ -72,6 +72,7 @@ def export(target: Target, *, force: bool = False) -> Exported:
         UsageError: as `check_options`; the template is another; a GGUF file cannot hold this architecture.
         RunError: the disk has no room.
     """
+    from ftcore.data.pictures import save_processor
     from ftcore.exporting import folder as folders
     from ftcore.exporting import ollama
     from ftcore.exporting.generation import set_generation
@@ -92,7 +93,7 @@ def export(target: Target, *, force: bool = False) -> Exported:
         model.save_pretrained(staging, max_shard_size=int(plan.export.export_size * 10**9))
         tokenizer.save_pretrained(staging)
         if processor := plan.plugins.hook.ft_load_processor(plan=plan, tokenizer=tokenizer):
-            processor.image_processor.save_pretrained(staging)
+            save_processor(processor, staging)
         if gguf:
             gguf.write(model, renderer, staging)
         text, note = ollama.modelfile(plan, renderer, f"./{gguf.name}" if gguf else ".")

