@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import Problem, UsageError, quoted, short
+from ftcore.strict_json import line_and_column, repeated_keys
 
 COMMAND_LINE = "command line"
 MAX_BYTES = 1 << 20
@@ -75,7 +76,7 @@ def _overrides(words: Sequence[str]) -> Iterable[Setting | Problem]:
         name, equals, text = word.partition("=")
         name = name.removeprefix("--")
         if not equals or not name:
-            yield Problem(f"{word!r} is not key=value", COMMAND_LINE, "write for instance learning_rate=1e-4")
+            yield Problem(f"{quoted(word)} is not key=value", COMMAND_LINE, "write for instance learning_rate=1e-4")
             continue
         yield from _override(name, text)
 
@@ -118,7 +119,7 @@ def _pairs(root: Any, file: str) -> Iterable[Setting | Problem]:
         if name is None or name == "<<":
             yield Problem("a key must be a plain word", where)
         elif name in seen:
-            yield Problem(f"{name} stands here again, first on line {seen[name]}", where, "keep one")
+            yield Problem(f"{short(name)} stands here again, first on line {seen[name]}", where, "keep one")
         else:
             seen[name] = line
             try:
@@ -189,15 +190,8 @@ def _plain(value: Any) -> Any:
 
 
 def _json_settings(text: str, file: str) -> Iterable[Setting | Problem]:
-    repeated: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in items]
-        repeated.extend({name for name in names if names.count(name) > 1})
-        return dict(items)
-
     try:
-        values = json.loads(text, object_pairs_hook=pairs)
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         return [Problem(f"not valid JSON: {error.msg}", f"{file}:{error.lineno}")]
     except (RecursionError, ValueError) as error:
@@ -205,7 +199,10 @@ def _json_settings(text: str, file: str) -> Iterable[Setting | Problem]:
     if not isinstance(values, dict):
         return [Problem("the file is not an object", file, 'write {"key": value, ...}')]
     found: list[Setting | Problem] = [
-        Problem(f"{name} stands here twice", f"{file}:{_json_line(text, name)}", "keep one") for name in repeated
+        Problem(
+            f"{short(name)} stands here twice", "{}:{}:{}".format(file, *line_and_column(text, position)), "keep one"
+        )
+        for name, position in repeated_keys(text)
     ]
     return found + [Setting(name, value, f"{file}:{_json_line(text, name)}") for name, value in values.items()]
 

@@ -9,6 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+_MOST = 60
+"""Characters of a user's value that a message quotes."""
+_MESSAGE = 1000
+_HINT = 4000
+"""Characters of a problem's message and hint, which may list all templates: whoever wrote it, it can be read."""
+
+
+def short(text: str, most: int = _MOST) -> str:
+    """The text, or as much of its beginning."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def quoted(value: object, most: int = _MOST) -> str:
+    """A user's value in a message: Python's notation, shortened, however long it is."""
+    if isinstance(value, str | bytes):
+        value = value[: most + 1]
+    return short(repr(value), most)
+
+
+def listed(names: Iterable[object], most: int = 10) -> str:
+    """Names, comma separated, each shortened, the first so many of them."""
+    names = tuple(names)
+    shown = ", ".join(short(str(name)) for name in names[:most]) or "none"
+    return f"{shown}, and {len(names) - most:,} more" if len(names) > most else shown
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -23,6 +48,10 @@ class Problem:
     message: str
     where: str = ""
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        for name, most in (("message", _MESSAGE), ("where", _MESSAGE), ("hint", _HINT)):
+            object.__setattr__(self, name, short(getattr(self, name), most))
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.message}" if self.where else self.message
@@ -55,7 +84,7 @@ class RowError(Exception):
     """A dataset row that cannot be read. The data layer adds the place and turns it into a `Problem`.
 
     Args:
-        reason: what is wrong, such as ``role 'user' follows 'user'``.
+        reason: what is wrong, such as ``role 'user' follows 'user'``; values in it are `quoted`.
         field: the column or path inside the row, such as ``messages[2].role``.
         value: the offending value; it is shortened when shown.
         cure: what to write instead.

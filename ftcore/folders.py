@@ -11,3 +11,15 @@ def cache_root() -> Path:
     if root := os.environ.get("FT_CACHE"):
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ft"
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name, be it a link that leads nowhere; false for what cannot be a name.
+
+    A whole image as text in the place of its path is such: asking for its file raises.
+    """
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from ftcore.components import KINDS, ForeignOption, OptionGroup
 from ftcore.config import Setting
-from ftcore.errors import Problem
+from ftcore.errors import Problem, quoted
 from ftcore.groups import GROUPS
 from ftcore.plan import Bound
 from ftcore.plugins import Plugins
@@ -158,7 +158,7 @@ def _assign_rest(
     else:
         ours = [*selection_options(), *(field for group in groups for field in group.model_fields)]
         names = [*ours, *(field for field in training_fields() if field not in NOT_OBEYED)]
-        binding.problems.append(Problem(f"unknown option {name!r}", setting.where, _near(name, names)))
+        binding.problems.append(Problem(f"unknown option {quoted(name)}", setting.where, _near(name, names)))
 
 
 def _answer_foreign(setting: Setting, option: ForeignOption, binding: Binding) -> None:
@@ -247,13 +247,7 @@ def _validation_problem(group: type[BaseModel], details: Any, settings: Mapping[
     name = str(details["loc"][0]) if details["loc"] else next(iter(settings))
     setting = settings[name]
     message = details["msg"][:1].lower() + details["msg"][1:]
-    return Problem(f"{name}: {message}, found {short(setting.value)}", setting.where)
-
-
-def short(value: Any, limit: int = 60) -> str:
-    """A value for a message, cut to a length."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return Problem(f"{name}: {message}, found {quoted(setting.value)}", setting.where)
 
 
 def bound_options(values: Mapping[str, OptionGroup], binding: Binding) -> dict[str, Bound]:

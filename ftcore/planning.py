@@ -11,7 +11,7 @@ from typing import Any
 from ftcore import checks, hardware, schedules, selection_checks, trackers
 from ftcore.components import KINDS, ChatTemplate, Component, DatasetFormat, ModelFamily, OptionGroup
 from ftcore.config import COMMAND_LINE, Setting, from_mapping, read_settings
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import Problem, UsageError, quoted
 from ftcore.groups import GROUPS, ModelOptions, TrainingOptions
 from ftcore.locate import Located, choose_family, locate
 from ftcore.options import TRANSFORMERS, Binding, assign, bind, bound_options, owner_of, rename, selection_options
@@ -83,7 +83,9 @@ class _Planner:
     def _locate(self) -> Located:
         name = self._raw("model_name_or_path")
         if not isinstance(name, str) or not name:
-            missing = "model_name_or_path is missing" if name is None else f"model_name_or_path: {name!r} is not a name"
+            missing = (
+                "model_name_or_path is missing" if name is None else f"model_name_or_path: {quoted(name)} is not a name"
+            )
             hint = "write a folder, a hub id, or a model that a plugin offers"
             self.problems.append(Problem(missing, self._where("model_name_or_path"), hint))
             return Located()
@@ -106,7 +108,7 @@ class _Planner:
     def _find(self, kind: type[Component], name: Any) -> Any:
         where = self._where(kind.option)
         if not isinstance(name, str):
-            self.problems.append(Problem(f"{kind.option}: {name!r} is not a name", where))
+            self.problems.append(Problem(f"{kind.option}: {quoted(name)} is not a name", where))
             return None
         try:
             offer = self.plugins.find(kind, name, where)

@@ -28,7 +28,7 @@ from ftcore.components import (
     OptionGroup,
     Stage,
 )
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import Problem, UsageError, quoted
 
 GROUP = "ftcore"
 C = TypeVar("C", bound=Component)
@@ -119,8 +119,8 @@ class Plugins:
             return found[0]
         label = kind.kind.replace("_", " ")
         if found:
-            raise UsageError(_clash(f"{label} {name!r} is offered by", found, where))
-        raise UsageError(Problem(f"unknown {label} {name!r}", where, self._what_exists(name, offers)))
+            raise UsageError(_clash(f"{label} {quoted(name)} is offered by", found, where))
+        raise UsageError(Problem(f"unknown {label} {quoted(name)}", where, self._what_exists(name, offers)))
 
     def default(self, kind: type[C], where: str = "") -> Offer[C]:
         """The offer that is used when nothing selects one.

@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ftcore.errors import Problem
+from ftcore.errors import Problem, quoted, short
+from ftcore.strict_json import RepeatedKeyError, loads
 
 INFO = "dataset_info.json"
 
@@ -70,39 +71,28 @@ def describe(folder: Path) -> tuple[dict[str, Description], list[Problem]]:
         return {}, []
     try:
         text = path.read_text(encoding="utf-8-sig")
-        entries = json.loads(text, object_pairs_hook=_once)
+        entries = loads(text)
     except json.JSONDecodeError as error:
         return {}, [Problem(f"not JSON: {error.msg}", f"{path}:{error.lineno}:{error.colno}")]
     except UnicodeDecodeError as error:
         return {}, [Problem(f"not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}", str(path))]
     except OSError as error:
         return {}, [Problem(f"cannot be read: {error.strerror}", str(path))]
-    except _Twice as error:
-        return {}, [Problem(f"{error.key!r} stands twice in one object", f"{path}:{_line(text, error.key, last=True)}")]
+    except RepeatedKeyError as error:
+        message = f"{quoted(error.key)} stands twice in one object"
+        return {}, [Problem(message, f"{path}:{error.line}:{error.column}", "keep one of the two")]
+    except (ValueError, RecursionError) as error:
+        return {}, [Problem(f"not JSON: {error}", str(path))]
     if not isinstance(entries, dict):
         return {}, [Problem("must be an object: dataset name -> description", f"{path}:1")]
     return {name: _entry(name, entry, path, text) for name, entry in entries.items()}, []
-
-
-class _Twice(Exception):
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in entries:
-            raise _Twice(key)
-        entries[key] = value
-    return entries
 
 
 def _entry(name: str, entry: Any, path: Path, text: str) -> Description:
     line = _line(text, name)
     where = f"{path}:{line}"
     if not isinstance(entry, dict):
-        return Description(where=where, problems=(Problem(f"dataset {name!r} must be an object", where),))
+        return Description(where=where, problems=(Problem(f"dataset {quoted(name)} must be an object", where),))
     problems = []
     known = any(entry.get(key) for key in _SOURCES)
     for key, value in entry.items():
@@ -110,7 +100,7 @@ def _entry(name: str, entry: Any, path: Path, text: str) -> Description:
             problems.append(problem)
     problems += _told_twice(name, entry, path, text, line)
     if not known and not problems:
-        problems.append(Problem(f"dataset {name!r} has no source", where, "write file_name or hf_hub_url"))
+        problems.append(Problem(f"dataset {quoted(name)} has no source", where, "write file_name or hf_hub_url"))
     if problems:
         return Description(where=where, problems=tuple(problems))
     return Description(where=where, **_values(entry))
@@ -127,9 +117,13 @@ def _told_twice(name: str, entry: Mapping[str, Any], path: Path, text: str, line
             other = first.setdefault((role in KEY_TAGS, column), role)
             if other != role:
                 where = f"{path}:{_line(text, role, after=_line(text, what, after=line))}"
-                message = f"dataset {name!r}: {what} gives {column!r} to {other} and to {role}"
+                message = (
+                    f"dataset {quoted(name)}: {what} gives {quoted(column)} to {short(other)} and to {short(role)}"
+                )
                 hint = (
-                    f'name another one, or "{role}": "" if there is none' if what == "columns" else "name another one"
+                    f'name another one, or "{short(role)}": "" if there is none'
+                    if what == "columns"
+                    else "name another one"
                 )
                 yield Problem(message, where, hint)
 
@@ -147,23 +141,23 @@ def _wrong(name: str, key: str, value: Any, where: str, has_source: bool) -> Pro
     if key not in _KINDS:
         near = get_close_matches(key, _KINDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KINDS)}"
-        return Problem(f"dataset {name!r} has an unknown key {key!r}", where, hint)
+        return Problem(f"dataset {quoted(name)} has an unknown key {quoted(key)}", where, hint)
     if value in (None, "") or (key in _UNREAD and has_source):
         return None  # a further address of what is read from elsewhere
     if key in _UNREAD:
-        return Problem(f"dataset {name!r}: {key} is known, but not supported", where, _UNREAD[key])
+        return Problem(f"dataset {quoted(name)}: {key} is known, but not supported", where, _UNREAD[key])
     kind, what = _KINDS[key]
     fits = isinstance(value, kind)
     if isinstance(value, dict):
         fits = fits and all(item is None or isinstance(item, str) for item in value.values())
     elif isinstance(value, int) and kind is int:
         fits = value >= 1 and not isinstance(value, bool)
-    return None if fits else Problem(f"dataset {name!r}: {key} must be {what}, not {value!r}", where)
+    return None if fits else Problem(f"dataset {quoted(name)}: {key} must be {what}, not {quoted(value)}", where)
 
 
-def _line(text: str, key: str, *, after: int = 1, last: bool = False) -> int:
+def _line(text: str, key: str, *, after: int = 1) -> int:
     """The line on which ``"key":`` stands, from line ``after`` on; ``after`` when it is written with escapes."""
     start = len("".join(text.splitlines(keepends=True)[: after - 1]))
     found = [match.start() for match in re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text)]
     found = [position for position in found if position >= start]
-    return text.count("\n", 0, found[-1 if last else 0]) + 1 if found else after
+    return text.count("\n", 0, found[0]) + 1 if found else after

@@ -14,7 +14,7 @@ from ftcore.data.media import MediaFolders
 from ftcore.data.reading import Row, read_dataset
 from ftcore.data.sampling import Sampling, sampling_of
 from ftcore.data.sources import DatasetSpec
-from ftcore.errors import Problem, RowError, UsageError
+from ftcore.errors import Problem, RowError, UsageError, listed, quoted, short
 from ftcore.samples import Place, Sample
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 100
 """Rows that are looked at until one tells how the dataset is to be read: the first ones may be damaged."""
+
+_MOST = 500
+"""Characters of what a format says of a row: it may quote what stands in the row."""
 
 Samples = Iterator[tuple[Place, Sample | RowError]]
 
@@ -75,7 +78,9 @@ def open_rows(
         reading = reading or found
     if not first:
         where = str(spec.path or spec.hub_id)
-        raise UsageError(Problem(f"dataset {spec.name!r} has no rows", where, "write rows into it, or leave it out"))
+        raise UsageError(
+            Problem(f"dataset {quoted(spec.name)} has no rows", where, "write rows into it, or leave it out")
+        )
     if reading is None:
         if refusal is not None:
             raise refusal
@@ -149,7 +154,7 @@ def _candidates(spec: DatasetSpec, columns: frozenset[str], plugins: Plugins) ->
     if fitting:
         return fitting
     known = "; ".join(f"{offer.component.name} ({offer.component.summary})" for offer in offers)
-    message = f"dataset {spec.name!r}: no format fits the columns {', '.join(sorted(columns))}"
+    message = f"dataset {quoted(spec.name)}: no format fits the columns {listed(sorted(columns))}"
     hint = f"formats: {known}; other names go into columns in dataset_info.json"
     raise UsageError(Problem(message, str(spec.path or spec.hub_id), hint))
 
@@ -177,7 +182,7 @@ def _reads(reading: Reading, row: Mapping[str, Any]) -> bool:
 
 def _several(spec: DatasetSpec, columns: frozenset[str], offers: Sequence[Offer[DatasetFormat]]) -> Problem:
     names = " and ".join(sorted(offer.full_name for offer in offers))
-    message = f"dataset {spec.name!r} with the columns {', '.join(sorted(columns))} fits several formats: {names}"
+    message = f"dataset {quoted(spec.name)} with the columns {listed(sorted(columns))} fits several formats: {names}"
     return Problem(message, str(spec.path or spec.hub_id), "write formatting in dataset_info.json")
 
 
@@ -185,7 +190,7 @@ def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plug
     told = [kind for kind in NAMES if kind in kinds and (kind != "Prompt" or len(kinds) == 1)]
     holds = " and ".join(NAMES[kind] for kind in told) + (" without answers" if told == ["Prompt"] else "")
     needs = " or ".join(NAMES[kind] for kind in stage.samples)
-    message = f"dataset {spec.name!r} (columns {', '.join(row)}) holds {holds}; stage {stage.name!r} needs {needs}"
+    message = f"dataset {quoted(spec.name)} (columns {listed(row)}) holds {holds}; stage {stage.name!r} needs {needs}"
     others = [offer.component.name for offer in plugins.of(Stage) if set(offer.component.samples) & set(told)]
     known = f": {', '.join(sorted(others))}" if others else ""
     advice = [f"choose other data, or a stage that trains on such{known}"]
@@ -207,17 +212,17 @@ def _unknown_roles(spec: DatasetSpec, chosen: DatasetFormat) -> list[Problem]:
     for what, given, known in (("column", spec.columns, chosen.columns), ("tag", spec.tags, chosen.tags)):
         for role, name in given.items():
             if name and role not in known:
-                message = f"dataset {spec.name!r}: format {chosen.name!r} has no {what} {role!r}"
+                message = f"dataset {quoted(spec.name)}: format {chosen.name!r} has no {what} {quoted(role)}"
                 problems.append(Problem(message, spec.where, f"it has {', '.join(known) or 'none'}"))
     return problems
 
 
 def row_problem(place: Place, error: RowError) -> Problem:
-    """What is wrong with a row, with its place, field, value and cure."""
-    message = error.reason if error.field in error.reason else f"{error.field}: {error.reason}"
+    """What is wrong with a row, with its place, field, value and cure, each of a length that can be read."""
+    reason = short(error.reason, _MOST)
+    message = reason if error.field in error.reason else f"{short(error.field, 200)}: {reason}"
     if error.value is not None:
-        shown = json.dumps(error.value, ensure_ascii=False, default=repr)
-        short = shown if len(shown) <= 60 else f"{shown[:60]}..."
-        if short not in message and repr(error.value) not in message:
-            message = f"{message}: {short}"
-    return Problem(message, str(place), error.cure)
+        shown = short(json.dumps(error.value, ensure_ascii=False, default=repr))
+        if shown not in message and quoted(error.value) not in message:
+            message = f"{message}: {shown}"
+    return Problem(message, str(place), short(error.cure, _MOST))

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from ftcore.data.windows import TextWindow
-from ftcore.errors import Problem, RowError, UsageError
+from ftcore.errors import Problem, RowError, UsageError, quoted
 from ftcore.samples import Place
+from ftcore.strict_json import RepeatedKeyError, loads, raw_decode
 
 Rows = Iterator[tuple[Place, dict[str, Any] | RowError]]
 
 _DAMAGED = "the file is damaged or not text; fetch it again"
-_decode = json.JSONDecoder().raw_decode
+_KEEP_ONE = "keep one of the two"
+_loosely = json.JSONDecoder().raw_decode
 
 
 def json_values(file: str, window: TextWindow) -> Rows:
@@ -47,9 +49,11 @@ def _lines(file: str, window: TextWindow) -> Rows:
     for row, (number, line) in enumerate(lines, 1):
         value: Any
         try:
-            value = _object(json.loads(line))
+            value = _object(loads(line))
         except json.JSONDecodeError as error:
             value = RowError(f"not JSON: {_reason(error)} at column {error.pos + 1}", value=line, cure=_cure(error))
+        except RepeatedKeyError as error:
+            value = RowError(str(error), value=line, cure=_KEEP_ONE)
         except (ValueError, RecursionError) as error:
             value = RowError(_other(error), value=line, cure=_other_cure(error))
         yield Place(file, row, number), value
@@ -103,7 +107,8 @@ class _Rows:
         self.row += 1
         position = self._counted = window.drop(position)
         value, end = _value(self._file, window, position, self.row, self.line)
-        return _place(self._file, self.row, self.line, before), _object(value), end
+        row = value if isinstance(value, RowError) else _object(value)
+        return _place(self._file, self.row, self.line, before), row, end
 
 
 def _place(file: str, row: int, line: int, before: int) -> Place:
@@ -112,9 +117,15 @@ def _place(file: str, row: int, line: int, before: int) -> Place:
 
 
 def _value(file: str, window: TextWindow, position: int, row: int, line: int) -> tuple[Any, int]:
+    """The value at a position, or what is wrong with it where its end is known, and the position after it."""
+    decode, wrong = raw_decode, None
     while True:
         try:
-            value, end = _decode(window.text, position)
+            value, end = decode(window.text, position)
+        except RepeatedKeyError as error:
+            place = "line {}, column {}".format(*window.at(error.position))
+            wrong = RowError(f"{quoted(error.key)} stands twice in one object, at {place}", cure=_KEEP_ONE)
+            decode = _loosely  # to its end, which may not be here yet
         except json.JSONDecodeError as error:
             if not (_ends_near(error) and window.more()):
                 raise _broken(file, window, error, row, line) from error
@@ -122,7 +133,7 @@ def _value(file: str, window: TextWindow, position: int, row: int, line: int) ->
             raise UsageError(Problem(_other(error), f"{file}:{line}", _other_cure(error))) from error
         else:
             if end + len(".e+1") <= len(window.text) or not window.more():  # a number may go on
-                return value, end
+                return wrong or value, end
 
 
 def _ends_near(error: json.JSONDecodeError) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcore.errors import RowError
+from ftcore.errors import RowError, quoted
+from ftcore.folders import is_there
 from ftcore.samples import Chat, Feedback, Message, Preference, Sample, Text
 
 if TYPE_CHECKING:
@@ -75,10 +76,10 @@ class MediaFolders:
     def _path(self, name: str, field: str) -> str:
         for folder in self.folders:
             path = folder / name
-            if path.is_file():
+            if is_there(path) and path.is_file():
                 return str(path)
         looked = ", ".join(map(str, self.folders))
-        reason = f"there is no file {name!r}"
+        reason = f"there is no file {quoted(name, 200)}"
         raise RowError(reason, field=field, cure=f"looked in {looked}; set media_dir to the folder that has it")
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TextIO, cast
 from ftcore.data.json_rows import json_lines, json_values
 from ftcore.data.sources import DatasetSpec, data_files
 from ftcore.data.windows import TextWindow
-from ftcore.errors import Problem, RowError, UsageError
+from ftcore.errors import Problem, RowError, UsageError, listed, quoted
 from ftcore.samples import Place
 
 Row = Mapping[str, Any] | RowError
@@ -191,10 +191,10 @@ def _separated(path: Path, delimiter: str) -> Rows:
 def _check_header(path: Path, header: list[str]) -> None:
     for cell in header:
         if not cell.strip() or header.count(cell) > 1:
-            reason = f"column {cell!r} stands twice" if cell.strip() else "a column has no name"
+            reason = f"column {quoted(cell)} stands twice" if cell.strip() else "a column has no name"
             raise UsageError(
                 Problem(
-                    f"{reason} in the first line", f"{path}:1", f"name each column once; it reads: {', '.join(header)}"
+                    f"{reason} in the first line", f"{path}:1", f"name each column once; it reads: {listed(header)}"
                 )
             )
 

@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ftcore.data.description import INFO, Description, describe
-from ftcore.errors import Problem
+from ftcore.errors import Problem, listed, quoted, short
+from ftcore.folders import is_there
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """What can be read, each also as ``.gz``."""
@@ -90,14 +91,13 @@ def _resolve(
 ) -> DatasetSpec | Sequence[Problem]:
     if name in described:
         return _described(name, described[name], folder, where)
-    for path in (Path(name), folder / name):
+    for path in filter(is_there, (Path(name), folder / name)):
         if path.is_dir() or (path.is_file() and _suffix(path)):
             return DatasetSpec(name=name, path=path, where=where)
-        if path.exists() or path.is_symlink():
-            return [_not_data(name, path, where)]
+        return [_not_data(name, path, where)]
     if _HUB_ID.fullmatch(name) and not _suffix(Path(name)):
         return DatasetSpec(name=name, path=None, hub_id=name, where=where)
-    return [Problem(f"no dataset {name!r}", where, _near(name, folder, described))]
+    return [Problem(f"no dataset {quoted(name)}", where, _near(name, folder, described))]
 
 
 def _described(name: str, entry: Description, folder: Path, where: str) -> DatasetSpec | Sequence[Problem]:
@@ -106,10 +106,10 @@ def _described(name: str, entry: Description, folder: Path, where: str) -> Datas
     path = None
     if not entry.hub_id:
         path = folder / entry.file_name
-        if not path.exists() and not path.is_symlink():
+        if not is_there(path):
             near = get_close_matches(entry.file_name, _files(folder), n=3)
-            hint = f"near names there: {', '.join(near)}" if near else f"files there: {_listed(_files(folder))}"
-            return [Problem(f"dataset {name!r} names {path}, which does not exist", entry.where, hint)]
+            hint = f"near names there: {', '.join(near)}" if near else f"files there: {listed(_files(folder))}"
+            return [Problem(f"dataset {quoted(name)} names {short(str(path), 200)}, which does not exist", entry.where, hint)]
         if not path.is_dir() and not (path.is_file() and _suffix(path)):
             return [_not_data(name, path, entry.where)]
     return DatasetSpec(
@@ -158,10 +158,10 @@ def split_problems(spec: DatasetSpec) -> list[Problem]:
     problems = []
     if spec.split not in splits:
         hint = f"splits there: {', '.join(splits)}"
-        problems.append(Problem(f"folder {spec.path} has no {spec.split!r} split", spec.where, hint))
+        problems.append(Problem(f"folder {spec.path} has no {quoted(spec.split)} split", spec.where, hint))
     strays = [file.name for file in files if not _split_of(file)]
     if strays:
-        message = f"folder {spec.path} holds files of splits and others: {_listed(strays)}"
+        message = f"folder {spec.path} holds files of splits and others: {listed(strays)}"
         problems.append(Problem(message, spec.where, "rename the others to train-..., or move them away"))
     return problems
 
@@ -191,11 +191,13 @@ def _suffix(path: Path) -> str:
 
 def _not_data(name: str, path: Path, where: str) -> Problem:
     if path.is_symlink() and not path.exists():
-        return Problem(f"dataset {name!r}: {path} is a link that leads nowhere", where, "make it point to the file")
+        return Problem(
+            f"dataset {quoted(name)}: {path} is a link that leads nowhere", where, "make it point to the file"
+        )
     if not path.is_file():
-        return Problem(f"dataset {name!r}: {path} is neither a file nor a folder", where, _A_FILE)
+        return Problem(f"dataset {quoted(name)}: {path} is neither a file nor a folder", where, _A_FILE)
     return Problem(
-        f"dataset {name!r}: cannot tell the format of {path}", where, f"data files end in {', '.join(SUFFIXES)}"
+        f"dataset {quoted(name)}: cannot tell the format of {path}", where, f"data files end in {', '.join(SUFFIXES)}"
     )
 
 
@@ -204,16 +206,11 @@ def _near(name: str, folder: Path, described: Mapping[str, Description]) -> str:
     if near := get_close_matches(name, [*described, *files], n=3):
         return f"did you mean {' or '.join(near)}?"
     if described:
-        return f"{folder / INFO} describes {_listed(sorted(described))}"
+        return f"{folder / INFO} describes {listed(sorted(described))}"
     if not folder.is_dir():
-        return f"dataset_dir {str(folder)!r} is not a folder; give a file, or set dataset_dir"
-    return f"there is no {folder / INFO}; files there: {_listed(files)}"
+        return f"dataset_dir {quoted(str(folder), 200)} is not a folder; give a file, or set dataset_dir"
+    return f"there is no {folder / INFO}; files there: {listed(files)}"
 
 
 def _files(folder: Path) -> list[str]:
     return [file.name for file in _data_files(folder)] if folder.is_dir() else []
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    shown = ", ".join(names[:most]) or "none"
-    return f"{shown}, and {len(names) - most} more" if len(names) > most else shown

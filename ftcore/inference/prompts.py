@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any, TypeVar
 
 from ftcore.data.formats import row_problem
 from ftcore.data.media import PLACEHOLDERS, check_no_placeholder
-from ftcore.errors import Problem, RowError, UsageError
+from ftcore.errors import Problem, RowError, UsageError, quoted
 from ftcore.groups import GenerationOptions
 from ftcore.inference import Prompt
 from ftcore.inference.overriding import override
 from ftcore.samples import ROLES, Chat, Message, Place
+from ftcore.strict_json import RepeatedKeyError, loads
 
 T = TypeVar("T")
 
@@ -64,14 +64,14 @@ def _read(file: Path, convert: Callable[[Any], T]) -> tuple[list[Mapping[str, An
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = loads(line)
             found.append(convert(row))
             rows.append(row)
             places.append(f"{file}:{number}")
         except RowError as error:
             problems.append(row_problem(Place(str(file), number, number), error))
-        except (ValueError, _BadRowError) as error:
-            reason = str(error) if isinstance(error, _BadRowError) else f"not JSON: {error}"
+        except (ValueError, RecursionError, _BadRowError) as error:
+            reason = str(error) if isinstance(error, _BadRowError | RepeatedKeyError) else f"not JSON: {error}"
             problems.append(Problem(reason, f"{file}:{number}"))
     if problems:
         raise UsageError(problems)
@@ -93,7 +93,7 @@ def _prompt(row: Any, system: str | None) -> Prompt:
     settings, seed, tools = row.get("settings"), row.get("seed"), row.get("tools")
     for name, value, kind in (("system", given, str), ("settings", settings, dict), ("seed", seed, int)):
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise _BadRowError(f"{name} must be {kind.__name__}, not {value!r:.60}")
+            raise _BadRowError(f"{name} must be {kind.__name__}, not {quoted(value)}")
     tools = _objects(tools, "tools")
     try:
         override(GenerationOptions(), settings)
@@ -101,7 +101,7 @@ def _prompt(row: Any, system: str | None) -> Prompt:
         raise _BadRowError("settings: " + "; ".join(map(str, error.problems))) from error
     if "prompt" in row:
         if not isinstance(row["prompt"], str):
-            raise _BadRowError(f"prompt must be str, not {row['prompt']!r:.60}")
+            raise _BadRowError(f"prompt must be str, not {quoted(row['prompt'])}")
         messages = text_prompt(row["prompt"], given).messages
     else:
         messages = _messages(row["messages"], given)
@@ -156,7 +156,7 @@ def _turns(found: Any) -> list[Message]:
             raise _BadRowError(f"messages[{place}].role must be one of {', '.join(ROLES)}")
         content = "" if turn.get("content") is None else turn["content"]
         if not isinstance(content, str):
-            raise _BadRowError(f"messages[{place}].content must be str, not {content!r:.60}")
+            raise _BadRowError(f"messages[{place}].content must be str, not {quoted(content)}")
         calls = _objects(turn.get("tool_calls"), f"messages[{place}].tool_calls")
         messages.append(Message(turn["role"], content, turn.get("reasoning_content"), calls))
     return messages

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftcore.samples import Message
 from ftcore.serving.errors import ApiError
 from ftcore.serving.schema import ChatMessage, Tool, ToolCall
+from ftcore.strict_json import RepeatedKeyError, loads
 
 FIELDS = {"assistant": ("reasoning_content", "tool_calls"), "tool": ("tool_call_id",)}
 """What only a turn of this role may hold."""
@@ -50,7 +50,9 @@ def _check(turn: ChatMessage, where: str) -> None:
 
 def _call(call: ToolCall, where: str) -> dict[str, Any]:
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        arguments = loads(call.function.arguments or "{}")
+    except RepeatedKeyError as error:
+        raise ApiError(400, f"{where}: the arguments of {call.function.name}: {error}", param=where) from None
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ftcore.serving.errors import ApiError, invalid
+from ftcore.strict_json import unique_keys
 
 R = TypeVar("R", bound="Fields")
 MAX_SEED = 2**63 - 1
@@ -28,7 +29,7 @@ def read(model: type[R], body: bytes, content_type: str) -> R:
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the request must be JSON, with Content-Type: application/json")
     try:
-        found = json.loads(body)
+        found = json.loads(body, object_pairs_hook=unique_keys)
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"

@@ -85,7 +85,7 @@ def test_a_billion_laughs_are_refused(tmp_path: Path) -> None:
 
 def test_bad_json(tmp_path: Path) -> None:
     assert message(tmp_path, '{\n "a": 1,\n "b": [\n', name="x.json") == "x.json:4: not valid JSON: Expecting value"
-    assert message(tmp_path, '{"a": 1, "a": 2}', name="x.json") == "x.json:1: a stands here twice; keep one"
+    assert message(tmp_path, '{"a": 1, "a": 2}', name="x.json") == "x.json:1:10: a stands here twice; keep one"
     assert message(tmp_path, "[1]", name="x.json") == 'x.json: the file is not an object; write {"key": value, ...}'
 
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftcore.errors import RowError
+from ftcore.errors import RowError, listed, short
+from ftcore.strict_json import RepeatedKeyError, loads
 
 _KINDS = {str: "a text", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
 
@@ -26,7 +27,7 @@ def text(value: object, field: str) -> str:
     """
     if isinstance(value, str):
         return value
-    cure = f"write it in quotes: {json.dumps(str(value))}" if isinstance(value, int | float) else "write a text"
+    cure = f"write it in quotes: {json.dumps(short(str(value)))}" if isinstance(value, int | float) else "write a text"
     raise RowError(f"{field} is {kind_of(value)}, not a text", field=field, value=value, cure=cure)
 
 
@@ -46,7 +47,7 @@ def required(row: Mapping[str, Any], column: str, cure: str) -> Any:
         raise unnamed()
     value = row.get(column)
     if value is None:
-        there = f"it has {', '.join(row)}" if row else "it is empty"
+        there = f"it has {listed(row)}" if row else "it is empty"
         reason = f"{column} is null" if column in row else f"the row has no {column}: {there}"
         raise RowError(reason, field=column, value=value, cure=cure)
     return value
@@ -78,6 +79,8 @@ def parsed(value: object, field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except ValueError as error:
+        return loads(value)
+    except RepeatedKeyError as error:
+        raise RowError(f"{field}: {error}", field=field, value=value, cure="keep one of the two") from error
+    except (ValueError, RecursionError) as error:
         raise RowError(f"{field} is not JSON: {error}", field=field, value=value, cure="write it as JSON") from error

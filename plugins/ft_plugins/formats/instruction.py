@@ -11,7 +11,7 @@ from ft_plugins.formats.fields import items, optional_text, text, unnamed
 from ft_plugins.formats.tools import tools
 from ft_plugins.formats.turns import OPENAI
 from ftcore.components import DatasetFormat
-from ftcore.errors import RowError
+from ftcore.errors import RowError, listed
 from ftcore.samples import Chat, Message, Sample
 
 _COLUMNS = {
@@ -72,7 +72,7 @@ def _question(row: Mapping[str, Any], prompt: str, query: str) -> str:
         if not names:
             raise unnamed()
         if row and not any(name in row for name in names):
-            reason = f"the row has no {' and no '.join(names)}: it has {', '.join(row)}"
+            reason = f"the row has no {' and no '.join(names)}: it has {listed(row)}"
         else:
             reason = f"{' and '.join(names)} {'are both' if len(names) > 1 else 'is'} missing or empty"
         raise RowError(reason, field=names[0], value=row.get(names[0]), cure=f"write the question in {names[0]}")

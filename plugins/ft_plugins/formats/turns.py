@@ -9,7 +9,7 @@ from typing import Any
 from ft_plugins.formats.fields import items, kind_of, parsed, text
 from ftcore.data.media import PLACEHOLDERS
 from ftcore.data.thinking import parted
-from ftcore.errors import RowError
+from ftcore.errors import RowError, listed, quoted
 from ftcore.samples import Message, Role
 
 _FOLLOWS: dict[str, tuple[Role, ...]] = {
@@ -117,8 +117,8 @@ def _role(turn: Mapping[str, Any], place: str, tags: Mapping[str, str]) -> tuple
     value = turn.get(key)
     if isinstance(value, str) and value in names:
         return names[value]
-    reason = f"{place} has no {key}" if key not in turn else f"unknown role {value!r}"
-    raise RowError(reason, field=f"{place}.{key}", value=value, cure=f"roles here: {', '.join(names)}")
+    reason = f"{place} has no {key}" if key not in turn else f"unknown role {quoted(value)}"
+    raise RowError(reason, field=f"{place}.{key}", value=value, cure=f"roles here: {listed(names)}")
 
 
 def _content(content: object, field: str, *, may_be_null: bool) -> str:
