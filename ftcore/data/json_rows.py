@@ -6,7 +6,7 @@ Arrays are decoded element by element (0.9 MB in 8 ms, `json.loads` takes 6), so
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ftcore.data.windows import TextWindow
@@ -118,7 +118,8 @@ def _place(file: str, row: int, line: int, before: int) -> Place:
 
 def _value(file: str, window: TextWindow, position: int, row: int, line: int) -> tuple[Any, int]:
     """The value at a position, or what is wrong with it where its end is known, and the position after it."""
-    decode, wrong = raw_decode, None
+    decode: Callable[[str, int], tuple[Any, int]] = raw_decode
+    wrong: RowError | None = None
     while True:
         try:
             value, end = decode(window.text, position)
@@ -133,6 +134,8 @@ def _value(file: str, window: TextWindow, position: int, row: int, line: int) ->
             raise UsageError(Problem(_other(error), f"{file}:{line}", _other_cure(error))) from error
         else:
             if end + len(".e+1") <= len(window.text) or not window.more():  # a number may go on
+                if wrong:
+                    wrong.value = window.text[position:end]
                 return wrong or value, end
 
 

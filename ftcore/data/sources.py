@@ -109,7 +109,11 @@ def _described(name: str, entry: Description, folder: Path, where: str) -> Datas
         if not is_there(path):
             near = get_close_matches(entry.file_name, _files(folder), n=3)
             hint = f"near names there: {', '.join(near)}" if near else f"files there: {listed(_files(folder))}"
-            return [Problem(f"dataset {quoted(name)} names {short(str(path), 200)}, which does not exist", entry.where, hint)]
+            return [
+                Problem(
+                    f"dataset {quoted(name)} names {short(str(path), 200)}, which does not exist", entry.where, hint
+                )
+            ]
         if not path.is_dir() and not (path.is_file() and _suffix(path)):
             return [_not_data(name, path, entry.where)]
     return DatasetSpec(

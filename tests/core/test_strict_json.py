@@ -67,9 +67,9 @@ def test_any_value(value: Any, blank: str) -> None:
         ('{"a": 1, "a": 2}', "'a' stands twice in one object, at column 10"),
         (
             '{"b": "a", "a": 1,\n "c": [{"a": 1, "x": {}, "\\u0061": 2}]}',
-            "'a' stands twice in one object, at line 2, column 25",
+            "'a' stands twice in one object, at line 2, column 26",
         ),
-        ('{"' + "k" * 99 + '": 1, "' + "k" * 99 + '": 2}', f"'{'k' * 59}... stands twice in one object, at column 107"),
+        ('{"' + "k" * 99 + '": 1, "' + "k" * 99 + '": 2}', f"'{'k' * 59}... stands twice in one object, at column 108"),
     ],
 )
 def test_what_is_said(text: str, said: str) -> None:

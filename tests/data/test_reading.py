@@ -283,3 +283,75 @@ def test_a_character_that_is_cut_off(tmp_path: Path) -> None:
     assert error(write(tmp_path, "a.txt", b"a\nbc\xe4\xbd")) == (
         "a.txt:2:3: not UTF-8: the file ends in the middle of a character; was it cut off? fetch it again"
     )
+
+
+ONCE, TWICE = '{"a": {"b": 1}}', '{"a": {"b": 1, "c": "}",  "b": 2}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "places"),
+    [
+        ("a.jsonl", [ONCE, TWICE, ONCE], ["a.jsonl:2: 'b' stands twice in one object, at column 27"]),
+        (
+            "a.json",
+            [ONCE, TWICE, TWICE],
+            [f"a.json:{n}: 'b' stands twice in one object, at column 27" for n in (2, 3)],
+        ),
+        (
+            "a.json",
+            ["[" + ONCE + ",", " " + TWICE + ", " + ONCE + "]"],
+            ["a.json:2: 'b' stands twice in one object, at line 2, column 28"],
+        ),
+        (
+            "a.json",
+            ["{", '"a": 0', "}", '{"a": {"b": 1,', '"b": 2}', "}", ONCE],
+            ["a.json:4: 'b' stands twice in one object, at line 5, column 1"],
+        ),
+    ],
+)
+def test_a_key_twice(tmp_path: Path, name: str, text: list[str], places: list[str]) -> None:
+    """The rows around it are read."""
+    found = [row for _, row in rows(write(tmp_path, name, "\n".join(text)))]
+    wrong = [row for row in found if isinstance(row, str)]
+    assert [row.partition(': "')[0] for row in wrong] == places
+    assert len(found) - len(wrong) == 3 - len(places)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40))
+def test_a_key_twice_wherever_a_piece_ends(size: int) -> None:
+    text = f"[{TWICE},\n{ONCE}, {TWICE}]"
+    found = list(json_values("a.json", TextWindow(io.StringIO(text), size)))
+    assert [str(place) for place, _ in found] == ["a.json:1", "a.json:2", "a.json row 3"]
+    assert [row.reason if isinstance(row, RowError) else row for _, row in found] == [
+        "'b' stands twice in one object, at line 1, column 28",
+        {"a": {"b": 1}},
+        "'b' stands twice in one object, at line 2, column 44",
+    ]
+
+
+@pytest.mark.parametrize("column", ["tools", "tool_calls", "conversations"])
+def test_a_key_twice_in_a_text_of_a_row(column: str) -> None:
+    from ft_plugins.formats import FORMATS
+
+    tool = '{"name": "f", "arguments": {"a": 1, "a": 2}}'
+    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": tool}]
+    format_ = FORMATS[2]
+    row = {"conversations": turns if column == "conversations" else [*turns[:1], {"from": "gpt", "value": "r"}]}
+    row |= {"tools": f"[{tool}]"} if column == "tools" else {}
+    if column == "tool_calls":
+        row["conversations"] = [
+            turns[0],
+            {"from": "gpt", "value": "", "tool_calls": [{"name": "f", "arguments": '{"a": 1, "a": 2}'}]},
+        ]
+    with pytest.raises(RowError) as caught:
+        format_.read(
+            row,
+            {key: name for key, name in format_.columns.items() if key in ("messages", "tools")}
+            | dict.fromkeys(("system", "images", "videos", "audios"), ""),
+            format_.tags,
+        )
+    places = {"tools": ("tools", 38), "tool_calls": ("conversations[1].tool_calls[0].arguments", 10)}
+    field, at = places.get(column, ("conversations[1].value", 37))
+    assert caught.value.reason == f"{field}: 'a' stands twice in one object, at column {at}"
+    assert caught.value.field == field

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,3 +64,18 @@ def test_other_bodies(asked: dict[str, Any], junk: bytes) -> None:
         except ApiError as error:
             status = error.status
         assert status == 400
+
+
+def test_a_key_twice() -> None:
+    with pytest.raises(ApiError) as caught:
+        read(ScoreRequest, b'{"model": "m", "model": "n"}', "application/json")
+    assert (caught.value.status, caught.value.message) == (
+        400,
+        "the request is not JSON: 'model' stands twice in one object",
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1, "a": 2}'}}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
+    asked = {"model": "m", "messages": [*turns, {"role": "tool", "content": "", "tool_call_id": "1"}]}
+    with pytest.raises(ApiError) as caught:
+        conversation(read(ChatRequest, json.dumps(asked).encode(), "application/json").messages)
+    assert caught.value.message.endswith("the arguments of f: 'a' stands twice in one object, at column 10")
