@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ftcore.compilers import INDUCTOR
@@ -265,26 +265,42 @@ class TrainingOptions(OptionGroup):
         return self.tokens_per_pass or None
 
 
+LARGEST = 2**31 - 1
+LEAST_TEMPERATURE = 1e-20
+
+
+def _temperature(value: float) -> float:
+    # float32 ends at 3e38: divided by less, a score after a penalty of 0.01 may be infinite
+    if 0 < value < LEAST_TEMPERATURE:
+        reason = f"must be 0, which takes the likeliest token, or at least {LEAST_TEMPERATURE:g}"
+        raise PydanticCustomError("temperature", reason)
+    return value
+
+
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_temperature)]
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
+
+
 class GenerationOptions(OptionGroup):
     """How answers are sampled."""
 
     do_sample: bool = True
     """Draw from the distribution; false always takes the likeliest token."""
-    temperature: Annotated[float, Field(ge=0)] = 0.7
+    temperature: Temperature = 0.7
     """Randomness: below 1 sharper, above 1 flatter; 0 is the same as ``do_sample: false``."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Draw from the likeliest tokens that make up this share."""
-    top_k: Annotated[int, Field(ge=0)] = 50
+    top_k: Annotated[int, Field(ge=0, le=LARGEST)] = 50
     """Draw from so many likeliest tokens; 0 for all."""
-    num_beams: Annotated[int, Field(ge=1)] = 1
+    num_beams: Annotated[int, Field(ge=1, le=256)] = 1
     """Beams; above 1, answers do not stream."""
-    max_length: Annotated[int, Field(ge=1)] | None = None
+    max_length: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Tokens of prompt and answer together; ``max_new_tokens`` wins."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 1024
+    max_new_tokens: Annotated[int, Field(ge=1, le=LARGEST)] = 1024
     """Tokens of the answer."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    repetition_penalty: RepetitionPenalty = 1.0
     """Above 1, tokens that came before become less likely."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Field(ge=-20, le=20)] = 1.0
     """With beams: above 0 favours longer answers."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text that is shown."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftcore.cli.inferring import Words, names_a_model, system_messages
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import Problem, RunError, UsageError
 
 if TYPE_CHECKING:
     from ftcore.samples import Message
@@ -121,6 +121,8 @@ class Chat:
             for chunk in stream:
                 click.echo(chunk.text, nl=False)
                 said += chunk.text
+                if chunk.finish == "error":
+                    raise RunError(chunk.error)
                 if chunk.finish == "length":
                     click.echo(click.style(" [max_new_tokens]", dim=True), nl=False, err=True)
         except KeyboardInterrupt:

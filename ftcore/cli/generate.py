@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftcore.cli.inferring import Words, names_a_model
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import Problem, RunError, UsageError
 
 if TYPE_CHECKING:
     from ftcore.cli.writing import Lines, Work
@@ -119,16 +119,19 @@ def _questions(words: Words, said: Asked) -> tuple[Target, list[Mapping[str, Any
 def _answer_work(words: Words, target: Target, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt]) -> Work:
     from ftcore.cli.writing import Work
 
+    failed: list[Problem] = []
+
     def load(done: int) -> Lines:
-        from ftcore.inference.answers import collect
+        from ftcore.inference.answers import collect, failures
 
         generator = words.load(target)
         generator.check(prompts[done:])
 
         def lines(start: int, end: int) -> Sequence[tuple[str, str]]:
             answers = collect(generator.stream(prompts[start:end]), end - start)
+            failed.extend(failures(answers, prompts[start:end]))
             return [
-                (_line(rows[number], answer), f"{click.style(f'── {number + 1}', bold=True)}\n{answer.text}")
+                (_line(rows[number], answer), f"{click.style(f'── {number + 1}', bold=True)}\n{_shown(answer)}")
                 for number, answer in enumerate(answers, start=start)
             ]
 
@@ -136,7 +139,7 @@ def _answer_work(words: Words, target: Target, rows: Sequence[Mapping[str, Any]]
 
     size = target.plan.training.per_device_eval_batch_size * WINDOW
     inputs = [[row, asdict(replace(prompt, place=""))] for row, prompt in zip(rows, prompts, strict=True)]
-    return Work(what="answers", plan=target.plan, inputs=inputs, window=size, load=load)
+    return Work(what="answers", plan=target.plan, inputs=inputs, window=size, load=load, failed=failed)
 
 
 def _stream(generator: Any, prompts: Sequence[Prompt]) -> None:
@@ -146,9 +149,17 @@ def _stream(generator: Any, prompts: Sequence[Prompt]) -> None:
     with ended_at_once(lambda: ""):
         for chunk in generator.stream(prompts):
             click.echo(chunk.text, nl=False)
+            if chunk.finish == "error":
+                raise RunError(chunk.error)
     click.echo()
 
 
 def _line(row: Mapping[str, Any], answer: Answer) -> str:
     found = asdict(answer)
-    return json.dumps({**row, "answer": found.pop("text"), **found}, ensure_ascii=False)
+    text, error = found.pop("text"), found.pop("error")
+    found |= {"error": error} if error else {}
+    return json.dumps({**row, "answer": None if error else text, **found}, ensure_ascii=False)
+
+
+def _shown(answer: Answer) -> str:
+    return f"failed: {answer.error}" if answer.error else answer.text

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ftcore.engine.signals import ended_at_once
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import Problem, RunError, UsageError
+from ftcore.inference.answers import failed_line
 from ftcore.inference.identity import facts
 from ftcore.plan import Plan
 
@@ -35,11 +36,14 @@ class Work:
     inputs: Sequence[Any]
     window: int
     load: Callable[[int], Lines]
+    failed: list[Problem] = field(default_factory=list)
+    """What was raised for single lines, by what `load` gives; they are written too, and the command fails."""
 
     def to_terminal(self, as_json: bool) -> None:
         """On standard output."""
         with ended_at_once(lambda: f"; --output FILE keeps {self.what}, and goes on after a stop"):
             self._each_window(0, as_json=as_json, show=True, keep=lambda lines: None)
+        self._check()
 
     def to_file(self, output: Path, as_json: bool) -> None:
         """Into a file, which is whole or not there; what was made before a kill is gone on with."""
@@ -62,6 +66,11 @@ class Work:
             self._each_window(done, as_json=as_json, show=as_json, keep=keep)
             partial.finish()
         click.echo(f"{count:,} {self.what} written to {output}", err=True)
+        self._check()
+
+    def _check(self) -> None:
+        if self.failed:
+            raise RunError(failed_line(self.failed, len(self.inputs)))
 
     def _each_window(self, done: int, *, as_json: bool, show: bool, keep: Callable[[Sequence[str]], None]) -> None:
         count = len(self.inputs)

@@ -58,11 +58,12 @@ class Chunk:
     Args:
         index: of the prompt that it answers.
         text: new text; may be empty in the last chunk.
-        finish: empty while the answer goes on, then ``stop`` or ``length``.
+        finish: empty while the answer goes on, then ``stop`` or ``length``; ``error`` where it failed.
         prompt_tokens: set in the last chunk, and in every chunk of a session.
         tokens: tokens of the answer, set in the last chunk; so far, in every chunk of a session.
         scored: the tokens that came with this chunk, where a session was asked for log-probabilities; an end of turn
             that is no text is not among them.
+        error: why it failed.
     """
 
     index: int
@@ -71,3 +72,4 @@ class Chunk:
     prompt_tokens: int = 0
     tokens: int = 0
     scored: tuple[Scored, ...] = ()
+    error: str = ""

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ftcore.components import Generator
+from ftcore.errors import Problem, RunError
 from ftcore.inference import Chunk, Prompt
+
+SHOWN = 5
+"""Failures that are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,14 +19,16 @@ class Answer:
 
     Args:
         text: of the answer.
-        finish: ``stop`` or ``length``.
+        finish: ``stop`` or ``length``; ``error`` where it failed, the text is empty then.
         prompt_tokens, tokens: of prompt and answer.
+        error: why it failed.
     """
 
     text: str
     finish: str
     prompt_tokens: int
     tokens: int
+    error: str = ""
 
 
 def collect(chunks: Iterable[Chunk], count: int) -> list[Answer]:
@@ -36,8 +42,33 @@ def collect(chunks: Iterable[Chunk], count: int) -> list[Answer]:
     answers = []
     for parts, chunk_ in zip(texts, last, strict=True):
         assert chunk_ is not None, "an engine must finish every answer"
-        answers.append(Answer("".join(parts), chunk_.finish, chunk_.prompt_tokens, chunk_.tokens))
+        answers.append(Answer("".join(parts), chunk_.finish, chunk_.prompt_tokens, chunk_.tokens, chunk_.error))
     return answers
+
+
+def failures(answers: Sequence[Answer], prompts: Sequence[Prompt]) -> list[Problem]:
+    """What the prompts of failed answers raised, each with its place."""
+    return [
+        Problem(answer.error, prompt.place or f"prompt {number}")
+        for number, (answer, prompt) in enumerate(zip(answers, prompts, strict=True), start=1)
+        if answer.finish == "error"
+    ]
+
+
+def check_answered(answers: Sequence[Answer], prompts: Sequence[Prompt]) -> None:
+    """Refuses failed answers, for those who need all.
+
+    Raises:
+        RunError: naming them.
+    """
+    if failed := failures(answers, prompts):
+        raise RunError(failed_line(failed, len(prompts)))
+
+
+def failed_line(failed: Sequence[Problem], count: int) -> str:
+    """How many answers failed, and the first reasons."""
+    more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
+    return f"{len(failed):,} of {count:,} answers failed: " + "; ".join(map(str, failed[:SHOWN])) + more
 
 
 def answer_all(generator: Generator, prompts: Sequence[Prompt], window: int) -> Iterator[Answer]:

@@ -94,6 +94,8 @@ def _prompt(row: Any, system: str | None) -> Prompt:
     for name, value, kind in (("system", given, str), ("settings", settings, dict), ("seed", seed, int)):
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise _BadRowError(f"{name} must be {kind.__name__}, not {quoted(value)}")
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise _BadRowError(f"seed must be of 64 bits, not {quoted(seed)}")
     tools = _objects(tools, "tools")
     try:
         override(GenerationOptions(), settings)

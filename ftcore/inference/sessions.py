@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ftcore.components import Generator
-from ftcore.errors import UsageError
+from ftcore.errors import RunError, UsageError
 from ftcore.inference import Chunk, Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A prompt that cannot be answered, found when its turn came.
+    """An answer that ends by an error, which no other answer of the session shares.
 
     Args:
-        index: its number.
-        error: why.
+        index: the prompt's number.
+        error: why; `UsageError` where the prompt cannot be answered, anything else where the engine failed.
     """
 
     index: int
-    error: UsageError
+    error: Exception
 
 
 class Session(ABC):
@@ -45,7 +45,10 @@ class Session(ABC):
 
     @abstractmethod
     def step(self) -> Sequence[Chunk | Refused]:
-        """A little work, at most one token for each answer; chunks carry the prompts' numbers."""
+        """A little work, at most one token for each answer; chunks carry the prompts' numbers.
+
+        What one answer raises ends that answer alone, as `Refused`; what is raised here ends them all.
+        """
 
 
 class BatchingGenerator(Generator):
@@ -100,18 +103,21 @@ class Turns(Session):
 
     def step(self) -> Sequence[Chunk | Refused]:
         """The next piece of the answer whose turn it is."""
-        if self._current is None:
-            if not self._waiting:
-                return []
-            self._begin(next(iter(self._waiting)))
-        assert self._current is not None
-        number, stream = self._current
+        number = self._current[0] if self._current else next(iter(self._waiting), None)
+        if number is None:
+            return []
         try:
+            if self._current is None:
+                self._begin(number)
+            assert self._current is not None
             self._prompt_tokens = self._prompt_tokens or self.count(self._prompt)
-            chunk = next(stream)
-        except UsageError as error:
+            chunk = next(self._current[1])
+        except Exception as error:  # one prompt at a time: whatever is raised is this one's
             self._current = None
             return [Refused(number, error)]
+        if chunk.finish == "error":
+            self._leave()
+            return [Refused(number, RunError(chunk.error))]
         self._tokens += 1
         if chunk.finish:
             self._leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +20,8 @@ from ftcore.serving.messages import conversation, tools
 from ftcore.serving.models import Served
 from ftcore.serving.schema import MAX_SEED, ChatRequest
 from ftcore.serving.worker import Busy, Job, Worker
+
+log = logging.getLogger("uvicorn.error")
 
 
 class ClientGone(Exception):
@@ -98,6 +101,10 @@ class Completion:
         except ApiError as error:
             # the status has been sent: clients read an event with "error" as one
             yield _sse(error.body())
+            return
+        except Exception as error:
+            log.error("an answer failed", exc_info=error)
+            yield _sse(failed().body())
             return
         finally:
             self.worker.drop(self.job)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ftcore.groups import LARGEST, RepetitionPenalty, Temperature
 from ftcore.serving.errors import ApiError, invalid
 from ftcore.strict_json import unique_keys
 
@@ -116,7 +117,7 @@ class TextFormat(Fields):
 
 
 Zero = Annotated[float, Field(ge=0, le=0)]
-Stop = Annotated[str, Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class ChatRequest(Fields):
@@ -126,10 +127,10 @@ class ChatRequest(Fields):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[Temperature, Field(le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    repetition_penalty: Annotated[RepetitionPenalty, Field(le=10)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None

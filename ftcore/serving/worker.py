@@ -167,7 +167,7 @@ class Worker:
                 continue
             job = lane.jobs[chunk.index]
             if isinstance(chunk, Refused):
-                self._fail(lane, job, chunk.error)
+                self._fail(lane, job, self._told(chunk.error))
                 continue
             told.setdefault(job, []).append(replace(chunk, index=job.keys[chunk.index]))
             if chunk.finish:

@@ -22,6 +22,7 @@ from ftcore.components import Generator
 from ftcore.data.rendering import Renderer
 from ftcore.errors import Problem, UsageError
 from ftcore.inference import Chunk, Prompt
+from ftcore.inference.isolating import failed_chunk, isolated
 from ftcore.model_files import source_of
 
 if TYPE_CHECKING:
@@ -150,20 +151,27 @@ class VllmGenerator(Generator):
         self.tokenizer, self._lock = renderer.tokenizer, threading.Lock()
 
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
-        """Whole answers, all prompts in one call: vLLM makes the batches."""
+        """Whole answers, all prompts in one call: vLLM makes the batches; where it fails, each in a call of its own."""
         requests = [self._request(prompt) for prompt in prompts]
         with self._lock:
-            outputs = self.model.generate(
-                [{"prompt_token_ids": ids} for ids, _, _ in requests],
-                [params for _, _, params in requests],
-                lora_request=self.lora,
-                use_tqdm=False,
-            )
+            outputs = isolated(self._outputs, requests) if requests else []
         for index, ((ids, settings, _), output) in enumerate(zip(requests, outputs, strict=True)):
+            if isinstance(output, Exception):
+                yield failed_chunk(index, output, len(ids))
+                continue
             answer = output.outputs[0]
             tokens = list(answer.token_ids)
             finish = "stop" if answer.finish_reason == "stop" else "length"
             yield Chunk(index, self._text(tokens, settings), finish, prompt_tokens=len(ids), tokens=len(tokens))
+
+    def _outputs(self, requests: Sequence[tuple[list[int], Settings, Any]]) -> list[Any]:
+        found: list[Any] = self.model.generate(
+            [{"prompt_token_ids": ids} for ids, _, _ in requests],
+            [params for _, _, params in requests],
+            lora_request=self.lora,
+            use_tqdm=False,
+        )
+        return found
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Every prompt that is too long, or that template or settings refuse."""

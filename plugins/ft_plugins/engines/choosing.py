@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers.generation.logits_process import (
+    LogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -14,8 +15,32 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from ftcore.errors import RunError
+
 if TYPE_CHECKING:
     from ft_plugins.engines.generating import Task
+
+
+def check_scores(scores: torch.Tensor) -> None:
+    """Refuses scores of which no token is the likeliest; ``argmax`` would take the first that is no number.
+
+    Args:
+        scores: ``[..., vocabulary]``.
+
+    Raises:
+        RunError: one is no number or infinite, or all tokens are out of the question.
+    """
+    if not bool(scores.amax(-1).isfinite().all()):
+        raise RunError("the model's scores for the next token are not finite numbers")
+
+
+class FiniteScores(LogitsProcessor):
+    """The same for ``generate``, which looks only where it draws."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores as they are."""
+        check_scores(scores)
+        return scores
 
 
 class Chooser:
@@ -50,7 +75,11 @@ class Chooser:
         Args:
             ids: prompt and answer so far.
             scores: the model's, float32 ``[vocabulary]``.
+
+        Raises:
+            RunError: they are not numbers.
         """
+        check_scores(scores)
         row = scores[None]
         if self.processors:
             row = self.processors(torch.tensor([ids], device=row.device), row.clone())

@@ -19,6 +19,7 @@ from ft_plugins.engines.detokenizing import Detokenizer
 from ft_plugins.engines.likelihoods import scored
 from ft_plugins.engines.memory import Memory, joins
 from ftcore.inference import Chunk, Prompt, Scored
+from ftcore.inference.isolating import isolated
 from ftcore.inference.sessions import Refused, Session
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class ContinuousSession(Session):
 
     def __init__(self, generator: TransformersGenerator, slots: int) -> None:
         self.generator, self.model, self.slots = generator, generator.model, slots
-        self.memory = Memory(self.model)
+        self.memory = Memory(self.model.config)
         self._waiting: list[_Row] = []
         self._rows: list[_Row] = []
         self._added = 0
@@ -80,46 +81,82 @@ class ContinuousSession(Session):
     def step(self) -> Sequence[Chunk | Refused]:
         """One prompt is read, if one waits and there is room; then every other answer gets its next token."""
         with self.generator.active(), torch.inference_mode():
-            running = list(self._rows)
-            chunks = self._decode() if running else []
+            chunks = self._decode() if self._rows else []
             if self._waiting and len(self._rows) < self.slots:
                 chunks += self._prefill()
         return chunks
 
-    def _prefill(self) -> list[Chunk]:
-        """Reads a prompt, once for all that wait with the same tokens."""
+    def _prefill(self) -> list[Chunk | Refused]:
+        """Reads a prompt, once for all that wait with the same tokens; what that raises is theirs."""
         first = self._waiting[0].task
         same = [row for row in self._waiting if row.task.ids == first.ids][: self.slots - len(self._rows)]
         self._waiting = [row for row in self._waiting if row not in same]
-        cache = self.memory.fresh()
-        ids = torch.tensor([first.ids], device=self.model.device)
-        out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self._last)
-        self.memory.add(cache, len(first.ids), len(same))
+        try:
+            cache = self.memory.fresh()
+            ids = torch.tensor([first.ids], device=self.model.device)
+            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self._last)
+            self.memory.add(cache, len(first.ids), len(same))
+        except Exception as error:
+            return [Refused(row.task.index, error) for row in same]
         self._rows += same
-        return self._told(same, out.logits[:, -1].float().expand(len(same), -1))
+        return self._told(same, [out.logits[0, -1].float()] * len(same))
 
-    def _decode(self) -> list[Chunk]:
+    def _decode(self) -> list[Chunk | Refused]:
+        """The next token of all rows; where their pass fails each has a pass of its own, and ends if that fails too."""
+        rows = list(self._rows)
+        passed = isolated(self._passed, range(len(rows)))
+        scores: list[torch.Tensor] = []
+        refused: list[Chunk | Refused] = []
+        going, memory = list[_Row](), Memory(self.model.config)
+        for row, found in zip(rows, passed, strict=True):
+            if isinstance(found, Exception):
+                refused.append(Refused(row.task.index, found))
+                continue
+            if found[0] is self.memory:  # the pass over all of them
+                memory = self.memory
+            else:
+                memory.join(found[0])
+            going.append(row)
+            scores.append(found[1])
+        self.memory, self._rows = memory, going
+        return refused + self._told(going, scores)
+
+    def _passed(self, numbers: Sequence[int]) -> list[tuple[Memory, torch.Tensor]]:
+        """A forward pass over some rows: of each the memory that it is in now, and its scores ``[vocabulary]``."""
+        memory = self.memory if len(numbers) == len(self._rows) else self.memory.part(numbers)
         device = self.model.device
-        inputs: dict[str, Any] = {
-            "input_ids": torch.tensor([[row.ids[-1]] for row in self._rows], device=device),
-            "attention_mask": self.memory.mask(device),
-            "position_ids": torch.tensor(self.memory.lengths, device=device)[:, None],
-        }
-        out = self.model(**inputs, past_key_values=self.memory.cache, use_cache=True, **self._last)
-        self.memory.grow()
-        return self._told(list(self._rows), out.logits[:, -1].float())
+        try:
+            inputs: dict[str, Any] = {
+                "input_ids": torch.tensor([[self._rows[number].ids[-1]] for number in numbers], device=device),
+                "attention_mask": memory.mask(device),
+                "position_ids": torch.tensor(memory.lengths, device=device)[:, None],
+            }
+            out = self.model(**inputs, past_key_values=memory.cache, use_cache=True, **self._last)
+            scores = out.logits[:, -1].float()
+        except Exception:
+            memory.undo_pass()
+            raise
+        memory.grow()
+        return [(memory, row) for row in scores]
 
-    def _told(self, rows: list[_Row], scores: torch.Tensor) -> list[Chunk]:
+    def _told(self, rows: list[_Row], scores: Sequence[torch.Tensor]) -> list[Chunk | Refused]:
         """Chooses the next token of these rows, and lets those that have ended go.
 
         Args:
             rows: in the order of the scores.
-            scores: ``[rows, vocabulary]``, float32.
+            scores: of each ``[vocabulary]``, float32.
         """
-        chunks = [self._next(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)]
-        ended = {chunk.index for chunk in chunks if chunk.finish}
+        chunks = [self._tried(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)]
+        ended = {chunk.index for chunk in chunks if isinstance(chunk, Refused) or chunk.finish}
         self._keep([row for row in self._rows if row.task.index not in ended])
         return chunks
+
+    def _tried(self, row: _Row, scores: torch.Tensor) -> Chunk | Refused:
+        """The row's next chunk; whatever is raised on the way ends this row alone."""
+        try:
+            return self._next(row, scores)
+        except Exception as error:
+            return Refused(row.task.index, error)
 
     def _next(self, row: _Row, scores: torch.Tensor) -> Chunk:
         task, generator = row.task, self.generator

@@ -13,11 +13,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from ft_plugins.engines.choosing import FiniteScores
 from ft_plugins.engines.detokenizing import Detokenizer
 from ft_plugins.engines.settings import Settings
 from ftcore.data.rendering import Renderer
 from ftcore.errors import Problem, UsageError
 from ftcore.inference import Chunk, Prompt
+from ftcore.inference.isolating import failed_chunk, isolated
 from ftcore.inference.sessions import BatchingGenerator, Session
 from ftcore.plan import Plan
 
@@ -89,6 +91,8 @@ class TransformersGenerator(BatchingGenerator):
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
         """Pieces of a single prompt's answer as they are made; whole answers, batch by batch, of several.
 
+        A prompt that fails in a batch is answered with its error, and the others of the batch each by themselves.
+
         Raises:
             UsageError: for a prompt or a setting that cannot be; before anything is generated.
         """
@@ -98,9 +102,12 @@ class TransformersGenerator(BatchingGenerator):
             return
         for batch in self._batches(tasks):
             with self._lock:
-                answers = self._generate(batch)
-            for task, ids in zip(batch, answers, strict=True):
-                yield self._last(task, ids, self._text(task, ids))
+                answers = isolated(self._generate, batch)
+            for task, found in zip(batch, answers, strict=True):
+                if isinstance(found, Exception):
+                    yield failed_chunk(task.index, found, len(task.ids))
+                else:
+                    yield self._last(task, found, self._text(task, found))
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Every prompt that is too long, or that template or settings refuse."""
@@ -148,7 +155,11 @@ class TransformersGenerator(BatchingGenerator):
         config = batch[0].settings.config(batch[0].new_tokens, self.stop_ids, self.pad)
         with self.active(), _seeded(batch[0].seed, self.model.device), torch.inference_mode():
             out = self.model.generate(
-                input_ids=ids, attention_mask=real.to(ids.device), generation_config=config, **more
+                input_ids=ids,
+                attention_mask=real.to(ids.device),
+                generation_config=config,
+                logits_processor=[FiniteScores()],
+                **more,
             )
         return [self._cut(row) for row in out[:, longest:].tolist()]
 

@@ -25,12 +25,15 @@ def _empty(config: Any) -> Any:
 class Memory:
     """A cache of rows, all as long as the longest; shorter ones are padded on the left.
 
+    Args:
+        config: the model's.
+
     Attributes:
         lengths: tokens of each row.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._config = model.config
+    def __init__(self, config: Any) -> None:
+        self._config = config
         self.cache, self.lengths = self.fresh(), list[int]()
 
     def fresh(self) -> Any:
@@ -41,17 +44,30 @@ class Memory:
         """Takes in a prompt's cache of one row, so many times."""
         if copies > 1:
             cache.batch_repeat_interleave(copies)
-        if self.lengths:
-            longest = max(*self.lengths, length)
-            self._widen(self.cache, longest - max(self.lengths))
-            self._widen(cache, longest - length)
-            for mine, its in zip(self.cache.layers, cache.layers, strict=True):
-                if its.is_initialized:
-                    mine.keys = torch.cat([mine.keys, its.keys])
-                    mine.values = torch.cat([mine.values, its.values])
-        else:
-            self.cache = cache
-        self.lengths += [length] * copies
+        self._join(cache, [length] * copies)
+
+    def join(self, other: Memory) -> None:
+        """Takes in the rows of another memory, which is not used any more."""
+        if other.lengths:
+            self._join(other.cache, other.lengths)
+
+    def part(self, rows: Sequence[int]) -> Memory:
+        """A memory of its own with some of these rows."""
+        part = Memory(self._config)
+        part.lengths = [self.lengths[row] for row in rows]
+        cut = max(self.lengths) - max(part.lengths)
+        for number, layer in enumerate(self.cache.layers):
+            if layer.is_initialized:
+                index = torch.tensor(rows, device=layer.keys.device)
+                part.cache.update(layer.keys[index, :, cut:], layer.values[index, :, cut:], number)
+        return part
+
+    def undo_pass(self) -> None:
+        """Takes back what a forward pass that failed on its way wrote into some layers."""
+        longest = max(self.lengths)
+        for layer in self.cache.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[:, :, :longest], layer.values[:, :, :longest]
 
     def grow(self) -> None:
         """Counts the token that a forward pass has written to every row."""
@@ -75,6 +91,26 @@ class Memory:
         longest = max(self.lengths)
         places = torch.arange(longest + 1, device=device)
         return (places >= longest - torch.tensor(self.lengths, device=device)[:, None]).long()
+
+    def _join(self, cache: Any, lengths: Sequence[int]) -> None:
+        if not self.lengths:
+            self.cache, self.lengths = cache, list(lengths)
+            return
+        rows, width = len(self.lengths), max(self.lengths)
+        longest = max(width, *lengths)
+        try:
+            self._widen(self.cache, longest - width)
+            self._widen(cache, longest - max(lengths))
+            for mine, its in zip(self.cache.layers, cache.layers, strict=True):
+                if its.is_initialized:
+                    mine.keys = torch.cat([mine.keys, its.keys])
+                    mine.values = torch.cat([mine.values, its.values])
+        except Exception:  # no memory left: the rows that were there stay as they were
+            for layer in self.cache.layers:
+                if layer.is_initialized:
+                    layer.keys, layer.values = layer.keys[:rows, :, -width:], layer.values[:rows, :, -width:]
+            raise
+        self.lengths += lengths
 
     def _widen(self, cache: Any, by: int) -> None:
         if not by:

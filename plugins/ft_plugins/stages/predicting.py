@@ -13,7 +13,7 @@ from ftcore.data.loading import eval_specs
 from ftcore.data.rendering import Renderer
 from ftcore.data.thinking import with_reasoning
 from ftcore.inference import Prompt
-from ftcore.inference.answers import collect
+from ftcore.inference.answers import check_answered, collect
 from ftcore.samples import Chat, Place
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def predict(run: Run, trainer: Any) -> dict[str, float]:
     generator = plan.engine.component.over(plan, run.model, run.tokenizer)
     with processes.autocast():
         answers = collect(generator.stream([question.prompt for question in mine]), len(mine))
+    check_answered(answers, [question.prompt for question in mine])
     texts = [answer.text for answer in answers]
     if processes.num_processes > 1:
         places = [processes.process_index + number * processes.num_processes for number in range(len(mine))]
