@@ -123,14 +123,14 @@ class Architecture:
         if layout is None or not all(isinstance(config.get(key), int) for key in needed):
             return None
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        experts = next((config[key] for key in layout.experts if key in config), 0)
+        experts = next((config[key] for key in layout.experts if config.get(key) is not None), 0)
         if experts and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
             return None  # dense and sparse layers mixed
         tied = config.get("tie_word_embeddings")
         shape: dict[str, Any] = {
             "model_type": config["model_type"],
             "hidden_size": hidden,
-            "intermediate_size": config.get("intermediate_size", 0),
+            "intermediate_size": config.get("intermediate_size") or 0,
             "layers": config["num_hidden_layers"],
             "heads": heads,
             "kv_heads": config.get("num_key_value_heads") or heads,
@@ -141,8 +141,8 @@ class Architecture:
             "norms_before": layout.norms_before,
             "qk_norm": bool(layout.qk_norm),
             "experts": experts,
-            "active_experts": config.get("num_experts_per_tok", 0) if experts else 0,
-            "expert_size": config.get(layout.expert_size, 0) if experts else 0,
+            "active_experts": (config.get("num_experts_per_tok") or 0) if experts else 0,
+            "expert_size": (config.get(layout.expert_size) or 0) if experts else 0,
         }
         draft = cls(**shape, linears=(), parameters=0, bytes_per_weight=bytes_per_weight)
         linears = _linears(draft, layout)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ftcore.compilers import INDUCTOR, backends, cpp_compiler
 from ftcore.errors import Problem
 from ftcore.hardware import Hardware
+from ftcore.json_files import read_object
 from ftcore.lock import NAME as LOCK
 from ftcore.plan import Plan, Precision
 
@@ -250,8 +251,14 @@ def _check_adapters(plan: Plan) -> Iterable[Problem]:
 def adapter_problems(plan: Plan, option: str, name: str) -> Iterable[Problem]:
     """An adapter, named by an option, that does not exist or is none."""
     folder = Path(name).expanduser()
-    if folder.is_dir() and not (folder / "adapter_config.json").is_file():
+    config = folder / "adapter_config.json"
+    if folder.is_dir() and not config.is_file():
         yield Problem(f"{name} is no adapter: it has no adapter_config.json", place(plan, option))
+    elif folder.is_dir():
+        try:
+            read_object(config)
+        except ValueError as error:
+            yield Problem(f"{config} {error}", place(plan, option), "is it an adapter's folder?")
     elif not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") != 1):
         yield Problem(f"there is no adapter {name!r}", place(plan, option), "write a folder or a hub id")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +12,8 @@ from typing import Any
 
 from ftcore.components import ModelFamily, ModelSource
 from ftcore.errors import Problem
+from ftcore.json_files import read_object
+from ftcore.model_config import folder_problems
 from ftcore.plugins import Offer, Plugins
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -53,7 +54,7 @@ def locate(name: str, plugins: Plugins, where: str, cache_dir: str | None = None
     if path.exists():
         return Located(), [Problem(f"model {name!r} is a file, not a folder", where)]
     if HUB_ID.fullmatch(name):
-        return Located(config=_cached_config(name, cache_dir)), []
+        return _cached(name, cache_dir, where)
     return Located(), [Problem(f"there is no model {name!r}", where, _near(name, plugins))]
 
 
@@ -64,9 +65,11 @@ def _folder(path: Path, name: str, where: str) -> tuple[Located, list[Problem]]:
         hint = "it is an adapter: write it as adapter_name_or_path" if is_adapter else "is it a model's folder?"
         return Located(), [Problem(f"{name} has no config.json", where, hint)]
     try:
-        return Located(config=json.loads(file.read_text(encoding="utf-8"))), []
-    except (OSError, ValueError) as error:
-        return Located(), [Problem(f"{file} cannot be read: {error}", where)]
+        config = read_object(file)
+    except ValueError as error:
+        return Located(), [Problem(f"{file} {error}", where)]
+    problems = folder_problems(path, config, where)
+    return Located(config=None if problems else config), problems
 
 
 def _near(name: str, plugins: Plugins) -> str:
@@ -79,16 +82,18 @@ def _near(name: str, plugins: Plugins) -> str:
     )
 
 
-def _cached_config(name: str, cache_dir: str | None) -> Mapping[str, Any] | None:
-    """config.json of a hub model that was downloaded before (layout of huggingface_hub's cache)."""
+def _cached(name: str, cache_dir: str | None, where: str) -> tuple[Located, list[Problem]]:
+    """A hub model with its config.json, if it was downloaded before (layout of huggingface_hub's cache)."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(cache_dir or os.environ.get("HF_HUB_CACHE") or home / "hub")
     for file in sorted((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*/config.json")):
         try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+            config = read_object(file)
+        except ValueError:
             continue
-    return None
+        problems = folder_problems(file.parent, config, where)
+        return Located(config=None if problems else config), problems
+    return Located(), []
 
 
 def choose_family(

@@ -7,7 +7,6 @@ conversation in another form is refused.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore.checks import MANIFEST
 from ftcore.errors import Problem, UsageError
+from ftcore.json_files import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,17 +77,17 @@ def read_trained(folder: Path) -> Trained | None:
     if file is None:
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        model, template, data = found["model"], found["template"], found["data"]
+        said: Any = read_object(file)
+        model, template, data = said["model"], said["template"], said["data"]
         return Trained(
             folder=folder,
             model=model["name_or_path"],
             revision=model["revision"],
             vocabulary=model.get("vocabulary", {}),
             files=model.get("files", {}),
-            adapter=found["adapter"],
-            beneath=tuple(found["adapters_beneath"]),
-            finished=found["status"] == "finished",
+            adapter=said["adapter"],
+            beneath=tuple(said["adapters_beneath"]),
+            finished=said["status"] == "finished",
             template=template["full_name"],
             sha256=template["sha256"],
             default_system=data["default_system"],
@@ -105,10 +105,9 @@ def base_of(adapter: Path) -> Mapping[str, Any]:
 def adapter_config(adapter: Path) -> Mapping[str, Any]:
     """What peft wrote about an adapter; empty where it cannot be read."""
     try:
-        found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(adapter / "adapter_config.json")
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, trained: Trained) -> None:

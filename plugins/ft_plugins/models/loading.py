@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ftcore.plan import Plan
 
 
+UNREADABLE = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+"""What transformers raises over files that say what it did not think of."""
+
+
 def hub_kwargs(plan: Plan) -> dict[str, Any]:
     """What every ``from_pretrained`` is told."""
     kwargs: dict[str, Any] = {"trust_remote_code": plan.model.trust_remote_code, "revision": plan.model.model_revision}
@@ -41,7 +45,7 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
     source = source_of(plan)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **hub_kwargs(plan))
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise UsageError(_cannot_load(plan, "tokenizer", error)) from error
     if not tokenizer.is_fast:
         hint = "masks are made from the offsets that only fast tokenizers have; convert it to tokenizer.json"
@@ -82,7 +86,7 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     try:
         with _no_report() if scores else nullcontext(), reading(quantized_by(plan)) as told:
             model, found = automatic.from_pretrained(source, **kwargs, **told)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (*UNREADABLE, ImportError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UsageError(_cannot_load(plan, "model", error)) from error
