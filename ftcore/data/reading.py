@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
+from ftcore.data import columnar
 from ftcore.data.json_rows import json_lines, json_values
 from ftcore.data.sources import DatasetSpec, data_files
 from ftcore.data.windows import TextWindow
@@ -28,7 +29,7 @@ Rows = Iterator[tuple[Place, Row]]
 _BLOCK = 1 << 16
 """Bytes read at a time where a file is looked through."""
 _BATCH = 1024
-"""Rows of columnar files that become objects at a time."""
+"""Rows of Parquet that are decoded at a time."""
 
 
 def read_dataset(spec: DatasetSpec, *, streaming: bool = False) -> Rows:
@@ -215,7 +216,7 @@ def _read_parquet(path: Path) -> Rows:
 
     try:
         with _columnar(arrow, path) as source:
-            yield from _batches(path, parquet.ParquetFile(source).iter_batches(batch_size=_BATCH))
+            yield from _placed(path, arrow, parquet.ParquetFile(source).iter_batches(batch_size=_BATCH))
     except (arrow.ArrowException, OSError) as error:
         raise _damaged(path, "Parquet", error) from error
 
@@ -224,7 +225,7 @@ def _read_arrow(path: Path) -> Rows:
     arrow = _pyarrow(path)
     try:
         with _columnar(arrow, path) as source:
-            yield from _batches(path, _record_batches(arrow, source))
+            yield from _placed(path, arrow, _record_batches(arrow, source))
     except (arrow.ArrowException, OSError) as error:
         raise _damaged(path, "Arrow", error) from error
 
@@ -247,13 +248,9 @@ def _record_batches(arrow: Any, source: Any) -> Iterator[Any]:
     return iter(arrow.ipc.open_stream(source))
 
 
-def _batches(path: Path, batches: Iterator[Any]) -> Rows:
-    row = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, _BATCH):
-            for value in batch.slice(start, _BATCH).to_pylist():
-                row += 1
-                yield Place(str(path), row), value
+def _placed(path: Path, arrow: Any, batches: Iterable[Any]) -> Rows:
+    for number, row in enumerate(columnar.rows(arrow, batches, str(path)), 1):
+        yield Place(str(path), number), row
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> Exception:
@@ -289,7 +286,7 @@ def _hub_rows(spec: DatasetSpec, streaming: bool) -> Rows:
         message = f"cannot fetch dataset {spec.hub_id!r}: {type(error).__name__}: {reason}"
         raise UsageError(Problem(message, spec.where, "download it and give the file")) from error
     for number, row in enumerate(rows, 1):
-        yield Place(spec.hub_id, number), row
+        yield Place(spec.hub_id, number), columnar.hub_row(row, rows.features)
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {
@@ -299,5 +296,6 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
     ".tsv": _read_tsv,
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
+    ".feather": _read_arrow,
     ".txt": _read_txt,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,11 @@ from ftcore.data.description import INFO, Description, describe
 from ftcore.errors import Problem, listed, quoted, short
 from ftcore.folders import is_there
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
 """What can be read, each also as ``.gz``."""
 
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""What ``datasets`` writes beside the Arrow files of a saved dataset, and beside the folders of its splits."""
 _A_FILE = "give a file, or a folder of files"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.].*)?", re.IGNORECASE)
@@ -155,7 +158,7 @@ def split_problems(spec: DatasetSpec) -> list[Problem]:
         entry for entry in sorted(spec.path.iterdir()) if _suffix(entry) and not entry.is_file() and not entry.is_dir()
     ]:
         return [_not_data(spec.name, entry, spec.where) for entry in odd]
-    if not files:
+    if not files and not splits:
         return [Problem(f"folder {spec.path} holds no data", spec.where, f"data files end in {', '.join(SUFFIXES)}")]
     if not splits:
         return []
@@ -172,6 +175,10 @@ def split_problems(spec: DatasetSpec) -> list[Problem]:
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
+    if (folder / _SAVED_SPLITS).is_file():
+        for part in sorted(part for part in folder.iterdir() if _is_saved(part)):
+            splits.setdefault(_split_of(part) or part.name, []).extend(_data_files(part))
+        return splits
     for file in _data_files(folder):
         if split := _split_of(file):
             splits.setdefault(split, []).append(file)
@@ -184,7 +191,17 @@ def _split_of(file: Path) -> str:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.name != INFO and _suffix(file))
+    others = {INFO, _SAVED_SPLITS, _SAVED} if _is_saved(folder) or (folder / _SAVED_SPLITS).is_file() else {INFO}
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.name not in others and _suffix(file))
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether ``Dataset.save_to_disk`` wrote the folder; rows may be called state.json as well."""
+    try:
+        state = json.loads((folder / _SAVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(state, dict) and "_data_files" in state
 
 
 def _suffix(path: Path) -> str:

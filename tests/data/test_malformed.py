@@ -151,7 +151,7 @@ def test_folders(tmp_path: Path, says: Any) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "strange" / "train.json").write_text("[]")
     os.mkfifo(tmp_path / "strange" / "train-2.jsonl")
-    ends = "data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt"
+    ends = "data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .feather, .txt"
     assert says("empty") == [f"run.yaml:3: folder empty holds no data; {ends}"]
     assert says("a.jsonl") == [f"run.yaml:3: folder a.jsonl holds no data; {ends}"]
     assert says("strange") == [f"run.yaml:3: dataset 'strange': strange/train-2.jsonl is {NEITHER}"]

@@ -168,7 +168,11 @@ DAMAGED = [
     ("a.json.gz", "[{}]", "a.json.gz: damaged gzip: Not a gzipped file"),
     ("a.parquet", "[]", "a.parquet: not Parquet, or damaged: "),
     ("a.arrow", "ARROW1", "a.arrow: not Arrow, or damaged: "),
-    ("a.doc", "x", "a.doc: cannot tell the file's format; known: .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt"),
+    (
+        "a.doc",
+        "x",
+        "a.doc: cannot tell the file's format; known: .json, .jsonl, .csv, .tsv, .parquet, .arrow, .feather, .txt",
+    ),
 ]
 
 

@@ -72,7 +72,7 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
         "x.yaml:3: no dataset 'zzz'; DIR/dataset_info.json describes alpaca, bare, gone, odd, script",
         "x.yaml:3: no dataset 'data/x.json'; did you mean alpaca.json?",
         "x.yaml:3: dataset 'notes.md': cannot tell the format of DIR/notes.md; "
-        "data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt",
+        "data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .feather, .txt",
         "DIR/dataset_info.json:5: dataset 'gone' names DIR/alpaca.jsn, which does not exist; "
         "near names there: alpaca.json",
         "DIR/dataset_info.json:10: dataset 'odd' has an unknown key 'formating'; did you mean formatting?",
@@ -138,7 +138,8 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         for file in files:
             (tmp_path / folder / file).write_text("x")
     assert problems(["empty", "test_only", "mixed"], tmp_path) == [
-        "x.yaml:3: folder DIR/empty holds no data; data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt",
+        "x.yaml:3: folder DIR/empty holds no data; "
+        "data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .feather, .txt",
         "x.yaml:3: folder DIR/test_only has no 'train' split; splits there: test",
         "x.yaml:3: folder DIR/mixed holds files of splits and others: more.json; "
         "rename the others to train-..., or move them away",
