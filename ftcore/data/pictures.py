@@ -113,13 +113,18 @@ class Pictures:
         """The text with each ``<image>`` replaced by the tokens of its image, in their order.
 
         Raises:
-            RowError: an image cannot be read, or the template does not write every placeholder.
+            RowError: an image cannot be read, the processor refuses it, or the template does not write every
+                placeholder.
         """
         starts = _find_all(rendered.text, PLACEHOLDER)
         if len(starts) != len(paths):
             reason = f"the chat template writes {PLACEHOLDER} {len(starts)} times for {len(paths)} images"
             raise RowError(reason, field="images", cure="choose the template that the model was made for")
-        tokens = self._texts([self._opened(path, f"images[{n}]") for n, path in enumerate(paths)])
+        images = [self._opened(path, f"images[{n}]") for n, path in enumerate(paths)]
+        try:
+            tokens = self._texts(images)
+        except Exception as error:  # each model's processor has its own way to refuse an image
+            raise self._refusal(images, paths, error) from error
         texts = [self.frame.replace(self.processor.image_token, text) for text in tokens]
         return _replaced(rendered, starts, texts, paths)
 
@@ -150,20 +155,47 @@ class Pictures:
         answer = int(trained[0]) if len(trained) else len(ids)
         processor = copy.copy(self.processor)
         processor.tokenizer = _Tokenized(self.processor.tokenizer, ids.tolist(), answer)
-        made = processor(
-            text=[self.processor.image_token * len(images)], images=[images], return_tensors=TensorType.PYTORCH
-        )
-        kinds = {"mm_token_type_ids": torch.tensor(self.processor.create_mm_token_type_ids([ids.tolist()]))}
-        return kinds | {name: value for name, value in made.items() if name not in _OF_TEXT}
+        text = self.processor.image_token * len(images)
+        try:
+            made = processor(text=[text], images=[images], return_tensors=TensorType.PYTORCH)
+        except Exception as error:
+            raise self._refusal(images, [picture.path for picture in pictures], error) from error
+        return {"mm_token_type_ids": torch.tensor(self._kinds(ids))} | {
+            name: value for name, value in made.items() if name not in _OF_TEXT
+        }
+
+    def _kinds(self, ids: npt.NDArray[Any]) -> list[list[int]]:
+        """1 at tokens of images; of one row."""
+        try:
+            kinds: list[list[int]] = self.processor.create_mm_token_type_ids([ids.tolist()])
+        except TypeError:  # Idefics 3's wants to be told how long each image is
+            kinds = [np.isin(ids, self.tokens).astype(int).tolist()]
+        return kinds
 
     def _texts(self, images: Sequence[Image]) -> list[str]:
         """What the processor writes for each image in place of its token."""
         from transformers import TensorType
 
-        own = self.processor
+        own, text = self.processor, self.processor.image_token * len(images)
+        asked = {"return_tensors": TensorType.PYTORCH, "return_text_replacement_offsets": True}
+        if replaced := own(text=[text], images=[images], **asked).get("text_replacement_offsets"):
+            return [str(one["replacement"]) for one in replaced[0] if one["type"] == "image"]
+        # Mllama's does not tell
         merged = own._merge_kwargs(tokenizer_init_kwargs=own.tokenizer.init_kwargs, return_tensors=TensorType.PYTORCH)
         texts: list[str] = own._process_images([list(images)], **merged["images_kwargs"])[1]
         return texts
+
+    def _refusal(self, images: Sequence[Image], paths: Sequence[str], error: Exception) -> RowError:
+        """What the processor has against these images, with the first that it does not take by itself."""
+        cure = "remove the row, or change the image"
+        for number, (image, path) in enumerate(zip(images, paths, strict=True)):
+            try:
+                self._texts([image])
+            except Exception as alone:
+                reason = f"the model's processor refuses {path}, {image.width} x {image.height}: {_said(alone)}"
+                return RowError(reason, field=f"images[{number}]", cure=cure)
+        reason = f"the model's processor refuses the row's images together: {_said(error)}"
+        return RowError(reason, field="images", cure=cure)
 
     def _opened(self, path: str, field: str) -> Image:
         return self._sized(open_image(path, field))
@@ -179,6 +211,11 @@ class Pictures:
                 factor = sqrt(limit / pixels)
                 return image.resize((max(int(image.width * factor), 1), max(int(image.height * factor), 1)))
         return image
+
+
+def _said(error: Exception) -> str:
+    """What an exception of a library says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")[:300]
 
 
 class _Tokenized:
@@ -197,12 +234,20 @@ class _Tokenized:
         return getattr(self._tokenizer, name)
 
     def __call__(self, text: Any, **kwargs: Any) -> Any:
-        from transformers import BatchEncoding
-
         made = {"input_ids": [self._ids], "attention_mask": [[1] * len(self._ids)]}
         if kwargs.get("return_token_type_ids"):  # as a tokenizer numbers the two texts of a pair
             made["token_type_ids"] = [[int(place >= self._answer) for place in range(len(self._ids))]]
-        return BatchEncoding(made)
+        return _encoding(made)
+
+
+def _encoding(made: dict[str, Any]) -> Any:
+    from transformers import BatchEncoding
+
+    class Encoding(BatchEncoding):
+        def char_to_token(self, *_: int) -> int:  # Idefics 3's processor counts by it, for what it is not asked for
+            return 0
+
+    return Encoding(made)
 
 
 def save_processor(processor: Any, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,30 @@ def test_bad_images_are_bad_rows(change: Any, message: str, prepared: Any, data:
     data.write_text(json.dumps(rows))
     with pytest.raises(UsageError, match=message):
         prepared("qwen2_vl")
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava"])
+def test_an_image_that_the_processor_refuses_is_a_bad_row(name: str, prepared: Any, data: Path, tmp_path: Path) -> None:
+    folder, rows = data.parent, json.loads(data.read_text())
+    Image.new("RGB", (3000, 2)).save(folder / "thin.png")
+    Image.new("L", (5, 5)).save(folder / "grey.png")
+    rows += [
+        {"messages": _turns("<image>, <image>?", "Thin."), "images": ["grey.png", "thin.png"]},
+        {"messages": _turns("Hello again", "Good day.")},
+    ]
+    file = folder / "thin.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if name == "llava":  # takes any
+        assert prepared(name, dataset=str(file)).data.accounting.train[0].kept == 5
+        return
+    said = f"{file}:4: images[1]: the model's processor refuses {folder / 'thin.png'}, 3000 x 2: ValueError: absolute"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        prepared(name, dataset=str(file))
+    skipped = prepared(name, dataset=str(file), on_bad_row="skip")
+    assert (len(skipped.data.train), len(skipped.data.accounting.train[0].bad)) == (4, 1)
+    assert run(prepared(name, dataset=str(file), on_bad_row="quarantine", max_steps=1).plan) == 0
+    (kept,) = (tmp_path / "out").glob("*quarantine*")
+    assert [json.loads(line)["row"] for line in kept.read_text().splitlines()] == rows[3:4]
 
 
 def test_an_image_that_does_not_fit_leaves_its_row_out(prepared: Any) -> None:
