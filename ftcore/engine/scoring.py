@@ -54,6 +54,7 @@ class Scorer:
         kernel: computes the head's losses in place of `ftcore.engine.head` (`ftcore.engine.cut`); None for none.
         unseen: what has to be shown of a batch with images before one is computed (`ftcore.engine.dependence`); None
             once it is.
+        smoothing: of the labels, in the losses; log-probabilities are without it.
     """
 
     reads_vocabulary = True
@@ -69,6 +70,7 @@ class Scorer:
         self.compiled: tuple[str, str | None] | None = None
         self.kernel: Callable[..., torch.Tensor] | None = None
         self.unseen: Callable[[Scorer, Batch, float], bool] | None = check_images
+        self.smoothing = 0.0
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
         self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
@@ -80,8 +82,8 @@ class Scorer:
     def _weighted_nll(self, batch: Batch) -> torch.Tensor:
         labels, weights = self._labels(batch), batch["weights"][0, batch["positions"]]
         if self.fused:
-            return weighted_nll(self.hidden(batch), self.head(), labels, weights)[None]
-        return -(self._own_logps(batch, labels) * weights).sum()[None]
+            return weighted_nll(self.hidden(batch), self.head(), labels, weights, self.smoothing)[None]
+        return (self._own_losses(self._own_logits(batch), labels) * weights).sum()[None]
 
     def logps(self, batch: Batch) -> torch.Tensor:
         """Log-probabilities ``[T]`` of the batch's labels."""
@@ -99,9 +101,14 @@ class Scorer:
         """Losses ``[T]`` of the batch's labels, and whether each is the likeliest token, bool ``[T]``; no gradients."""
         labels = self._labels(batch)
         if self.fused:
-            return nll_and_hits(self.hidden(batch), self.head(), labels)
+            return nll_and_hits(self.hidden(batch), self.head(), labels, self.smoothing)
         logits = self._own_logits(batch)
-        return -logits.log_softmax(-1).gather(1, labels[:, None])[:, 0], logits.argmax(-1) == labels
+        return self._own_losses(logits, labels), logits.argmax(-1) == labels
+
+    def _own_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logps = logits.log_softmax(-1)
+        chosen = logps.gather(1, labels[:, None])[:, 0]
+        return -(chosen if not self.smoothing else torch.lerp(chosen, logps.mean(-1), self.smoothing))
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The decoder's last hidden states ``[T, H]`` at the positions that have a label."""
