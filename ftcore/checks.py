@@ -279,8 +279,8 @@ def with_memory(plan: Plan, machine: Hardware) -> Plan:
     """The plan with its memory estimate, and activations recomputed where they would not fit."""
     from ftcore.estimating import estimate_plan
 
-    wanted = plan.training.disable_gradient_checkpointing
-    plan = replace(plan, gradient_checkpointing=wanted is False)
+    wanted = plan.training.recomputes
+    plan = replace(plan, gradient_checkpointing=wanted is True)
     plan = replace(plan, memory=estimate_plan(plan))
     if wanted is None and plan.memory and plan.memory.total > MEMORY_SHARE * machine.memory:
         plan = replace(plan, gradient_checkpointing=True)

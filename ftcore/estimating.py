@@ -25,7 +25,7 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     method, training = plan.method.component, plan.training
     options = method.effective(plan)
     weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
-    stage, heap = plan.stage.component, hardware.detect().cuda is None
+    stage, heap = plan.stage.component, hardware.machine(plan.on_cpu).cuda is None
     divides = stage.divides(plan) and int(os.environ.get("WORLD_SIZE") or 1) == 1
     parameters = weights / BYTES[plan.precision.compute]
     found = estimate(

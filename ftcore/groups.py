@@ -6,6 +6,7 @@ not listed here are taken too (`ftcore.training_fields`).
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -19,6 +20,16 @@ def _names(value: Any) -> Any:
     """``a,b`` and ``[a, b]`` are the same list of names."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _mapping(value: Any) -> Any:
+    """A mapping may be written as JSON, as on a command line."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise PydanticCustomError("mapping", "write a mapping, or one as JSON") from None
     return value
 
 
@@ -192,6 +203,9 @@ class TrainingOptions(OptionGroup):
     """Number of such steps; above 0 it wins over ``warmup_ratio``."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay, on weight matrices only."""
+    label_smoothing_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of each label's weight that all tokens of the vocabulary get alike, in stages that learn tokens (pt, sft);
+    in the evaluation's loss too, as in transformers."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -214,6 +228,14 @@ class TrainingOptions(OptionGroup):
     """Seconds that processes wait for each other."""
     disable_gradient_checkpointing: bool | None = None
     """true: activations are kept; false: recomputed; unset: recomputed only where the memory estimate needs it."""
+    gradient_checkpointing: bool | None = None
+    """The same the other way round: true, activations are recomputed; false, kept."""
+    gradient_checkpointing_kwargs: Annotated[dict[str, Any], BeforeValidator(_mapping)] | None = None
+    """Arguments of ``torch.utils.checkpoint`` where activations are recomputed: ``determinism_check``, ``debug``,
+    ``early_stop``. Recomputing is never reentrant, whatever ``use_reentrant`` says, with the same result."""
+    auto_find_batch_size: bool = False
+    """Taken, and done in any case: where memory runs out, rows are computed half as many at a time. The optimizer steps
+    on the same global batch. Refused where that cannot be: several processes, losses that compare rows."""
     torch_compile: bool | None = None
     """Compile the decoder's layers for training: in half precision faster steps, for some seconds at the start. Layers
     in float32 on a CPU stay as they are: ft's own take less time. Unset, where one of the next two is set."""
@@ -228,6 +250,9 @@ class TrainingOptions(OptionGroup):
     on a CPU, where the run has several epochs and there is room; true refuses a run that cannot; false never."""
     frozen_prefix_size: Annotated[float, Field(gt=0)] = 20.0
     """Largest size of what is kept in this way, of all runs together, in GB; what was not used for longest goes."""
+    logging_dir: str | None = None
+    """With ``report_to: tensorboard``, the folder that it writes into; unset, ``TENSORBOARD_LOGGING_DIR``, else one in
+    ``output_dir/runs``."""
     logging_steps: Annotated[float, Field(gt=0)] = 10
     """Steps between log lines (below 1, a share of all steps)."""
     save_strategy: Literal["no", "steps", "epoch", "best"] = "steps"
@@ -248,8 +273,17 @@ class TrainingOptions(OptionGroup):
     """Draw ``training_loss.png``, and ``training_eval_loss.png`` where there are evaluations."""
     report_to: Names = ("none",)
     """Experiment trackers: none, tensorboard, wandb, mlflow, swanlab, trackio."""
+    dataloader_drop_last: bool = False
+    """Leave out the rows of an epoch that fill no batch; other ones in each epoch where rows are shuffled."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load batches; 0 loads them in the run's own process."""
+
+    @property
+    def recomputes(self) -> bool | None:
+        """Whether activations are to be recomputed; None where the memory decides."""
+        if self.disable_gradient_checkpointing is not None:
+            return not self.disable_gradient_checkpointing
+        return self.gradient_checkpointing
 
     @property
     def compiler(self) -> tuple[str, str | None] | None:
@@ -279,6 +313,27 @@ def _temperature(value: float) -> float:
 
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_temperature)]
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
+
+
+class HubOptions(OptionGroup):
+    """Where what a run trains is uploaded to."""
+
+    push_to_hub: bool = False
+    """Upload what is trained to a repository on the Hugging Face hub, while the run saves and at its end."""
+    hub_model_id: str | None = None
+    """The repository, ``owner/name`` or a name of your own; unset, the last part of ``output_dir``. It is made where it
+    is not there."""
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "every_save"
+    """``end``: at the end alone; ``every_save``: the weights with each checkpoint too; ``checkpoint``: and the
+    checkpoint as ``last-checkpoint``, to go on from elsewhere; ``all_checkpoints``: each under its own name."""
+    hub_token: str | None = Field(default=None, repr=False)
+    """Token that may write; unset, the one of ``HF_TOKEN`` or ``hf auth login``. Never written to logs or manifests."""
+    hub_private_repo: bool | None = None
+    """Whether a repository that is made is private; unset, as its owner's default is."""
+    hub_always_push: bool = False
+    """Upload a checkpoint although the one before is still being uploaded; else it is left out, the end never is."""
+    hub_revision: str | None = None
+    """Branch to upload to; it is made where it is not there. Unset, the main one."""
 
 
 class GenerationOptions(OptionGroup):
@@ -384,6 +439,7 @@ GROUPS: dict[str, type[OptionGroup]] = {
     "model": ModelOptions,
     "data": DataOptions,
     "training": TrainingOptions,
+    "hub": HubOptions,
     "generation": GenerationOptions,
     "media": MediaOptions,
     "videos": VideoOptions,

@@ -54,6 +54,12 @@ def detect() -> Hardware:
     return Hardware(memory=_machine_memory(), cpu_bf16=_cpu_bf16())
 
 
+def machine(on_cpu: bool) -> Hardware:
+    """The same, where a run is to leave the GPU alone."""
+    found = detect()
+    return Hardware(memory=_machine_memory(), cpu_bf16=_cpu_bf16()) if on_cpu and found.cuda else found
+
+
 def threads() -> int:
     """How many a process computes with, as torch takes them: ``OMP_NUM_THREADS``, else the cores that it may use."""
     told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()

@@ -18,7 +18,8 @@ from ftcore.errors import Problem, quoted
 from ftcore.groups import GROUPS
 from ftcore.plan import Bound
 from ftcore.plugins import Plugins
-from ftcore.training_fields import NOT_OBEYED, training_fields
+from ftcore.training_answers import ANSWERED, PASSED_ON
+from ftcore.training_fields import training_fields
 
 TRANSFORMERS = "transformers"
 
@@ -72,7 +73,7 @@ def list_options(plugins: Plugins) -> list[OptionInfo]:
         listed += [option_info(name, owner, info) for name, info in group.model_fields.items()]
         taken |= set(group.model_fields)
     for name, known in training_fields().items():
-        if name not in taken and name not in NOT_OBEYED:
+        if name not in taken and name in PASSED_ON:
             listed.append(OptionInfo(name, TRANSFORMERS, " or ".join(known.types), known.default, known.help))
     return listed
 
@@ -143,36 +144,39 @@ def _assign_rest(
 ) -> None:
     name = setting.name
     known = training_fields().get(name)
-    if name in foreign:
-        _answer_foreign(setting, foreign[name], binding)
-    elif known and name in NOT_OBEYED:
-        if setting.value not in (None, known.default):
-            binding.problems.append(Problem(f"{name} is known, not supported here", setting.where, NOT_OBEYED[name]))
-        else:
-            binding.ignored.append(f"{setting.where}: ignored: {name} has its default and no effect here")
-    elif known:
+    if known:
         if setting.value is not None and (wrong := known.check(setting.value)):
             binding.problems.append(Problem(f"{name}: {wrong}", setting.where))
+        elif name in ANSWERED:
+            _answer_field(setting, ANSWERED[name], known.default, binding)
         else:
             binding.values[TRANSFORMERS][name] = setting
+    elif name in foreign:
+        _answer_foreign(setting, foreign[name], binding)
     else:
         ours = [*selection_options(), *(field for group in groups for field in group.model_fields)]
-        names = [*ours, *(field for field in training_fields() if field not in NOT_OBEYED)]
+        names = [*ours, *(field for field in training_fields() if field in PASSED_ON)]
         binding.problems.append(Problem(f"unknown option {quoted(name)}", setting.where, _near(name, names)))
 
 
 def _answer_foreign(setting: Setting, option: ForeignOption, binding: Binding) -> None:
     name, value, where = setting.name, setting.value, setting.where
-    # 0 and False are equal in Python, and different things in a file.
-    same = [
-        other
-        for other in option.harmless or ()
-        if value == other and isinstance(value, bool) is isinstance(other, bool)
-    ]
-    if option.harmless is None or value is None or same:
+    if option.takes(value):
         binding.ignored.append(f"{where}: ignored: {name}: {option.advice or 'it has no effect here'}")
     else:
-        binding.problems.append(Problem(f"{name} is known, not supported here", where, option.advice))
+        binding.problems.append(Problem(f"{name} is known, not supported here", where, option.hint))
+
+
+def _answer_field(setting: Setting, option: ForeignOption, default: Any, binding: Binding) -> None:
+    """Says what is done instead; at its default nothing is asked for."""
+    name, value, where = setting.name, setting.value, setting.where
+    if value in (None, default):
+        binding.ignored.append(f"{where}: ignored: {name} has its default and no effect here")
+    elif option.takes(value):
+        binding.ignored.append(f"{where}: {name}: {option.advice}")
+    else:
+        message = f"{name}: {quoted(value)} is not supported here"
+        binding.problems.append(Problem(message, where, option.hint))
 
 
 def _near(name: str, names: list[str]) -> str:
@@ -189,7 +193,7 @@ def _join(owners_: list[str]) -> str:
 
 def foreign_options(plugins: Plugins) -> dict[str, ForeignOption]:
     """Name -> answer, of every plugin; the first plugin wins, as the answers are advice alone."""
-    found: dict[str, ForeignOption] = {}
+    found: dict[str, ForeignOption] = {name: option for name, option in ANSWERED.items() if option.means}
     for answers in plugins.hook.ft_foreign_options():
         for name, option in answers.items():
             found.setdefault(name, option)
@@ -197,12 +201,24 @@ def foreign_options(plugins: Plugins) -> dict[str, ForeignOption]:
 
 
 def rename(settings: Mapping[str, Setting], plugins: Plugins) -> tuple[dict[str, Setting], list[Problem]]:
-    """Settings under their present names: old names of one option are passed on, and both at once are an error."""
+    """Settings under their present names: old names of one option are passed on, and both at once are an error.
+
+    So are values that another option has a name for, unless that one is set to the same.
+    """
     renamed: dict[str, Setting] = {}
     problems: list[Problem] = []
     foreign = foreign_options(plugins)
     for setting in settings.values():
         option = foreign.get(setting.name)
+        if option and (meant := _meant(setting, option)) is not None:
+            there = settings.get(meant.name)
+            if there is not None and there.value not in (None, meant.value):
+                message = (
+                    f"{setting.name}: {setting.value} is {meant.name}: {meant.value}, which is set to another value"
+                )
+                problems.append(Problem(message, setting.where, f"keep one, {setting.name} or {meant.name}"))
+            renamed[meant.name] = meant if there is None or there.value is None else there
+            continue
         name = option.same_as if option and option.same_as else setting.name
         if name != setting.name and name in settings and settings[name].value is not None:
             if setting.value is not None:
@@ -212,8 +228,18 @@ def rename(settings: Mapping[str, Setting], plugins: Plugins) -> tuple[dict[str,
                     )
                 )
             continue
-        renamed[name] = Setting(name, setting.value, setting.where)
+        if name not in renamed or renamed[name].value is None:
+            renamed[name] = Setting(name, setting.value, setting.where)
     return renamed, problems
+
+
+def _meant(setting: Setting, option: ForeignOption) -> Setting | None:
+    """What a value of another tool's option is called here."""
+    hashable = isinstance(setting.value, str | bool | int | float)
+    if not hashable or setting.value not in option.means:
+        return None
+    name, value = option.means[setting.value]
+    return Setting(name, value, setting.where)
 
 
 def bind(

@@ -26,6 +26,7 @@ from ftcore.groups import (
     DataOptions,
     ExportOptions,
     GenerationOptions,
+    HubOptions,
     MediaOptions,
     ModelOptions,
     ServingOptions,
@@ -86,8 +87,8 @@ class Precision:
 class Plan:
     """A run, decided.
 
-    ``model``, ``data``, ``training``, ``generation``, ``media``, ``videos``, ``export`` and ``serving`` are the core's
-    option groups; ``transformers`` holds further fields of TrainingArguments; a component's own options are
+    ``model``, ``data``, ``training``, ``hub``, ``generation``, ``media``, ``videos``, ``export`` and ``serving`` are
+    the core's option groups; ``transformers`` holds further fields of TrainingArguments; a component's own options are
     ``selected.options``.
     """
 
@@ -107,6 +108,7 @@ class Plan:
     generation: GenerationOptions
     media: MediaOptions
     videos: VideoOptions = field(default_factory=VideoOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     serving: ServingOptions = field(default_factory=ServingOptions)
     transformers: Mapping[str, Any]
@@ -127,6 +129,11 @@ class Plan:
     options: Mapping[str, Bound] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the run leaves a GPU alone."""
+        return bool(self.transformers.get("use_cpu"))
 
     @property
     def output_dir(self) -> Path:

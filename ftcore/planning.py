@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ftcore import checks, hardware, schedules, selection_checks, trackers
+from ftcore import checks, hardware, hub_checks, schedules, selection_checks, trackers, training_checks
 from ftcore.components import KINDS, ChatTemplate, Component, DatasetFormat, ModelFamily, OptionGroup
 from ftcore.config import COMMAND_LINE, Setting, from_mapping, read_settings
 from ftcore.errors import Problem, UsageError, quoted
@@ -250,13 +250,21 @@ class _Planner:
             data.eval_dataset, dataset_dir=data.dataset_dir, where=self._where("eval_dataset"), evaluation=True
         )
         self.problems += problems
-        machine = hardware.detect()
+        machine = hardware.machine(plan.on_cpu)
         precision, problems = checks.precision(plan, machine)
         self.problems += problems
         plan = replace(plan, datasets=datasets, eval_datasets=evaluation, precision=precision)
         plan = checks.with_memory(plan, machine)
         plan = replace(plan, warnings=tuple(checks.warnings(plan)))
-        for found in (checks.check, schedules.problems, trackers.problems, selection_checks.problems):
+        plan = replace(plan, ignored=(*plan.ignored, *training_checks.notes(plan)))
+        for found in (
+            checks.check,
+            training_checks.problems,
+            hub_checks.problems,
+            schedules.problems,
+            trackers.problems,
+            selection_checks.problems,
+        ):
             self.problems += found(plan)
         for found in self.plugins.hook.ft_check_plan(plan=plan):
             self.problems += found or ()

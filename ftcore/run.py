@@ -211,6 +211,8 @@ def carry_out(state: Run, trainer: Trainer) -> None:
     click.echo(f"written to {folder}")
     result = Result(output_dir=folder, metrics=metrics, counts=accounting.as_dict())
     plan.plugins.hook.ft_run_finished(plan=plan, result=result)
+    if plan.training.do_train and trainer.args.should_save and (uploads := getattr(trainer, "uploads", None)):
+        uploads.finish()
 
 
 def _measuring(plan: Plan) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from ftcore.components import KINDS
 from ftcore.options import owners, selection_options
 from ftcore.plugins import Plugins
-from ftcore.training_fields import NOT_OBEYED, training_fields
+from ftcore.training_answers import PASSED_ON
+from ftcore.training_fields import training_fields
 
 _TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "list": "array", "dict": "object"}
 
@@ -16,7 +17,7 @@ def json_schema(plugins: Plugins) -> dict[str, Any]:
     """Draft 2020-12; every option of every installed owner, each with its help."""
     properties: dict[str, Any] = {}
     for name, known in training_fields().items():
-        if name not in NOT_OBEYED:
+        if name in PASSED_ON:
             properties[name] = _field(known.types, known.choices, known.help, known.default)
     definitions: dict[str, Any] = {}
     for owner, group in owners(plugins).items():

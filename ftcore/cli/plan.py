@@ -48,7 +48,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
-SECRETS = frozenset({"hf_hub_token"})
+SECRETS = frozenset({"hf_hub_token", "hub_token"})
 
 
 def effective_batch(plan: Plan) -> int:

@@ -6,8 +6,10 @@ import click
 
 from ftcore.cli import COMMANDS, group
 from ftcore.cli.options import show
-from ftcore.options import TRANSFORMERS, OptionInfo, list_options
+from ftcore.options import TRANSFORMERS, OptionInfo, foreign_options, list_options, owners, selection_options
 from ftcore.plugins import Plugins, installed, load
+from ftcore.training_answers import ANSWERED, PASSED_ON
+from ftcore.training_fields import training_fields
 
 
 def built_in() -> Plugins:
@@ -23,9 +25,47 @@ def options_reference() -> str:
     for owner in dict.fromkeys(option.owner for option in options):
         lines += [f"## {owner}", ""]
         if owner == TRANSFORMERS:
-            lines += ["Fields of `transformers.Seq2SeqTrainingArguments`, passed on as they are.", ""]
+            lines += ["Fields of `transformers.Seq2SeqTrainingArguments` that are no options of ft's own.", ""]
         lines += [_line(option) for option in options if option.owner == owner] + [""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, *_fields()]).rstrip() + "\n"
+
+
+def _fields() -> list[str]:
+    """A table of all fields of TrainingArguments, each with its answer."""
+    lines = [
+        "## TrainingArguments, field by field",
+        "",
+        "Obeyed: an option of ft's own. Passed on: read by what the table names. Answered: taken at every value, and "
+        "done in ft's own way, which a line of the plan says. Refused, with this reason: at values that change what "
+        "the run does, which the default and those named here do not.",
+        "",
+        "| field | answer | how, or why |",
+        "|---|---|---|",
+    ]
+    plugins = built_in()
+    return lines + [f"| `{name}` | {' | '.join(field_answer(name, plugins))} |" for name in training_fields()]
+
+
+def field_answer(name: str, plugins: Plugins) -> tuple[str, str]:
+    """What becomes of a field of TrainingArguments, in a word, and how or why."""
+    owning = [owner for owner, group in owners(plugins).items() if name in group.model_fields]
+    foreign = foreign_options(plugins).get(name)
+    if name in selection_options():
+        return "obeyed", "selects a component"
+    if owning:
+        return "obeyed", f"option of {owning[0]}" + (f" and {len(owning) - 1} more" if len(owning) > 1 else "")
+    if foreign and foreign.same_as:
+        return "obeyed", f"another name of `{foreign.same_as}`"
+    if name in PASSED_ON:
+        return "passed on", PASSED_ON[name]
+    answer = ANSWERED[name]
+    advice = answer.advice
+    default = training_fields()[name].default
+    values = [show(value) or '""' for value in answer.harmless or () if value != default]
+    meant = [f"`{value}` is `{option}: {show(other)}`" for value, (option, other) in answer.means.items()]
+    taken = f" (taken: {', '.join(f'`{value}`' for value in values)})" if values else ""
+    every = answer.harmless is None
+    return "answered" if every else "refused", "; ".join([advice + ("" if every else taken), *meant])
 
 
 def _line(option: OptionInfo) -> str:

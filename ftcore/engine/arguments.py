@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +32,12 @@ _SAME_NAME = (
     "eval_strategy",
     "eval_steps",
     "dataloader_num_workers",
+    "dataloader_drop_last",
 )
+
+
+_OWN = ("accelerator_config", "bf16_full_eval", "disable_tqdm", "fp16_full_eval", "use_cpu")
+"""What ft reads itself, where transformers would do something else."""
 
 
 def training_arguments(plan: Plan) -> TrainingArguments:
@@ -40,12 +48,12 @@ def training_arguments(plan: Plan) -> TrainingArguments:
         "output_dir": str(plan.output_dir),
         "warmup_steps": _warmup(training.warmup_steps, training.warmup_ratio),
         "report_to": list(training.report_to),
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": plan.on_cpu or not torch.cuda.is_available(),
         "include_num_input_tokens_seen": "all",
     }
     if training.save_strategy == "best" or training.early_stopping_steps:
         fields["metric_for_best_model"] = "loss"
-    fields |= {**_optimizer(plan), **plan.transformers}
+    fields |= {**_optimizer(plan), **passed_on(plan)}
     fields |= _precision(plan) | {
         "disable_tqdm": True,  # progress is ours (`ftcore.engine.reports`)
         "logging_nan_inf_filter": False,  # it hides a loss that is not a number and steps on it
@@ -57,6 +65,27 @@ def training_arguments(plan: Plan) -> TrainingArguments:
     arguments = TrainingArguments(**fields)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one device; more are the launcher's to start
     return arguments
+
+
+def passed_on(plan: Plan) -> dict[str, Any]:
+    """Fields that transformers reads; with a backend accelerate looks for other processes even where there are none."""
+    own = _OWN if int(os.environ.get("WORLD_SIZE") or 1) > 1 else (*_OWN, "ddp_backend")
+    return {name: value for name, value in plan.transformers.items() if name not in own}
+
+
+@contextmanager
+def tensorboard_folder(plan: Plan) -> Iterator[None]:
+    """While a trainer is made, its callback for tensorboard reads here where it is to write."""
+    name, folder = "TENSORBOARD_LOGGING_DIR", plan.training.logging_dir
+    before = os.environ.get(name)
+    if folder is not None:
+        os.environ[name] = folder
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop(name)
+            os.environ |= {} if before is None else {name: before}
 
 
 def _optimizer(plan: Plan) -> dict[str, Any]:

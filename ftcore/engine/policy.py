@@ -101,7 +101,7 @@ class PolicyTrainer(FtTrainer):
         self.reference = run.plan.method.component.reference(run.plan, run.model)
         size = run.model.config.get_text_config().hidden_size
         if backbone is not None and run.plan.gradient_checkpointing:
-            recompute(backbone)
+            recompute(backbone, run.plan.training.gradient_checkpointing_kwargs)
         self.value_head = ValueHead(size, backbone, packed=self.scorer.packed).to(self.args.device)
         run.model.add_module(VALUE_HEAD, self.value_head)
         run.model.register_state_dict_post_hook(_without_head)

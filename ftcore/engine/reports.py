@@ -27,12 +27,14 @@ class Reports(TrainerCallback):
     Args:
         folder: of ``trainer_log.jsonl``.
         console: instead of standard output.
+        bar: whether a terminal gets a progress bar.
     """
 
-    def __init__(self, folder: Path, console: Console | None = None) -> None:
+    def __init__(self, folder: Path, console: Console | None = None, *, bar: bool = True) -> None:
         self.file = folder / LOG
         self.console = console or Console()
         self.bar: Progress | None = None
+        self.has_bar = bar and self.console.is_terminal
         self.began, self.first_step = time.time(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -40,7 +42,7 @@ class Reports(TrainerCallback):
         if not state.is_world_process_zero:
             return
         keep_lines(self.file, state.global_step)
-        if self.console.is_terminal:
+        if self.has_bar:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.console)
             self.bar.start()

@@ -59,6 +59,7 @@ class ResumableTrainer(Trainer):
         """
         self.setting = snapshots.setting_of(self.plan, self.tokenizer, self.train_dataset, self.args.world_size)
         self.resumed = self._start(resume_from_checkpoint or self.plan.training.resume_from_checkpoint)
+        self.args.eval_on_start &= self.resumed is None
         if self.args.should_save:
             needed = checkpoint_bytes(self.plan, self.model) + weight_bytes(self.plan, self.model)
             check_room(self.plan.output_dir, needed, "a checkpoint and what was trained")

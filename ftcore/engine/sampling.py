@@ -23,10 +23,15 @@ class EpochBatches:
         seed: of the order; None keeps the dataset's.
         process: this process's number.
         processes: how many there are.
+        whole: whether the rows are left out that fill no batch for all.
     """
 
-    def __init__(self, rows: int, size: int, seed: int | None, process: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self, rows: int, size: int, seed: int | None, process: int = 0, processes: int = 1, whole: bool = False
+    ) -> None:
         self.rows, self.size, self.seed, self.process, self.processes = rows, size, seed, process, processes
+        step = size * processes
+        self.used = rows - rows % step if whole else rows
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -40,11 +45,11 @@ class EpochBatches:
         return np.random.default_rng([self.seed, self.epoch]).permutation(self.rows).tolist()
 
     def __len__(self) -> int:
-        return -(-self.rows // (self.size * self.processes))
+        return -(-self.used // (self.size * self.processes))
 
     def __iter__(self) -> Iterator[list[int]]:
         order, step = self.order(), self.size * self.processes
-        for start in range(0, self.rows, step):
+        for start in range(0, self.used, step):
             together = order[start : start + step]
             mine = np.array_split(together, self.processes)[self.process].tolist()
             yield mine or [-1 - together[0]]

@@ -55,6 +55,10 @@ def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Sett
         values["torch_compile"] = plan.training.compiler
     if plan.training.tokens_per_batch is not None:
         values["tokens_per_batch"] = plan.training.tokens_per_batch
+    if plan.training.label_smoothing_factor:
+        values["label_smoothing_factor"] = plan.training.label_smoothing_factor
+    if plan.training.dataloader_drop_last:
+        values["dataloader_drop_last"] = True
     for name in ("tokens_per_pass", "share_prompt"):
         if getattr(plan.training, name) != "auto":
             values[name] = getattr(plan.training, name)

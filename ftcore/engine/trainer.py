@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -10,14 +10,16 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, speed_metrics
 
+from ftcore.checks import place
 from ftcore.data.streaming import Stream
 from ftcore.engine import proven
-from ftcore.engine.arguments import training_arguments
+from ftcore.engine.arguments import tensorboard_folder, training_arguments
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch, collate, tokens_read
 from ftcore.engine.compiled import compile_layers
 from ftcore.engine.cut import take_kernel
 from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
+from ftcore.engine.hub import Uploads
 from ftcore.engine.last import take_last
 from ftcore.engine.lean import make_lean
 from ftcore.engine.meters import Meters, merged
@@ -73,21 +75,24 @@ class FtTrainer(SideBySide, ResumableTrainer):
         self.plan, self.tokenizer = run.plan, run.tokenizer
         cached = run.model.config.use_cache if hasattr(run.model.config, "use_cache") else None
         plugins = [callback for found in run.plan.plugins.hook.ft_callbacks(plan=run.plan) for callback in found]
-        self.reports = Reports(run.plan.output_dir)
-        super().__init__(
-            model=run.model,
-            args=training_arguments(run.plan),
-            data_collator=collator,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            callbacks=[self.reports, *stopping(run.plan), *callbacks, *plugins],
-        )
+        self.reports = Reports(run.plan.output_dir, bar=not run.plan.transformers.get("disable_tqdm"))
+        self.uploads = Uploads(run.plan, self.reports.say) if run.plan.hub.push_to_hub else None
+        uploads = [] if self.uploads is None else [self.uploads]
+        with tensorboard_folder(run.plan):
+            super().__init__(
+                model=run.model,
+                args=training_arguments(run.plan),
+                data_collator=collator,
+                train_dataset=train,
+                eval_dataset=evaluation,
+                callbacks=[self.reports, *stopping(run.plan), *uploads, *callbacks, *plugins],
+            )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
         if cached is not None:
             run.model.config.use_cache = cached  # Trainer's own setting would be saved with the model
         if run.plan.gradient_checkpointing:
-            recompute(run.model)
+            recompute(run.model, run.plan.training.gradient_checkpointing_kwargs)
         settle_products(self)
         self.scorer = self.make_scorer(run.model)
         with self.comparing(self.scorer):
@@ -121,7 +126,9 @@ class FtTrainer(SideBySide, ResumableTrainer):
 
     def make_scorer(self, model: Any) -> Any:
         """What computes the model's outputs."""
-        return Scorer(model)
+        scorer = Scorer(model)
+        scorer.smoothing = self.plan.training.label_smoothing_factor
+        return scorer
 
     def comparing(self, scorer: Any) -> AbstractContextManager[Any]:
         """In which two ways through a scorer's model are compared."""
@@ -239,10 +246,22 @@ class FtTrainer(SideBySide, ResumableTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order = None if self.plan.data.disable_shuffling else seed
         share = (order, self.args.process_index, self.args.world_size)
-        batches = EpochBatches(len(self.train_dataset), self._train_batch_size, *share)
+        drops = self.args.dataloader_drop_last
+        batches = EpochBatches(len(self.train_dataset), self._train_batch_size, *share, whole=drops)
         if (tokens := self.plan.training.tokens_per_batch) is not None:
             batches = token_batches(self.train_dataset, tokens, self.args, order)
+        self._say_left_out(batches)
         return self._loading(self.train_dataset, batches, Keeping(self.data_collator))
+
+    def _say_left_out(self, batches: EpochBatches) -> None:
+        """Of rows that fill no batch (``dataloader_drop_last``)."""
+        together = batches.size * batches.processes
+        if not batches.used:
+            message = f"dataloader_drop_last is true, and {batches.rows} rows fill no batch of {together}"
+            hint = "lower per_device_train_batch_size, or remove dataloader_drop_last"
+            raise UsageError(Problem(message, place(self.plan, "dataloader_drop_last"), hint))
+        if (left := batches.rows - batches.used) and self.args.should_save:
+            self.reports.say(f"dataloader_drop_last: {left} of {batches.rows} rows are left out in each epoch")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
         if isinstance(eval_dataset, str):
@@ -264,6 +283,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
             pin_memory=self._pins(),
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
 
     def _pins(self) -> bool:
@@ -384,7 +404,12 @@ class FtTrainer(SideBySide, ResumableTrainer):
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
 
-def recompute(model: Any) -> None:
-    """Keeps layers' inputs only and computes the rest again in the backward pass; non-reentrant, as LoRA needs."""
+def recompute(model: Any, arguments: Mapping[str, Any] | None = None) -> None:
+    """Keeps layers' inputs only and computes the rest again in the backward pass; non-reentrant, as LoRA needs.
+
+    Args:
+        model: of transformers.
+        arguments: of ``torch.utils.checkpoint`` besides.
+    """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({**(arguments or {}), "use_reentrant": False})

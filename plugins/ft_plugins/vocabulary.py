@@ -12,9 +12,14 @@ from ftcore import hookimpl
 from ftcore.components import ForeignOption
 
 RENAMED = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
     "eval_batch_size": "per_device_eval_batch_size",
+    "eval_num_beams": "generation_num_beams",
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
+    "push_to_hub_model_id": "hub_model_id",
+    "push_to_hub_token": "hub_token",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
 }
@@ -29,7 +34,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "ignore_pad_token_for_loss": ("sequences are never padded", (True, False)),
     "data_shared_file_system": ("tokens that are kept are locked, also on shared file systems", (True, False)),
     "media_dir": (NOT_YET, ()),
-    "eval_num_beams": ("use num_beams", ()),
     "formatting": ("write it in dataset_info.json; unset, the columns tell", ()),
     # model
     "split_special_tokens": ("control tokens inside users' text are always text", (True, False)),
@@ -85,7 +89,6 @@ SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "enable_torch_profiler": ("", (False,)),
     "fp8": ("", (False,)),
     "save_safetensors": ("files are always safetensors", (True,)),
-    "logging_dir": ("tensorboard writes into output_dir/runs; set TENSORBOARD_LOGGING_DIR for another place", ()),
     "group_by_length": ("sequences are never padded, so that there is nothing to gain", (True, False)),
     "overwrite_hub": ("", (False,)),
     "half_precision_backend": ("bf16 and fp16 decide", ("auto",)),

@@ -141,7 +141,8 @@ def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugin
     assert problems(file, plugins=built_in) == [
         "run.yaml:6: evaluation_strategy is the old name of eval_strategy, which is set too; keep eval_strategy",
         "run.yaml:9: use_galore is known, not supported here; lora saves as much memory",
-        "run.yaml:10: fsdp is known, not supported here; it comes in a later version",
+        "run.yaml:10: fsdp: 'full_shard' is not supported here; one process per device is what runs today, each "
+        "with the whole model (torchrun); sharding is not built",
     ]
 
 

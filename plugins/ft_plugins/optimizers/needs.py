@@ -38,7 +38,7 @@ def problems(plan: Plan) -> Iterable[Problem]:
     """Of the plan's optimizer: packages that are missing, and a device that it cannot do without."""
     optimizer = plan.optimizer.component
     name, where = optimizer.name, checks.place(plan, "optim")
-    gpu = hardware.detect().cuda is not None
+    gpu = hardware.machine(plan.on_cpu).cuda is not None
     for package in getattr(optimizer, "packages", ()):
         if package.missing and not (gpu and package.cpu_only):
             hint = f"pip install {package.pip or package.module}"

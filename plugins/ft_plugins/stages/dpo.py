@@ -72,6 +72,7 @@ class DirectPreference(Stage):
     Options = PreferenceOptions
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
     copies: ClassVar[float] = 2.0
+    smoothing_hint: ClassVar[str] = "write dpo_label_smoothing, which smooths which answer is the better one"
 
     def beside(self, plan: Plan) -> Mapping[str, Plan]:
         """The reference that the file names."""

@@ -44,13 +44,14 @@ def predict(run: Run, trainer: Any) -> dict[str, float]:
     from accelerate.utils import gather_object
     from transformers.trainer_utils import speed_metrics
 
+    from ft_plugins.stages.sft import predicting
     from ft_plugins.stages.text_scores import scores
 
     start = time.time()
     plan, processes = run.plan, trainer.accelerator
     questions = list(_questions(run))
     mine = questions[processes.process_index :: processes.num_processes]
-    generator = plan.engine.component.over(plan, run.model, run.tokenizer)
+    generator = plan.engine.component.over(predicting(plan), run.model, run.tokenizer)
     with processes.autocast():
         answers = collect(generator.stream([question.prompt for question in mine]), len(mine))
     check_answered(answers, [question.prompt for question in mine])

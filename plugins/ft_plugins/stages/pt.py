@@ -30,6 +30,7 @@ class Pretraining(Stage):
     samples: ClassVar[tuple[str, ...]] = ("Text",)
     packs: ClassVar[bool | None] = True
     streams: ClassVar[bool] = True
+    smooths_labels: ClassVar[bool] = True
 
     def datasets(self, run: Run) -> Any:
         """Texts as tokens, all of them trained."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from ft_plugins.stages.text_scores import missing_packages
 from ftcore.checks import place
@@ -40,6 +43,10 @@ class SupervisedOptions(AccuracyOptions):
     predict_with_generate: bool = False
     """With ``do_predict``: answer the prompts of the evaluation data by the generation options, and hold the answers
     against the data's, by BLEU-4 and ROUGE."""
+    generation_max_length: Annotated[int, Field(ge=1)] | None = None
+    """Of these answers: tokens of prompt and answer together, instead of ``max_length``; ``max_new_tokens`` wins."""
+    generation_num_beams: Annotated[int, Field(ge=1)] | None = None
+    """Of these answers: beams, instead of ``num_beams``."""
 
 
 class SupervisedFineTuning(Stage):
@@ -49,6 +56,7 @@ class SupervisedFineTuning(Stage):
     samples: ClassVar[tuple[str, ...]] = ("Chat",)
     packs: ClassVar[bool | None] = False
     streams: ClassVar[bool] = True
+    smooths_labels: ClassVar[bool] = True
     predicts: ClassVar[bool] = True
     sees: ClassVar[bool] = True
 
@@ -74,6 +82,15 @@ class SupervisedFineTuning(Stage):
         from ft_plugins.stages.predicting import predict
 
         return predict(run, trainer)
+
+
+def predicting(plan: Plan) -> Plan:
+    """The plan with what the stage's options say of the answers in the place of the generation options."""
+    options = plan.stage.options
+    assert isinstance(options, SupervisedOptions)
+    own = {"max_length": options.generation_max_length, "num_beams": options.generation_num_beams}
+    update = {name: value for name, value in own.items() if value is not None}
+    return replace(plan, generation=plan.generation.model_copy(update=update))
 
 
 def problems(plan: Plan) -> Iterable[Problem]:

@@ -127,3 +127,19 @@ def test_a_signal_ends_it_with_a_line(
     assert not (tmp_path / "stopped" / "out" / "generated_predictions.jsonl").exists()
     again = lines(predicted(tiny_model_dir, tmp_path / "stopped", **options))
     assert again == lines(predicted(tiny_model_dir, tmp_path / "whole", **options))
+
+
+def test_the_evaluations_own_generation(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Beams and length of these answers: those that the generation options would give, which stay what they are."""
+
+    def words(name: str, **values: Any) -> list[str]:
+        (tmp_path / name).mkdir()
+        out = predicted(tiny_model_dir, tmp_path / name, max_new_tokens=None, **values)
+        return [row["predict"] for row in lines(out)]
+
+    plain = words("plain", max_length=100)
+    assert words("length", generation_max_length=100) == plain
+    assert words("shorter", generation_max_length=90, max_length=100) == words("short", max_length=90) != plain
+    beams = words("beams", max_length=100, num_beams=3)
+    for number, option in enumerate(("generation_num_beams", "eval_num_beams")):
+        assert words(f"own{number}", max_length=100, **{option: 3}) == beams != plain
