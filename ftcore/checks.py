@@ -253,7 +253,8 @@ def adapter_problems(plan: Plan, option: str, name: str) -> Iterable[Problem]:
     folder = Path(name).expanduser()
     config = folder / "adapter_config.json"
     if folder.is_dir() and not config.is_file():
-        yield Problem(f"{name} is no adapter: it has no adapter_config.json", place(plan, option))
+        hint = "write the folder of one, as a run with an adapter leaves it"
+        yield Problem(f"{name} is no adapter: it has no adapter_config.json", place(plan, option), hint)
     elif folder.is_dir():
         try:
             read_object(config)

@@ -62,6 +62,7 @@ def test_the_core_names_no_built_in(built_in) -> None:
         "empty",
         "index",
         "huggingface",
+        "hf",
         *LAYOUTS,
         *PACKAGES,
         *SPLITS.values(),

@@ -27,80 +27,108 @@ RENAMED = {
 
 NOT_YET = "it comes in a later version"
 
-SWITCHES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+
+def _option(
+    advice: str = "", *harmless: Any, means: Mapping[Any, tuple[str, Any]] | None = None, **instead: Any
+) -> Any:
+    """An answer: what is done instead, the values under which nothing is lost, and the options to write."""
+    return ForeignOption(advice, harmless=harmless, means=means or {}, instead=instead)
+
+
+SWITCHES: Mapping[str, ForeignOption] = {
     # data
-    "eval_on_each_dataset": (NOT_YET, (False,)),
-    "tool_format": ("the template decides how tools are called", ()),
-    "ignore_pad_token_for_loss": ("sequences are never padded", (True, False)),
-    "data_shared_file_system": ("tokens that are kept are locked, also on shared file systems", (True, False)),
-    "media_dir": (NOT_YET, ()),
-    "formatting": ("write it in dataset_info.json; unset, the columns tell", ()),
+    "eval_on_each_dataset": _option(NOT_YET, False),
+    "tool_format": _option("the template decides how tools are called"),
+    "ignore_pad_token_for_loss": _option("sequences are never padded", True, False),
+    "data_shared_file_system": _option("tokens that are kept are locked, also on shared file systems", True, False),
+    "formatting": _option("it belongs into dataset_info.json; unset, the columns tell"),
     # model
-    "split_special_tokens": ("control tokens inside users' text are always text", (True, False)),
-    "new_special_tokens_config": ("write the tokens in add_special_tokens", ()),
-    "init_special_tokens": ("new tokens begin with the mean of all and a little noise", ("noise_init",)),
-    "rope_scaling": (NOT_YET, ()),
-    "flash_attn": ("attention is chosen by the hardware", ("auto", "disabled", "sdpa", "fa2", "fa3")),
-    "shift_attn": ("", (False,)),
-    "mixture_of_depths": ("", ()),
-    "use_unsloth": ("the engine's own kernels serve every model", (False,)),
-    "use_unsloth_gc": ("use disable_gradient_checkpointing", (False,)),
-    "enable_liger_kernel": ("logits are never made in full", (True, False)),
-    "moe_aux_loss_coef": (NOT_YET, (0, 0.0)),
-    "use_reentrant_gc": ("recomputing is never reentrant here, with the same result", (True, False)),
-    "upcast_layernorm": (NOT_YET, (False,)),
-    "upcast_lmhead_output": ("the loss is always summed in float32", (True, False)),
-    "train_from_scratch": ("", (False,)),
-    "use_kv_cache": ("generation always keeps keys and values", (True,)),
-    "use_v1_kernels": ("", (False,)),
-    "print_param_status": ("", (False,)),
-    "ms_hub_token": ("download the model first", ()),
-    "om_hub_token": ("download the model first", ()),
-    "adapter_folder": ("write the folder in adapter_name_or_path", ()),
-    "use_audio_in_video": ("", (False,)),
-    "image_do_pan_and_scan": ("", (False,)),
-    "crop_to_patches": ("", (False,)),
+    "split_special_tokens": _option("control tokens inside users' text are always text", True, False),
+    "new_special_tokens_config": _option("add_special_tokens takes the tokens themselves; no descriptions are read"),
+    "init_special_tokens": _option("new tokens begin with the mean of all and a little noise", "noise_init"),
+    "rope_scaling": _option(NOT_YET),
+    "flash_attn": _option("attention is chosen by the hardware", "auto", "disabled", "sdpa", "fa2", "fa3"),
+    "shift_attn": _option("attention is the model's own", False),
+    "mixture_of_depths": _option("every token goes through every layer"),
+    "use_unsloth": _option("the engine's own kernels serve every model", False),
+    "use_unsloth_gc": _option("", False, means={True: ("disable_gradient_checkpointing", False)}),
+    "enable_liger_kernel": _option(
+        "ft's own head and layers do what Liger's do: the logits are never made in full", True, False
+    ),
+    "moe_aux_loss_coef": _option(NOT_YET, 0, 0.0),
+    "use_reentrant_gc": _option("recomputing is never reentrant here, with the same result", True, False),
+    "upcast_layernorm": _option(NOT_YET, False),
+    "upcast_lmhead_output": _option("the loss is always summed in float32", True, False),
+    "train_from_scratch": _option("a run begins with the weights of model_name_or_path", False),
+    "use_kv_cache": _option("generation always keeps keys and values", True),
+    "use_v1_kernels": _option("the engine chooses its kernels itself", False),
+    "print_param_status": _option("the numbers of trained and of all parameters are always printed", False),
+    "ms_hub_token": _option("models of ModelScope are not fetched: model_name_or_path takes their folder"),
+    "om_hub_token": _option("models of Modelers are not fetched: model_name_or_path takes their folder"),
+    "adapter_folder": _option("adapter_name_or_path takes the whole path"),
+    "use_audio_in_video": _option(NOT_YET, False),
+    "image_do_pan_and_scan": _option("images are read as the model's own processor reads them", False),
+    "crop_to_patches": _option("images are read as the model's own processor reads them", False),
     # export
-    "export_quantization_bit": ("write export_gguf: q8_0, or load the exported model with quantization_bit", ()),
-    "export_hub_model_id": ("export, look at the result, and upload the folder", ()),
+    "export_quantization_bit": _option("weights are quantised for llama.cpp and Ollama", export_gguf="q8_0"),
+    "export_hub_model_id": _option("ft export writes a folder, and `hf upload NAME FOLDER` uploads it"),
     # method and optimizer
-    "use_galore": ("lora saves as much memory", (False,)),
-    "use_apollo": ("lora saves as much memory", (False,)),
-    "use_badam": ("lora saves as much memory", (False,)),
-    "use_adam_mini": ("use optim", (False,)),
-    "use_muon": ("use optim", (False,)),
-    "use_llama_pro": ("", (False,)),
-    "use_mca": ("", (False,)),
-    "use_megatron_bridge": ("", (False,)),
-    "use_hyper_parallel": ("", (False,)),
-    "use_kt": ("", (False,)),
-    "use_dft_loss": ("", (False,)),
-    "use_asft_loss": ("", (False,)),
-    "use_eaft_loss": ("", (False,)),
-    "include_effective_tokens_per_second": ("throughput is always logged", (True, False)),
-    "pref_bco_weight": ("pref_loss bco_pair is that loss alone", (0, 0.0)),
-    "ref_model_quantization_bit": ("the reference is loaded in the way of the trained model, and only once", ()),
-    "reward_model_quantization_bit": ("the reward model is loaded in the way of the trained model", ()),
+    "use_galore": _option("GaLore is an optimizer", False, optim="galore_adamw", save_only_model=True),
+    "use_apollo": _option("APOLLO is an optimizer", False, optim="apollo_adamw", save_only_model=True),
+    "use_badam": _option("an adapter needs as little memory", False, finetuning_type="lora"),
+    "use_adam_mini": _option("there is no Adam-mini; 8-bit states are smaller still", False, optim="adamw_8bit"),
+    "use_muon": _option("there is no Muon among the optimizers: ft plugins list --kind optimizer", False),
+    "use_llama_pro": _option(NOT_YET, False),
+    "use_mca": _option("Megatron is not supported here", False),
+    "use_megatron_bridge": _option("Megatron is not supported here", False),
+    "use_hyper_parallel": _option("one process per device is what runs today (torchrun)", False),
+    "use_kt": _option("KTransformers is not supported here", False),
+    "use_dft_loss": _option(NOT_YET, False),
+    "use_asft_loss": _option(NOT_YET, False),
+    "use_eaft_loss": _option(NOT_YET, False),
+    "include_effective_tokens_per_second": _option("throughput is always logged", True, False),
+    "pref_bco_weight": _option("that loss is there alone", 0, 0.0, pref_loss="bco_pair"),
+    "ref_model_quantization_bit": _option("the reference is loaded in the way of the trained model, and only once"),
+    "reward_model_quantization_bit": _option("the reward model is loaded in the way of the trained model"),
     # training
-    "use_swanlab": ("use report_to: swanlab", (False,)),
-    "ray_num_workers": ("", (0, 1)),
-    "ray_init_kwargs": ("", ()),
-    "use_ray": ("", (False,)),
-    "enable_torch_profiler": ("", (False,)),
-    "fp8": ("", (False,)),
-    "save_safetensors": ("files are always safetensors", (True,)),
-    "group_by_length": ("sequences are never padded, so that there is nothing to gain", (True, False)),
-    "overwrite_hub": ("", (False,)),
-    "half_precision_backend": ("bf16 and fp16 decide", ("auto",)),
-    "dispatch_batches": ("", ()),
-    "torchdynamo": ("", ()),
-    "tpu_num_cores": ("", ()),
-    "fp16_opt_level": ("use fp16 or bf16", ("O1",)),
+    "use_swanlab": _option("a tracker is named as such", False, report_to="swanlab"),
+    "ray_num_workers": _option("Ray is not supported here", 0, 1),
+    "ray_init_kwargs": _option("Ray is not supported here"),
+    "use_ray": _option("Ray is not supported here", False),
+    "enable_torch_profiler": _option("torch's profiler is not started", False),
+    "fp8": _option(NOT_YET, False),
+    "save_safetensors": _option("files are always safetensors", True),
+    "group_by_length": _option("sequences are never padded, so that there is nothing to gain", True, False),
+    # of earlier versions of transformers
+    "overwrite_hub": _option("", False),
+    "half_precision_backend": _option("bf16 and fp16 decide", "auto"),
+    "fp16_backend": _option("bf16 and fp16 decide", "auto"),
+    "fp16_opt_level": _option("float16 is mixed as O1 is", "O1"),
+    "dispatch_batches": _option("each process reads its own share of every batch", True, False),
+    "split_batches": _option("per_device_train_batch_size counts the rows of one device", False),
+    "torchdynamo": _option("torch_compile_backend names torch's compiler"),
+    "tpu_num_cores": _option("TPUs are not supported here"),
+    "tpu_metrics_debug": _option("TPUs are not supported here", False),
+    "adafactor": _option("", False, means={True: ("optim", "adafactor")}),
+    "include_tokens_per_second": _option("throughput is always logged", True, False),
+    "include_inputs_for_metrics": _option("an evaluation keeps no predictions", True, False),
+    "past_index": _option("training keeps no keys and values", -1),
+    "use_ipex": _option("the engine chooses its kernels itself", False),
+    "jit_mode_eval": _option("the engine chooses its kernels itself", False),
+    "use_mps_device": _option("a device is found by itself", False),
+    "use_legacy_prediction_loop": _option("an evaluation keeps no predictions", True, False),
+    "ray_scope": _option("Ray is not supported here", "last"),
+    "mp_parameters": _option("SageMaker's model parallelism is not supported here", ""),
+    "sharded_ddp": _option(
+        "one process per device is what runs today, each with the whole model (torchrun)", "", False
+    ),
+    "fsdp_min_num_params": _option("one process per device is what runs today (torchrun)", 0),
+    "fsdp_transformer_layer_cls_to_wrap": _option("one process per device is what runs today (torchrun)"),
 }
-"""Option -> (what to do instead, values under which nothing is lost). Anything else is refused."""
+"""Option -> its answer. A value that is not harmless is refused."""
 
 PARAMETERS = (
-    "buffer_size offload_folder quantization_device_map "
+    "offload_folder quantization_device_map "
     "export_quantization_dataset export_quantization_nsamples export_quantization_maxlen "
     "vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen "
     "sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend kt_cpu_activation kt_weight_path "
@@ -136,8 +164,7 @@ MEGATRON = (
 def ft_foreign_options() -> Mapping[str, ForeignOption]:
     """Every answer."""
     answers = {name: ForeignOption(same_as=present) for name, present in RENAMED.items()}
-    for name, (advice, harmless) in SWITCHES.items():
-        answers[name] = ForeignOption(advice, harmless=harmless)
+    answers |= SWITCHES
     for name in PARAMETERS:
         answers[name] = ForeignOption("it belongs to a part that this run does not use", harmless=None)
     for name in MEGATRON:

@@ -143,7 +143,9 @@ def test_nothing_to_train_is_said_by_the_plan(plan_of: Any, tmp_path: Path) -> N
         plan_of(finetuning_type="none", **training)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
-    with pytest.raises(UsageError, match="finetuning_type full takes no adapters; merge them with ft export"):
+    with pytest.raises(
+        UsageError, match="finetuning_type full takes no adapters; write finetuning_type: lora, or merge"
+    ):
         plan_of(finetuning_type="full", adapter_name_or_path=str(tmp_path / "adapter"), **training)
 
 

@@ -48,7 +48,9 @@ def _whole_model(plan: Plan, where: str) -> Iterable[Problem]:
     if plan.model.adapter_name_or_path and plan.training.do_train:
         at = place(plan, "adapter_name_or_path")
         yield Problem(
-            f"finetuning_type {name} takes no adapters", at, "merge them with ft export, and train that model"
+            f"finetuning_type {name} takes no adapters",
+            at,
+            "write finetuning_type: lora, or merge them with ft export and train that model",
         )
     if (method := quantized_by(plan)) and plan.training.do_train:
         yield Problem(f"the model is quantised ({method}), and {name} would train its weights", where, "write lora")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.checks import place
-from ftcore.errors import RunError, UsageError
+from ftcore.errors import Problem, RunError, UsageError
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
 
 
-def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ...]) -> Plan:
+def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ...], for_adapters: str) -> Plan:
     """The plan with another model in the model's place.
 
     Args:
@@ -20,6 +21,7 @@ def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ..
         option: what names the other model, for messages.
         name: hub id, folder or offered name; None for the run's own base.
         adapters: on it.
+        for_adapters: what to write instead where the name is an adapter's.
 
     Raises:
         UsageError: no such model.
@@ -29,6 +31,9 @@ def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ..
     changes: dict[str, Any] = {"adapter_name_or_path": adapters, "infer_dtype": plan.precision.compute}
     if not name:
         return replace(plan, model=plan.model.model_copy(update=changes))
+    folder = Path(name).expanduser()
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise UsageError(Problem(f"{option} {name} is an adapter, not a model", place(plan, option), for_adapters))
     changes |= {"model_name_or_path": name, "model_revision": "main"}
     located, problems = locate(name, plan.plugins, place(plan, option), plan.model.cache_dir)
     if problems:

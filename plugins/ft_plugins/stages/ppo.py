@@ -211,7 +211,7 @@ def problems(plan: Plan) -> Iterable[Problem]:
     options = plan.stage.options
     assert isinstance(options, PpoOptions)
     if not options.reward_model:
-        hint = "write the folder that stage rm left"
+        hint = "write the folder that stage rm left, with reward_model_type: full where it is a whole model"
         yield Problem("reward_model is missing", place(plan, "stage"), hint)
     elif options.reward_model_type == "api":
         if not options.reward_model.startswith(("http://", "https://")):

@@ -53,5 +53,5 @@ def problems(plan: Plan) -> Iterable[Problem]:
     options = plan.stage.options
     assert isinstance(options, PretrainingOptions)
     if not options.isolate_documents and plan.data.packing is False:
-        hint = "drop one of them"
+        hint = "remove isolate_documents, or packing"
         yield Problem("isolate_documents is false, and nothing is packed", place(plan, "isolate_documents"), hint)

@@ -46,7 +46,13 @@ def reference_plan(plan: Plan) -> Plan:
         UsageError: no such model.
     """
     options: Any = plan.stage.options
-    return plan_with(plan, "ref_model", options.ref_model, options.ref_model_adapters)
+    return plan_with(
+        plan,
+        "ref_model",
+        options.ref_model,
+        options.ref_model_adapters,
+        f"write ref_model_adapters: {options.ref_model}, and remove ref_model",
+    )
 
 
 def reference_beside(plan: Plan) -> Mapping[str, Plan]:

@@ -39,9 +39,11 @@ def reward_plan(plan: Plan) -> Plan:
         folder = Path(options.reward_model).expanduser()
         trained = read_trained(folder) if folder.is_dir() else None
         beneath = trained.beneath if trained else ()
-        judged = plan_with(plan, "reward_model", None, (*beneath, options.reward_model))
+        judged = plan_with(plan, "reward_model", None, (*beneath, options.reward_model), "")
     else:
-        judged = plan_with(plan, "reward_model", options.reward_model, options.reward_model_adapters)
+        judged = plan_with(
+            plan, "reward_model", options.reward_model, options.reward_model_adapters, "write reward_model_type: lora"
+        )
     return replace(judged, stage=replace(plan.stage, component=RewardModelling(name="rm", summary="")))
 
 
@@ -56,6 +58,9 @@ def problems(plan: Plan) -> Iterable[Problem]:
     option = "reward_model" if options.reward_model_type == "lora" else "reward_model_adapters"
     adapters = judged.model.adapter_name_or_path
     found = [problem for name in adapters for problem in adapter_problems(plan, option, name)]
+    whole = (Path(str(options.reward_model)).expanduser() / "config.json").is_file()
+    if found and option == "reward_model" and whole:
+        found = [replace(problem, hint="write reward_model_type: full") for problem in found]
     yield from found
     if not found:
         yield from head_problems(judged, place(plan, option if adapters else "reward_model"), HINT, "reward_model")
