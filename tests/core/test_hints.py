@@ -1,4 +1,4 @@
-"""Hints lead somewhere: every problem that a plan may have is caused here, and what its hint says makes a file that plans.
+"""Hints lead somewhere: every problem that a plan may have is caused here, and what its hint says plans.
 
 A check that is added without its case fails `test_every_problem_has_its_case`.
 """
@@ -77,7 +77,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"streaming": True}, {"max_steps": 5}),
     ({"save_strategy": "epoch", **STREAM}, {"save_strategy": "steps"}),
     ({"eval_strategy": "epoch", "val_size": 1, **STREAM}, {"eval_strategy": "steps"}),
-    ({"dataset": "weighted", "dataset_dir": "<described>", **STREAM}, {"streaming": GONE}),
+    ({"dataset": "weighted", "dataset_dir": "<described>", **STREAM}, {"dataset": FILE}),
     ({"val_size": 0.1, **STREAM}, {"val_size": 2}),
     ({"on_bad_row": "quarantine", **STREAM}, {"on_bad_row": "skip"}),
     ({"tokenized_path": "x", **STREAM}, {"tokenized_path": GONE}),
@@ -209,9 +209,10 @@ def sites() -> dict[tuple[str, int], range]:
         tree = ast.parse(Path(file).read_text("utf-8"))
         later = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in LATER]
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Problem":
-                if not any(one.lineno <= node.lineno <= (one.end_lineno or 0) for one in later):
-                    found[file, node.lineno] = where(node)
+            if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "Problem":
+                continue
+            if not any(one.lineno <= node.lineno <= (one.end_lineno or 0) for one in later):
+                found[file, node.lineno] = where(node)
     return found
 
 
@@ -249,7 +250,7 @@ def filled(tmp_path: Path, config_dir: Path, rows_file: Path, reward_dir: Path) 
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every package were there that an optimizer or a measure needs, and no token of the hub."""
     monkeypatch.setattr("ft_plugins.optimizers.needs.Package.missing", False)
-    monkeypatch.setattr("ft_plugins.stages.sft.missing_packages", lambda: [])
+    monkeypatch.setattr("ft_plugins.stages.sft.missing_packages", list)
     monkeypatch.setattr("ftcore.hub_checks.offline", lambda: False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
 
