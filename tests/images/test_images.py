@@ -105,9 +105,12 @@ def _texts(name: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "paligemma"])
-def test_tokens_loss_and_gradients_are_those_of_transformers(name: str, prepared: Any) -> None:
-    state = prepared(name, finetuning_type="full")
+@pytest.mark.parametrize(
+    ("name", "smoothing"),
+    [*((name, 0.0) for name in KINDS if name != "paligemma"), ("qwen2_vl", 0.1), ("gemma3", 0.1)],
+)
+def test_tokens_loss_and_gradients_are_those_of_transformers(name: str, smoothing: float, prepared: Any) -> None:
+    state = prepared(name, finetuning_type="full", label_smoothing_factor=smoothing)
     load_model(state)
     trainer = state.plan.stage.component.trainer(state)
     rows = [state.data.train[n] for n in range(3)]
@@ -117,7 +120,7 @@ def test_tokens_loss_and_gradients_are_those_of_transformers(name: str, prepared
         assert own["input_ids"][0].tolist() == row["input_ids"].tolist()
         labels = own["input_ids"].masked_fill(torch.from_numpy(row["weights"])[None] == 0, -100)
         logits = model(**own).logits[0, :-1].double()
-        loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum")
+        loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum", label_smoothing=smoothing)
         loss.backward()
         total += loss.item()
         expected.append(state.tokenizer.decode(row["input_ids"][row["weights"] > 0]))
