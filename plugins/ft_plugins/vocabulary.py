@@ -53,7 +53,7 @@ SWITCHES: Mapping[str, ForeignOption] = {
     "use_unsloth": _option("the engine's own kernels serve every model", False),
     "use_unsloth_gc": _option("", False, means={True: ("disable_gradient_checkpointing", False)}),
     "enable_liger_kernel": _option(
-        "ft's own head and layers do what Liger's do: the logits are never made in full", True, False
+        "Liger's kernels are not loaded: ft's own head never makes the logits in full, either", True, False
     ),
     "moe_aux_loss_coef": _option(NOT_YET, 0, 0.0),
     "use_reentrant_gc": _option("recomputing is never reentrant here, with the same result", True, False),
