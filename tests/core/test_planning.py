@@ -132,7 +132,7 @@ def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugin
     assert plan.training.eval_strategy == "epoch"
     assert [line.rpartition("ignored: ")[2] for line in plan.ignored] == [
         "flash_attn: attention is chosen by the hardware",
-        "use_galore: lora saves as much memory",
+        "use_galore: GaLore is an optimizer",
         "pref_beta belongs to stage dpo and stage kto",
     ]
     file = write_config(
@@ -140,7 +140,8 @@ def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugin
     )
     assert problems(file, plugins=built_in) == [
         "run.yaml:6: evaluation_strategy is the old name of eval_strategy, which is set too; keep eval_strategy",
-        "run.yaml:9: use_galore is known, not supported here; lora saves as much memory",
+        "run.yaml:9: use_galore is known, not supported here; GaLore is an optimizer; write optim: galore_adamw, "
+        "save_only_model: true",
         "run.yaml:10: fsdp: 'full_shard' is not supported here; one process per device is what runs today, each "
         "with the whole model (torchrun); sharding is not built",
     ]
