@@ -171,7 +171,11 @@ class TrainingOptions(OptionGroup):
     output_dir: str | None = None
     """Where the run's files go; unset, ``saves/<model>/<method>/<stage>``."""
     overwrite_output_dir: bool = False
-    """Start anew where an earlier run's files stand. Only files that ft wrote are replaced."""
+    """Start anew where an earlier run's files stand. Only files that ft wrote are deleted or replaced, its checkpoints
+    once the new run has a whole one; everything else is named and stays."""
+    use_file_locking: bool = True
+    """Whether ``output_dir``, caches and ``--output`` are locked while they are written. false is for file systems that
+    have no locks; it is then for you to see that no two processes write there."""
     per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows per device and step."""
     tokens_per_batch: Annotated[int, Field(ge=1)] | None = None

@@ -49,10 +49,10 @@ class Work:
         """Into a file, which is whole or not there; what was made before a kill is gone on with."""
         from ftcore.inference.partial import open_partial
 
-        count, done = len(self.inputs), 0
+        count, done, locking = len(self.inputs), 0, self.plan.training.use_file_locking
         with (
             ended_at_once(lambda: f" after {done:,} of {count:,} {self.what}; the same command goes on"),
-            open_partial(output, facts(self.plan, self.inputs), count, self.window) as partial,
+            open_partial(output, facts(self.plan, self.inputs), count, self.window, locking=locking) as partial,
         ):
             done = partial.done
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from ftcore.data.hashing import file_sha256
 from ftcore.data.tables import ARRAYS, MappedTable, TableWriter, read_table
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.folders import cache_root
+from ftcore.lock import take
 from ftcore.samples import Place
 
 if TYPE_CHECKING:
@@ -41,23 +41,26 @@ class Store:
         root: the folder; None to keep nothing.
         named: the folder is the user's ``tokenized_path``: what does not fit is refused, not made again.
         overwrite: what is there is made again.
+        locking: the option ``use_file_locking``.
     """
 
     root: Path | None
     named: bool = False
     overwrite: bool = False
+    locking: bool = True
 
     @classmethod
     def of(cls, plan: Plan) -> Store:
         """``tokenized_path``, else the cache, if it can be written."""
+        overwrite, locking = plan.data.overwrite_cache, plan.training.use_file_locking
         if plan.data.tokenized_path:
-            return cls(Path(plan.data.tokenized_path).expanduser(), named=True, overwrite=plan.data.overwrite_cache)
+            return cls(Path(plan.data.tokenized_path).expanduser(), named=True, overwrite=overwrite, locking=locking)
         root = cache_root() / "data"
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError:
             return cls(None)
-        return cls(root if os.access(root, os.W_OK) else None, overwrite=plan.data.overwrite_cache)
+        return cls(root if os.access(root, os.W_OK) else None, overwrite=overwrite, locking=locking)
 
     def table(
         self, name: str, parts: Mapping[str, str] | None, files: Sequence[str], fill: Fill, counts: Counts
@@ -73,13 +76,13 @@ class Store:
 
         Raises:
             UsageError: what ``tokenized_path`` holds was made from something else.
-            RunError: the disk is full.
+            RunError: the disk is full, or its file system has no locks.
         """
         if self.root is None or parts is None:
             return _made_to_go(files, fill, counts)
         plain = re.sub(r"[^\w.-]+", "-", name).strip("-")
         folder = self.root / (plain if self.named else digest([_FORMAT, dict(parts)]))
-        with _locked(self.root, folder.name):
+        with _locked(self.root, folder.name, self.locking):
             found = None if self.overwrite else _read(folder, parts, files, counts)
             if found is None and self.named and not self.overwrite:
                 _refuse_others(folder, name, parts)
@@ -163,7 +166,7 @@ def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _locked(root: Path, name: str) -> Iterator[None]:
+def _locked(root: Path, name: str, locking: bool) -> Iterator[None]:
     """One process at a time makes a dataset; the others wait and find it made. The lock ends with its process."""
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -171,7 +174,7 @@ def _locked(root: Path, name: str) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{root} cannot be written: {error.strerror or error}") from error
     with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        take(stream, root, wait=True, locking=locking)
         yield
 
 

@@ -19,7 +19,7 @@ from ftcore.engine.prefix import FrozenPrefix
 from ftcore.engine.prefix_rows import RowStore, in_use, make_room
 from ftcore.engine.scoring import TOLERANCE, flat_inputs
 from ftcore.engine.token_batches import row_tokens
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import Problem, RunError, UsageError
 from ftcore.folders import cache_root
 from ftcore.memory import in_units
 
@@ -171,14 +171,17 @@ def _tokens(*datasets: Any) -> int:
 def _store(trainer: FtTrainer, name: str, needed: int) -> RowStore:
     """Where rows are kept, marked as used as long as it is there."""
     root, limit = cache_root() / "prefix", int(trainer.plan.training.frozen_prefix_size * 1e9)
+    locking = trainer.plan.training.use_file_locking
     try:
-        lock = in_use(root, name)
+        lock = in_use(root, name, locking=locking)
         with ExitStack() as stack:
             stack.callback(lock.close)
-            if why := make_room(root, name, needed, limit):
+            if why := make_room(root, name, needed, limit, locking=locking):
                 raise _ImpossibleError(why)
             store = RowStore(root / name, limit)
             weakref.finalize(store, stack.pop_all().close)
     except OSError as error:
         raise _ImpossibleError(f"{root} cannot be written: {error.strerror or error}") from error
+    except RunError as error:
+        raise _ImpossibleError(str(error)) from error
     return store

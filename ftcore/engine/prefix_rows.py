@@ -8,7 +8,6 @@ damaged is left out. Two processes that write the same row write the same bytes:
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import logging
 import mmap
@@ -26,6 +25,8 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
+from ftcore.errors import RunError
+from ftcore.lock import take
 from ftcore.memory import in_units
 
 log = logging.getLogger(__name__)
@@ -157,16 +158,24 @@ FREE_SHARE = 0.8
 """Share of the free disk that may be written to."""
 
 
-def in_use(root: Path, name: str) -> TextIO:
-    """Marks a folder as used until what is returned is closed, or the process ends."""
+def in_use(root: Path, name: str, *, locking: bool = True) -> TextIO:
+    """Marks a folder as used until what is returned is closed, or the process ends; with no locks, not at all.
+
+    Raises:
+        RunError: when the file system has no locks.
+    """
     root.mkdir(parents=True, exist_ok=True)
     stream = _lock(root, name).open("a")
-    fcntl.flock(stream, fcntl.LOCK_SH)
-    os.utime(stream.fileno())
+    try:
+        take(stream, root, shared=True, wait=True, locking=locking)
+        os.utime(stream.fileno())
+    except BaseException:
+        stream.close()
+        raise
     return stream
 
 
-def make_room(root: Path, name: str, needed: int, limit: int) -> str:
+def make_room(root: Path, name: str, needed: int, limit: int, *, locking: bool = True) -> str:
     """Deletes the folders that were not used for longest, so that one may grow.
 
     Args:
@@ -174,6 +183,7 @@ def make_room(root: Path, name: str, needed: int, limit: int) -> str:
         name: of the one that is to be used.
         needed: bytes that it will hold.
         limit: bytes of all folders together.
+        locking: the option ``use_file_locking``; without locks nobody knows which folders are used, and all stay.
 
     Returns:
         Why there is no room; empty where there is.
@@ -187,7 +197,7 @@ def make_room(root: Path, name: str, needed: int, limit: int) -> str:
     for path, size in sizes.items():
         if needed + total <= limit and more <= FREE_SHARE * free:
             break
-        if _removed(root, path.name):
+        if locking and _removed(root, path.name):
             total, free = total - size, free + size
     if more > FREE_SHARE * free:
         return f"it takes {in_units(more)} more, and of {in_units(free)} that {root} has free 80% are used at most"
@@ -211,8 +221,8 @@ def _removed(root: Path, name: str) -> bool:
     """Deletes a folder unless a process uses it; none begins to meanwhile."""
     with _lock(root, name).open("a") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            take(stream, root / name)
+        except RunError:
             return False
         shutil.rmtree(root / name, ignore_errors=True)
         return True

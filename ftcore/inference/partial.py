@@ -6,7 +6,6 @@ they are batched and sampled a window at a time, so that what was made by two pr
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ftcore.errors import Problem, RunError, UsageError
+from ftcore.lock import HeldError, take
 
 MARK, WINDOW, LINES = "ft_partial", "answers at a time", "answers"
 """Keys of the first line."""
@@ -58,7 +58,9 @@ def partial_of(output: Path) -> Path:
 
 
 @contextmanager
-def open_partial(output: Path, facts: Mapping[str, Any], count: int, window: int) -> Iterator[Partial]:
+def open_partial(
+    output: Path, facts: Mapping[str, Any], count: int, window: int, *, locking: bool = True
+) -> Iterator[Partial]:
     """Begins the file, or goes on with what lies there.
 
     Args:
@@ -66,6 +68,7 @@ def open_partial(output: Path, facts: Mapping[str, Any], count: int, window: int
         facts: what the lines depend on, plain JSON.
         count: how many there will be.
         window: how many are written at a time.
+        locking: the option ``use_file_locking``.
 
     Raises:
         UsageError: what lies there was begun otherwise, naming each difference, or is no such file.
@@ -76,7 +79,7 @@ def open_partial(output: Path, facts: Mapping[str, Any], count: int, window: int
     with _telling(path):
         stream = path.open("a+b")
     with stream:
-        _lock(stream, path)
+        _lock(stream, path, locking)
         with _telling(path):
             begin, done = _begun(stream, path, facts)
         partial = Partial(output, stream, begin, done)
@@ -97,10 +100,10 @@ def _telling(path: Path) -> Iterator[None]:
         raise RunError(f"{reason}; the same command goes on when that is mended") from error
 
 
-def _lock(stream: BinaryIO, path: Path) -> None:
+def _lock(stream: BinaryIO, path: Path, locking: bool) -> None:
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        take(stream, path, locking=locking)
+    except HeldError as error:
         raise RunError(f"another process is writing {path}; wait for it, or write another --output") from error
 
 
