@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.checks import MANIFEST
 from ftcore.model_files import base_files
+from ftcore.ownership import RUN_MANIFEST as MANIFEST
 from ftcore.plan import Plan
 
 if TYPE_CHECKING:
@@ -24,18 +24,18 @@ PACKAGES = ("accelerate", "ftcore", "peft", "safetensors", "tokenizers", "torch"
 def manifest(
     plan: Plan,
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    status: str,
     counts: Mapping[str, Any],
-    metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that is needed to know what made the weights, and to talk to them in the way in which they were trained."""
+    """All that is needed to know what made the weights, and to talk to them in the way in which they were trained.
+
+    How the run goes and ends is added by `ftcore.run_record.RunRecord`.
+    """
     from ftcore.cli.plan import as_dict
 
     source = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     return {
         "format": FORMAT,
-        "status": status,
+        "status": "",
         **as_dict(plan),
         "model": {
             "name_or_path": plan.model.model_name_or_path,
@@ -57,7 +57,7 @@ def manifest(
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "plugins": {plugin.id: plugin.version for plugin in plan.plugins.listed if plugin.status == "ok"},
         "counts": dict(counts),
-        "metrics": dict(metrics),
+        "metrics": {},
     }
 
 
@@ -89,9 +89,14 @@ def file_hash(path: Path) -> str:
 
 def write_json(file: Path, value: Any) -> None:
     """The value as a file of its own; see `write_whole`."""
+    write_whole(file, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """The value as text that people read."""
     from ftcore.cli.common import plain
 
-    write_whole(file, json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n")
+    return json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n"
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from ftcore import output_folder
 from ftcore.compilers import INDUCTOR, backends, cpp_compiler
 from ftcore.errors import Problem
 from ftcore.hardware import Hardware
 from ftcore.json_files import read_object
-from ftcore.lock import NAME as LOCK
 from ftcore.plan import Plan, Precision
 
-MANIFEST = "ft_run.json"
 MEMORY_SHARE = 0.9
 """Share of the memory that a run may fill before activations are recomputed instead of kept."""
 
@@ -61,7 +60,7 @@ def check(plan: Plan) -> list[Problem]:
         *_check_compiler(plan),
         *_check_tokens_per_batch(plan),
         *_check_sharing(plan),
-        *_check_output(plan),
+        *output_folder.problems(plan, place(plan, "output_dir")),
         *_check_resume(plan),
         *_check_adapters(plan),
     ]
@@ -215,24 +214,6 @@ def _check_streaming(plan: Plan) -> Iterable[Problem]:
         yield Problem(message, place(plan, "tokenized_path"), "remove it, or streaming")
 
 
-def _check_output(plan: Plan) -> Iterable[Problem]:
-    if not plan.training.do_train or plan.training.overwrite_output_dir:
-        return
-    folder = plan.output_dir
-    if folder.exists() and not folder.is_dir():
-        yield Problem(f"output_dir {folder} is a file", place(plan, "output_dir"), "write another folder")
-    elif folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
-        hint = "write another folder, or overwrite_output_dir: true to replace the files of the same names"
-        yield Problem(f"output_dir {folder} holds files that no run of ft left", place(plan, "output_dir"), hint)
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether a run of ft left what lies in a folder; one that was killed at its start leaves but a lock."""
-    if (folder / MANIFEST).is_file() or any(folder.glob("checkpoint-*/MANIFEST.json")):
-        return True
-    return any(folder.glob(".tmp-*")) or all(path.name == LOCK for path in folder.iterdir())
-
-
 def _check_resume(plan: Plan) -> Iterable[Problem]:
     resume = plan.training.resume_from_checkpoint
     if isinstance(resume, str) and resume not in ("auto", "never") and not Path(resume).is_dir():
@@ -272,6 +253,7 @@ def warnings(plan: Plan) -> Iterable[str]:
         yield "dataloader_num_workers: the run's own process reads a stream, no others are started"
     for plugin in plan.plugins.broken:
         yield f"plugin {plugin.id} is broken: {plugin.status}"
+    yield from output_folder.notices(plan)
     if not (plan.training.do_train or plan.training.do_eval or plan.training.do_predict):
         yield "do_train and do_eval are both false: ft run will do nothing"
 

@@ -139,7 +139,7 @@ class Plan:
     def output_dir(self) -> Path:
         """Where the run's files go."""
         assert self.training.output_dir is not None  # make_plan fills it in
-        return Path(self.training.output_dir)
+        return Path(self.training.output_dir).expanduser()
 
     @property
     def components(self) -> dict[str, Selected[Any]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftcore.errors import UsageError
+from ftcore.ownership import RUN_LOG
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from ftcore.data.pictures import Pictures
     from ftcore.plan import Plan
+    from ftcore.run_record import RunRecord
 
 
 @dataclass(kw_only=True)
@@ -31,6 +33,8 @@ class Run:
     """What the stage's ``datasets`` returned: ``train``, ``eval`` and ``accounting``."""
     pictures: Pictures | None = None
     """How images are read; None where the stage or the model sees none."""
+    phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
+    """``with run.phase("evaluating"):`` says in ``ft_run.json`` what the run does meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +53,37 @@ def run(plan: Plan) -> int:
         UsageError: when the data is wrong; nothing has been written then.
         RunError: when the run fails.
     """
-    announce(plan)
-    if not (plan.training.do_train or plan.training.do_eval or plan.training.do_predict):
-        return 0
     from ftcore.collecting import collecting_seldom
+    from ftcore.console_log import ConsoleLog
     from ftcore.lock import locked
 
-    with collecting_seldom():
-        state = ready(plan)
-    with locked(plan.output_dir):
+    with ConsoleLog() as console:
+        announce(plan)
+        if not (plan.training.do_train or plan.training.do_eval or plan.training.do_predict):
+            return 0
+        with collecting_seldom():
+            state = ready(plan)
+        with locked(plan.output_dir, locking=plan.training.use_file_locking):
+            console.write_to(plan.output_dir / RUN_LOG)
+            _run_locked(state)
+        leave_group()
+    return 0
+
+
+def _run_locked(state: Run) -> None:
+    """What is done while the folder is the run's own."""
+    from ftcore import artifacts
+    from ftcore.collecting import collecting_seldom
+    from ftcore.run_record import recorded
+
+    plan = state.plan
+    facts = artifacts.manifest(plan, state.tokenizer, state.data.accounting.as_dict())
+    with recorded(plan.output_dir, facts) as record:
+        state.phase = record.during
         with collecting_seldom():
             load_model(state)
             trainer = plan.stage.component.trainer(state)
-        carry_out(state, trainer)
-    leave_group()
-    return 0
+        carry_out(state, trainer, record)
 
 
 def ready(plan: Plan) -> Run:
@@ -97,10 +117,15 @@ def announce(plan: Plan) -> None:
     for line in plan.ignored:
         click.secho(line, dim=True)
     for line in plan.warnings:
-        click.echo(click.style("warning: ", fg="yellow") + line)
+        warn(line)
     used = [f"{kind.replace('_', ' ')} {selected.component.name}" for kind, selected in plan.components.items()]
     click.echo(", ".join(used) + f", {plan.precision.compute}")
     click.echo(f"effective batch size: {batch_line(plan)} per device")
+
+
+def warn(line: str) -> None:
+    """What is worth a line, and no error."""
+    click.echo(click.style("warning: ", fg="yellow") + line)
 
 
 def quieten() -> None:
@@ -135,7 +160,11 @@ def load_model(state: Run) -> None:
     import torch
     from transformers import set_seed
 
+    from ftcore.adapters import other_bases
+
     plan, hook = state.plan, state.plan.plugins.hook
+    for line in other_bases(plan):
+        warn(line)
     set_seed(plan.training.seed)
     method = plan.method.component
     kwargs = {"dtype": getattr(torch, plan.precision.compute)} | method.load_kwargs(plan)
@@ -166,42 +195,40 @@ def last_evaluation(trainer: Trainer) -> dict[str, Any] | None:
     return None
 
 
-def carry_out(state: Run, trainer: Trainer) -> None:
+def carry_out(state: Run, trainer: Trainer, record: RunRecord) -> None:
     """Trains, evaluates, and writes the run's files."""
     from ftcore import artifacts
     from ftcore.data.quarantine import write_quarantine
-    from ftcore.engine.disk import save_trained
+    from ftcore.engine.disk import writing
     from ftcore.engine.signals import ended_at_once
 
     plan, folder = state.plan, state.plan.output_dir
     accounting = state.data.accounting
-
-    def note(status: str, metrics: Mapping[str, Any]) -> None:
-        counts = accounting.as_dict()  # of a stream they grow
-        noted = artifacts.manifest(plan, state.tokenizer, status=status, counts=counts, metrics=metrics)
-        artifacts.write_manifest(folder, noted)
-
-    earlier = artifacts.read_manifest(folder)
-    note("running", {})
+    record.begin_changes()
     if line := write_quarantine(plan, accounting, folder):
         click.echo(line)
     train: dict[str, Any] | None = None
     if plan.training.do_train:
-        try:
-            train = trainer.train().metrics
-        except UsageError:  # it cannot go on from what lies there, which stays as it is
-            artifacts.put_back(folder, earlier)
-            raise
+        record.enter("training")
+        train = trainer.train().metrics
         if plan.data.streaming:
             click.echo(accounting.read_so_far())
-        save_trained(plan, state.model, state.tokenizer, state.pictures)
+        record.enter("saving")
+        _save(state, trainer, record)
     only_predicts = plan.training.do_predict and not (plan.training.do_train or plan.training.do_eval)
     evaluates = state.data.eval is not None and not only_predicts
+    results: dict[str, Mapping[str, Any] | None] = {"train": train, "eval": None, "predict": None}
     with ended_at_once(lambda: _measuring(plan)):
-        results = {"train": train, "eval": (last_evaluation(trainer) or trainer.evaluate()) if evaluates else None}
-        results |= {"predict": plan.stage.component.predict(state, trainer) if plan.training.do_predict else None}
-    metrics = artifacts.write_results(folder, results)
-    note("finished", metrics)
+        if evaluates:
+            record.enter("evaluating")
+            results["eval"] = last_evaluation(trainer) or trainer.evaluate()
+        if plan.training.do_predict:
+            record.enter("predicting")
+            results["predict"] = plan.stage.component.predict(state, trainer)
+    record.enter("saving")
+    with writing("the run's results", folder, 0):
+        metrics = artifacts.write_results(folder, results)
+        record.finish(accounting.as_dict(), metrics)  # of a stream the counts have grown
     if plan.training.plot_loss and plan.training.do_train:
         from ftcore.engine.plots import plot_losses
 
@@ -213,6 +240,17 @@ def carry_out(state: Run, trainer: Trainer) -> None:
     plan.plugins.hook.ft_run_finished(plan=plan, result=result)
     if plan.training.do_train and trainer.args.should_save and (uploads := getattr(trainer, "uploads", None)):
         uploads.finish()
+
+
+def _save(state: Run, trainer: Trainer, record: RunRecord) -> None:
+    """Puts what was trained into the run's folder; then an earlier run's checkpoints have served."""
+    from ftcore.engine.disk import save_trained
+    from ftcore.engine.resuming import ResumableTrainer
+
+    foreign = record.value["foreign_files"]
+    save_trained(state.plan, state.model, state.tokenizer, state.pictures, foreign=foreign)
+    if isinstance(trainer, ResumableTrainer):
+        trainer.drop_replaced()
 
 
 def _measuring(plan: Plan) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
 import click
 
-from ftcore.errors import FtError, UsageError
+from ftcore.console_log import SafeStream, surviving
+from ftcore.errors import FtError, RunError, UsageError
 
 COMMANDS = {
     "run": "train, evaluate: what the file says",
@@ -88,9 +90,42 @@ def report(error: FtError) -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """The script ``ft``."""
+    """The script ``ft``.
+
+    A reader that goes away (``| head -1``) ends a command that only prints, without a word; a run it does not end.
+    """
+    _occupy_descriptors()
     try:
         return group.main(args=arguments, prog_name="ft")
     except FtError as error:
-        report(error)
+        with surviving():  # whoever reads standard error may be gone
+            report(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is not None or not _output_fails():
+            raise
+        with surviving():
+            report(RunError(f"standard output cannot be written: {error.strerror}"))
+        sys.exit(1)
+
+
+def _occupy_descriptors() -> None:
+    """Where ``ft`` was started with standard streams closed, the next file opened would be taken for one of them."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+
+
+def _output_fails() -> bool:
+    """Whether standard output is what could not be written; what it still holds is dropped then."""
+    if not sys.stdout:
+        return False
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")  # unbuffered, nothing was left to flush
+    except OSError:
+        SafeStream(sys.stdout).flush()
+        return True
+    return False

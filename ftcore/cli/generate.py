@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftcore.cli.inferring import Words, names_a_model
+from ftcore.console_log import surviving
 from ftcore.errors import Problem, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def command(words: Words, output: Path | None, overwrite: bool, score: bool, as_
         work = _answer_work(words, target, rows, prompts)
     if output:
         check_output(output, overwrite)
-        work.to_file(output, as_json)
+        with surviving():  # the answers are in the file
+            work.to_file(output, as_json)
     else:
         work.to_terminal(as_json)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ftcore.cli.common import file_and_overrides
+from ftcore.console_log import surviving
 
 
 @click.command(name="run")
@@ -33,6 +34,7 @@ def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) 
     try:
         status = launcher.launch(plan, run)
     except KeyboardInterrupt:  # in training it is a signal that writes a checkpoint
-        click.echo("stopped by Ctrl-C outside of training", err=True)
+        with surviving():
+            click.echo("stopped by Ctrl-C outside of training", err=True)
         status = 130
     sys.exit(status)

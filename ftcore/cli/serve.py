@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ftcore.cli.inferring import Words, names_a_model
+from ftcore.console_log import surviving
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def command(words: Words, host: str | None, port: int | None, score: bool) -> No
     if score and adapters:
         raise UsageError(Problem("a reward model is served alone, without named adapters", "--score"))
     targets = find_targets(words, adapters, score=score)
-    _serve(targets, force=words.force)
+    with surviving():  # nobody need read what a server prints
+        _serve(targets, force=words.force)
 
 
 def find_targets(words: Words, adapters: Mapping[str, str], *, score: bool = False) -> dict[str, Target]:

@@ -11,20 +11,17 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ftcore.errors import Problem, RunError, UsageError
+from ftcore.ownership import MANIFEST, canonical, is_staged, named_checkpoints, not_ours, seal_of
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-MANIFEST = "MANIFEST.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class DamagedError(RunError):
@@ -46,7 +43,7 @@ class Setting:
     @property
     def digest(self) -> str:
         """sha256 over all of it."""
-        return hashlib.sha256(_canonical(dict(self.values))).hexdigest()
+        return hashlib.sha256(canonical(dict(self.values))).hexdigest()
 
     def differences(self, now: Setting) -> list[Problem]:
         """Where another setting is not this one; of what is made from other things, each of these that differs."""
@@ -93,7 +90,7 @@ class Manifest:
             "versions": dict(self.versions),
             "files": {name: {"size": size, "sha256": digest} for name, (size, digest) in self.files.items()},
         }
-        return json.dumps(content | {"seal": hashlib.sha256(_canonical(content)).hexdigest()}, indent=1)
+        return json.dumps(content | {"seal": seal_of(content)}, indent=1)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -110,7 +107,7 @@ class Manifest:
             raise DamagedError(f"{file} is missing") from None
         except (ValueError, KeyError, AttributeError, TypeError):
             raise DamagedError(f"{file} is damaged") from None
-        if seal != hashlib.sha256(_canonical(content)).hexdigest():
+        if seal != seal_of(content):
             raise DamagedError(f"{file} is damaged")
         if content["format"] != FORMAT:
             raise DamagedError(f"{file} has format {content['format']}, this version reads {FORMAT}")
@@ -132,6 +129,9 @@ def commit(staged: Path, step: int, setting: Setting, *, resumable: bool, versio
 
     Returns:
         ``checkpoint-<step>``, which has been read back and found whole.
+
+    Raises:
+        RunError: when what lies there is not ft's.
     """
     files = {}
     for file in sorted(path for path in staged.rglob("*") if path.is_file()):
@@ -142,7 +142,9 @@ def commit(staged: Path, step: int, setting: Setting, *, resumable: bool, versio
     for path in (manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
         _flush(path)
     final = staged.parent / f"checkpoint-{step}"
-    if final.exists():  # an earlier run's, or one found damaged: out of the way in one move
+    if final.is_symlink() or final.exists():  # an earlier run's, or one found damaged: out of the way in one move
+        if reason := not_ours(final):
+            raise RunError(f"{final} {reason}, and is not replaced; move it away: the same command goes on then")
         remove(final)
     staged.rename(final)
     _flush(final.parent)
@@ -172,9 +174,13 @@ def verify(folder: Path) -> Manifest:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Folders named like checkpoints, whole or not, by step."""
-    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if path.is_dir()]
+    """Folders named like checkpoints, whole or not, by step; links to folders are not followed."""
+    return [path for path in named_checkpoints(output_dir) if path.is_dir() and not path.is_symlink()]
+
+
+def earlier_checkpoints(output_dir: Path) -> list[Path]:
+    """Those that ft wrote, with nothing else in them."""
+    return [path for path in checkpoints(output_dir) if not not_ours(path)]
 
 
 def find_resumable(output_dir: Path, setting: Setting, *, force: bool = False) -> Path | None:
@@ -222,7 +228,7 @@ def check_setting(folder: Path, manifest: Manifest, setting: Setting, *, force: 
 
 def clean(output_dir: Path) -> None:
     """Removes what runs that are gone left half written or half deleted; the run holds the folder's lock."""
-    for left in output_dir.glob(".tmp-*"):
+    for left in filter(is_staged, output_dir.glob(".tmp-*")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -232,6 +238,8 @@ def clean(output_dir: Path) -> None:
 def prune(output_dir: Path, limit: int | None, best: Path | None, last: int | None = None) -> None:
     """Keeps the newest ``limit`` checkpoints; the best and the last whole one always stay. Call it after `commit`.
 
+    What ft did not write, and checkpoints that hold something which it did not, are not counted and stay.
+
     Args:
         output_dir: of the run.
         limit: how many stay; None for all.
@@ -240,7 +248,7 @@ def prune(output_dir: Path, limit: int | None, best: Path | None, last: int | No
     """
     if limit is None:
         return
-    whole = [folder for folder in checkpoints(output_dir) if _looks_whole(folder)]
+    whole = [folder for folder in earlier_checkpoints(output_dir) if _looks_whole(folder)]
     if last is not None:
         whole.sort(key=lambda folder: (_step(folder) <= last, _step(folder)))
     kept = {folder.resolve() for folder in whole[-1:]}
@@ -292,7 +300,3 @@ def _sha256(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _canonical(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

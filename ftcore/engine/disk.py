@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from ftcore.data.pictures import save_processor
 from ftcore.errors import RunError
+from ftcore.ownership import keep_aside
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
@@ -74,8 +75,15 @@ def writing(what: str, folder: Path, needed: int) -> Iterator[None]:
         raise RunError(f"{what} could not be written to {folder}: {cause}; {room}") from error
 
 
-def save_trained(plan: Plan, model: Any, tokenizer: Any, pictures: Any = None) -> None:
+def save_trained(plan: Plan, model: Any, tokenizer: Any, pictures: Any = None, *, foreign: Sequence[str] = ()) -> None:
     """Puts what was trained into the run's folder: written beside, flushed, and moved into place file by file.
+
+    Args:
+        plan: of the run.
+        model: with what was trained.
+        tokenizer: saved beside it.
+        pictures: whose processor is saved too.
+        foreign: names in the folder that ft did not write; see `ftcore.ownership.keep_aside`.
 
     Raises:
         RunError: when it cannot be written; earlier files are as they were.
@@ -88,15 +96,17 @@ def save_trained(plan: Plan, model: Any, tokenizer: Any, pictures: Any = None) -
             tokenizer.save_pretrained(staged)
             if pictures is not None:
                 save_processor(pictures.processor, staged)
-            _move(staged, folder)
+            _move(staged, folder, foreign)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _move(staged: Path, folder: Path) -> None:
+def _move(staged: Path, folder: Path, foreign: Sequence[str]) -> None:
     for file in sorted(path for path in staged.rglob("*") if path.is_file()):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
         target = folder / file.relative_to(staged)
+        if target.name in foreign and target.parent == folder:
+            keep_aside(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)

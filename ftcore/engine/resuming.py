@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from ftcore.engine import checkpoints, snapshots
 from ftcore.engine.disk import check_room, checkpoint_bytes, weight_bytes, writing
@@ -20,6 +21,7 @@ from ftcore.engine.signals import InterruptedRunError, StopSignals, shown
 from ftcore.engine.streams import StreamBatches
 from ftcore.engine.trees import load_tree, save_tree
 from ftcore.errors import Problem, RunError, UsageError
+from ftcore.ownership import named_checkpoints, not_ours
 from ftcore.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -39,12 +41,18 @@ class ResumableTrainer(Trainer):
     tokenizer: Any
     reports: Reports
     signals: StopSignals
+    phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
+    """See `ftcore.run.Run`."""
     streamed: StreamBatches | None = None
     """The batches, where the training rows are a stream."""
     evaluating = False
     """Whether a checkpoint is written in the middle of an evaluation, which the resume then does first."""
     _saved = _seen = 0
     _postponed = False
+    _replaced: tuple[Path, ...] = ()
+    """An earlier run's checkpoints, which go when this one has something whole to put in their place."""
+    _left: frozenset[Path] = frozenset()
+    """Those not written by ft, as named to the user."""
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> TrainOutput:
         """Trains, going on from the checkpoint that the plan asks for.
@@ -80,8 +88,12 @@ class ResumableTrainer(Trainer):
             found = [_checkpoint(self.plan, self.setting, wanted)]
             if found[0] is not None:
                 self.reports.say(f"going on from {found[0]}")
+            elif self.plan.training.overwrite_output_dir and wanted in (None, False, "never"):
+                self._replaced = tuple(checkpoints.earlier_checkpoints(self.plan.output_dir))
         if self.args.world_size > 1:
             broadcast_object_list(found)
+        self._left = frozenset(_not_ours(self.plan.output_dir))  # the plan has named them
+        self.add_callback(_Occupied(self.plan.output_dir))
         return found[0]
 
     # ---- what a stage may keep besides ----
@@ -132,6 +144,8 @@ class ResumableTrainer(Trainer):
             return
         step, name = self.state.global_step, shown(number)
         folder = self.plan.output_dir / f"checkpoint-{step}"
+        if folder in self._left:
+            return  # it cannot be written where something of others lies, but one step later; the last needs none
         if step and self._saved != step:
             self._save_checkpoint(self.model, None)
         written = f"{folder} is written" if step else "there was nothing to write yet"
@@ -151,10 +165,12 @@ class ResumableTrainer(Trainer):
         self.store_flos()
         step, folder = self.state.global_step, self.plan.output_dir
         best = folder / f"checkpoint-{self.state.best_global_step}"
-        if self.state.best_global_step and (best.is_dir() or self.state.best_global_step == step):
+        there = best.is_dir() and best not in self._replaced and best not in self._left
+        if self.state.best_global_step and (there or self.state.best_global_step == step):
             self.state.best_model_checkpoint = str(best)
         try:
-            with writing(f"checkpoint-{step}", folder, checkpoint_bytes(self.plan, self.model)):
+            room = checkpoint_bytes(self.plan, self.model)
+            with self.phase("saving"), writing(f"checkpoint-{step}", folder, room):
                 self._fill(self._staged(folder, step), step)
         except RunError:
             checkpoints.clean(folder)
@@ -181,9 +197,29 @@ class ResumableTrainer(Trainer):
             snapshots.save_snapshot(self, staged)
         self._export_callbacks()
         self.state.save_to_json(str(staged / "trainer_state.json"))
-        checkpoints.commit(staged, step, self.setting, resumable=resumable, versions=snapshots.versions())
+        written = checkpoints.commit(staged, step, self.setting, resumable=resumable, versions=snapshots.versions())
+        self.drop_replaced(written)
         best = self.state.best_model_checkpoint
         checkpoints.prune(staged.parent, self.plan.training.save_total_limit, Path(best) if best else None, last=step)
+        self._name_what_stays()
+
+    def drop_replaced(self, written: Path | None = None) -> None:
+        """Deletes an earlier run's checkpoints, which a run that starts anew replaces, once something whole is there.
+
+        Args:
+            written: this run's first checkpoint; None where what was trained is in place without one.
+        """
+        for path in self._replaced:
+            if path != written and path.is_dir() and not not_ours(path):
+                checkpoints.remove(path)
+        self._replaced = ()
+
+    def _name_what_stays(self) -> None:
+        """Checkpoints in which something of others was put since the run began."""
+        found = _not_ours(self.plan.output_dir)
+        for path in found.keys() - self._left:
+            self.reports.say(f"{path} {found[path]}: it stays")
+        self._left = frozenset(found)
 
     def _export_callbacks(self) -> None:
         """Puts the states of callbacks that have one into the trainer state, as transformers does."""
@@ -215,6 +251,35 @@ class ResumableTrainer(Trainer):
         self.plan.method.component.load(self.model, best)
 
 
+class _Occupied(TrainerCallback):
+    """Refuses, before the first step, a run that would have to write a checkpoint where something of others lies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        hint = "move it away, or write another output_dir"
+        found = [
+            Problem(f"{path} {reason}, and this run would write {path.name} there", hint=hint)
+            for path, reason in _not_ours(self.folder).items()
+            if _saves_at(int(path.name.rpartition("-")[2]), args, state)
+        ]
+        if found:
+            raise UsageError(found)
+
+
+def _saves_at(step: int, args: Any, state: Any) -> bool:
+    """Whether a run writes a checkpoint after this step; of strategies whose steps nobody knows, it may be any."""
+    if args.save_strategy == SaveStrategy.NO or not state.global_step < step <= state.max_steps:
+        return False
+    return args.save_strategy != SaveStrategy.STEPS or step % state.save_steps == 0 or step == state.max_steps
+
+
+def _not_ours(output_dir: Path) -> dict[Path, str]:
+    """What is named like a checkpoint and may not be replaced -> why."""
+    return {path: reason for path in named_checkpoints(output_dir) if (reason := not_ours(path))}
+
+
 class _Progress(TrainerCallback):
     """Puts back what the training loop sets to zero before it calls this."""
 
@@ -228,19 +293,17 @@ class _Progress(TrainerCallback):
 
 
 def _checkpoint(plan: Plan, setting: checkpoints.Setting, wanted: Path | str | bool | None) -> Path | None:
-    """Where to go on from. Starting anew takes an earlier run's checkpoints away, if the file allows it."""
+    """Where to go on from; None to start anew, which an earlier run's checkpoints forbid unless the file allows it."""
     anew = plan.training.overwrite_output_dir
     if wanted in (True, "auto") or (wanted is None and not anew):
         return checkpoints.find_resumable(plan.output_dir, setting, force=plan.force)
     if wanted not in (None, False, "never"):
         return _given(Path(str(wanted)), setting, force=plan.force)
-    earlier = checkpoints.checkpoints(plan.output_dir)
+    earlier = checkpoints.earlier_checkpoints(plan.output_dir)
     if earlier and not anew:
         names = ", ".join(path.name for path in earlier)
         hint = "write overwrite_output_dir: true to replace them, or another output_dir"
         raise UsageError(Problem(f"{plan.output_dir} holds checkpoints of an earlier run: {names}", hint=hint))
-    for path in earlier:
-        checkpoints.remove(path)
     return None
 
 

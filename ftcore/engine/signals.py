@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: in training the first ends the run at a whole step, with a checkpoint; the second at once."""
+"""SIGTERM, SIGHUP, Ctrl-C: in training the first ends the run at a whole step, with a checkpoint; the second at once.
+
+A run that was started with SIGHUP ignored, as by nohup, goes on when its terminal is gone.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from ftcore.errors import RunError
+
+_BEFORE_EXIT: list[Callable[[int], None]] = []
 
 
 class InterruptedRunError(RunError):
@@ -22,16 +27,15 @@ class InterruptedRunError(RunError):
 
 
 class StopSignals:
-    """While it is entered, SIGTERM and SIGINT are noted in ``received``; a second one ends the process."""
+    """While it is entered, the first signal is noted in ``received``; a second one ends the process."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+        for number in _heeded():
+            self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,13 +45,13 @@ class StopSignals:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
-            os._exit(128 + number)  # checkpoints are staged: nothing half written can be taken for one
+            _exit(number)  # checkpoints are staged: nothing half written can be taken for one
         self.received = signal.Signals(number)
 
 
 @contextmanager
 def ended_at_once(message: Callable[[], str]) -> Iterator[None]:
-    """While it is entered, SIGTERM and Ctrl-C end what is done in it, wherever it is; a second one ends the process.
+    """While it is entered, a signal ends what is done in it, wherever it is; a second one ends the process.
 
     Args:
         message: what the user is told behind ``stopped by ...``.
@@ -59,13 +63,11 @@ def ended_at_once(message: Callable[[], str]) -> Iterator[None]:
 
     def note(number: int, _: FrameType | None) -> None:
         if received:
-            os._exit(128 + number)
+            _exit(number)
         received.append(signal.Signals(number))
         raise KeyboardInterrupt  # no library takes it for an error of its own, as it would an Exception
 
-    main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {number: signal.signal(number, note) for number in _heeded()}
     try:
         yield
     except BaseException:
@@ -77,6 +79,30 @@ def ended_at_once(message: Callable[[], str]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def before_exit(call: Callable[[int], None]) -> Iterator[None]:
+    """While it is entered, a second signal calls this with its number before it ends the process."""
+    _BEFORE_EXIT.append(call)
+    try:
+        yield
+    finally:
+        _BEFORE_EXIT.remove(call)
+
+
 def shown(number: int) -> str:
     """A signal as people call it."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def _heeded() -> list[signal.Signals]:
+    """Signals that are handled: in the main thread, which alone may; SIGHUP unless it was ignored from the start."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hang_up]
+
+
+def _exit(number: int) -> NoReturn:
+    for call in _BEFORE_EXIT:
+        call(number)
+    os._exit(128 + number)

@@ -72,7 +72,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
         collator: Any = collate,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self.plan, self.tokenizer = run.plan, run.tokenizer
+        self.plan, self.tokenizer, self.phase = run.plan, run.tokenizer, run.phase
         cached = run.model.config.use_cache if hasattr(run.model.config, "use_cache") else None
         plugins = [callback for found in run.plan.plugins.hook.ft_callbacks(plan=run.plan) for callback in found]
         self.reports = Reports(run.plan.output_dir, bar=not run.plan.transformers.get("disable_tqdm"))
@@ -339,7 +339,8 @@ class FtTrainer(SideBySide, ResumableTrainer):
         self.model.eval()
         self._show_averages()
         self._measuring = Meters()
-        loss = self.eval_loss(dataloader)
+        with self.phase("evaluating"):
+            loss = self.eval_loss(dataloader)
         measured, self._measuring = self._means(self._measuring), self.meters
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **measured}.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.checks import MANIFEST
 from ftcore.errors import Problem, UsageError
 from ftcore.json_files import read_object
+from ftcore.ownership import RUN_MANIFEST as MANIFEST
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from ftcore.cli import group
 from ftcore.engine import checkpoints
+from ftcore.engine.signals import InterruptedRunError
+from ftcore.engine.trainer import FtTrainer
 from ftcore.errors import RunError, UsageError
 
 
@@ -216,3 +220,134 @@ def test_ctrl_c_before_training(run: Callable, monkeypatch: pytest.MonkeyPatch, 
 def test_a_run_without_a_log_line_has_nothing_to_draw(run: Callable, out: Path) -> None:
     run(logging_steps=10, plot_loss=True)
     assert not (out / "training_loss.png").exists()
+
+
+# ---- what is not ft's ----
+
+
+def lying(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def another_trainers(folder: Path) -> dict[str, bytes]:
+    """A checkpoint and what was trained by another program; what lies there then."""
+    folder.mkdir(parents=True)
+    for name in ("trainer_state.json", "optimizer.pt", "model.safetensors"):
+        (folder / name).write_text(f"weeks of work: {name}")
+    return lying(folder)
+
+
+@pytest.mark.slow
+def test_starting_anew_leaves_what_others_wrote(run: Callable, out: Path, tmp_path: Path) -> None:
+    """A checkpoint of another trainer, a link, and files of the names that a run writes; all of it is named."""
+    theirs = another_trainers(out / "checkpoint-7")
+    elsewhere = another_trainers(tmp_path / "elsewhere")
+    (out / "checkpoint-9").symlink_to(tmp_path / "elsewhere")
+    for name in ("adapter_config.json", "all_results.json", "thesis.txt"):
+        (out / name).write_text("before")
+    said = run(overwrite_output_dir=True)
+    assert f"warning: {out}/checkpoint-7 was not written by ft: it stays" in said
+    assert f"warning: {out}/checkpoint-9 is a symbolic link: it stays" in said
+    assert (
+        f"warning: {out} holds files that no run of ft wrote: adapter_config.json, all_results.json, thesis.t" in said
+    )
+    assert steps(out) == ["checkpoint-2", "checkpoint-4", "checkpoint-7"]
+    for _ in range(2):
+        assert (lying(out / "checkpoint-7"), lying(tmp_path / "elsewhere")) == (theirs, elsewhere)
+        assert (out / "checkpoint-9").is_symlink()
+        for name in ("adapter_config.json.before-ft", "all_results.json.before-ft", "thesis.txt"):
+            assert (out / name).read_text() == "before"
+        assert json.loads((out / "all_results.json").read_text())["train_loss"] > 0
+        run(overwrite_output_dir=True, save_total_limit=1, seed=3)
+    assert steps(out) == ["checkpoint-4", "checkpoint-7"]
+
+
+@pytest.mark.slow
+def test_an_earlier_runs_checkpoints_stay_until_there_is_a_whole_one(
+    run: Callable, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that fails before its first checkpoint costs nothing; one without checkpoints replaces them at its end."""
+    run()
+    before = {name: content for name, content in lying(out).items() if name.startswith("checkpoint-")}
+    assert len(before) > 10
+    anew = {"overwrite_output_dir": True, "seed": 7, "save_steps": 3}
+
+    def failing(*_: Any) -> Any:
+        raise RunError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FtTrainer, "loss_sum", failing)
+        with pytest.raises(RunError):
+            run(**anew)
+    assert {name: content for name, content in lying(out).items() if name.startswith("checkpoint-")} == before
+    assert json.loads((out / "ft_run.json").read_text())["cause"] == "no"
+    seen = []
+    real = checkpoints.commit
+
+    def commit(*args: Any, **more: Any) -> Path:
+        seen.append(steps(out))
+        return real(*args, **more)
+
+    monkeypatch.setattr(checkpoints, "commit", commit)
+    run(**anew)
+    assert seen == [["checkpoint-2", "checkpoint-4"], ["checkpoint-3"]]
+    assert steps(out) == ["checkpoint-3", "checkpoint-4"]
+    run(**anew | {"save_strategy": "no"})
+    assert steps(out) == []
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_in_the_way_is_an_error_before_the_first_step(run: Callable, out: Path) -> None:
+    """What the run would write is known: every second step and the last, not the third."""
+    for step in (2, 3, 4):
+        another_trainers(out / f"checkpoint-{step}")
+    before = lying(out)
+    with pytest.raises(UsageError) as error:
+        run(overwrite_output_dir=True)
+    assert [str(problem) for problem in error.value.problems] == [
+        f"{out}/checkpoint-{step} was not written by ft, and this run would write checkpoint-{step} there; "
+        "move it away, or write another output_dir"
+        for step in (2, 4)
+    ]
+    assert {name: content for name, content in lying(out).items() if name in before} == before
+    assert not (out / "adapter_model.safetensors").exists()
+    run(overwrite_output_dir=True, save_strategy="no")
+    assert {name: content for name, content in lying(out).items() if name in before} == before
+
+
+@pytest.mark.slow
+def test_a_signal_does_not_write_over_what_others_wrote(
+    run: Callable, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is heeded one step later."""
+    theirs = another_trainers(out / "checkpoint-1")
+    real, calls = FtTrainer.loss_sum, []
+
+    def stopping(self: FtTrainer, batch: Any) -> Any:
+        if not calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        calls.append(1)
+        return real(self, batch)
+
+    monkeypatch.setattr(FtTrainer, "loss_sum", stopping)
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM at step 2"):
+        run(overwrite_output_dir=True, save_steps=4)
+    assert steps(out) == ["checkpoint-1", "checkpoint-2"]
+    assert lying(out / "checkpoint-1") == theirs
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_told_by_the_next(run: Callable, out: Path) -> None:
+    """Its manifest says running, and its process is gone; an earlier version's, which notes no process, too."""
+    run(save_strategy="no")
+    manifest = json.loads((out / "ft_run.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["process"]["pid"] == os.getpid()
+    killed = manifest | {"status": "running", "phase": "training", "process": manifest["process"] | {"start": "1"}}
+    for left in (killed, {name: value for name, value in killed.items() if name != "process"}):
+        (out / "ft_run.json").write_text(json.dumps(left))
+        said = run(save_strategy="no", do_train=False, do_eval=True, val_size=2)
+        assert (
+            f"warning: {out}: the run that began at {manifest['started_at']} ended without a word while training"
+            in said
+        )

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from ft_plugins.methods.adapters import adapter_tensors
 from ftcore import estimating
 from ftcore.artifacts import manifest
-from ftcore.checks import MANIFEST
 from ftcore.engine import ppo_terms
 from ftcore.engine.policy import VALUE_FILE
 from ftcore.engine.reports import read_log
 from ftcore.engine.snapshots import setting_of
 from ftcore.errors import RunError, UsageError
+from ftcore.ownership import RUN_MANIFEST as MANIFEST
 from ftcore.planning import make_plan
 from ftcore.testing import tiny_model
 
@@ -259,7 +259,7 @@ def test_a_reward_model_that_goes_on_from_answers(
         assert all(torch.equal(started[name], tensor) for name, tensor in answers.items())
     moved(trainer.model)
     trainer.save_model(str(rm))
-    (rm / MANIFEST).write_text(json.dumps(manifest(trainer.plan, trainer.tokenizer, status="", counts={}, metrics={})))
+    (rm / MANIFEST).write_text(json.dumps(manifest(trainer.plan, trainer.tokenizer, {})))
     torch.manual_seed(5)
     judge = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
     if new:
@@ -300,7 +300,7 @@ def judged(trainer_of: Any, folder: Path, **options: Any) -> None:
     """What stage rm leaves: an adapter, and the manifest of its run."""
     trainer = trainer_of("rm", 8, finetuning_type="lora", **options)
     trainer.save_model(str(folder))
-    noted = manifest(trainer.plan, trainer.tokenizer, status="finished", counts={}, metrics={})
+    noted = manifest(trainer.plan, trainer.tokenizer, {})
     (folder / MANIFEST).write_text(json.dumps(noted))
 
 
