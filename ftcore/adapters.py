@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcore.errors import Problem, UsageError
+from ftcore.inference.manifest import read_trained
+from ftcore.model_files import base_files, weights_of
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
@@ -55,3 +58,45 @@ def _named(plan: Plan, name: str) -> tuple[str, str]:
         if bound.value == name or (isinstance(bound.value, tuple) and name in bound.value):
             return option, bound.origin
     return "adapter_name_or_path", plan.file
+
+
+def other_bases(plan: Plan) -> Iterator[str]:
+    """A line for each of the plan's adapters that was trained on other weights than it is put on here.
+
+    Bases are the same where the files of their weights are, as the manifest of the adapter's run has them.
+    """
+    names, now = plan.model.adapter_name_or_path, None
+    for number, name in enumerate(names):
+        folder = Path(name).expanduser()
+        trained = read_trained(folder) if folder.is_dir() else None
+        if trained is None or not trained.adapter:
+            continue
+        now = base_files(plan) if now is None else now
+        then, here = weights_of(trained.files), weights_of(now)
+        if then and here and then != here:
+            base = plan.model.model_name_or_path
+            yield (
+                f"adapter {name} was trained on other base weights, of {trained.model} ({_weights(trained.files)}), "
+                f"than it is put on here, of {base} ({_weights(now)})"
+            )
+        if _last_parts(trained.beneath) != _last_parts(names[:number]):
+            yield (
+                f"adapter {name} was trained on a base with {_joined(trained.beneath)} merged in, "
+                f"and is put here on one with {_joined(names[:number])}"
+            )
+
+
+def _last_parts(names: Sequence[str]) -> list[str]:
+    """Folders may have been moved; their names rarely change."""
+    return [Path(name).name for name in names]
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(names) or "no adapter"
+
+
+def _weights(files: Mapping[str, str]) -> str:
+    """``model.safetensors sha256 0123456789ab``, of several the first."""
+    found = [(name, digest) for name, digest in sorted(files.items()) if name.endswith(".safetensors")]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[0][0]} sha256 {found[0][1][:12]}{more}"

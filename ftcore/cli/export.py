@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ftcore.cli.common import echo_json, json_option
 from ftcore.cli.inferring import Words, names_a_model
+from ftcore.console_log import surviving
+
+if TYPE_CHECKING:
+    from ftcore.inference.target import Target
 
 
 @click.command(name="export")
@@ -17,11 +23,17 @@ def command(words: Words, as_json: bool) -> None:
     The result loads in transformers, vLLM and Ollama (Modelfile); export_gguf=q8_0 (or f16, f32) writes a file for
     llama.cpp as well. FILE is a training file whose run has finished, or one that names model and adapters.
     """
-    from ftcore.exporting import check_options, export
+    from ftcore.exporting import check_options
 
     target = words.find()
     check_options(target.plan)
-    _check_finished(words, target.trained is not None or bool(target.plan.model.adapter_name_or_path))
+    _check_finished(words, target)
+    with surviving():  # the model is in the folder
+        _export(words, target, as_json)
+
+
+def _export(words: Words, target: Target, as_json: bool) -> None:
+    from ftcore.exporting import export
     from ftcore.run import quieten
 
     quieten()
@@ -39,12 +51,14 @@ def command(words: Words, as_json: bool) -> None:
     click.echo(f"{done.parameters:,} parameters in {done.dtype}, written to {done.folder}")
 
 
-def _check_finished(words: Words, found: bool) -> None:
+def _check_finished(words: Words, target: Target) -> None:
     """A training file whose run has left nothing yet: its base model alone is not what is meant."""
     from ftcore.config import read_settings
     from ftcore.errors import Problem, UsageError
 
     settings = read_settings(words.file, words.overrides)
+    found = target.trained is not None or bool(target.plan.model.adapter_name_or_path)
     if not found and not words.model and "do_train" in settings and settings["do_train"].value is True:
         hint = "let it finish, or name a checkpoint with --adapter or --model"
-        raise UsageError(Problem("the run of this file has not finished", str(words.file), hint))
+        why = f" ({target.notes[0].partition(';')[0]})" if target.notes else ""
+        raise UsageError(Problem(f"the run of this file has not finished{why}", str(words.file), hint))

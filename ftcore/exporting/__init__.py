@@ -80,6 +80,7 @@ def export(target: Target, *, force: bool = False) -> Exported:
     from ftcore.inference.manifest import check_template
 
     plan, place_ = target.plan, check_options(target.plan)
+    target.warn()
     tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
     if target.trained and target.trained.sha256 and not force:
         check_template(plan, tokenizer, target.trained)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftcore.adapters import other_bases
 from ftcore.config import read_settings
 from ftcore.errors import Problem, UsageError
 from ftcore.inference.manifest import Trained, base_of, check_template, read_trained
 from ftcore.locate import HUB_ID
 from ftcore.planning import make_plan
+from ftcore.run_status import FAILED, RUNNING, STOPPED, lives, notice, read_status
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ftcore.components import Generator, Judge
@@ -35,10 +40,17 @@ UNUSED: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A plan for inference, and the run that trained what it names, if one of ours did."""
+    """A plan for inference, and the run that trained what it names, if one of ours did.
+
+    Args:
+        plan: of the model.
+        trained: the run.
+        notes: what is worth a line of the runs that left these folders.
+    """
 
     plan: Plan
     trained: Trained | None = None
+    notes: tuple[str, ...] = ()
 
     def load(self, *, force: bool = False) -> Generator:
         """The generator.
@@ -58,9 +70,15 @@ class Target:
         return self.plan.engine.component.judge(self.plan)
 
     def check(self, *, force: bool = False) -> None:
-        """Raises UsageError when the template differs from the one trained with."""
+        """Raises UsageError when the template differs from the one trained with; warns of what is only odd."""
+        self.warn()
         if self.trained and self.trained.sha256 and not force:
             check_template(self.plan, self.plan.plugins.hook.ft_load_tokenizer(plan=self.plan), self.trained)
+
+    def warn(self) -> None:
+        """Names runs that did not end well, and adapters that are put on other weights than they were trained on."""
+        for line in (*self.notes, *other_bases(self.plan)):
+            log.warning("warning: %s", line)
 
     def __str__(self) -> str:
         model = self.plan.model
@@ -94,13 +112,39 @@ def find_target(
         raise UsageError("no model is named; write a training file, --model or --adapter")
     named: dict[str, Any] = {"model_name_or_path": model, "adapter_name_or_path": tuple(adapters)}
     named = {name: value for name, value in named.items() if value}
+    notes: list[str] = []
     if file is not None and not named:
-        named = _left_by(make_plan(file, overrides, plugins=plugins, values=values))
+        own = make_plan(file, overrides, plugins=plugins, values=values)
+        named = _left_by(own)
+        notes += [] if named else unfinished(own.output_dir)
     names = written | named
     trained = _trained(names.get("adapter_name_or_path")) or _trained(names.get("model_name_or_path"))
     known = _from_training(trained, names)
     values |= named | {name: value for name, value in known.items() if name not in written}
-    return Target(plan=make_plan(file, overrides, plugins=plugins, values=values), trained=trained)
+    plan = make_plan(file, overrides, plugins=plugins, values=values)
+    for name in (*plan.model.adapter_name_or_path, str(plan.model.model_name_or_path)):
+        notes += unfinished(Path(name).expanduser(), alone=False)
+    return Target(plan=plan, trained=trained, notes=tuple(dict.fromkeys(notes)))
+
+
+def unfinished(folder: Path, *, alone: bool = True) -> list[str]:
+    """What is to be said of a folder, or a checkpoint, whose run has not ended well; nothing where it lives.
+
+    Args:
+        folder: of a run, or one of its checkpoints.
+        alone: that its run left nothing there which could be used is part of what is said.
+    """
+    folder = folder.parent if folder.name.startswith("checkpoint-") else folder
+    manifest = read_status(folder)
+    if (status := manifest.get("status")) not in (RUNNING, STOPPED, FAILED):
+        return []
+    if status == RUNNING and not alone and lives(folder, manifest):
+        return []  # one of its checkpoints
+    line = notice(folder)
+    if status != RUNNING:
+        cause = f": {manifest['cause']}" if manifest.get("cause") else ""
+        line = f"{folder}: the run {'was stopped' if status == STOPPED else 'failed'}{cause}"
+    return [f"{line}; the base model is used, without what it trained"] if alone and line else [line] if line else []
 
 
 def _named(
