@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -69,9 +70,15 @@ def not_ours(path: Path) -> str:
     if path.is_symlink():
         return "is a symbolic link"
     if not path.is_dir():
-        return "is no folder"
-    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
-    if not present:
+        return "is no folder" if path.exists() else ""
+    if not os.access(path, os.R_OK | os.X_OK):
+        return "cannot be looked into"
+    reason = _strange(path)
+    return reason if path.is_dir() else ""  # a run that lives may have deleted it meanwhile
+
+
+def _strange(path: Path) -> str:
+    if not (present := _files(path)):
         return ""
     manifest = sealed_manifest(path)
     if manifest is not None:
@@ -128,10 +135,19 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(found[:most]) + more
 
 
+def _files(folder: Path) -> set[str]:
+    """Everything below a folder that is no folder itself; nothing where it is gone."""
+    try:
+        below = list(folder.rglob("*"))
+    except FileNotFoundError:
+        return set()
+    return {file.relative_to(folder).as_posix() for file in below if file.is_symlink() or not file.is_dir()}
+
+
 def _written_by_ft(path: Path) -> bool:
     if path.is_symlink() or not path.is_dir():
         return False
-    return sealed_manifest(path) is not None or {file.name for file in path.iterdir()} >= _STATE
+    return sealed_manifest(path) is not None or _files(path) >= _STATE
 
 
 def _known(path: Path) -> bool:

@@ -21,6 +21,7 @@ from ftcore.data.tables import ARRAYS, MappedTable, TableWriter, read_table
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.folders import cache_root
 from ftcore.lock import take
+from ftcore.ownership import listed
 from ftcore.samples import Place
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class Store:
         plain = re.sub(r"[^\w.-]+", "-", name).strip("-")
         folder = self.root / (plain if self.named else digest([_FORMAT, dict(parts)]))
         with _locked(self.root, folder.name, self.locking):
+            if self.named and self.overwrite:
+                _refuse_strange(folder, name)
             found = None if self.overwrite else _read(folder, parts, files, counts)
             if found is None and self.named and not self.overwrite:
                 _refuse_others(folder, name, parts)
@@ -163,6 +166,16 @@ def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
     message = f"tokenized_path: {folder} does not hold dataset {name!r} as this run needs it: {why}"
     hint = "write another tokenized_path, or overwrite_cache: true to make it anew"
     raise UsageError(Problem(message, hint=hint))
+
+
+def _refuse_strange(folder: Path, name: str) -> None:
+    """What is made anew takes the folder's place: nothing but ft's own files may go with it."""
+    if not folder.is_dir():
+        return
+    if strange := sorted(path.name for path in folder.iterdir() if path.name not in (*ARRAYS, _MANIFEST)):
+        message = f"tokenized_path: {folder} holds files that ft did not write ({listed(strange)})"
+        hint = f"write another tokenized_path; overwrite_cache: true makes dataset {name!r} anew there"
+        raise UsageError(Problem(message, hint=hint))
 
 
 @contextmanager

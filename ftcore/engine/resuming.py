@@ -200,8 +200,9 @@ class ResumableTrainer(Trainer):
         written = checkpoints.commit(staged, step, self.setting, resumable=resumable, versions=snapshots.versions())
         self.drop_replaced(written)
         best = self.state.best_model_checkpoint
-        checkpoints.prune(staged.parent, self.plan.training.save_total_limit, Path(best) if best else None, last=step)
-        self._name_what_stays()
+        if (limit := self.plan.training.save_total_limit) is not None:
+            checkpoints.prune(staged.parent, limit, Path(best) if best else None, last=step)
+            self._name_what_stays()
 
     def drop_replaced(self, written: Path | None = None) -> None:
         """Deletes an earlier run's checkpoints, which a run that starts anew replaces, once something whole is there.

@@ -22,6 +22,7 @@ from ftcore.engine.checkpoints import Setting
 from ftcore.engine.trees import load_tree, save_tree
 from ftcore.errors import RunError
 from ftcore.model_files import model_files
+from ftcore.ownership import sealed_manifest
 from ftcore.plan import Plan
 
 _TRAINING = (
@@ -213,7 +214,7 @@ def kept_products(plan: Plan) -> products.Products | None:
     wanted, anew = plan.training.resume_from_checkpoint, plan.training.overwrite_output_dir
     folders: list[Path] = []
     if wanted in (True, "auto") or (wanted is None and not anew):
-        folders = checkpoints.checkpoints(plan.output_dir)
+        folders = [path for path in checkpoints.checkpoints(plan.output_dir) if sealed_manifest(path)]
     elif wanted not in (None, False, "never"):
         folders = [Path(str(wanted))]
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ftcore import output_folder
+from ftcore import output_folder, ownership
 from ftcore.engine import checkpoints
 from ftcore.engine.checkpoints import Setting
 from ftcore.errors import RunError, UsageError
@@ -274,3 +275,19 @@ def test_what_stays_is_named_by_the_plan(said: Callable, tmp_path: Path) -> None
         f"{other} holds files that no run of ft wrote: thesis.txt; they stay; where this run writes a file of the "
         "same name, the earlier one is kept as NAME.before-ft"
     ]
+
+
+def test_a_checkpoint_that_may_not_be_looked_into_or_goes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = another_trainers(tmp_path, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(ownership.os, "access", lambda *_: False)
+        assert not_ours(made) == "cannot be looked into"
+
+    def gone(folder: Path) -> None:
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(ownership, "sealed_manifest", gone)
+    assert not_ours(made) == ""
+    assert not_ours(tmp_path / "checkpoint-4") == ""

@@ -282,6 +282,22 @@ def test_a_named_folder_is_used_or_refused(
         chat_datasets(make_plan("a.jsonl", cutoff_len=30, **named), tokenizer)
 
 
+def test_overwriting_a_named_folder_leaves_what_others_put_there(
+    rows: Path, tokenizer: Any, make_plan: Any, tmp_path: Path
+) -> None:
+    """A dataset's own folder, of the same name, where ``tokenized_path`` is the folder of the data."""
+    raw = tmp_path / "tokens" / "a.jsonl"
+    raw.mkdir(parents=True)
+    (raw / "part-0.parquet").write_text("raw")
+    with pytest.raises(UsageError) as caught:
+        chat_datasets(make_plan("a.jsonl", tokenized_path=str(raw.parent), overwrite_cache=True), tokenizer)
+    assert str(caught.value) == (
+        f"tokenized_path: {raw} holds files that ft did not write (part-0.parquet); "
+        "write another tokenized_path; overwrite_cache: true makes dataset 'a.jsonl' anew there"
+    )
+    assert (raw / "part-0.parquet").read_text() == "raw"
+
+
 def test_a_named_folder_holds_training_and_evaluation(
     tmp_path: Path, rows: Path, tokenizer: Any, make_plan: Any, made: list[str]
 ) -> None:

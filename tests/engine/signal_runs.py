@@ -25,6 +25,7 @@ from ftcore.engine import checkpoints
 from ftcore.engine.trainer import FtTrainer
 
 STOPS = [(number, place, 1) for number in (signal.SIGTERM, signal.SIGINT) for place in ("step", "save", "evaluation")]
+STOPS += [(signal.SIGHUP, "step", 1), (signal.SIGHUP, "evaluation", 1)]
 STOPS += [(signal.SIGTERM, place, 2) for place in ("step", "save", "evaluation")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,10 +54,10 @@ def test_a_crash_at_any_point_of_a_save_leaves_a_whole_checkpoint(script: Any) -
 def test_signals_in_a_step_a_save_and_an_evaluation(script: Any) -> None:
     """128 + n, a whole checkpoint, and on to the same bytes; a second signal ends the run at once."""
     found = script("signal_runs.py")
-    assert len(found) == 9
+    assert len(found) == 11
     for stop in found:
         signal, place, times = stop["stop"].split("-")
-        assert stop["status"] == {"SIGTERM": 143, "SIGINT": 130}[signal], stop
+        assert stop["status"] == {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}[signal], stop
         assert stop["again"] == 0, stop
         assert stop["differences"] == [], stop
         if times == "1":
@@ -66,6 +67,47 @@ def test_signals_in_a_step_a_save_and_an_evaluation(script: Any) -> None:
         else:
             assert stop["seconds"] < 2, stop
             assert stop["whole"] == ["checkpoint-1", "checkpoint-2"][: 2 if place == "save" else 1], stop
+
+
+def test_every_end_is_recorded_and_a_broken_output_ends_nothing(script: Any) -> None:
+    """`ENDS` of the script: what ft_run.json says, what is left, and that the log has what could not be read."""
+    found = {run["end"]: run for run in script("ending_runs.py")}
+    finished = (0, "finished", None, None, True)
+    stopped = {"SIGTERM": (143, "SIGTERM"), "Ctrl-C": (130, "Ctrl-C"), "SIGHUP": (129, "SIGHUP")}
+    expected = {
+        "whole": finished,
+        "SIGHUP that nohup ignores": finished,
+        **{
+            f"{name} in a step": (status, "stopped", "training", f"stopped by {shown} at step 2; ", False)
+            for name, (status, shown) in stopped.items()
+        },
+        "SIGTERM twice": (143, "stopped", "training", "a second SIGTERM", False),
+        "SIGTERM while loading": (143, "stopped", "loading", "stopped by SIGTERM while loading", False),
+        "SIGHUP in the last evaluation": (129, "stopped", "evaluating", "stopped by SIGHUP while evaluating; ", True),
+        "SIGKILL in a step": (-9, "running", "training", None, False),
+        "an exception": (99, "failed", "training", "ZeroDivisionError: boom", False),
+        "no memory while loading": (99, "failed", "loading", "MemoryError", False),
+        "a full disk": (1, "failed", "saving", "checkpoint-1 could not be written to ", False),
+    }
+    broken = {"a closed pipe", "a terminal that is gone", "closed descriptors", "a full device"}
+    assert found.keys() == expected.keys() | broken
+    for name, run in found.items():
+        status, state, phase, cause, trained = expected.get(name, finished)
+        assert (run["exit"], run["status"], run["phase"], run["trained"]) == (status, state, phase, trained), run
+        assert run["cause"] == cause if cause is None else run["cause"].startswith(cause), run
+        if name in broken:
+            assert run["said"] == [], run
+        elif state != "running" and name != "SIGTERM twice":
+            assert run["log"][-1].removeprefix("error: ") == run["said"][0], run
+    killed = found.pop("SIGKILL in a step")
+    (line,) = killed["next"]
+    assert " ended without a word while training: process " in line
+    assert not any(run["next"] for run in found.values())
+    assert killed["whole"] == ["checkpoint-1"]
+    clocks = r"throughput \S+|eval_\w+_per_second +\S+|eval_runtime +\S+|train_\w+ +\S+|/\S+|----.*"
+    said = {name: [re.sub(clocks, "", line) for line in run["log"]] for name, run in found.items()}
+    for name in broken:
+        assert said[name] == said["whole"], name
 
 
 def test_stopped_after_every_step_every_method_ends_in_the_same_bytes(script: Any) -> None:
