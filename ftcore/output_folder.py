@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,7 +52,7 @@ def _unusable(folder: Path) -> str:
         if path.exists() and not path.is_dir():
             return f"{what}is a file" if path.is_file() else f"{what}is no folder"
         if path.is_dir():
-            return _reserved(folder) or ("" if os.access(path, os.W_OK | os.X_OK) else _unwritable(path))
+            return _reserved(folder)
     return ""
 
 
@@ -69,9 +70,13 @@ def _reserved(folder: Path) -> str:
     return "holds your home folder" if real in home.parents else ""
 
 
-def _unwritable(existing: Path) -> str:
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written to a folder that is usable, or be made where it is to be; empty where it can."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.is_dir())
+    if os.access(existing, os.W_OK | os.X_OK):
+        return ""
     read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
-    return f"cannot be written: {existing} {'is on a read-only file system' if read_only else 'denies permission'}"
+    return f"nothing can be written to output_dir {folder}: {os.strerror(errno.EROFS if read_only else errno.EACCES)}"
 
 
 def _is_model(plan: Plan) -> bool:
@@ -86,7 +91,11 @@ def _strange(folder: Path) -> bool:
 def notices(plan: Plan) -> Iterable[str]:
     """What lies in ``output_dir`` and is not ft's: it stays; and a run that writes there, or was killed there."""
     folder, training = plan.output_dir, plan.training
-    if unusable(folder) or not folder.is_dir() or not (training.do_train or training.do_eval or training.do_predict):
+    if unusable(folder) or not (training.do_train or training.do_eval or training.do_predict):
+        return
+    if line := unwritable(folder):
+        yield line
+    if not folder.is_dir():
         return
     if line := notice(folder):
         yield line

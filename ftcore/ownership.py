@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ftcore.json_files import read_object
+
 MANIFEST = "MANIFEST.json"
 """Of a checkpoint: it lists the files that ft wrote there, and is sealed with a digest of itself."""
 RUN_MANIFEST = "ft_run.json"
@@ -54,9 +56,9 @@ def seal_of(content: Mapping[str, Any]) -> str:
 def sealed_manifest(folder: Path) -> dict[str, Any] | None:
     """The content of a checkpoint's manifest, without its seal; None where there is none whose seal holds."""
     try:
-        content: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        content = dict(read_object(folder / MANIFEST))
         seal = content.pop("seal")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError):
         return None
     return content if seal == seal_of(content) else None
 
@@ -112,11 +114,11 @@ def foreign_files(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         return []
-    try:
-        noted = json.loads((folder / RUN_MANIFEST).read_bytes()).get("foreign_files", [])
-    except FileNotFoundError:
+    if not (folder / RUN_MANIFEST).exists():
         return [] if is_ours(folder) else sorted(path.name for path in folder.iterdir() if not _known(path))
-    except (OSError, ValueError, AttributeError):
+    try:
+        noted = read_object(folder / RUN_MANIFEST).get("foreign_files", [])
+    except ValueError:
         return []
     return [name for name in noted if (folder / name).exists() or (folder / name).is_symlink()]
 

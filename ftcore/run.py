@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ftcore.errors import RunError
 from ftcore.ownership import RUN_LOG
 
 if TYPE_CHECKING:
@@ -56,11 +57,14 @@ def run(plan: Plan) -> int:
     from ftcore.collecting import collecting_seldom
     from ftcore.console_log import ConsoleLog
     from ftcore.lock import locked
+    from ftcore.output_folder import unwritable
 
     with ConsoleLog() as console:
         announce(plan)
         if not (plan.training.do_train or plan.training.do_eval or plan.training.do_predict):
             return 0
+        if line := unwritable(plan.output_dir):
+            raise RunError(line)
         with collecting_seldom():
             state = ready(plan)
         with locked(plan.output_dir, locking=plan.training.use_file_locking):

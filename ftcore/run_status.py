@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ftcore.json_files import read_object
 from ftcore.lock import is_held
 from ftcore.ownership import RUN_MANIFEST
 
@@ -82,10 +82,9 @@ def _started(pid: int) -> str | None:
 def read_status(folder: Path) -> Mapping[str, Any]:
     """``ft_run.json`` of a folder; empty where there is none that can be read."""
     try:
-        found = json.loads((folder / RUN_MANIFEST).read_bytes())
-    except (OSError, ValueError):
+        return read_object(folder / RUN_MANIFEST)
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def lives(folder: Path, manifest: Mapping[str, Any]) -> bool | None:
