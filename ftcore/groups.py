@@ -431,6 +431,10 @@ class ServingOptions(OptionGroup):
     """Largest ``max_tokens`` of a request; a request that says none gets ``max_new_tokens``, or this if it is less."""
     serve_max_body: Annotated[int, Field(ge=1)] = 1 << 20
     """Largest request in bytes."""
+    serve_max_messages: Annotated[int, Field(ge=1)] | None = None
+    """Messages of a request; unset, one for every 2 tokens that the model can read."""
+    serve_max_chars: Annotated[int, Field(ge=1)] | None = None
+    """Characters of a request's messages and tools; unset, 16 for every token that the model can read."""
     serve_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a request may take, waiting included."""
     serve_read_timeout: Annotated[float, Field(gt=0)] = 10.0

@@ -60,6 +60,8 @@ class Generator(ABC):
     """A loaded model that answers."""
 
     tokenizer: PreTrainedTokenizerBase
+    context: int | None = None
+    """Tokens of prompt and answer together that the model has places for, where that is known."""
 
     @abstractmethod
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jinja2
@@ -55,7 +56,9 @@ class Compiled:
                     **self._variables,
                 }
             )
-            with template.environment.activate_tracker(blocks, spans):
+            # spans are of no use in a prompt, and to find one all text before it is joined
+            tracked = nullcontext() if prompt else template.environment.activate_tracker(blocks, spans)
+            with tracked:
                 for block in template.root_render_func(context):  # one at a time: marks count what is there already
                     blocks.append(block)  # noqa: PERF402
         except (jinja2.TemplateError, TypeError, KeyError) as error:

@@ -177,27 +177,35 @@ class Renderer:
         if self.thinks:
             messages = with_reasoning(messages)
         try:
-            return encode(self.tokenizer, [self.prompt(messages, tools)])[0].ids.tolist()
+            return encode(self.tokenizer, [self._render(messages, tools, prompt=True, read=False)])[0].ids.tolist()
         except RowError as error:
             raise UsageError(Problem(error.reason, hint=error.cure)) from error
 
     def _render(
-        self, given: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, prompt: bool = False
+        self,
+        given: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        prompt: bool = False,
+        read: bool = True,
     ) -> Rendered:
+        """A conversation; what the model reads in it is found only where that is wanted: it is half of the work."""
         messages = self._with_system(given)
         self._check(messages, tools)
         conversation = [message.as_dict() for message in messages]
         if self._has_controls(conversation, tools):
-            return self._render_controls(messages, conversation, tools, prompt=prompt)
+            return self._render_controls(messages, conversation, tools, prompt=prompt, read=read)
         text, generated = self._template.write(conversation, tools, prompt=prompt)
         said = () if prompt else self._said(conversation, tools, text, generated)
-        bodies = ["" if message.role == "assistant" else message.content for message in messages]
-        read = self._layouts.find(text, [(span.start, span.end) for span in said], bodies)
-        if read is None:
-            read = self._places(Marks(conversation, tools), conversation, tools, text, prompt=prompt)
-            self._layouts.learn(text, [(span.start, span.end) for span in said], bodies, read)
         check_text(text)
-        return Rendered(text, messages, tuple(said), tuple(Span(*place) for place in read))
+        if not read:
+            return Rendered(text, messages, tuple(said))
+        bodies = ["" if message.role == "assistant" else message.content for message in messages]
+        places = self._layouts.find(text, [(span.start, span.end) for span in said], bodies)
+        if places is None:
+            places = self._places(Marks(conversation, tools), conversation, tools, text, prompt=prompt)
+            self._layouts.learn(text, [(span.start, span.end) for span in said], bodies, places)
+        return Rendered(text, messages, tuple(said), tuple(Span(*place) for place in places))
 
     def _render_controls(
         self,
@@ -206,18 +214,19 @@ class Renderer:
         tools: Sequence[Mapping[str, Any]],
         *,
         prompt: bool,
+        read: bool,
     ) -> Rendered:
         """A conversation in which people wrote control tokens."""
         marks = Marks(conversation, tools)
         conversation, tools = self._mark_controls(marks, conversation, tools)
         text, generated = self._template.write(conversation, tools, prompt=prompt)
-        places = self._places(marks, conversation, tools, text, prompt=prompt)
+        places = self._places(marks, conversation, tools, text, prompt=prompt) if read else []
         spans = () if prompt else self._said(conversation, tools, text, generated)
         text, controls, at = marks.find_controls(text)
         check_text(text)
         said = tuple(Span(at(span.start), at(span.end), span.message) for span in spans)
-        read = tuple(Span(at(start), at(end), message) for start, end, message in places)
-        return Rendered(text, messages, said, read, tuple(controls))
+        found = tuple(Span(at(start), at(end), message) for start, end, message in places)
+        return Rendered(text, messages, said, found, tuple(controls))
 
     def _places(
         self,

@@ -77,7 +77,7 @@ def _forked(work: Callable[[A], B], batches: Iterator[A], count: int) -> Iterato
     _work = work
     pending: deque[Future[B]] = deque()
     failures: list[FtError] = []
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), initializer=_begin)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), initializer=begin_fork)
     try:
         while (batch := _next(batches, failures)) is not None:
             with warnings.catch_warnings():
@@ -108,7 +108,7 @@ def _next(batches: Iterator[A], failures: list[FtError]) -> A | None:
         return None
 
 
-def _begin() -> None:
+def begin_fork() -> None:
     """In a new fork: Ctrl-C is the parent's to handle, and it does not outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

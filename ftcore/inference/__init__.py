@@ -19,6 +19,7 @@ class Prompt:
         settings: overrides of the plan's generation options for this prompt, such as ``{"temperature": 0.0}``.
         seed: makes sampling repeatable: the same prompts in one call get the same answers.
         place: where it comes from, such as ``prompts.jsonl:3``, for errors.
+        ids: its tokens, where they are made already; an engine that takes them does not render the messages.
     """
 
     messages: tuple[Message, ...]
@@ -26,6 +27,7 @@ class Prompt:
     settings: Mapping[str, Any] | None = None
     seed: int | None = None
     place: str = ""
+    ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

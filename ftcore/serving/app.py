@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,11 +11,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from ftcore.serving.completions import ClientGone, Completion
+from ftcore.serving.bounds import BoundsOf
+from ftcore.serving.completions import Completion, prepared
 from ftcore.serving.errors import ApiError, dumps, failed
 from ftcore.serving.limits import Guard
 from ftcore.serving.models import Served
-from ftcore.serving.schema import ChatRequest, ScoreRequest, read
+from ftcore.serving.preparing import ClientGone
+from ftcore.serving.schema import ScoreRequest, parse, validate
 from ftcore.serving.scores import score
 from ftcore.serving.worker import Worker
 
@@ -38,6 +41,8 @@ def create_app(served: Mapping[str, Served], *, key: str | None = None) -> FastA
         worker.start()
         yield
         await worker.stop()
+        for one in served.values():
+            one.preparer.close()
 
     app = FastAPI(title="ft", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.worker, app.state.served = worker, served
@@ -57,6 +62,9 @@ def _routes(app: FastAPI) -> None:
     worker: Worker = app.state.worker
     served: Mapping[str, Served] = app.state.served
 
+    bounds = BoundsOf({name: one.bounds for name, one in served.items()})
+    first = next(iter(served.values()))
+
     @app.get("/health")
     async def health() -> Response:
         return _json({"status": "ok"})
@@ -71,11 +79,13 @@ def _routes(app: FastAPI) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        asked = read(ChatRequest, await request.body(), request.headers.get("content-type", ""))
+        begun = time.monotonic()
+        work = first.preparer.chat(await request.body(), request.headers.get("content-type", ""), bounds)
+        asked, prompt = await prepared(request, work, worker, first.plan.serving.serve_timeout)
         one = find(served, asked.model)
         if one.generator is None:
             raise ApiError(400, f"model {one.name} scores and does not answer; ask /v1/score", param="model")
-        completion = Completion(asked, one, worker)
+        completion = Completion(asked, prompt, one, worker, begun)
         try:
             await completion.start(request)
             if asked.stream:
@@ -90,8 +100,12 @@ def _routes(app: FastAPI) -> None:
 
     @app.post("/v1/score")
     async def scores(request: Request) -> Response:
-        asked = read(ScoreRequest, await request.body(), request.headers.get("content-type", ""))
-        return _json(await score(asked, find(served, asked.model), worker))
+        found = parse(await request.body(), request.headers.get("content-type", ""))
+        conversations = found.get("conversations") if isinstance(found, dict) else None
+        for number, one in enumerate(conversations if isinstance(conversations, list) else ()):
+            bounds(found).check(one, f"conversations.{number}.")
+        asked = validate(ScoreRequest, found)
+        return _json(await score(request, asked, find(served, asked.model), worker))
 
 
 def find(served: Mapping[str, Served], name: str) -> Served:

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -16,16 +16,12 @@ from ftcore.errors import UsageError
 from ftcore.inference import Chunk, Prompt
 from ftcore.serving.choices import Choice, Piece, Whole, logprobs
 from ftcore.serving.errors import ApiError, dumps, failed, refused
-from ftcore.serving.messages import conversation, tools
 from ftcore.serving.models import Served
+from ftcore.serving.preparing import ClientGone, PreparingFailed, attended
 from ftcore.serving.schema import MAX_SEED, ChatRequest
 from ftcore.serving.worker import Busy, Job, Worker
 
 log = logging.getLogger("uvicorn.error")
-
-
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
 
 
 @dataclass
@@ -33,29 +29,30 @@ class Completion:
     """One request under way.
 
     Args:
-        asked: the request.
+        asked: the request; its messages may be left out.
+        prompt: what it asks.
         served: the model that answers.
         worker: makes the answer.
+        begun: when the request had come, in seconds of the monotonic clock.
     """
 
     asked: ChatRequest
+    prompt: Prompt
     served: Served
     worker: Worker
+    begun: float
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        asked, offered = self.asked, self.asked.tool_choice != "none"
-        offers = tools(asked.tools) if offered else ()
-        self.deadline = time.monotonic() + self.served.plan.serving.serve_timeout
-        self.choices = [Choice(asked.stops, self.served.notation, offers) for _ in range(asked.n or 1)]
-        prompt = Prompt(conversation(asked.messages), offers, self._settings())
-        seeds = [
-            None if asked.seed is None else (asked.seed + number) % (MAX_SEED + 1) for number in range(asked.n or 1)
-        ]
-        prompts = [Prompt(prompt.messages, prompt.tools, prompt.settings, seed) for seed in seeds]
+        asked, prompt = self.asked, self.prompt
+        self.deadline = self.begun + self.served.plan.serving.serve_timeout
+        count = asked.n or 1
+        self.choices = [Choice(asked.stops, self.served.notation, prompt.tools) for _ in range(count)]
+        seeds = [None if asked.seed is None else (asked.seed + number) % (MAX_SEED + 1) for number in range(count)]
+        prompts = [replace(prompt, settings=self._settings(), seed=seed) for seed in seeds]
         self.job = Job(self.served.name, prompts, (asked.top_logprobs or 0) if asked.logprobs else None)
-        self.left = len(prompts)
+        self.left = count
 
     async def start(self, request: Request) -> None:
         """Waits until the prompts are accepted.
@@ -66,7 +63,8 @@ class Completion:
         """
         if len(self.job.prompts) > self.worker.room:
             raise ApiError(400, f"n is more than the {self.worker.room} answers that this server takes", param="n")
-        submit(self.worker, self.job)
+        reserve(self.worker, self.job)
+        self.worker.submit(self.job)
         await watched(request, self.job, self._next)
 
     async def whole(self, request: Request) -> dict[str, Any]:
@@ -120,9 +118,7 @@ class Completion:
         try:
             event = await asyncio.wait_for(self.job.events.get(), max(self.deadline - time.monotonic(), 0))
         except TimeoutError:
-            limit = self.served.plan.serving.serve_timeout
-            reason = f"the answer was not ready within {limit:g} seconds (serve_timeout)"
-            raise ApiError(504, reason, kind="server_error", code="timeout") from None
+            raise late(self.served.plan.serving.serve_timeout) from None
         if isinstance(event, Exception):
             raise told(event)
         return event
@@ -174,14 +170,49 @@ class Completion:
         return {"id": self.id, "object": kind, "created": self.created, "model": name, "choices": choices}
 
 
-def submit(worker: Worker, job: Job) -> None:
+async def prepared(
+    request: Request, work: Coroutine[Any, Any, tuple[ChatRequest, Prompt]], worker: Worker, seconds: float
+) -> tuple[ChatRequest, Prompt]:
+    """A request that was read; it takes a place meanwhile.
+
+    Args:
+        request: of the client.
+        work: `Preparer.chat`.
+        worker: has the places.
+        seconds: it may take.
+
+    Raises:
+        ApiError: it is wrong, or there is no room or time.
+        ClientGone: the client did not wait.
+    """
+    try:
+        with worker.place():
+            return await attended(request, work, seconds)
+    except Busy:
+        work.close()
+        raise busy() from None
+    except TimeoutError:
+        raise late(seconds) from None
+    except UsageError as error:
+        raise refused(error) from None
+    except PreparingFailed:
+        raise failed() from None
+
+
+def late(seconds: float) -> ApiError:
+    """The time is up."""
+    reason = f"the answer was not ready within {seconds:g} seconds (serve_timeout)"
+    return ApiError(504, reason, kind="server_error", code="timeout")
+
+
+def reserve(worker: Worker, job: Job) -> None:
     """Takes places for a job.
 
     Raises:
         ApiError: 429, there are none.
     """
     try:
-        worker.submit(job)
+        worker.reserve(job)
     except Busy:
         raise busy() from None
 

@@ -39,9 +39,19 @@ class ApiError(Exception):
         self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
         self.headers = dict(headers or {})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It is sent between processes."""
+        return _rebuilt, (self.status, self.message, self.kind, self.param, self.code, self.headers)
+
     def body(self) -> dict[str, Any]:
         """``{"error": {...}}``."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def _rebuilt(
+    status: int, message: str, kind: str, param: str | None, code: str | None, headers: dict[str, str]
+) -> ApiError:
+    return ApiError(status, message, kind=kind, param=param, code=code, headers=headers)
 
 
 def dumps(value: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ftcore.json_files import DEEPEST, too_deep
 from ftcore.samples import Message
 from ftcore.serving.errors import ApiError
 from ftcore.serving.schema import ChatMessage, Tool, ToolCall
@@ -51,10 +52,16 @@ def _check(turn: ChatMessage, where: str) -> None:
 def _call(call: ToolCall, where: str) -> dict[str, Any]:
     try:
         arguments = loads(call.function.arguments or "{}")
+        deep = too_deep(arguments)
+    except RecursionError:
+        arguments, deep = None, True
     except RepeatedKeyError as error:
         raise ApiError(400, f"{where}: the arguments of {call.function.name}: {error}", param=where) from None
-    except (ValueError, RecursionError):
-        arguments = None
+    except ValueError:
+        arguments, deep = None, False
+    if deep:
+        reason = f"{where}: the arguments of {call.function.name} nest more than {DEEPEST} levels deep"
+        raise ApiError(400, reason, param=where)
     if not isinstance(arguments, dict):
         raise ApiError(400, f"{where}: the arguments of {call.function.name} are no JSON object", param=where)
     # no id: training data have none, and a template that writes it would show the model what it never saw
@@ -64,21 +71,25 @@ def _call(call: ToolCall, where: str) -> dict[str, Any]:
 def _ordered(found: Sequence[ChatMessage]) -> list[tuple[int, ChatMessage]]:
     """The turns with their places, results after a turn of calls in the order of the calls."""
     ordered: list[tuple[int, ChatMessage]] = []
-    calls: list[str] = []
+    results: list[tuple[int, int, ChatMessage]] = []
+    ranks: dict[str, int] = {}
     for place, turn in enumerate(found):
-        ordered.append((place, turn))
-        if turn.role == "assistant":
-            calls = [call.id for call in turn.tool_calls or ()]
-        elif turn.role == "tool" and turn.tool_call_id is not None:
-            if turn.tool_call_id not in calls:
+        if turn.role == "tool":
+            if turn.tool_call_id is not None and turn.tool_call_id not in ranks:
                 reason = f"messages.{place}.tool_call_id {turn.tool_call_id!r:.60} is no call of the turn before"
                 raise ApiError(400, reason, param=f"messages.{place}.tool_call_id")
-            start = place
-            while start and found[start - 1].role == "tool":
-                start -= 1
-            ordered[start:] = sorted(ordered[start:], key=lambda item: _rank(item[1], calls))
-    return ordered
+            rank = len(ranks) if turn.tool_call_id is None else ranks[turn.tool_call_id]
+            results.append((rank, place, turn))
+            continue
+        ordered += _by_rank(results)
+        results = []
+        ordered.append((place, turn))
+        if turn.role == "assistant":
+            ranks = {}
+            for call in turn.tool_calls or ():
+                ranks.setdefault(call.id, len(ranks))
+    return ordered + _by_rank(results)
 
 
-def _rank(turn: ChatMessage, calls: Sequence[str]) -> int:
-    return calls.index(turn.tool_call_id) if turn.tool_call_id in calls else len(calls)
+def _by_rank(results: Sequence[tuple[int, int, ChatMessage]]) -> list[tuple[int, ChatMessage]]:
+    return [(place, turn) for _, place, turn in sorted(results, key=lambda result: result[:2])]

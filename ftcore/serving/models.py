@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from ftcore.data.rendering import Renderer
 from ftcore.errors import Problem, UsageError
 from ftcore.inference.sessions import Session, open_session
+from ftcore.serving.bounds import Bounds
 from ftcore.serving.notations import Notation
+from ftcore.serving.preparing import Preparer
 from ftcore.serving.tool_calls import learn
 
 if TYPE_CHECKING:
@@ -34,11 +36,15 @@ class Served:
         judge: scores; None for a model that answers.
         renderer: makes its prompts.
         notation: of its tool calls.
+        bounds: of conversations.
+        preparer: makes the tokens of its prompts; shared by all that are served.
         created: when it was loaded, in seconds since 1970.
     """
 
     name: str
     plan: Plan
+    bounds: Bounds
+    preparer: Preparer
     generator: Generator | None
     judge: Judge | None = None
     renderer: Renderer | None = None
@@ -51,6 +57,8 @@ class Served:
         return partial(open_session, self.generator, self.plan.serving.serve_batch, self._count)
 
     def _count(self, prompt: Prompt) -> int:
+        if prompt.ids is not None:
+            return len(prompt.ids)
         assert self.renderer is not None
         return len(self.renderer.prompt_ids(prompt.messages, prompt.tools))
 
@@ -71,11 +79,37 @@ def load(targets: Mapping[str, Target], *, force: bool = False) -> dict[str, Ser
         raise UsageError(Problem(reason, hint="start a server for each"))
     if scoring:
         (name,) = scoring
-        judge = plans[name].engine.component.judge(plans[name])
-        return {name: Served(name=name, plan=plans[name], generator=None, judge=judge)}
-    first = next(iter(plans.values()))
-    generators = first.engine.component.load_all(plans)
-    return {name: _served(name, plans[name], generator) for name, generator in generators.items()}
+        plan = plans[name]
+        judge = plan.engine.component.judge(plan)
+        bounds = Bounds.of(plan.serving, plan.data.cutoff_len)
+        return {name: Served(name=name, plan=plan, bounds=bounds, preparer=Preparer({}), generator=None, judge=judge)}
+    return _load_answering(plans)
+
+
+def _load_answering(plans: Mapping[str, Plan]) -> dict[str, Served]:
+    """The preparer first: what it forks need not hold the model."""
+    renderers = {
+        name: Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan)) for name, plan in plans.items()
+    }
+    notations = {name: learn(renderer) for name, renderer in renderers.items()}
+    preparer = Preparer(renderers)
+    try:
+        generators = next(iter(plans.values())).engine.component.load_all(plans)
+    except BaseException:
+        preparer.close()
+        raise
+    return {
+        name: Served(
+            name=name,
+            plan=plans[name],
+            bounds=Bounds.of(plans[name].serving, generator.context),
+            preparer=preparer,
+            generator=generator,
+            renderer=renderers[name],
+            notation=notations[name],
+        )
+        for name, generator in generators.items()
+    }
 
 
 def check(plan: Plan) -> None:
@@ -87,8 +121,3 @@ def check(plan: Plan) -> None:
     if plan.generation.num_beams > 1:
         where = plan.options["num_beams"].origin if "num_beams" in plan.options else ""
         raise UsageError(Problem("answers that are served have one beam", where, "write num_beams: 1"))
-
-
-def _served(name: str, plan: Plan, generator: Generator) -> Served:
-    renderer = Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))
-    return Served(name=name, plan=plan, generator=generator, renderer=renderer, notation=learn(renderer))

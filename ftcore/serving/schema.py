@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ftcore.groups import LARGEST, RepetitionPenalty, Temperature
+from ftcore.json_files import DEEPEST, too_deep
 from ftcore.serving.errors import ApiError, invalid
 from ftcore.strict_json import unique_keys
 
@@ -21,11 +22,11 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def read(model: type[R], body: bytes, content_type: str) -> R:
-    """A request.
+def parse(body: bytes, content_type: str) -> Any:
+    """The JSON of a request.
 
     Raises:
-        ApiError: with every field that is wrong.
+        ApiError: it is none, or nests too deep for what is done with it.
     """
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the request must be JSON, with Content-Type: application/json")
@@ -35,8 +36,25 @@ def read(model: type[R], body: bytes, content_type: str) -> R:
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise ApiError(400, f"the request holds half a character: {half} without its other half") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _deep() from None
+    except ValueError as error:
         raise ApiError(400, f"the request is not JSON: {error}") from None
+    if too_deep(found):
+        raise _deep()
+    return found
+
+
+def _deep() -> ApiError:
+    return ApiError(400, f"the request nests more than {DEEPEST} levels deep")
+
+
+def validate(model: type[R], found: Any) -> R:
+    """A request out of its JSON.
+
+    Raises:
+        ApiError: with every field that is wrong.
+    """
     try:
         return model.model_validate(found)
     except ValidationError as error:

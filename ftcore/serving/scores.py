@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
+
+from starlette.requests import Request
 
 from ftcore.errors import UsageError
 from ftcore.samples import Chat, Message
@@ -12,15 +13,17 @@ from ftcore.serving.completions import busy, told
 from ftcore.serving.errors import ApiError
 from ftcore.serving.messages import tools
 from ftcore.serving.models import Served
+from ftcore.serving.preparing import attended
 from ftcore.serving.schema import Conversation, ScoreRequest
 from ftcore.serving.worker import Busy, EngineFailed, Worker
 
 
-async def score(asked: ScoreRequest, served: Served, worker: Worker) -> dict[str, Any]:
+async def score(request: Request, asked: ScoreRequest, served: Served, worker: Worker) -> dict[str, Any]:
     """The body of the answer; scores in the order of the conversations.
 
     Raises:
         ApiError: the model does not score, a conversation cannot be scored, or there is no room or time.
+        ClientGone: the client did not wait.
     """
     if (judge := served.judge) is None:
         reason = f"model {served.name} answers and does not score; ask /v1/chat/completions"
@@ -28,13 +31,14 @@ async def score(asked: ScoreRequest, served: Served, worker: Worker) -> dict[str
     chats = [_chat(one) for one in asked.conversations]
     places = [f"conversations.{number}" for number in range(len(chats))]
 
-    def work() -> tuple[list[Sequence[int]], list[float]]:
-        rows = judge.read(chats, places)
-        return rows, judge.score(rows)
+    async def work() -> tuple[list[Sequence[int]], list[float]]:
+        rows = await served.preparer.run(lambda: judge.read(chats, places))
+        return rows, await worker.call(lambda: judge.score(rows))
 
     limit = served.plan.serving.serve_timeout
     try:
-        rows, scores = await asyncio.wait_for(worker.call(work), limit)
+        with worker.place():
+            rows, scores = await attended(request, work(), limit)
     except Busy:
         raise busy() from None
     except TimeoutError:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -85,28 +86,42 @@ class Worker:
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def submit(self, job: Job) -> None:
-        """Takes places for a job, one for each prompt, until it has ended.
+    def reserve(self, job: Job) -> None:
+        """Takes places for a job, one for each prompt, until it has ended or is dropped.
 
         Raises:
             Busy: there are not so many.
         """
         self._take(len(job.prompts))
         job.open = True
+
+    def submit(self, job: Job) -> None:
+        """Starts a job that has its places."""
         self._commands.put(lambda: self._add(job))
 
     def drop(self, job: Job, choice: int | None = None) -> None:
         """Stops a job, or one of its choices; nothing where it has ended."""
         self._commands.put(lambda: self._drop(job, choice))
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """What a function gives, run between two steps; it takes one place.
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One place, as long as the context lasts.
 
         Raises:
             Busy: there is none.
-            UsageError, EngineFailed: what the function raised.
         """
         self._take(1)
+        try:
+            yield
+        finally:
+            self._free(1)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """What a function gives, run between two steps.
+
+        Raises:
+            UsageError, EngineFailed: what the function raised.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._commands.put(lambda: self._call(function, future))
@@ -207,8 +222,6 @@ class Worker:
             self._post(_settle, future, None, self._told(error))
         else:
             self._post(_settle, future, result, None)
-        finally:
-            self._post(self._free, 1)
 
     def _told(self, error: Exception) -> Exception:
         """What the request is told; what is no user's mistake goes to the log."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ftcore.samples import ROLES
 from ftcore.serving.errors import ApiError, dumps
 from ftcore.serving.messages import conversation, tools
-from ftcore.serving.schema import ChatRequest, ScoreRequest, read
+from ftcore.serving.schema import ChatRequest, ScoreRequest, parse, validate
 
 TEXT = st.text(max_size=5)
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
@@ -41,7 +41,7 @@ FIELDS = sorted(ChatRequest.model_fields)
 def test_chat_requests(asked: dict[str, Any], more: dict[str, Any]) -> None:
     refusal = None
     try:
-        found = read(ChatRequest, json.dumps(more | asked).encode(), "application/json")
+        found = validate(ChatRequest, parse(json.dumps(more | asked).encode(), "application/json"))
         messages, offers = conversation(found.messages), tools(found.tools)
     except ApiError as error:
         refusal = error
@@ -60,7 +60,7 @@ def test_other_bodies(asked: dict[str, Any], junk: bytes) -> None:
     for body in (json.dumps(asked).encode(), junk):
         status = 400
         try:
-            read(ScoreRequest, body, "application/json; charset=utf-8")
+            validate(ScoreRequest, parse(body, "application/json; charset=utf-8"))
         except ApiError as error:
             status = error.status
         assert status == 400
@@ -68,7 +68,7 @@ def test_other_bodies(asked: dict[str, Any], junk: bytes) -> None:
 
 def test_a_key_twice() -> None:
     with pytest.raises(ApiError) as caught:
-        read(ScoreRequest, b'{"model": "m", "model": "n"}', "application/json")
+        parse(b'{"model": "m", "model": "n"}', "application/json")
     assert (caught.value.status, caught.value.message) == (
         400,
         "the request is not JSON: 'model' stands twice in one object",
@@ -77,5 +77,5 @@ def test_a_key_twice() -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
     asked = {"model": "m", "messages": [*turns, {"role": "tool", "content": "", "tool_call_id": "1"}]}
     with pytest.raises(ApiError) as caught:
-        conversation(read(ChatRequest, json.dumps(asked).encode(), "application/json").messages)
+        conversation(validate(ChatRequest, parse(json.dumps(asked).encode(), "application/json")).messages)
     assert caught.value.message.endswith("the arguments of f: 'a' stands twice in one object, at column 10")

@@ -149,6 +149,7 @@ class VllmGenerator(Generator):
     def __init__(self, plan: Plan, model: Any, sampling: Any, lora: Any, renderer: Renderer) -> None:
         self.plan, self.model, self.sampling, self.lora, self.renderer = plan, model, sampling, lora, renderer
         self.tokenizer, self._lock = renderer.tokenizer, threading.Lock()
+        self.context = _longest(plan)
 
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
         """Whole answers, all prompts in one call: vLLM makes the batches; where it fails, each in a call of its own."""
@@ -190,13 +191,13 @@ class VllmGenerator(Generator):
         if options.num_beams > 1:
             hint = "write num_beams: 1, or infer_backend: huggingface"
             raise UsageError(Problem(f"num_beams is {options.num_beams}, and vllm does not search", hint=hint))
-        ids = self.renderer.prompt_ids(prompt.messages, prompt.tools)
+        ids = self.renderer.prompt_ids(prompt.messages, prompt.tools) if prompt.ids is None else list(prompt.ids)
         chance: dict[str, Any] = {"temperature": 0.0}
         if settings.samples:
             chance = {"temperature": options.temperature, "top_p": options.top_p, "seed": prompt.seed}
             chance |= {"top_k": options.top_k or -1}
         params = self.sampling(
-            max_tokens=settings.new_tokens(len(ids), _longest(self.plan)),
+            max_tokens=settings.new_tokens(len(ids), self.context),
             repetition_penalty=options.repetition_penalty,
             stop_token_ids=list(self.renderer.stop_ids),
             detokenize=False,

@@ -76,6 +76,7 @@ class TransformersGenerator(BatchingGenerator):
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own] if own is not None else []
         self.stop_ids = frozenset(renderer.stop_ids) | frozenset(own)
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         pad = self.tokenizer.pad_token_id
         self.pad = pad if pad is not None else min(self.stop_ids, default=0)
         # transformers completes what it is told by the model's own: sampling must be what the plan says
@@ -127,9 +128,10 @@ class TransformersGenerator(BatchingGenerator):
             UsageError: for a prompt or a setting that cannot be.
         """
         settings = Settings.of(self.plan, prompt.settings)
-        ids = self.renderer.prompt_ids(prompt.messages, prompt.tools)
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return Task(index, tuple(ids), settings, settings.new_tokens(len(ids), context), prompt.seed)
+        ids = prompt.ids
+        if ids is None:
+            ids = tuple(self.renderer.prompt_ids(prompt.messages, prompt.tools))
+        return Task(index, ids, settings, settings.new_tokens(len(ids), self.context), prompt.seed)
 
     def _batches(self, tasks: Sequence[Task]) -> Iterator[list[Task]]:
         """Tasks of one kind and like length together."""
