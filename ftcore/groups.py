@@ -146,6 +146,9 @@ class DataOptions(OptionGroup):
     and writes them, with what is wrong, to ``quarantine.jsonl`` in ``output_dir``."""
     max_bad_rows: Annotated[float, Field(ge=0)] | None = None
     """At most so many bad rows, or (below 1) such a share, in each dataset; more are an error after all."""
+    max_row_bytes: Annotated[int, Field(ge=1)] = 1 << 24
+    """Largest row, in bytes as it stands in a text file, in bytes of its texts in a columnar one; a larger one is a bad
+    row. Tokenising takes up to 150 bytes of memory for each, whatever ``cutoff_len`` is."""
     overwrite_cache: bool = False
     """Whether tokens kept from an earlier run are made anew. They are found by content: a change of data, template or
     tokenizer never needs this."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ftcore.data.row_size import size_of, too_large
 from ftcore.errors import Problem, RowError, UsageError, quoted
 from ftcore.strict_json import RepeatedKeyError, loads
 
@@ -22,13 +23,14 @@ class _TwiceInMapError(Exception):
     """A map has a key twice."""
 
 
-def rows(arrow: Any, batches: Iterable[Any], path: str) -> Iterator[dict[str, Any] | RowError]:
+def rows(arrow: Any, batches: Iterable[Any], path: str, most: int) -> Iterator[dict[str, Any] | RowError]:
     """The rows of record batches.
 
     Args:
         arrow: the module pyarrow.
         batches: of one schema.
         path: for messages.
+        most: bytes of a row.
 
     Raises:
         UsageError: two columns, or two keys of an object, have one name.
@@ -40,8 +42,13 @@ def rows(arrow: Any, batches: Iterable[Any], path: str) -> Iterator[dict[str, An
             found = {field.name: _converter(arrow, field.type) for field in batch.schema}
             columns = {name: convert for name, convert in found.items() if convert is not None}
         for start in range(0, batch.num_rows, _AT_ONCE):
-            for row in batch.slice(start, _AT_ONCE).to_pylist():
-                yield _converted(row, columns)
+            piece = batch.slice(start, _AT_ONCE)
+            large = piece.nbytes > most  # else none of its rows is
+            for row in piece.to_pylist():
+                if large and (size := size_of(row)) > most:
+                    yield too_large(size, most, "")
+                else:
+                    yield _converted(row, columns)
 
 
 def _converted(row: dict[str, Any], columns: Mapping[str, Convert]) -> dict[str, Any] | RowError:

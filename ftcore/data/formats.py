@@ -99,7 +99,7 @@ def limited_rows(spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None
     These keep the order of the dataset; one that is drawn several times comes so often, one right after the other (see
     `ftcore.data.sampling.counted`). Where the sampling is not given it is made here, which reads the dataset once more.
     """
-    rows = read_dataset(spec, streaming=plan.data.streaming)
+    rows = read_dataset(spec, streaming=plan.data.streaming, max_row_bytes=plan.data.max_row_bytes)
     sampling = sampling or sampling_of(spec, plan)
     return sampling.rows(rows) if sampling else islice(rows, plan.data.max_samples)
 

@@ -6,9 +6,11 @@ Arrays are decoded element by element (0.9 MB in 8 ms, `json.loads` takes 6), so
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ftcore.data.row_size import HEAD, MAX_ROW_BYTES, byte_count, too_large
 from ftcore.data.windows import TextWindow
 from ftcore.errors import Problem, RowError, UsageError, quoted
 from ftcore.samples import Place
@@ -17,37 +19,48 @@ from ftcore.strict_json import RepeatedKeyError, loads, raw_decode
 Rows = Iterator[tuple[Place, dict[str, Any] | RowError]]
 
 _DAMAGED = "the file is damaged or not text; fetch it again"
+_LARGE = object()
+"""A row whose end is beyond the bytes that a row may have."""
+_MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 _KEEP_ONE = "keep one of the two"
 _loosely = json.JSONDecoder().raw_decode
 
 
-def json_values(file: str, window: TextWindow) -> Rows:
+def json_values(file: str, window: TextWindow, most: int = MAX_ROW_BYTES) -> Rows:
     """The rows of a ``.json`` file: an array of objects, JSON lines, or objects one after the other.
+
+    Args:
+        file: for places.
+        window: the text.
+        most: bytes of a row; a larger one comes out as a `RowError`.
 
     Raises:
         UsageError: the text is not JSON, with line and column.
     """
     start = window.skip(0)
     if window.text[start : start + 1] == "[":
-        return _array(file, window, start)
-    end = window.find("\n", start)
+        return _array(file, window, start, most)
+    end = window.find("\n", start, start + most)
     try:
         json.loads(window.text[start : end if end >= 0 else None])
     except ValueError:
-        return _sequence(file, window, start)
-    return _lines(file, window)
+        return _sequence(file, window, start, most)
+    return _lines(file, window, most)
 
 
-def json_lines(file: str, window: TextWindow) -> Rows:
+def json_lines(file: str, window: TextWindow, most: int = MAX_ROW_BYTES) -> Rows:
     """The rows of a ``.jsonl`` file. A line that is wrong comes out as a `RowError`; an array is read as one."""
     start = window.skip(0)
-    return _array(file, window, start) if window.text[start : start + 1] == "[" else _lines(file, window)
+    return _array(file, window, start, most) if window.text[start : start + 1] == "[" else _lines(file, window, most)
 
 
-def _lines(file: str, window: TextWindow) -> Rows:
-    lines = ((number, line) for number, line in window.lines() if line and not line.isspace())
+def _lines(file: str, window: TextWindow, most: int) -> Rows:
+    lines = ((n, line) for n, line in window.lines(most) if isinstance(line, RowError) or (line and not line.isspace()))
     for row, (number, line) in enumerate(lines, 1):
         value: Any
+        if isinstance(line, RowError):
+            yield Place(file, row, number), line
+            continue
         try:
             value = _object(loads(line))
         except json.JSONDecodeError as error:
@@ -59,10 +72,10 @@ def _lines(file: str, window: TextWindow) -> Rows:
         yield Place(file, row, number), value
 
 
-def _array(file: str, window: TextWindow, start: int) -> Rows:
+def _array(file: str, window: TextWindow, start: int, most: int) -> Rows:
     position = window.skip(start + 1)
     more = window.text[position : position + 1] != "]"
-    rows = _Rows(file, window)
+    rows = _Rows(file, window, most)
     while more:
         place, value, position = rows.next(position)
         yield place, value
@@ -81,8 +94,8 @@ def _array(file: str, window: TextWindow, start: int) -> Rows:
         raise UsageError(Problem(message, _at(file, window, position), hint))
 
 
-def _sequence(file: str, window: TextWindow, position: int) -> Rows:
-    rows = _Rows(file, window)
+def _sequence(file: str, window: TextWindow, position: int, most: int) -> Rows:
+    rows = _Rows(file, window, most)
     while position < len(window.text):
         place, value, end = rows.next(position)
         yield place, value
@@ -92,23 +105,47 @@ def _sequence(file: str, window: TextWindow, position: int) -> Rows:
 class _Rows:
     """Rows that follow each other, decoded one by one."""
 
-    def __init__(self, file: str, window: TextWindow) -> None:
-        self._file, self._window = file, window
+    def __init__(self, file: str, window: TextWindow, most: int) -> None:
+        self._file, self._window, self._most = file, window, most
         self.row, self.line, self._counted = 0, 0, 0
+        self._passed = False  # whether the row before is no longer in the window
 
     def next(self, position: int) -> tuple[Place, dict[str, Any] | RowError, int]:
         """The row that begins at a position, with the position after it."""
         window, before = self._window, self.line
-        if self.row:
+        if self.row and not self._passed:
             self.line += window.text.count("\n", self._counted, position)
         else:
-            before = 0
             self.line = window.at(position)[0]
-        self.row += 1
+        self.row, self._passed = self.row + 1, False
         position = self._counted = window.drop(position)
-        value, end = _value(self._file, window, position, self.row, self.line)
-        row = value if isinstance(value, RowError) else _object(value)
-        return _place(self._file, self.row, self.line, before), row, end
+        place = _place(self._file, self.row, self.line, before)
+        value, end = _value(self._file, window, position, self.row, self.line, self._most)
+        if value is _LARGE:
+            value, end = self._large(position)
+        elif (end - position) * 4 > self._most and (size := byte_count(window.text[position:end])) > self._most:
+            value = too_large(size, self._most, window.text[position:][:HEAD])
+        return place, value if isinstance(value, RowError) else _object(value), end
+
+    def _large(self, position: int) -> tuple[RowError, int]:
+        """What is said of a row that is too large, and the position after it; it is passed over piece by piece."""
+        window, head, self._passed = self._window, self._window.text[position : position + HEAD], True
+        size, depth, in_text = 0, 0, False
+        while True:
+            while window.text.endswith("\\") and window.more():
+                pass  # what a backslash stands before belongs to it
+            for mark in _MARKS.finditer(window.text, position):
+                if mark[0] == '"':
+                    in_text = not in_text
+                elif not in_text:
+                    depth += (mark[0] in "{[") - (mark[0] in "}]")
+                if not depth and not in_text:
+                    size += byte_count(window.text[position : mark.end()])
+                    return too_large(size, self._most, head), mark.end()
+            size += byte_count(window.text[position:])
+            position = window.drop(len(window.text))
+            if not window.more():
+                raise _ends(self._file, self.row, self.line)
 
 
 def _place(file: str, row: int, line: int, before: int) -> Place:
@@ -116,8 +153,11 @@ def _place(file: str, row: int, line: int, before: int) -> Place:
     return Place(file, row, 0 if line == before else line)
 
 
-def _value(file: str, window: TextWindow, position: int, row: int, line: int) -> tuple[Any, int]:
-    """The value at a position, or what is wrong with it where its end is known, and the position after it."""
+def _value(file: str, window: TextWindow, position: int, row: int, line: int, most: int) -> tuple[Any, int]:
+    """The value at a position, or what is wrong with it where its end is known, and the position after it.
+
+    It is `_LARGE` where its end is further off than so many bytes.
+    """
     decode: Callable[[str, int], tuple[Any, int]] = raw_decode
     wrong: RowError | None = None
     while True:
@@ -128,6 +168,8 @@ def _value(file: str, window: TextWindow, position: int, row: int, line: int) ->
             wrong = RowError(f"{quoted(error.key)} stands twice in one object, at {place}", cure=_KEEP_ONE)
             decode = _loosely  # to its end, which may not be here yet
         except json.JSONDecodeError as error:
+            if _ends_near(error) and len(window.text) - position > most:
+                return _LARGE, position
             if not (_ends_near(error) and window.more()):
                 raise _broken(file, window, error, row, line) from error
         except (ValueError, RecursionError) as error:
@@ -155,9 +197,13 @@ _KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", boo
 
 def _broken(file: str, window: TextWindow, error: json.JSONDecodeError, row: int, line: int) -> UsageError:
     if _cut(error):
-        message, hint = f"the file ends in the middle of row {row}", "was it cut off? fetch or write it again"
-        return UsageError(Problem(message, f"{file}:{line}", hint))
+        return _ends(file, row, line)
     return UsageError(Problem(f"not JSON in row {row}: {_reason(error)}", _at(file, window, error.pos), _cure(error)))
+
+
+def _ends(file: str, row: int, line: int) -> UsageError:
+    message = f"the file ends in the middle of row {row}"
+    return UsageError(Problem(message, f"{file}:{line}", "was it cut off? fetch or write it again"))
 
 
 def _cut(error: json.JSONDecodeError) -> bool:

@@ -7,7 +7,6 @@ rest can still be read comes out as a `RowError` in the row's stead, so that all
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import io
 import zlib
@@ -17,10 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from ftcore.data import columnar
+from ftcore.data.csv_rows import check_no_nul, separated_rows
 from ftcore.data.json_rows import json_lines, json_values
+from ftcore.data.row_size import MAX_ROW_BYTES, size_of, too_large
 from ftcore.data.sources import DatasetSpec, data_files
 from ftcore.data.windows import TextWindow
-from ftcore.errors import Problem, RowError, UsageError, listed, quoted
+from ftcore.errors import Problem, RowError, UsageError
 from ftcore.samples import Place
 
 Row = Mapping[str, Any] | RowError
@@ -32,27 +33,32 @@ _BATCH = 1024
 """Rows of Parquet that are decoded at a time."""
 
 
-def read_dataset(spec: DatasetSpec, *, streaming: bool = False) -> Rows:
+def read_dataset(spec: DatasetSpec, *, streaming: bool = False, max_row_bytes: int = MAX_ROW_BYTES) -> Rows:
     """All rows of a dataset, file after file.
 
     Args:
         spec: the dataset.
         streaming: whether rows on the hub are fetched as they are read.
+        max_row_bytes: see `read_rows`.
 
     Raises:
         UsageError: see `read_rows`.
     """
     if spec.path is None:
-        yield from _hub_rows(spec, streaming)
+        yield from _hub_rows(spec, streaming, max_row_bytes)
         return
     for path in data_files(spec):
-        yield from read_rows(path)
+        yield from read_rows(path, max_row_bytes)
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Rows:
     """The rows of one file, in order, each with its place, or with a `RowError` where it alone is wrong.
 
     The file is read piece by piece: what is in memory is a row, and a megabyte around it.
+
+    Args:
+        path: the file.
+        max_row_bytes: a larger row is wrong; of text files as it stands there, of others the bytes of its texts.
 
     Raises:
         UsageError: the file is empty, cut off, in another encoding, or not what its name says.
@@ -63,7 +69,7 @@ def read_rows(path: Path) -> Rows:
         raise UsageError(Problem("cannot tell the file's format", str(path), f"known: {', '.join(_READERS)}"))
     try:
         _check_not_empty(path)
-        yield from reader(path)
+        yield from reader(path, max_row_bytes)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(
             Problem(f"damaged gzip: {error}", str(path), "was the file cut off? fetch it again")
@@ -131,101 +137,57 @@ def _not_utf8(path: Path) -> Problem:
 _CONVERT = "save it as UTF-8, for instance: iconv -f {} -t utf-8 {}"
 
 
-def _without_nul(path: Path, lines: Iterable[str]) -> Iterator[str]:
-    """The lines.
-
-    Raises:
-        UsageError: with line and column of the first NUL byte.
-    """
-    for number, line in enumerate(lines, 1):
-        if (position := line.find("\0")) >= 0:
-            hint = "the file is damaged or not text; fetch it again"
-            raise UsageError(Problem("a NUL byte", f"{path}:{number}:{position + 1}", hint))
-        yield line
-
-
-def _read_json(path: Path) -> Rows:
+def _read_json(path: Path, most: int) -> Rows:
     with _text(path, "\n") as stream:
-        yield from json_values(str(path), TextWindow(stream))
+        yield from json_values(str(path), TextWindow(stream), most)
 
 
-def _read_jsonl(path: Path) -> Rows:
+def _read_jsonl(path: Path, most: int) -> Rows:
     with _text(path, "\n") as stream:
-        yield from json_lines(str(path), TextWindow(stream))
+        yield from json_lines(str(path), TextWindow(stream), most)
 
 
-def _read_txt(path: Path) -> Rows:
+def _read_txt(path: Path, most: int) -> Rows:
     """Every line that is not blank is a row with the column ``text``."""
+    row = 0
     with _text(path, "\n") as stream:
-        lines = ((number, line) for number, line in enumerate(_without_nul(path, stream), 1) if not line.isspace())
-        for row, (number, line) in enumerate(lines, 1):
-            yield Place(str(path), row, number), {"text": line.removesuffix("\n").removesuffix("\r")}
-
-
-def _read_csv(path: Path) -> Rows:
-    return _separated(path, ",")
-
-
-def _read_tsv(path: Path) -> Rows:
-    return _separated(path, "\t")
-
-
-def _separated(path: Path, delimiter: str) -> Rows:
-    # A cell may hold a whole document: the module's limit of 128 KiB is lifted (the largest C long on Windows).
-    csv.field_size_limit(2**31 - 1)
-    with _text(path, "") as stream:
-        reader = csv.reader(_without_nul(path, stream), delimiter=delimiter, strict=True)
-        try:
-            header = next(reader)
-            _check_header(path, header)
-            row, line = 0, reader.line_num + 1
-            for cells in reader:
-                if cells:
-                    row += 1
-                    yield Place(str(path), row, line), _cells(header, cells)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            hint = 'is a quote left open? a quote inside is ""'
-            raise UsageError(Problem(f"not CSV: {error}", f"{path}:{reader.line_num}", hint)) from error
-
-
-def _check_header(path: Path, header: list[str]) -> None:
-    for cell in header:
-        if not cell.strip() or header.count(cell) > 1:
-            reason = f"column {quoted(cell)} stands twice" if cell.strip() else "a column has no name"
-            raise UsageError(
-                Problem(
-                    f"{reason} in the first line", f"{path}:1", f"name each column once; it reads: {listed(header)}"
+        for number, line in TextWindow(stream).lines(most):
+            if isinstance(line, RowError) or (line and not line.isspace()):
+                row += 1
+                if isinstance(line, str):
+                    check_no_nul(str(path), number, line)
+                yield (
+                    Place(str(path), row, number),
+                    {"text": line.removesuffix("\r")} if isinstance(line, str) else line,
                 )
-            )
 
 
-def _cells(header: list[str], cells: list[str]) -> Row:
-    if len(cells) == len(header):
-        return dict(zip(header, cells, strict=True))
-    return RowError(
-        f"{len(cells)} cells, where the first line names {len(header)} columns",
-        value=cells[-1],
-        cure='put quotes around cells that hold the separator or line breaks, and write "" for a quote inside',
-    )
+def _read_csv(path: Path, most: int) -> Rows:
+    with _text(path, "") as stream:
+        yield from separated_rows(str(path), stream, ",", most)
 
 
-def _read_parquet(path: Path) -> Rows:
+def _read_tsv(path: Path, most: int) -> Rows:
+    with _text(path, "") as stream:
+        yield from separated_rows(str(path), stream, "\t", most)
+
+
+def _read_parquet(path: Path, most: int) -> Rows:
     arrow = _pyarrow(path)
     from pyarrow import parquet
 
     try:
         with _columnar(arrow, path) as source:
-            yield from _placed(path, arrow, parquet.ParquetFile(source).iter_batches(batch_size=_BATCH))
+            yield from _placed(path, most, arrow, parquet.ParquetFile(source).iter_batches(batch_size=_BATCH))
     except (arrow.ArrowException, OSError) as error:
         raise _damaged(path, "Parquet", error) from error
 
 
-def _read_arrow(path: Path) -> Rows:
+def _read_arrow(path: Path, most: int) -> Rows:
     arrow = _pyarrow(path)
     try:
         with _columnar(arrow, path) as source:
-            yield from _placed(path, arrow, _record_batches(arrow, source))
+            yield from _placed(path, most, arrow, _record_batches(arrow, source))
     except (arrow.ArrowException, OSError) as error:
         raise _damaged(path, "Arrow", error) from error
 
@@ -248,8 +210,8 @@ def _record_batches(arrow: Any, source: Any) -> Iterator[Any]:
     return iter(arrow.ipc.open_stream(source))
 
 
-def _placed(path: Path, arrow: Any, batches: Iterable[Any]) -> Rows:
-    for number, row in enumerate(columnar.rows(arrow, batches, str(path)), 1):
+def _placed(path: Path, most: int, arrow: Any, batches: Iterable[Any]) -> Rows:
+    for number, row in enumerate(columnar.rows(arrow, batches, str(path), most), 1):
         yield Place(str(path), number), row
 
 
@@ -269,7 +231,7 @@ def _pyarrow(path: Path) -> Any:
     return pyarrow
 
 
-def _hub_rows(spec: DatasetSpec, streaming: bool) -> Rows:
+def _hub_rows(spec: DatasetSpec, streaming: bool, most: int) -> Rows:
     try:
         import datasets
     except ImportError as error:
@@ -286,10 +248,12 @@ def _hub_rows(spec: DatasetSpec, streaming: bool) -> Rows:
         message = f"cannot fetch dataset {spec.hub_id!r}: {type(error).__name__}: {reason}"
         raise UsageError(Problem(message, spec.where, "download it and give the file")) from error
     for number, row in enumerate(rows, 1):
-        yield Place(spec.hub_id, number), columnar.hub_row(row, rows.features)
+        size = size_of(row)
+        found = too_large(size, most, "") if size > most else columnar.hub_row(row, rows.features)
+        yield Place(spec.hub_id, number), found
 
 
-_READERS: dict[str, Callable[[Path], Rows]] = {
+_READERS: dict[str, Callable[[Path, int], Rows]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,

@@ -71,7 +71,7 @@ def sampling_of(spec: DatasetSpec, plan: Plan) -> Sampling | None:
     """
     if spec.num_samples is None:
         return None
-    count = sum(1 for _ in read_dataset(spec, streaming=plan.data.streaming))
+    count = sum(1 for _ in read_dataset(spec, streaming=plan.data.streaming, max_row_bytes=plan.data.max_row_bytes))
     drawn = drawn_rows(count, spec.num_samples, plan.training.seed)[: plan.data.max_samples]
     return Sampling(np.bincount(drawn, minlength=count).astype(np.int64))
 

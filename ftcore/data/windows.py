@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
+from ftcore.data.row_size import HEAD, byte_count, too_large
+from ftcore.errors import RowError
+
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -48,23 +51,44 @@ class TextWindow:
             if position < len(self.text) or not self.more():
                 return position
 
-    def find(self, what: str, position: int) -> int:
-        """Where something stands from here on; -1 where the text ends before."""
+    def find(self, what: str, position: int, most: int) -> int:
+        """Where something stands from here on; -1 where the text ends before, or it is not near ``most``."""
         while (found := self.text.find(what, position)) < 0:
             position = max(position, len(self.text) - len(what) + 1)
-            if not self.more():
+            if position > most or not self.more():
                 return -1
         return found
 
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """All lines from the beginning of the piece on, without their breaks, with their numbers."""
+    def lines(self, most: int) -> Iterator[tuple[int, str | RowError]]:
+        """All lines from the beginning of the piece on, without their breaks, with their numbers.
+
+        Args:
+            most: bytes; of a longer line the rest is not kept, and it comes out as what is wrong with it.
+        """
         while True:
             *lines, rest = self.text.split("\n")
             first, self._line, self.text = self._line, self._line + len(lines), rest
-            yield from enumerate(lines, first)
-            if not self.more():
+            for number, line in enumerate(lines, first):
+                size = byte_count(line)
+                yield number, line if size <= most else too_large(size, most, line)
+            if byte_count(rest) > most:
+                number = self._line
+                yield number, too_large(self._skip_line(), most, rest[:HEAD])
+            elif not self.more():
                 yield self._line, self.text
                 return
+
+    def _skip_line(self) -> int:
+        """Lets go of the line that the piece begins with, and of its break, and returns its bytes."""
+        size = 0
+        while (end := self.text.find("\n")) < 0:
+            size += byte_count(self.text)
+            self.text = self._stream.read(self._size)
+            if not self.text:
+                return size
+        size += byte_count(self.text[:end])
+        self._line, self.text = self._line + 1, self.text[end + 1 :]
+        return size
 
     def at(self, position: int) -> tuple[int, int]:
         """Line and column, counted from 1."""
