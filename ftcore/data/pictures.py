@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PLACEHOLDER = PLACEHOLDERS["images"]
+OF_IMAGES = "of_images"
 _OF_TEXT = ("input_ids", "attention_mask", "labels")
 """What a processor makes of text alone; the batch has it already."""
 
@@ -94,13 +95,36 @@ class Pictures:
                 "the chat template of %s does not say how an image is written: rows with images are refused", name
             )
             return None
-        return cls(processor, frame, plan.media)
+        pictures = cls(processor, frame, plan.media)
+        try:
+            pictures.try_out()
+        except Exception as error:  # whatever a processor raises, no row with images can be read by it
+            name = type(processor).__name__
+            log.warning("%s cannot be used, so rows with images are refused: %s", name, _said(error))
+            return None
+        return pictures
+
+    def try_out(self) -> None:
+        """Reads one small image, as rows are read: what a processor lacks shows before any row."""
+        from PIL import Image
+
+        images = [Image.new("RGB", (64, 64), "grey")]
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(self.frame.replace(self.processor.image_token, self._texts(images)[0])).input_ids
+        self._made(images, np.array(ids), 0)
 
     @cached_property
     def tokens(self) -> npt.NDArray[np.int64]:
-        """The tokens that stand for parts of images; they are never trained."""
-        known = [self.processor.image_token_id, *self.processor.image_token_ids]
-        return np.array(sorted({token for token in known if token is not None}), dtype=np.int64)
+        """The tokens that stand for parts of images, and never for anything else; they are never trained."""
+        from PIL import Image
+
+        tokenizer = self.processor.tokenizer
+        written = self._texts([Image.new("RGB", (64, 64), "grey")])[0]
+        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special &= {*tokenizer(written, add_special_tokens=False).input_ids}
+        own = tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, None}
+        return np.array(sorted({own, *self.processor.image_token_ids, *special} - ends), dtype=np.int64)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -138,47 +162,40 @@ class Pictures:
                 prompt is read in both directions), the answer begins at the first token that is trained.
 
         Returns:
-            The processor's tensors, such as ``pixel_values``; ``mm_token_type_ids`` int64 ``[1, T]``, 1 at tokens of
-            images.
+            The processor's tensors, such as ``pixel_values``, and `OF_IMAGES`, bool ``[1, T]``, true at tokens that
+            stand for parts of images.
 
         Raises:
             RowError: an image is gone or was changed after its row was tokenised.
         """
-        import torch
-        from transformers import TensorType
-
         for picture in pictures:
             if picture.changed:
                 raise RowError(f"{picture.path} was changed or removed during the run", cure="start the run again")
         images = [self._opened(picture.path, picture.path) for picture in pictures]
         trained = np.flatnonzero(weights)
-        answer = int(trained[0]) if len(trained) else len(ids)
-        processor = copy.copy(self.processor)
-        processor.tokenizer = _Tokenized(self.processor.tokenizer, ids.tolist(), answer)
-        text = self.processor.image_token * len(images)
         try:
-            made = processor(text=[text], images=[images], return_tensors=TensorType.PYTORCH)
+            return self._made(images, ids, int(trained[0]) if len(trained) else len(ids))
         except Exception as error:
             raise self._refusal(images, [picture.path for picture in pictures], error) from error
-        return {"mm_token_type_ids": torch.tensor(self._kinds(ids))} | {
-            name: value for name, value in made.items() if name not in _OF_TEXT
-        }
 
-    def _kinds(self, ids: npt.NDArray[Any]) -> list[list[int]]:
-        """1 at tokens of images; of one row."""
-        try:
-            kinds: list[list[int]] = self.processor.create_mm_token_type_ids([ids.tolist()])
-        except TypeError:  # Idefics 3's wants to be told how long each image is
-            kinds = [np.isin(ids, self.tokens).astype(int).tolist()]
-        return kinds
+    def _made(self, images: Sequence[Image], ids: npt.NDArray[Any], answer: int) -> dict[str, Any]:
+        """What the processor makes of a row with these tokens, of which ``answer`` come before the answer."""
+        import torch
+        from transformers import TensorType
+
+        processor = copy.copy(self.processor)
+        processor.tokenizer = _Tokenized(self.processor.tokenizer, ids.tolist(), answer)
+        made = processor(text=[self.frame * len(images)], images=list(images), return_tensors=TensorType.PYTORCH)
+        of_images = torch.from_numpy(np.isin(ids, self.tokens))[None]
+        return {name: value for name, value in made.items() if name not in _OF_TEXT} | {OF_IMAGES: of_images}
 
     def _texts(self, images: Sequence[Image]) -> list[str]:
         """What the processor writes for each image in place of its token."""
         from transformers import TensorType
 
-        own, text = self.processor, self.processor.image_token * len(images)
+        own, text = self.processor, self.frame * len(images)
         asked = {"return_tensors": TensorType.PYTORCH, "return_text_replacement_offsets": True}
-        if replaced := own(text=[text], images=[images], **asked).get("text_replacement_offsets"):
+        if replaced := own(text=[text], images=list(images), **asked).get("text_replacement_offsets"):
             return [str(one["replacement"]) for one in replaced[0] if one["type"] == "image"]
         # Mllama's does not tell
         merged = own._merge_kwargs(tokenizer_init_kwargs=own.tokenizer.init_kwargs, return_tensors=TensorType.PYTORCH)
@@ -234,20 +251,13 @@ class _Tokenized:
         return getattr(self._tokenizer, name)
 
     def __call__(self, text: Any, **kwargs: Any) -> Any:
+        from transformers import BatchEncoding
+
         made = {"input_ids": [self._ids], "attention_mask": [[1] * len(self._ids)]}
         if kwargs.get("return_token_type_ids"):  # as a tokenizer numbers the two texts of a pair
             made["token_type_ids"] = [[int(place >= self._answer) for place in range(len(self._ids))]]
-        return _encoding(made)
-
-
-def _encoding(made: dict[str, Any]) -> Any:
-    from transformers import BatchEncoding
-
-    class Encoding(BatchEncoding):
-        def char_to_token(self, *_: int) -> int:  # Idefics 3's processor counts by it, for what it is not asked for
-            return 0
-
-    return Encoding(made)
+        # where pieces of the text are, which some processors ask for; these are the same alone as in the row
+        return BatchEncoding(made, self._tokenizer(text, add_special_tokens=False).encodings)
 
 
 def save_processor(processor: Any, folder: Path) -> None:

@@ -56,9 +56,10 @@ def check_images(scorer: Scorer, batch: Batch, tolerance: float) -> bool:
     Raises:
         UsageError: as above.
     """
-    for inputs, at, kinds in scorer.sequences(batch):
-        images = kinds.nonzero()
-        at = at[at > int(images[0])][-COMPARED:] if len(images) else at[:0]
+    for (inputs, at, of_images), images in zip(scorer.sequences(batch), batch["images"], strict=True):
+        if images and not of_images.any():
+            raise UsageError(_blind(scorer, "has no token that stands for one"))
+        at = at[at > int(of_images.nonzero()[0])][-COMPARED:] if images else at[:0]
         if not len(at):
             continue
         expected = scorer.logits_of(inputs, at)
@@ -67,16 +68,16 @@ def check_images(scorer: Scorer, batch: Batch, tolerance: float) -> bool:
             raise UsageError(_blind(scorer, "takes none of what its processor makes of an image"))
         if torch.equal(scorer.logits_of(others, at), expected):
             raise UsageError(_blind(scorer, "gives the same loss for any image"))
-        if _moved(_after(scorer, inputs, at, kinds), expected, tolerance):
+        if _moved(_after(scorer, inputs, at, of_images), expected, tolerance):
             raise UsageError(_leaks(scorer))
         return True
     return False
 
 
-def _after(scorer: Scorer, inputs: dict[str, Any], at: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+def _after(scorer: Scorer, inputs: dict[str, Any], at: torch.Tensor, of_images: torch.Tensor) -> torch.Tensor:
     """Logits at the same places with another token after the last of them: one of the row, and of text."""
     ids, last = inputs["input_ids"].clone(), int(at[-1]) + 1
-    others = ids[0][(kinds == 0) & (ids[0] != ids[0, last])]
+    others = ids[0][~of_images & (ids[0] != ids[0, last])]
     if len(others):
         ids[0, last] = others[-1]
     return scorer.logits_of(inputs | {"input_ids": ids}, at)

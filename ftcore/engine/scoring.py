@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ftcore.data.pictures import OF_IMAGES
 from ftcore.engine import attention
 from ftcore.engine.beginnings import shared
 from ftcore.engine.collate import Batch, collate, on_device, padded
@@ -179,7 +180,7 @@ class Scorer:
 
     def sequences(self, batch: Batch) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]:
         """Each sequence of a batch with images: what the whole model is given, the places ``[n]`` of its labels, and
-        for each token 1 where it stands for a part of an image, ``[L]``.
+        which of its tokens stand for parts of images, bool ``[L]``.
 
         One by one, so that the model itself gives its tokens their places, which images change, and its attention its
         mask: some models let the parts of an image see each other, or a whole prompt.
@@ -188,10 +189,11 @@ class Scorer:
         starts, positions = batch["cu_seqlens"].tolist(), batch["positions"]
         for start, end, images in zip(starts, starts[1:], batch["images"], strict=False):
             ids = batch["input_ids"][:, start:end]
-            kinds = images.get("mm_token_type_ids", torch.zeros_like(ids))
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images, "mm_token_type_ids": kinds}
+            of_images = images.get(OF_IMAGES, torch.zeros_like(ids))[0].bool()
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
+            inputs.setdefault("mm_token_type_ids", of_images.long()[None])
             at = positions[(positions >= start) & (positions < end)] - start
-            yield {name: value for name, value in inputs.items() if name in wanted}, at, kinds[0]
+            yield {name: value for name, value in inputs.items() if name in wanted}, at, of_images
 
     def logits_of(self, inputs: Mapping[str, Any], at: torch.Tensor) -> torch.Tensor:
         """Logits ``[n, V]`` of one of the `sequences` at these places."""

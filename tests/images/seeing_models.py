@@ -227,3 +227,12 @@ def _is_shut(name: str) -> bool:
 def _kept(tokenizer: Any) -> dict[str, Any]:
     names = ("eos_token", "pad_token", "bos_token", "chat_template")
     return {name: getattr(tokenizer, name) for name in names} | {"clean_up_tokenization_spaces": False}
+
+
+def pictures_of(name: str, folder: Path) -> Any:
+    """How such a model reads images, as a run loads it."""
+    from ftcore.data.pictures import Pictures
+    from ftcore.planning import make_plan
+
+    plan = make_plan(None, values={"model_name_or_path": str(folder), "template": "chatml", "template_check": "off"})
+    return Pictures.of(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 from seeing_models import KINDS, seeing_model
 
+from ft_plugins.models.processors import NAMING
 from ftcore.cli import group
 from ftcore.data.pictures import Picture, Pictures, frame_of
 from ftcore.errors import RunError, UsageError
@@ -136,6 +137,25 @@ def test_tokens_loss_and_gradients_are_those_of_transformers(name: str, smoothin
             torch.testing.assert_close(tensor.grad, gradients[key], rtol=1e-3, atol=1e-5)
 
 
+def test_paligemma_reads_a_prompt_in_both_directions_and_an_answer_in_one(prepared: Any) -> None:
+    """transformers' own: ``suffix`` is the answer, of token type 1, and all of the loss."""
+    state = prepared("paligemma", finetuning_type="full", template="paligemma")
+    load_model(state)
+    trainer = state.plan.stage.component.trainer(state)
+    row, processor = state.data.train[0], state.pictures.processor
+    images = [state.pictures._opened(picture.path, "") for picture in row["images"]]
+    own = processor(text=["<image>What is it?"], suffix=["A bird."], images=images, return_tensors="pt")
+    # the template writes bos before the images, the processor after them
+    assert sorted(own["input_ids"][0].tolist()) == sorted(row["input_ids"].tolist())
+    kinds = trainer.data_collator([row])["images"][0]["token_type_ids"]
+    assert kinds.tolist() == own["token_type_ids"].tolist()
+    assert (row["weights"] > 0).tolist() == kinds[0].bool().tolist()
+    ids = torch.from_numpy(row["input_ids"]).long()[None]
+    given = {**own, "input_ids": ids, "labels": ids.masked_fill(kinds == 0, -100)}
+    loss = state.model.eval()(**given).loss.item() * int(kinds.sum())
+    assert trainer.loss_sum(trainer.data_collator([row])).item() == pytest.approx(loss, rel=1e-5)
+
+
 def test_no_part_of_an_image_is_trained_even_on_the_prompt(prepared: Any) -> None:
     state = prepared("qwen2_vl", train_on_prompt=True)
     row = state.data.train[0]
@@ -173,6 +193,7 @@ def test_a_whole_run_leaves_what_can_be_loaded(method: str, prepared: Any, tmp_p
     assert [entry["current_steps"] for entry in log if "loss" in entry] == [1, 2]
     assert log[1]["loss"] < log[0]["loss"]
     AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    assert json.loads((tmp_path / "out" / "processor_config.json").read_text())["processor_class"] == "Qwen2VLProcessor"
     if method == "lora":
         file = tmp_path / "export.yaml"
         file.write_text(
@@ -304,6 +325,103 @@ def test_rows_of_text_need_no_image_processor(
     assert f"the image processor of {bare} cannot be loaded, so rows with images are refused" in caplog.text
     data.write_text(json.dumps([{"messages": _turns("Hello", "Good day.")}]))
     assert run(prepared("qwen2_vl", model_name_or_path=str(bare)).plan) == 0
+
+
+@pytest.mark.parametrize("file", NAMING)
+def test_the_processor_that_the_files_name_is_used(
+    file: str, prepared: Any, folders: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each file that may name it, before the model's type, which says LlavaProcessor."""
+    folder = tmp_path / "copy"
+    shutil.copytree(folders("pixtral"), folder)
+    (folder / "processor_config.json").write_text(json.dumps({"patch_size": 16}))
+    settings = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
+    (folder / file).write_text(json.dumps(settings | {"processor_class": "PixtralProcessor"}))
+    state = prepared("pixtral", model_name_or_path=str(folder), model_family="pixtral")
+    assert type(state.pictures.processor).__name__ == "PixtralProcessor"
+    (folder / file).write_text(json.dumps(settings | {"processor_class": "NoSuchProcessor"}))
+    with pytest.raises(UsageError, match="2 bad rows"):
+        prepared("pixtral", model_name_or_path=str(folder))
+    assert "its files name NoSuchProcessor, for which transformers has no processor" in caplog.text
+
+
+def test_a_model_type_says_the_processor_where_no_file_does(prepared: Any) -> None:
+    assert type(prepared("llava").pictures.processor).__name__ == "LlavaProcessor"
+    assert type(prepared("qwen3_5").pictures.processor).__name__ == "Qwen3VLProcessor"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 32), (20, 61)])
+def test_pixtral_writes_a_token_for_each_patch_and_row(size: tuple[int, int], prepared: Any, tmp_path: Path) -> None:
+    """Patches of 16 pixels, a break after each row of them, an end after the last."""
+    Image.new("RGB", size).save(tmp_path / "wide.png")
+    state = prepared("pixtral")
+    width, height = (-(-pixels // 16) for pixels in size)
+    line = "[IMG]" * width
+    text = f"<|im_start|>user\n{'[IMG_BREAK]'.join([line] * height)}[IMG_END]What is it?{MIDDLE}A bird.<|im_end|>\n"
+    assert state.tokenizer.decode(state.data.train[0]["input_ids"]) == text
+
+
+def test_a_processor_that_fails_on_any_image_is_refused_before_rows_are_read(
+    prepared: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import LlavaProcessor
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise IndexError("no such patch")
+
+    monkeypatch.setattr(LlavaProcessor, "replace_image_token", fails)
+    with pytest.raises(UsageError, match="2 bad rows"):
+        prepared("llava")
+    assert "LlavaProcessor cannot be used, so rows with images are refused: IndexError: no such patch" in caplog.text
+
+
+def test_a_model_that_does_not_see_ends_the_run_at_the_first_batch(prepared: Any, folders: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "blind"
+    shutil.copytree(folders("gemma3"), folder)
+    weights = load_file(folder / "model.safetensors")
+    [name] = [name for name in weights if name.endswith("mm_input_projection_weight")]
+    save_file(weights | {name: torch.zeros_like(weights[name])}, folder / "model.safetensors", {"format": "pt"})
+    state = prepared("gemma3", model_name_or_path=str(folder))
+    with pytest.raises(UsageError, match="Gemma3ForConditionalGeneration gives the same loss for any image"):
+        run(state.plan)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
+def test_an_adapter_of_the_text_half_is_refused(prepared: Any, folders: Any, tmp_path: Path) -> None:
+    """What ft trained of Qwen 3.5 before it loaded the class that reads images; peft would leave it out."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    text = AutoModelForCausalLM.from_pretrained(folders("qwen3_5"))
+    get_peft_model(text, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "text")
+    state = prepared("qwen3_5", adapter_name_or_path=str(tmp_path / "text"), finetuning_type="lora")
+    with pytest.raises(UsageError, match="text: 2 tensors that this model has no place for, such as base_model"):
+        load_model(state)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "mllama"])
+def test_answers_to_text_are_those_of_the_text_class(name: str, folders: Any) -> None:
+    """Alone and in a batch of prompts of several lengths."""
+    from transformers import AutoModelForCausalLM
+
+    from ftcore.inference import Prompt
+    from ftcore.inference.target import find_target
+    from ftcore.samples import Message
+
+    options = ["template=chatml", "max_new_tokens=8", "do_sample=false", "per_device_eval_batch_size=4"]
+    generator = find_target(None, model=str(folders(name)), overrides=options).load()
+    prompts = [Prompt((Message("user", text),)) for text in ("Hello there, my friend", "Hi", "A somewhat longer one?")]
+    answers = {chunk.index: chunk.text for chunk in generator.stream(prompts) if chunk.finish}
+    text = AutoModelForCausalLM.from_pretrained(folders(name))
+    for number, prompt in enumerate(prompts):
+        assert "".join(chunk.text for chunk in generator.stream([prompt])) == answers[number]
+        task = generator.task(0, prompt)
+        ids = torch.tensor([task.ids])
+        stops = {"eos_token_id": sorted(generator.stop_ids), "pad_token_id": generator.pad}
+        out = text.generate(ids, do_sample=False, max_new_tokens=8, **stops)[0, ids.shape[1] :].tolist()
+        assert generator._text(task, out) == answers[number]
 
 
 def test_how_an_image_is_written_is_read_off_the_models_template(prepared: Any) -> None:

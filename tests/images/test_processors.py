@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 
 from ft_plugins.models.processors import _unchecked
-from ftcore.data.pictures import Picture, Pictures
+from ftcore.data.pictures import OF_IMAGES, Picture, Pictures
 from ftcore.data.rendering import Rendered
 from ftcore.errors import RowError
 from ftcore.groups import MediaOptions
@@ -41,7 +41,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 IMAGES: Mapping[str, Mapping[str, Any]] = {"paligemma": {"image_seq_length": 16}}
 UNTOLD = {"blip-2", "idefics2"}
 """Processors that do not tell what they write for an image."""
-_OF_TEXT = {"input_ids", "attention_mask", "text_replacement_offsets"}
+_OF_TEXT = {"input_ids", "attention_mask", "labels", "text_replacement_offsets"}
 
 
 def _tokenizer(tokens: Mapping[str, str]) -> Any:
@@ -118,7 +118,7 @@ def test_as_the_processor_itself(name: str, count: int, tmp_path: Path) -> None:
     whole = own["input_ids"][0].tolist()
     assert any(whole[start : start + len(ids)] == ids for start in range(len(whole) - len(ids) + 1))
     made = pictures.inputs([Picture.of(path) for path in paths], np.array(ids), np.zeros(len(ids)))
-    assert made.keys() - {"mm_token_type_ids"} == own.keys() - _OF_TEXT - {"mm_token_type_ids"}
+    assert made.keys() - {OF_IMAGES} == own.keys() - _OF_TEXT
     for key in own.keys() - _OF_TEXT:
         if own[key].shape[-1] != own["input_ids"].shape[-1] or len(ids) == own["input_ids"].shape[-1]:
             torch.testing.assert_close(made[key], own[key], rtol=0, atol=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.adapters import WEIGHTS
+from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -88,12 +89,15 @@ def with_adapter(model: PreTrainedModel, adapter: Any, *, trainable: bool = True
     with warnings.catch_warnings(), _without_quantised_layers(model):
         # peft 0.21 asks by a name that transformers 5.23 calls deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error below
         if not isinstance(adapter, Path):
             return get_peft_model(model, adapter)
         config = PeftConfig.from_pretrained(str(adapter))
         head = getattr(model, "score", None)
         if head is None or config.task_type == "SEQ_CLS":
-            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+            adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+            _check_places(adapted, adapter)
+            return adapted
         config.task_type, config.inference_mode = "SEQ_CLS", not trainable
         adapted = get_peft_model(model, config)
         # peft fails on a file without the head that it trains
@@ -101,6 +105,23 @@ def with_adapter(model: PreTrainedModel, adapter: Any, *, trainable: bool = True
             adapted, load_file(adapter / WEIGHTS) | {"base_model.model.score.weight": head.weight}
         )
         return adapted
+
+
+def _check_places(model: PeftModel, folder: Path) -> None:
+    """Raises UsageError where an adapter is none of this model: peft leaves out what it has no place for."""
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        saved = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 - it is no dictionary
+    own = {name for name in adapter_tensors(model) if ".lora_" in name}
+    for names, what in (
+        (saved - own, "this model has no place for"),
+        (own - saved, "the adapter lacks for this model"),
+    ):
+        if names:
+            reason = f"{folder}: {len(names)} tensors that {what}, such as {min(names)}"
+            hint = "was it trained on another model, or on the text half of this one? Train it again"
+            raise UsageError(Problem(reason, hint=hint))
 
 
 @contextmanager

@@ -90,6 +90,10 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UsageError(_cannot_load(plan, "model", error)) from error
+    if model.config.is_encoder_decoder:
+        hint = "choose a causal language model; prompt and answer are one sequence here"
+        reason = f"{type(model).__name__} is an encoder and a decoder"
+        raise UsageError(Problem(reason, place(plan, "model_name_or_path"), hint))
     # transformers would go on with random numbers in their place; only a scoring head may be new
     missing = sorted(name for name in found["missing_keys"] if not (scores and name.startswith("score.")))
     if missing:

@@ -50,12 +50,23 @@ def load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
         settings, _ = kind.get_processor_dict(source, **kwargs)
         parts = {"image_processor": images, "tokenizer": tokenizer}
         with _unchecked():
-            return kind.from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
+            made = kind.from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)
+        _check(made)
+        return made
     except (KeyError, OSError, ValueError, TypeError, AttributeError, ImportError) as error:
         why = " ".join(str(error).split())[:300]
     name = plan.model.model_name_or_path
     log.warning("the image processor of %s cannot be loaded, so rows with images are refused: %s", name, why)
     return None
+
+
+def _check(processor: Any) -> None:
+    """Raises ValueError where the processor does not say what it writes in place of an image."""
+    from transformers import ProcessorMixin
+
+    silent = type(processor).replace_image_token is ProcessorMixin.replace_image_token
+    if silent or not isinstance(getattr(processor, "image_token", None), str):
+        raise ValueError(f"{type(processor).__name__} does not say which tokens stand for an image")
 
 
 def _class(source: str, kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
