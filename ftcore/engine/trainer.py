@@ -62,6 +62,8 @@ class FtTrainer(SideBySide, ResumableTrainer):
     neftune_noise_alpha: float | None
     optimizer: Any
     control: Any
+    leaves_out = 0
+    """Rows of an epoch that fill no batch, as they were told."""
 
     def __init__(
         self,
@@ -260,7 +262,9 @@ class FtTrainer(SideBySide, ResumableTrainer):
             message = f"dataloader_drop_last is true, and {batches.rows} rows fill no batch of {together}"
             hint = "lower per_device_train_batch_size, or remove dataloader_drop_last"
             raise UsageError(Problem(message, place(self.plan, "dataloader_drop_last"), hint))
-        if (left := batches.rows - batches.used) and self.args.should_save:
+        left, told = batches.rows - batches.used, self.leaves_out
+        self.leaves_out = left
+        if left and told != left and self.args.should_save:
             self.reports.say(f"dataloader_drop_last: {left} of {batches.rows} rows are left out in each epoch")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
