@@ -36,9 +36,16 @@ def _fetched(plan: Plan, name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    cache, token = plan.model.cache_dir, plan.model.hf_hub_token
+    from ftcore import hub
+
+    known = hub.adapter_name(plan, name)
+    option, where = _named(plan, name)
+    if known and (problem := known.problem(where)):
+        raise UsageError(Problem(f"{option}: {problem.message}", where, problem.hint))
+    cache, token, local = plan.model.cache_dir, plan.model.hf_hub_token, bool(known and known.local_only())
+    files = [CONFIG, WEIGHTS]
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], cache_dir=cache, token=token))
+        return Path(snapshot_download(name, allow_patterns=files, cache_dir=cache, token=token, local_files_only=local))
     except (OSError, ValueError) as error:
         reason, hint = "cannot be fetched", "is the name right, and is the network there?"
         if isinstance(error, GatedRepoError):
@@ -47,7 +54,6 @@ def _fetched(plan: Plan, name: str) -> Path:
             reason, hint = "is not on the hub, or private", "is the name right? For a private one set HF_TOKEN."
         elif isinstance(error, OSError) and error.errno:  # a full disk, for one
             reason = f"cannot be fetched: {error.strerror}"
-        option, where = _named(plan, name)
         cure = f"{hint} A folder on this machine serves as well"
         raise UsageError(Problem(f"{option}: adapter {name} {reason}", where, cure)) from error
 

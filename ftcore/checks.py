@@ -11,6 +11,7 @@ from ftcore.compilers import INDUCTOR, backends, cpp_compiler
 from ftcore.errors import Problem
 from ftcore.hardware import Hardware
 from ftcore.json_files import read_object
+from ftcore.locate import cached_file
 from ftcore.plan import Plan, Precision
 
 MEMORY_SHARE = 0.9
@@ -258,6 +259,28 @@ def warnings(plan: Plan) -> Iterable[str]:
         yield "do_train and do_eval are both false: ft run will do nothing"
 
 
+def unknown(plan: Plan) -> Iterable[str]:
+    """What the plan could not look at, as it asks nobody: models and adapters that are not on this machine."""
+    name = plan.model.model_name_or_path
+    if plan.config is None:
+        decided = ["model family"] * (plan.family is None) + ["chat template"] * (plan.template is None)
+        decided += ["what its images need", "memory"]
+        listed = ", ".join(decided[:-1]) + f" and {decided[-1]}"
+        yield f"{name} is not in the hub's cache, so nobody looked at its config.json: {listed} are found out by ft run"
+    elif plan.memory is None:
+        yield f"memory is not estimated: the shapes of model_type {plan.config.get('model_type')!r} are not known"
+    for option, other in {"adapter_name_or_path": plan, **plan.stage.component.beside(plan)}.items():
+        if other is not plan and other.config is None:
+            yield f"{option}: {other.model.model_name_or_path} is not in the hub's cache, and nobody looked at it"
+        for adapter in other.model.adapter_name_or_path:
+            cache = plan.model.cache_dir
+            if not Path(adapter).expanduser().is_dir() and cached_file(adapter, "adapter_config.json", cache) is None:
+                yield f"{option}: adapter {adapter} is not in the hub's cache, and nobody looked at it"
+    for spec in (*plan.datasets, *plan.eval_datasets):
+        if spec.hub_id:
+            yield f"dataset {spec.name} is on the hub, and nobody looked whether it is there"
+
+
 def with_memory(plan: Plan, machine: Hardware) -> Plan:
     """The plan with its memory estimate, and activations recomputed where they would not fit."""
     from ftcore.estimating import estimate_plan
@@ -265,6 +288,8 @@ def with_memory(plan: Plan, machine: Hardware) -> Plan:
     wanted = plan.training.recomputes
     plan = replace(plan, gradient_checkpointing=wanted is True)
     plan = replace(plan, memory=estimate_plan(plan))
+    if not plan.training.do_train:
+        return plan
     if wanted is None and plan.memory and plan.memory.total > MEMORY_SHARE * machine.memory:
         plan = replace(plan, gradient_checkpointing=True)
         plan = replace(plan, memory=estimate_plan(plan))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ftcore import hardware
 from ftcore.hardware import MEMBERS
-from ftcore.memory import BYTES, Architecture, Estimate, Need, estimate, in_units
+from ftcore.memory import BYTES, Architecture, Depth, Estimate, Need, estimate, in_units
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
@@ -23,6 +23,8 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     if architecture is None:
         return None
     method, training = plan.method.component, plan.training
+    if not training.do_train:
+        return _without_training(plan, architecture)
     options = method.effective(plan)
     weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
     stage, heap = plan.stage.component, hardware.machine(plan.on_cpu).cuda is None
@@ -52,6 +54,57 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     )
     beside = stage.memory(plan)
     return replace(found, terms={**found.terms, **beside}, total=found.total + sum(beside.values()))
+
+
+def _without_training(plan: Plan, architecture: Architecture) -> Estimate:
+    """The estimate of a plan that evaluates, predicts, or is there to generate with: whichever needs more."""
+    training = plan.training
+    generates = training.do_predict or not (training.do_eval or training.eval_strategy != "no")
+    evaluates = training.do_eval or training.eval_strategy != "no"
+    found = [
+        _forward(plan, architecture, answers=answers)
+        for answers, does in ((False, evaluates), (True, generates))
+        if does
+    ]
+    return max(found, key=lambda one: one.total)
+
+
+def _forward(plan: Plan, architecture: Architecture, *, answers: bool) -> Estimate:
+    """Of a forward pass over a batch, with the keys and values of the whole batch where it is answered."""
+    method, training = plan.method.component, plan.training
+    compute = plan.precision.compute
+    if answers and not training.do_predict and plan.model.infer_dtype != "auto":
+        compute = plan.model.infer_dtype
+    rows, longest, new = training.per_device_eval_batch_size, plan.data.cutoff_len, plan.generation.max_new_tokens
+    weights, trainable = method.count(architecture, method.effective(plan), BYTES[compute])
+    adapters = trainable if method.saves_adapter and (plan.model.adapter_name_or_path or training.do_predict) else 0
+    found = estimate(
+        architecture,
+        Need(
+            weight_bytes=weights,
+            trainable=adapters,
+            adapter=True,  # nothing is trained
+            depth=Depth(layers=0, head=False),
+            state_bytes=0,
+            compute=compute,
+            rows=rows,
+            cutoff_len=longest,
+            copies=1 if answers else plan.stage.component.sequences(plan),
+            heap=hardware.detect().cuda is None,
+        ),
+    )
+    left_out = ("trained parameters", "gradients", "optimizer state")
+    terms = {name: size for name, size in found.terms.items() if name not in left_out}
+    terms |= {"adapters": found.terms["trained parameters"], **plan.stage.component.memory(plan)}
+    note = f"evaluating {found.note}"
+    if answers:
+        terms["keys and values"] = (
+            rows * (longest + new) * architecture.layers * 2 * architecture.key_size * BYTES[compute]
+        )
+        # as they come, and what sampling makes of them
+        terms["logits chunk"] = max(terms["logits chunk"], 3 * 4 * rows * architecture.vocab_size)
+        note = f"answering {rows} prompt{'s' * (rows != 1)} of {longest} tokens by at most {new}"
+    return Estimate(terms, sum(terms.values()), note)
 
 
 def _side_by_side(plan: Plan, trains_little: bool) -> bool:

@@ -83,10 +83,8 @@ def _near(name: str, plugins: Plugins) -> str:
 
 
 def _cached(name: str, cache_dir: str | None, where: str) -> tuple[Located, list[Problem]]:
-    """A hub model with its config.json, if it was downloaded before (layout of huggingface_hub's cache)."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(cache_dir or os.environ.get("HF_HUB_CACHE") or home / "hub")
-    for file in sorted((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*/config.json")):
+    """A hub model with its config.json, if it was downloaded before."""
+    for file in _snapshot_files(name, "config.json", cache_dir):
         try:
             config = read_object(file)
         except ValueError:
@@ -94,6 +92,18 @@ def _cached(name: str, cache_dir: str | None, where: str) -> tuple[Located, list
         problems = folder_problems(file.parent, config, where)
         return Located(config=None if problems else config), problems
     return Located(), []
+
+
+def cached_file(name: str, file: str, cache_dir: str | None) -> Path | None:
+    """A file of a hub model or adapter that was downloaded before."""
+    return next(iter(_snapshot_files(name, file, cache_dir)), None)
+
+
+def _snapshot_files(name: str, file: str, cache_dir: str | None) -> list[Path]:
+    """A file in all snapshots of the hub's cache (its layout is huggingface_hub's)."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(cache_dir or os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return sorted((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob(f"*/{file}"))
 
 
 def choose_family(

@@ -129,6 +129,8 @@ class Plan:
     options: Mapping[str, Bound] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    """What could not be looked at without the network, and what goes by it."""
 
     @property
     def on_cpu(self) -> bool:

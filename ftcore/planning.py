@@ -57,11 +57,12 @@ class _Planner:
     plugins: Plugins
     settings: dict[str, Setting]
     problems: list[Problem] = field(default_factory=list)
+    _located: Located = field(default_factory=Located)
 
     def plan(self) -> Plan | None:
         self.settings, problems = rename(self.settings, self.plugins)
         self.problems += problems
-        located = self._locate()
+        located = self._located = self._locate()
         family = self._family(located)
         if family:
             for name, value in family.component.defaults.items():
@@ -95,6 +96,10 @@ class _Planner:
         )
         self.problems += problems
         return located
+
+    def _unseen(self) -> bool:
+        """Whether the model is one of the hub's that is not on this machine."""
+        return self._located.source is None and self._located.config is None
 
     def _family(self, located: Located) -> Offer[ModelFamily] | None:
         if named := self._raw(ModelFamily.option):
@@ -161,7 +166,7 @@ class _Planner:
         return None
 
     def _bind(self, chosen: Mapping[str, Offer[Any]]) -> tuple[Binding, dict[str, OptionGroup] | None]:
-        unused = _unused(chosen)
+        unused = _unused(chosen, unknown=self._unseen())
         active: dict[str, type[OptionGroup]] = {name: group for name, group in GROUPS.items() if name not in unused}
         for kind, offer in chosen.items():
             active[owner_of(kind, offer.component.name)] = offer.component.Options
@@ -228,7 +233,9 @@ class _Planner:
             written = [self._where(name) for name in selecting if self._raw(name) is not None]
             origin = written[0] if written else "family" if kind == ChatTemplate.kind and offer else "default"
             options[option] = Bound(offer.full_name if offer else None, "selection", origin)
-        active = {owner: group for owner, group in groups.items() if owner not in _unused(chosen)}
+        active = {
+            owner: group for owner, group in groups.items() if owner not in _unused(chosen, unknown=self._unseen())
+        }
         return options | bound_options(active, binding)
 
     def _with_output_dir(
@@ -268,12 +275,19 @@ class _Planner:
             self.problems += found(plan)
         for found in self.plugins.hook.ft_check_plan(plan=plan):
             self.problems += found or ()
-        return plan
+        return plan if self.problems else replace(plan, unknown=tuple(checks.unknown(plan)))
 
 
-def _unused(chosen: Mapping[str, Any]) -> tuple[str, ...]:
-    """Groups of options that mean nothing to this model; rows with videos are refused by every one."""
+def _unused(chosen: Mapping[str, Any], *, unknown: bool) -> tuple[str, ...]:
+    """Groups of options that mean nothing to this model; rows with videos are refused by every one.
+
+    Args:
+        chosen: kind -> offer.
+        unknown: whether nobody knows yet what the model reads.
+    """
     family = chosen.get(ModelFamily.kind)
+    if family is None and unknown:
+        return ("videos",)
     return ("videos",) if family is not None and family.component.media else ("media", "videos")
 
 

@@ -34,13 +34,16 @@ class Words:
 
     def find(self, *, score: bool = False) -> Target:
         """What to talk to, or what scores; nothing heavy is imported."""
+        from ftcore.hub import fetch_config
         from ftcore.inference.scoring import to_score
         from ftcore.inference.target import find_target
         from ftcore.plugins import load
 
         plugins = load()
         overrides = to_score(self.file, self.overrides, plugins) if score else self.overrides
-        return find_target(self.file, model=self.model, adapters=self.adapters, overrides=overrides, plugins=plugins)
+        named: Any = {"model": self.model, "adapters": self.adapters, "overrides": overrides, "plugins": plugins}
+        target = find_target(self.file, **named)
+        return find_target(self.file, **named) if fetch_config(target.plan) else target
 
     def load(self, target: Target) -> Any:
         """The generator, without what libraries print of their own accord."""

@@ -45,6 +45,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "ignored": list(plan.ignored),
         "warnings": list(plan.warnings),
         "memory": plan.memory.as_dict() if plan.memory else None,
+        "unknown": list(plan.unknown),
     }
 
 
@@ -78,7 +79,8 @@ def print_plan(plan: Plan, everything: bool = False) -> None:
             f"  {kind.replace('_', ' '):<17} {selected.full_name} {selected.version}  {selected.component.summary}"
         )
     if plan.template is None:
-        click.echo(f"  {'chat template':<17} the tokenizer's own")
+        own = "the tokenizer's own" if plan.config or plan.source else "not known before the model is here"
+        click.echo(f"  {'chat template':<17} {own}")
     click.secho("options", bold=True)
     for name, bound in plan.options.items():
         if (everything or bound.origin != "default") and name not in SECRETS and bound.owner != "selection":
@@ -88,6 +90,8 @@ def print_plan(plan: Plan, everything: bool = False) -> None:
     click.echo(f"effective batch size: {batch_line(plan)} per device")
     if plan.memory:
         click.echo(str(plan.memory))
+    for line in plan.unknown:
+        click.echo(click.style("not known: ", fg="yellow") + line)
     for line in plan.ignored:
         click.secho(line, dim=True)
     for line in plan.warnings:

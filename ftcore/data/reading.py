@@ -239,6 +239,10 @@ def _hub_rows(spec: DatasetSpec, streaming: bool, most: int) -> Rows:
         raise UsageError(
             Problem(message, spec.where, "pip install datasets, or download it and give the file")
         ) from error
+    from ftcore.hub import HubName
+
+    if problem := HubName(name=spec.hub_id, what="dataset").problem(spec.where):
+        raise UsageError(problem)
     try:
         rows = datasets.load_dataset(
             spec.hub_id, name=spec.subset, data_dir=spec.folder, split=spec.split, streaming=streaming

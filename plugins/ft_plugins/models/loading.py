@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.models.classes import automatic_class
 from ft_plugins.models.quantizers import quantized_by, reading
+from ftcore import hub
 from ftcore.checks import place
 from ftcore.errors import Problem, UsageError
 from ftcore.model_files import source_of
@@ -25,13 +26,27 @@ UNREADABLE = (OSError, ValueError, TypeError, AttributeError, LookupError, Arith
 
 
 def hub_kwargs(plan: Plan) -> dict[str, Any]:
-    """What every ``from_pretrained`` is told."""
+    """What every ``from_pretrained`` is told.
+
+    Raises:
+        UsageError: the model can neither be fetched nor found in the hub's cache.
+    """
     kwargs: dict[str, Any] = {"trust_remote_code": plan.model.trust_remote_code, "revision": plan.model.model_revision}
     if plan.model.cache_dir:
         kwargs["cache_dir"] = plan.model.cache_dir
     if plan.model.hf_hub_token:
         kwargs["token"] = plan.model.hf_hub_token
+    if name := hub.model_name(plan):
+        if problem := name.problem(_where(plan)):
+            raise UsageError(problem)
+        if name.local_only():
+            kwargs["local_files_only"] = True
     return kwargs
+
+
+def _where(plan: Plan) -> str:
+    """The place that names the model: of a reference or reward model that of its option."""
+    return place(plan, hub.naming(plan, str(plan.model.model_name_or_path)) or "model_name_or_path")
 
 
 def load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
@@ -129,7 +144,7 @@ def _no_report() -> Iterator[None]:
 def _cannot_load(plan: Plan, what: str, error: Exception) -> Problem:
     """transformers' long answers as one line with the cure."""
     name, text = str(plan.model.model_name_or_path), " ".join(str(error).split())
-    where = place(plan, "model_name_or_path")
+    where = _where(plan)
     # the text holds the name, which must not be taken for a reason
     reason = text.replace(name, "").replace(str(Path(name).expanduser()), "")
     if "trust_remote_code" in reason:
@@ -140,6 +155,8 @@ def _cannot_load(plan: Plan, what: str, error: Exception) -> Problem:
     if plan.source is None and not Path(name).expanduser().is_dir():
         if "gated" in reason or "401" in reason:
             return Problem(f"{name} is gated", where, "accept its terms on the hub and set HF_TOKEN")
+        if (known := hub.model_name(plan)) and (refusal := hub.contact(known)):
+            return Problem(f"the {what} of {name} {refusal[0]}", where, refusal[1])
         hint = "is the name right, and is the network there? A folder on this machine serves as well"
         return Problem(f"the {what} of {name} cannot be fetched", where, hint)
     return Problem(f"the {what} of {name} cannot be loaded: {text[:300]}", where)
