@@ -56,6 +56,7 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
     from ftcore.cli.preview_rows import Terminal
     from ftcore.data.accounting import Accounting, Counts, bad_rows
     from ftcore.data.packing import packs
+    from ftcore.data.questions import predicts
     from ftcore.data.template_check import check_template
     from ftcore.data.texts import renderer_of
 
@@ -71,8 +72,9 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
     held_out = [Counts(name=spec.name) for spec in plan.eval_datasets]
     pairs = zip((*plan.datasets, *plan.eval_datasets), (*train, *held_out), strict=True)
     show_one = _show_json if as_json else Terminal().show
-    for spec, counts in pairs:
-        for place, row, times in _rows(plan, renderer, spec, counts, 0 if stats else rows):
+    for number, (spec, counts) in enumerate(pairs):
+        asked = predicts(plan) and number >= len(plan.datasets)
+        for place, row, times in _rows(plan, renderer, spec, counts, 0 if stats else rows, questions=asked):
             if not stats:
                 show_one(place, row, times)
     accounting = Accounting(tuple(train), tuple(held_out))
@@ -85,7 +87,7 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
 
 
 def _rows(
-    plan: Plan, renderer: Renderer, spec: DatasetSpec, counts: Counts, most: int
+    plan: Plan, renderer: Renderer, spec: DatasetSpec, counts: Counts, most: int, *, questions: bool
 ) -> Iterator[tuple[Place, Any, int]]:
     """The rows, each with how often it is taken."""
     from ftcore.data.formats import read_samples, row_problem
@@ -96,8 +98,8 @@ def _rows(
 
     sampling = sampling_of(spec, plan)
     counts.of = sampling.of if sampling else 0
-    read, beside = tee(islice(counted(read_samples(spec, plan, sampling)), most or None))
-    prepared = prepare(((place, sample) for place, sample, _ in read), renderer, uncut(plan))
+    read, beside = tee(islice(counted(read_samples(spec, plan, sampling, questions=questions)), most or None))
+    prepared = prepare(((place, sample) for place, sample, _ in read), renderer, uncut(plan), questions=questions)
     for (place, row), (*_, times) in zip(prepared, beside, strict=True):
         if isinstance(row, RowError):
             counts.add_bad(row_problem(place, row), times)

@@ -39,7 +39,9 @@ WITHOUT_EFFECT = frozenset(
 _PACKAGES = ("ftcore", "jinja2", "tokenizers", "transformers")
 
 
-def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> dict[str, str]:
+def key_parts(
+    spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str, *, questions: bool = False
+) -> dict[str, str]:
     """Name of what counts -> its value, or a digest of it.
 
     Args:
@@ -47,6 +49,7 @@ def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> d
         plan: the run's.
         renderer: template and tokenizer.
         kind: what is kept of a row.
+        questions: whether conversations need no last answer.
 
     Raises:
         OSError: a file cannot be read.
@@ -58,7 +61,7 @@ def key_parts(spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str) -> d
         "files": digest(_content(spec, plan)),
         "rows": f"{drawn}{plan.data.max_samples or 'all'}",
         "format": {"name": spec.format, "columns": spec.columns, "tags": spec.tags, "ranking": spec.ranking},
-        "kind": [kind, *plan.stage.component.samples],
+        "kind": [kind, *plan.stage.component.samples, *["Question"] * questions],
         "whole documents": splits(plan),
         "images": _images(plan, renderer),
         "template": digest([renderer.source, renderer.stop, renderer.variables]),

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ftcore.components import DatasetFormat, Stage
-from ftcore.data.kinds import NAMES, Reading, as_text, only_prompts, readings
+from ftcore.data.kinds import NAMES, QUESTIONS, Reading, as_text, only_prompts, readings
 from ftcore.data.media import MediaFolders
 from ftcore.data.reading import Row, read_dataset
 from ftcore.data.sampling import Sampling, sampling_of
@@ -30,23 +30,26 @@ _MOST = 500
 Samples = Iterator[tuple[Place, Sample | RowError]]
 
 
-def read_samples(spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None) -> Samples:
+def read_samples(
+    spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None, *, questions: bool = False
+) -> Samples:
     """Every row of a dataset as a sample that the plan's stage eats, or as what is wrong with it.
 
     Args:
         spec: the dataset.
         plan: the run's.
         sampling: of the dataset, where it is known; see `limited_rows`.
+        questions: whether conversations need no last answer; see `ftcore.data.questions`.
 
     Raises:
         UsageError: see `open_rows`.
     """
-    rows, read = open_rows(spec, plan, sampling)
+    rows, read = open_rows(spec, plan, sampling, questions=questions)
     yield from ((place, read(row)) for place, row in rows)
 
 
 def open_rows(
-    spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None
+    spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None, *, questions: bool = False
 ) -> tuple[Iterator[tuple[Place, Row]], Callable[[Row], Sample | RowError]]:
     """The rows of a dataset, as many as the plan wants, and what makes each a sample that its stage eats.
 
@@ -54,6 +57,7 @@ def open_rows(
         spec: the dataset.
         plan: the run's.
         sampling: of the dataset, where it is known; see `limited_rows`.
+        questions: whether conversations need no last answer; see `ftcore.data.questions`.
 
     Raises:
         UsageError: the dataset cannot be read as a whole, is empty, its format is unknown, or it holds nothing that
@@ -68,7 +72,7 @@ def open_rows(
         if isinstance(row, RowError):
             continue
         try:
-            found = find_reading(spec, row, plan.plugins, plan.stage.component)
+            found = find_reading(spec, row, plan.plugins, plan.stage.component, questions=questions)
         except UsageError as error:
             refusal = refusal or error
             continue
@@ -113,7 +117,9 @@ def _sample(reading: Reading, folders: MediaFolders, row: Row) -> Sample | RowEr
         return error
 
 
-def find_reading(spec: DatasetSpec, row: Mapping[str, Any], plugins: Plugins, stage: Stage) -> Reading:
+def find_reading(
+    spec: DatasetSpec, row: Mapping[str, Any], plugins: Plugins, stage: Stage, *, questions: bool = False
+) -> Reading:
     """How the dataset is read for a stage: by the format that its description names, else by the one that fits.
 
     Args:
@@ -121,6 +127,7 @@ def find_reading(spec: DatasetSpec, row: Mapping[str, Any], plugins: Plugins, st
         row: a row of it, whose columns tell.
         plugins: what is installed.
         stage: its ``samples`` say what is wanted, the first kind first; none takes whatever there is.
+        questions: whether conversations are wanted that need no last answer.
 
     Raises:
         UsageError: no format fits, several do, the description gives columns or tags that the format does not have,
@@ -128,13 +135,13 @@ def find_reading(spec: DatasetSpec, row: Mapping[str, Any], plugins: Plugins, st
     """
     offers = _candidates(spec, frozenset(row), plugins)
     found = [(offer, list(readings(spec, offer.component, row))) for offer in offers]
-    for kind in stage.samples or NAMES:
+    for kind in ("Question",) if questions else stage.samples or NAMES:
         fitting = [(offer, reading) for offer, ways in found for reading in ways if reading.kind == kind]
         if not fitting and kind == "Text":
             fitting = [(offer, as_text(ways[0])) for offer, ways in found if only_prompts(ways)]
         if fitting:
             return _only_one(spec, row, fitting)
-    kinds = {reading.kind for _, ways in found for reading in ways}
+    kinds = {reading.kind for _, ways in found for reading in ways} - {*QUESTIONS}
     raise UsageError(_wrong_kind(spec, row, kinds, plugins, stage))
 
 

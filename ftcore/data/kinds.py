@@ -13,6 +13,7 @@ from typing import Any
 from ftcore.components import DatasetFormat
 from ftcore.data.description import KEY_TAGS
 from ftcore.data.media import holds_media
+from ftcore.data.questions import as_question
 from ftcore.data.sources import DatasetSpec
 from ftcore.errors import RowError
 from ftcore.samples import Chat, Feedback, Preference, Sample, Text
@@ -25,12 +26,22 @@ NAMES = {
     "Preference": "preferences (chosen and rejected)",
     "Feedback": "answers with a mark (kto_tag: true or false)",
     "Prompt": "prompts",
+    "Question": "conversations, with or without the last answer",
+    "AnyQuestion": "prompts, with or without an answer",
 }
-"""Kind -> what such rows are called. ``Prompt`` is a `Chat` that ends before the answer."""
+"""Kind -> what such rows are called. ``Prompt`` is a `Chat` that ends before the answer; a ``Question`` one that may;
+``AnyQuestion`` likewise, or a `Preference` (see `ftcore.data.questions`)."""
+QUESTIONS = ("Question", "AnyQuestion")
 _CLASSES: Mapping[str, type] = {"Text": Text, "Chat": Chat, "Preference": Preference, "Feedback": Feedback}
 _APART = "write such rows into a dataset of their own"
 _SPECIAL = ("response", "chosen", "rejected", "kto_tag")
-_OF_KIND = {"Chat": ("response",), "Preference": ("chosen", "rejected"), "Feedback": ("response", "kto_tag")}
+_OF_KIND = {
+    "Chat": ("response",),
+    "Preference": ("chosen", "rejected"),
+    "Feedback": ("response", "kto_tag"),
+    "Question": ("response",),
+    "AnyQuestion": ("response", "chosen", "rejected"),
+}
 MARKS = ("kto_tag", "label")
 """Columns that hold the mark of an answer unless the description names one; ``label`` only where it is a boolean."""
 
@@ -57,7 +68,10 @@ class Reading:
         Raises:
             RowError: with the field, its value, the reason and the cure.
         """
-        return _as_kind(self.format.read(_named(row), self.columns, self.tags), self.kind)
+        row, columns = _named(row), self.columns
+        if self.kind in QUESTIONS:
+            row, columns = as_question(row, columns, self.tags)
+        return _as_kind(self.format.read(row, columns, self.tags), self.kind)
 
 
 def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row) -> Iterator[Reading]:
@@ -72,12 +86,18 @@ def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row) -> Iterator[Rea
 
     def reading(kind: str) -> Reading:
         wanted = _OF_KIND.get(kind, ())
+        if kind == "AnyQuestion" and spec.ranking:
+            wanted = _OF_KIND["Preference"]
         kept = {role: column for role, column in columns.items() if role not in _SPECIAL or role in wanted}
         return Reading(format=chosen, kind=kind, columns=kept, tags=tags)
 
     made = chosen.samples or _made_of(reading("Chat"), row)
-    for kind in _kinds(spec, made, columns, row, lambda: _holds_answer(reading("Chat"), row)):
-        yield reading(kind)
+    kinds = list(_kinds(spec, made, columns, row, lambda: _holds_answer(reading("Chat"), row)))
+    if "Chat" in kinds or kinds == ["Prompt"]:
+        kinds.append("Question")
+    if "Prompt" in kinds:
+        kinds.append("AnyQuestion")
+    yield from map(reading, kinds)
 
 
 def _kinds(
@@ -128,7 +148,7 @@ def mark_column(spec: DatasetSpec, row: Row) -> str:
 
 def only_prompts(found: Sequence[Reading]) -> bool:
     """Whether a dataset holds prompts without anything that answers them."""
-    return [reading.kind for reading in found] == ["Prompt"]
+    return {reading.kind for reading in found} - {*QUESTIONS} == {"Prompt"}
 
 
 def as_text(reading: Reading) -> Reading:
@@ -157,9 +177,11 @@ def _holds_answer(reading: Reading, row: Row) -> bool:
 def _as_kind(sample: Sample, kind: str) -> Sample:
     if kind == "Prompt":
         return _prompt(sample)
+    if kind in QUESTIONS and isinstance(sample, Chat | Preference):
+        return sample
     if kind == "Text" and isinstance(sample, Chat):
         return Text(_only_turn(sample))
-    if not isinstance(sample, _CLASSES[kind]):
+    if kind in QUESTIONS or not isinstance(sample, _CLASSES[kind]):
         found = "Prompt" if isinstance(sample, Chat) and kind != "Chat" else type(sample).__name__
         reason = f"the row holds {NAMES[found]}, where the first rows hold {NAMES[kind]}"
         raise RowError(reason, field="the row", cure=_APART)

@@ -14,6 +14,7 @@ from ftcore.data.arranging import mix, pack, repeat, repeat_all
 from ftcore.data.cache import Store
 from ftcore.data.dataset import TokenDataset, split_rows
 from ftcore.data.preparing import AnyPrepared, Prepared
+from ftcore.data.questions import NO_ANSWER, predicts
 from ftcore.data.rendering import Renderer
 from ftcore.data.sources import DatasetSpec, has_split
 from ftcore.data.streaming import Stream, StreamAccounting, hold_out
@@ -97,15 +98,14 @@ def _datasets(
     if plan.data.streaming:
         return _streamed(kind, keep, plan, renderer, progress)
     train, train_counts, problems = _load(plan.datasets, plan, renderer, keep, progress)
-    held_out, eval_counts, further = _load(eval_specs(plan), plan, renderer, keep, progress)
+    held_out, eval_counts, further = _load_evaluation(plan, renderer, keep, progress)
     bad = bad_rows([*train_counts, *eval_counts], plan.data)
     problems = [*problems, *further, *(bad.problems if bad else ())]
     if problems:
         raise UsageError(problems)
-    if empty := [counts for counts in (*train_counts, *eval_counts) if not counts.kept]:
-        raise UsageError([_nothing_left(counts) for counts in empty])
+    _check_kept(train_counts, eval_counts, plan)
     training: Any = kind.over(train) if plan.datasets else None
-    evaluation: Any = kind.over(held_out) if eval_counts else None
+    evaluation: Any = kind.over(held_out) if any(counts.kept for counts in eval_counts) else None
     split_off = 0
     notes: list[str] = []
     if training is not None:
@@ -128,12 +128,12 @@ def _datasets(
 def _streamed(kind: type[D], keep: Keep, plan: Plan, renderer: Renderer, progress: Progress | None) -> Datasets[D]:
     """The same where training rows are read as they are needed; evaluation data is loaded whole."""
     pictures, renderer.pictures = renderer.pictures, None  # rows with images are refused
-    held_out, eval_counts, problems = _load(eval_specs(plan), plan, renderer, keep, progress)
+    held_out, eval_counts, problems = _load_evaluation(plan, renderer, keep, progress)
     bad = bad_rows(eval_counts, plan.data)
     if problems := [*problems, *(bad.problems if bad else ())]:
         raise UsageError(problems)
-    if empty := [counts for counts in eval_counts if not counts.kept]:
-        raise UsageError([_nothing_left(counts) for counts in empty])
+    _check_kept([], eval_counts, plan)
+    held_out = held_out if any(counts.kept for counts in eval_counts) else []
     count = int(plan.data.val_size)
     table, before = hold_out(Stream(plan, kind, keep, renderer, plain=True), count) if count else (None, 0)
     tables = [table] if table else held_out
@@ -156,8 +156,20 @@ def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:
     ]
 
 
+def _load_evaluation(
+    plan: Plan, renderer: Renderer, keep: Keep, progress: Progress | None
+) -> tuple[list[Table], list[Counts], list[Problem]]:
+    return _load(eval_specs(plan), plan, renderer, keep, progress, questions=predicts(plan))
+
+
 def _load(
-    specs: Sequence[DatasetSpec], plan: Plan, renderer: Renderer, keep: Keep, progress: Progress | None
+    specs: Sequence[DatasetSpec],
+    plan: Plan,
+    renderer: Renderer,
+    keep: Keep,
+    progress: Progress | None,
+    *,
+    questions: bool = False,
 ) -> tuple[list[Table], list[Counts], list[Problem]]:
     tables: list[Table] = []
     all_counts: list[Counts] = []
@@ -165,13 +177,29 @@ def _load(
     store, encoder = Store.of(plan), Encoder(renderer.tokenizer)
     for spec in specs:
         counts = Counts(name=spec.name)
-        work = Work(spec, plan, renderer, encoder, keep, progress)
+        work = Work(spec, plan, renderer, encoder, keep, progress, questions)
         try:
             tables.append(work.table(store, counts))
         except UsageError as error:  # the other datasets are read all the same: all mistakes at once
             problems += error.problems
         all_counts.append(counts)
     return tables, all_counts, problems
+
+
+def _check_kept(train: Sequence[Counts], held_out: Sequence[Counts], plan: Plan) -> None:
+    """Of a dataset whose rows are only answered nothing needs to be kept."""
+    evaluates = plan.training.do_eval or plan.training.eval_strategy != "no"
+    unanswered = [counts for counts in held_out if not counts.kept and NO_ANSWER in counts.untrainable]
+    problems = [_nothing_left(counts) for counts in (*train, *held_out) if not counts.kept and counts not in unanswered]
+    problems += [_no_answers(counts) for counts in unanswered if evaluates]
+    if problems:
+        raise UsageError(problems)
+
+
+def _no_answers(counts: Counts) -> Problem:
+    message = f"dataset {counts.name!r} has no answers to evaluate on"
+    hint = "remove do_eval and eval_strategy: do_predict alone takes prompts without answers"
+    return Problem(message, str(counts.untrainable[NO_ANSWER][0]), hint)
 
 
 def _nothing_left(counts: Counts) -> Problem:

@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 
 from ftcore.data.media import holds_media
+from ftcore.data.questions import NO_ANSWER
 from ftcore.data.rendering import Rendered, Renderer
 from ftcore.data.texts import document, label_document
 from ftcore.data.thinking import with_reasoning
@@ -132,6 +133,8 @@ def prepare(
     renderer: Renderer,
     options: DataOptions,
     encoder: Encoder | None = None,
+    *,
+    questions: bool = False,
 ) -> Iterator[Item]:
     """Each sample, in order, as tokens; `RowError` goes through, and is added where the template refuses a row.
 
@@ -140,6 +143,7 @@ def prepare(
         renderer: the template with its tokenizer.
         options: ``cutoff_len``, ``train_on_prompt``, ``mask_history`` and ``preprocessing_batch_size`` are used.
         encoder: of the renderer's tokenizer, where more than these samples need one.
+        questions: whether a prompt is a question without its answer, and nothing to learn or to evaluate on.
     """
     samples, encoder = iter(samples), encoder or Encoder(renderer.tokenizer)
     while batch := list(islice(samples, options.preprocessing_batch_size)):
@@ -151,7 +155,15 @@ def prepare(
                 yield place, part
             else:
                 assert not isinstance(sample, RowError)
-                yield place, _finished(sample, part, [next(encoded) for _ in part], renderer, options)
+                row = _finished(sample, part, [next(encoded) for _ in part], renderer, options)
+                asked = questions and isinstance(sample, Chat) and sample.messages[-1].role != "assistant"
+                yield place, _unanswered(row) if asked else row
+
+
+def _unanswered(row: AnyPrepared) -> AnyPrepared:
+    """A prompt that is asked and not trained on."""
+    assert isinstance(row, Prepared)
+    return row if row.untrainable else replace(row, kept=0, untrainable=NO_ANSWER)
 
 
 def _rendered(sample: Sample | RowError, renderer: Renderer) -> _Parts | RowError:

@@ -44,6 +44,8 @@ class Work:
     encoder: Encoder
     keep: Keep
     progress: Progress | None = None
+    questions: bool = False
+    """Whether conversations need no last answer; those without are counted, and not kept."""
 
     def table(self, store: Store, counts: Counts) -> MappedTable:
         """The dataset's table; its rows are counted.
@@ -64,14 +66,14 @@ class Work:
         if self.spec.path is None:
             return None  # only the hub knows whether it is still the same
         try:
-            return key_parts(self.spec, self.plan, self.renderer, self.keep.__name__)
+            return key_parts(self.spec, self.plan, self.renderer, self.keep.__name__, questions=self.questions)
         except OSError as error:
             where = str(error.filename or self.spec.path)
             raise UsageError(Problem(f"cannot be read: {error.strerror or error}", where)) from error
 
     def _fill(self, writer: TableWriter, counts: Counts) -> None:
         sampling, data = sampling_of(self.spec, self.plan), self.plan.data
-        rows, read = open_rows(self.spec, self.plan, sampling)
+        rows, read = open_rows(self.spec, self.plan, sampling, questions=self.questions)
         counts.of = sampling.of if sampling else 0
         step = Step(read, self)
         for table, more in in_order(
@@ -94,7 +96,7 @@ class Step:
         """The rows that are kept, and the counts of all."""
         work, kept, counts = self.work, [], Counts(name=self.work.spec.name)
         samples = ((place, self.read(row)) for place, row, _ in batch)
-        prepared = prepare(samples, work.renderer, uncut(work.plan), work.encoder)
+        prepared = prepare(samples, work.renderer, uncut(work.plan), work.encoder, questions=work.questions)
         for (place, row), (*_, times) in zip(prepared, batch, strict=True):
             if isinstance(row, RowError):
                 counts.add_bad(row_problem(place, row), times)

@@ -22,7 +22,7 @@ from ftcore.samples import Chat, Feedback, Message, Place, Preference, Sample
 class _Asking(Stage):
     """What the loaders are told: every kind of sample that begins with a prompt is welcome."""
 
-    samples: ClassVar[tuple[str, ...]] = ("Chat", "Preference", "Feedback", "Prompt")
+    samples: ClassVar[tuple[str, ...]] = ("AnyQuestion",)
 
     def trainer(self, run: Any) -> Any:
         raise NotImplementedError
@@ -36,8 +36,8 @@ def dataset_prompts(
 ) -> tuple[list[Mapping[str, Any]], list[Prompt], list[str]]:
     """Rows, prompts, and what is to be told of rows that were left out.
 
-    A row has ``messages`` (the prompt), ``tools`` where there are any, ``place``, and ``label``, the answer of the
-    dataset, of a preference the chosen one.
+    A row has ``messages`` (the prompt), ``tools`` where there are any, ``place``, and where the dataset has an answer
+    ``label``, that answer, of a preference the chosen one.
 
     Args:
         names: as in the option ``dataset``.

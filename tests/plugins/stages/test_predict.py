@@ -78,6 +78,33 @@ def test_rows_that_val_size_splits_off(tiny_model_dir: Path, tmp_path: Path) -> 
     assert row["label"] in [label for _, label in ROWS]
 
 
+@pytest.mark.parametrize("answered", [1, 0])
+def test_rows_without_an_answer_are_answered_and_not_measured(
+    answered: int, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": q, "output": a} for q, a in ROWS[:answered]]
+    rows += [{"instruction": "hello", "output": ""}, {"instruction": "who?", "output": None}, {"instruction": "and?"}]
+    (tmp_path / "asked.json").write_text(json.dumps(rows))
+    out = predicted(tiny_model_dir, tmp_path, finetuning_type="full", eval_dataset=str(tmp_path / "asked.json"))
+    written = lines(out)
+    assert [row["label"] for row in written] == [a for _, a in ROWS[:answered]] + [None] * 3
+    assert [row["prompt"].partition("user\n")[2].partition("<|im_end|>")[0] for row in written] == [
+        row["instruction"] for row in rows
+    ]
+    results = json.loads((out / "predict_results.json").read_text())
+    measured = (
+        scores([row["predict"] for row in written[:answered]], [a for _, a in ROWS[:answered]]) if answered else {}
+    )
+    assert {name: value for name, value in results.items() if "bleu" in name or "rouge" in name} == {
+        f"predict_{name}": value for name, value in measured.items()
+    }
+    assert results["predict_without_label"] == 3
+    what = "they are left out of the metrics" if answered else "there are no metrics"
+    said = capsys.readouterr().out
+    assert f"predictions: 3 of {3 + answered} rows have no answer to compare with: {what}" in said
+    assert "untrainable: 3 rows, no answer: predicted, not evaluated on" in said
+
+
 def test_scores_by_hand() -> None:
     found = scores(["the cat sat"], ["the cat ran"])
     assert (found["rouge-1"], found["rouge-2"], found["rouge-l"]) == pytest.approx((200 / 3, 50, 200 / 3))
