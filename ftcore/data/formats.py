@@ -134,14 +134,16 @@ def find_reading(
             or the dataset holds nothing that the stage eats.
     """
     offers = _candidates(spec, frozenset(row), plugins)
-    found = [(offer, list(readings(spec, offer.component, row))) for offer in offers]
-    for kind in ("Question",) if questions else stage.samples or NAMES:
+    wanted = ("Question",) if questions else stage.samples or tuple(NAMES)
+    asks = any(kind in QUESTIONS for kind in wanted)
+    found = [(offer, list(readings(spec, offer.component, row, questions=asks))) for offer in offers]
+    for kind in wanted:
         fitting = [(offer, reading) for offer, ways in found for reading in ways if reading.kind == kind]
         if not fitting and kind == "Text":
             fitting = [(offer, as_text(ways[0])) for offer, ways in found if only_prompts(ways)]
         if fitting:
             return _only_one(spec, row, fitting)
-    kinds = {reading.kind for _, ways in found for reading in ways} - {*QUESTIONS}
+    kinds = {reading.kind for _, ways in found for reading in ways} - QUESTIONS.keys()
     raise UsageError(_wrong_kind(spec, row, kinds, plugins, stage))
 
 
@@ -196,7 +198,7 @@ def _several(spec: DatasetSpec, columns: frozenset[str], offers: Sequence[Offer[
 def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plugins: Plugins, stage: Stage) -> Problem:
     told = [kind for kind in NAMES if kind in kinds and (kind != "Prompt" or len(kinds) == 1)]
     holds = " and ".join(NAMES[kind] for kind in told) + (" without answers" if told == ["Prompt"] else "")
-    needs = " or ".join(NAMES[kind] for kind in stage.samples)
+    needs = " or ".join((NAMES | QUESTIONS)[kind] for kind in stage.samples)
     message = f"dataset {quoted(spec.name)} (columns {listed(row)}) holds {holds}; stage {stage.name!r} needs {needs}"
     others = [offer.component.name for offer in plugins.of(Stage) if set(offer.component.samples) & set(told)]
     known = f": {', '.join(sorted(others))}" if others else ""

@@ -26,12 +26,13 @@ NAMES = {
     "Preference": "preferences (chosen and rejected)",
     "Feedback": "answers with a mark (kto_tag: true or false)",
     "Prompt": "prompts",
+}
+"""Kind -> what such rows are called. ``Prompt`` is a `Chat` that ends before the answer."""
+QUESTIONS = {
     "Question": "conversations, with or without the last answer",
     "AnyQuestion": "prompts, with or without an answer",
 }
-"""Kind -> what such rows are called. ``Prompt`` is a `Chat` that ends before the answer; a ``Question`` one that may;
-``AnyQuestion`` likewise, or a `Preference` (see `ftcore.data.questions`)."""
-QUESTIONS = ("Question", "AnyQuestion")
+"""The same of rows that are asked (see `ftcore.data.questions`): a `Chat` that may lack its answer, or any prompt."""
 _CLASSES: Mapping[str, type] = {"Text": Text, "Chat": Chat, "Preference": Preference, "Feedback": Feedback}
 _APART = "write such rows into a dataset of their own"
 _SPECIAL = ("response", "chosen", "rejected", "kto_tag")
@@ -74,8 +75,8 @@ class Reading:
         return _as_kind(self.format.read(row, columns, self.tags), self.kind)
 
 
-def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row) -> Iterator[Reading]:
-    """Every way in which this format reads the dataset, judged by a row of it."""
+def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row, *, questions: bool = False) -> Iterator[Reading]:
+    """Every way in which this format reads the dataset, judged by a row of it; with ``questions`` as these too."""
     row = _named(row)
     columns = named_once(chosen.columns, spec.columns)
     columns["kto_tag"] = mark_column(spec, row)
@@ -93,11 +94,11 @@ def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row) -> Iterator[Rea
 
     made = chosen.samples or _made_of(reading("Chat"), row)
     kinds = list(_kinds(spec, made, columns, row, lambda: _holds_answer(reading("Chat"), row)))
-    if "Chat" in kinds or kinds == ["Prompt"]:
-        kinds.append("Question")
-    if "Prompt" in kinds:
-        kinds.append("AnyQuestion")
     yield from map(reading, kinds)
+    if questions and ("Chat" in kinds or kinds == ["Prompt"]):
+        yield reading("Question")
+    if questions and "Prompt" in kinds:
+        yield reading("AnyQuestion")
 
 
 def _kinds(
@@ -148,7 +149,7 @@ def mark_column(spec: DatasetSpec, row: Row) -> str:
 
 def only_prompts(found: Sequence[Reading]) -> bool:
     """Whether a dataset holds prompts without anything that answers them."""
-    return {reading.kind for reading in found} - {*QUESTIONS} == {"Prompt"}
+    return [reading.kind for reading in found] == ["Prompt"]
 
 
 def as_text(reading: Reading) -> Reading:
