@@ -222,8 +222,7 @@ def fetch_config(plan: Plan) -> bool:
     Raises:
         UsageError: the model can neither be fetched nor found in the cache.
     """
-    name = model_name(plan)
-    if plan.config is not None or name is None:
+    if plan.config is not None or (name := model_name(plan)) is None:
         return False
     if problem := name.problem(place(plan, naming(plan, name.name) or "model_name_or_path")):
         raise UsageError(problem)

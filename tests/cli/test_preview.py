@@ -52,6 +52,7 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         datasets, _ = resolve(["a.jsonl"], dataset_dir=tmp_path)
         plan = SimpleNamespace(
             file="run.yaml",
+            config={},
             data=DataOptions(**options),
             stage=SimpleNamespace(component=SimpleNamespace(name="train", samples=(samples,), packs=packs, sees=False)),
             training=TrainingOptions(),
