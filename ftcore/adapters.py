@@ -36,9 +36,9 @@ def _fetched(plan: Plan, name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    from ftcore import hub
+    from ftcore import hub_access
 
-    known = hub.adapter_name(plan, name)
+    known = hub_access.adapter_name(plan, name)
     option, where = _named(plan, name)
     if known and (problem := known.problem(where)):
         raise UsageError(Problem(f"{option}: {problem.message}", where, problem.hint))

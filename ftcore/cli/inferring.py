@@ -34,7 +34,7 @@ class Words:
 
     def find(self, *, score: bool = False) -> Target:
         """What to talk to, or what scores; nothing heavy is imported."""
-        from ftcore.hub import fetch_config
+        from ftcore.hub_access import fetch_config
         from ftcore.inference.scoring import to_score
         from ftcore.inference.target import find_target
         from ftcore.plugins import load

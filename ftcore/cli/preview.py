@@ -39,10 +39,10 @@ def command(file: Path, overrides: tuple[str, ...], rows: int, stats: bool, as_j
 
     No model is loaded, only its tokenizer.
     """
-    from ftcore import hub
+    from ftcore import hub_access
     from ftcore.planning import make_plan
 
-    show(hub.planned(lambda: make_plan(file, overrides)), rows=rows, stats=stats, as_json=as_json)
+    show(hub_access.planned(lambda: make_plan(file, overrides)), rows=rows, stats=stats, as_json=as_json)
 
 
 def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from ftcore.console_log import surviving
 @click.option("--force", is_flag=True, help="Go on from a checkpoint although data, template or options differ.")
 def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
     """Trains and evaluates as FILE says; every key=value replaces a line of it."""
-    from ftcore import hub
+    from ftcore import hub_access
     from ftcore.hardware import share_heap
     from ftcore.planning import make_plan
 
@@ -28,8 +28,8 @@ def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) 
 
         print_plan(make_plan(file, overrides))
         return
-    plan = replace(hub.planned(lambda: make_plan(file, overrides)), force=force)
-    hub.check(plan)
+    plan = replace(hub_access.planned(lambda: make_plan(file, overrides)), force=force)
+    hub_access.check(plan)
     from ftcore.run import run
 
     launcher = plan.launcher.component

@@ -239,7 +239,7 @@ def _hub_rows(spec: DatasetSpec, streaming: bool, most: int) -> Rows:
         raise UsageError(
             Problem(message, spec.where, "pip install datasets, or download it and give the file")
         ) from error
-    from ftcore.hub import HubName
+    from ftcore.hub_access import HubName
 
     if problem := HubName(name=spec.hub_id, what="dataset").problem(spec.where):
         raise UsageError(problem)

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from ftcore.data.quarantine import FILE as QUARANTINE
 from ftcore.errors import RunError
 from ftcore.hub_checks import repository, token
-from ftcore.lock import NAME as LOCK
+from ftcore.ownership import LOCK
 from ftcore.plan import Plan
 
 OF_RUNS = ("_*", ".tmp-*", "checkpoint-*", LOCK, QUARANTINE)

@@ -178,7 +178,7 @@ def test_the_hub_says_no(plan: Any, monkeypatch: pytest.MonkeyPatch, raised: str
         raise OSError(raised)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
-    monkeypatch.setattr("ftcore.hub.contact", lambda name: None)  # it answers
+    monkeypatch.setattr("ftcore.hub_access.contact", lambda name: None)  # it answers
     assert refused(load_model, plan("acme/gated")) == f"command line: {message}"
 
 
@@ -192,7 +192,7 @@ def test_what_the_hub_is_asked_for(plan: Any, monkeypatch: pytest.MonkeyPatch, t
         return tiny_tokenizer()
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", ask)
-    monkeypatch.setattr("ftcore.hub.contact", lambda name: None)  # it answers
+    monkeypatch.setattr("ftcore.hub_access.contact", lambda name: None)  # it answers
     options = ("model_revision=v2", f"cache_dir={tmp_path}", "hf_hub_token=secret", "trust_remote_code=true")
     load_tokenizer(plan("acme/model", *options))
     assert asked == {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.models.classes import automatic_class
 from ft_plugins.models.quantizers import quantized_by, reading
-from ftcore import hub
+from ftcore import hub_access
 from ftcore.checks import place
 from ftcore.errors import Problem, UsageError
 from ftcore.model_files import source_of
@@ -36,7 +36,7 @@ def hub_kwargs(plan: Plan) -> dict[str, Any]:
         kwargs["cache_dir"] = plan.model.cache_dir
     if plan.model.hf_hub_token:
         kwargs["token"] = plan.model.hf_hub_token
-    if name := hub.model_name(plan):
+    if name := hub_access.model_name(plan):
         if problem := name.problem(_where(plan)):
             raise UsageError(problem)
         if name.local_only():
@@ -46,7 +46,7 @@ def hub_kwargs(plan: Plan) -> dict[str, Any]:
 
 def _where(plan: Plan) -> str:
     """The place that names the model: of a reference or reward model that of its option."""
-    return place(plan, hub.naming(plan, str(plan.model.model_name_or_path)) or "model_name_or_path")
+    return place(plan, hub_access.naming(plan, str(plan.model.model_name_or_path)) or "model_name_or_path")
 
 
 def load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
@@ -155,7 +155,7 @@ def _cannot_load(plan: Plan, what: str, error: Exception) -> Problem:
     if plan.source is None and not Path(name).expanduser().is_dir():
         if "gated" in reason or "401" in reason:
             return Problem(f"{name} is gated", where, "accept its terms on the hub and set HF_TOKEN")
-        if (known := hub.model_name(plan)) and (refusal := hub.contact(known)):
+        if (known := hub_access.model_name(plan)) and (refusal := hub_access.contact(known)):
             return Problem(f"the {what} of {name} {refusal[0]}", where, refusal[1])
         hint = "is the name right, and is the network there? A folder on this machine serves as well"
         return Problem(f"the {what} of {name} cannot be fetched", where, hint)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from ftcore import hub
+from ftcore import hub_access
 from ftcore.errors import UsageError
-from ftcore.hub import HubName
+from ftcore.hub_access import HubName
 from ftcore.planning import make_plan
 from ftcore.plugins import Plugins
 
@@ -108,7 +108,7 @@ def run(script: list[str], home: Path, **more: str) -> subprocess.CompletedProce
 
 ASK = """
 import json, sys, time
-from ftcore import hub
+from ftcore import hub_access as hub
 hub.SECONDS = 4.0
 said = {}
 start = time.monotonic()
@@ -167,7 +167,7 @@ def test_without_a_network_and_offline(tmp_path: Path) -> None:
 
 CONFIG = """
 import sys
-from ftcore import hub
+from ftcore import hub_access as hub
 from ftcore.planning import make_plan
 plan = hub.planned(lambda: make_plan(sys.argv[1]))
 print(plan.family.component.name, plan.config, hub.model_name(plan).problem(), hub.model_name(plan).local_only())
@@ -221,7 +221,7 @@ def test_a_run_names_everything_at_once_before_anything_heavy_loads(
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "contact", lambda name: ("is far", "go there"))
+    monkeypatch.setattr(hub_access, "contact", lambda name: ("is far", "go there"))
     monkeypatch.setattr(HubName, "cached", lambda self: False)
 
 
