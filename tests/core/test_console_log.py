@@ -154,6 +154,7 @@ def test_a_log_begins_with_what_was_said_before_and_ends_with_the_error(
 FT = "import sys; from ftcore.cli import main; main(sys.argv[1:])"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["options"], ["plugins", "list"], ["--help"]], ids=" ".join)
 def test_commands_that_only_print_end_quietly(words: list[str]) -> None:
     """``| head -0``, ``> /dev/full`` and ``>&-``."""
