@@ -253,7 +253,7 @@ def _hub_rows(spec: DatasetSpec, streaming: bool, most: int) -> Rows:
         raise UsageError(Problem(message, spec.where, "download it and give the file")) from error
     for number, row in enumerate(rows, 1):
         size = size_of(row)
-        found = too_large(size, most, "") if size > most else columnar.hub_row(row, rows.features)
+        found = too_large(size, most, "") if size > most else columnar.hub_row(row, getattr(rows, "features", None))
         yield Place(spec.hub_id, number), found
 
 

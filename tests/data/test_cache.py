@@ -110,7 +110,7 @@ def test_options_that_do_not(rows: Path, tokenizer: Any, make_plan: Any, made: l
 
 def test_every_option_is_known_to_matter_or_not() -> None:
     """Whoever adds an option decides; what is not decided makes tokens anew, which is slow and right."""
-    matter = {"cutoff_len", "train_on_prompt", "mask_history", "media_dir"}
+    matter = {"cutoff_len", "train_on_prompt", "mask_history", "media_dir", "max_row_bytes"}
     assert set(DataOptions.model_fields) - WITHOUT_EFFECT == matter
     assert set(DataOptions.model_fields) >= WITHOUT_EFFECT
 
