@@ -23,7 +23,7 @@ WRITTEN = ("*_results.json", "trainer_log.jsonl", "quarantine.jsonl", "generated
 """What runs write into the folder besides what was trained."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_STAGED_FOLDER = re.compile(r"\.tmp-(?:\d+|trained)-\d+")
+_STAGED_FOLDER = re.compile(r"\.tmp-(?:\d+|trained|hub-checkpoint-\d+)-\d+")
 _STAGED_FILE = re.compile(r"\.tmp-\d+-.+\.jsonl?")
 _STATE = frozenset({"progress.json", "random-0.json"})
 """Files of a checkpoint that no other trainer writes: transformers keeps the same in ``.pt`` and ``.pth``."""
@@ -120,7 +120,8 @@ def foreign_files(folder: Path) -> list[str]:
         noted = read_object(folder / RUN_MANIFEST).get("foreign_files", [])
     except ValueError:
         return []
-    return [name for name in noted if (folder / name).exists() or (folder / name).is_symlink()]
+    kept_aside = {name for name in noted if (folder / f"{name}{BACKUP}").exists()}  # what has the name now is ft's
+    return [name for name in noted if name not in kept_aside and os.path.lexists(folder / name)]
 
 
 def keep_aside(file: Path) -> None:

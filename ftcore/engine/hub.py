@@ -6,10 +6,11 @@ may not write ends the run before its first step.
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from transformers import TrainerCallback
 from ftcore.data.quarantine import FILE as QUARANTINE
 from ftcore.errors import RunError
 from ftcore.hub_checks import repository, token
-from ftcore.ownership import LOCK
+from ftcore.ownership import BACKUP, LOCK, RUN_LOG, foreign_files
 from ftcore.plan import Plan
 
-OF_RUNS = ("_*", ".tmp-*", "checkpoint-*", LOCK, QUARANTINE)
-"""What of a run's folder stays here; rows that were put aside may be anybody's."""
+OF_RUNS = ("_*", ".tmp-*", "checkpoint-*", LOCK, QUARANTINE, RUN_LOG, f"*{BACKUP}")
+"""What of a run's folder stays here, with all that ft did not write: rows that were put aside, and lines that quote
+rows, may be anybody's."""
 STATES = (
     "MANIFEST.json",
     "optimizer*",
@@ -131,7 +133,7 @@ class Uploads(TrainerCallback):
                 folder_path=folder,
                 commit_message="End of training",
                 revision=self.options.hub_revision,
-                ignore_patterns=list(OF_RUNS),
+                ignore_patterns=[*OF_RUNS, *_patterns(foreign_files(folder))],
             )
         except Exception as error:
             name = self.repository or repository(self.plan)
@@ -140,6 +142,11 @@ class Uploads(TrainerCallback):
                 f"what was trained is in {folder}, and could not be uploaded to {name}: {_cause(error)}; later: {later}"
             ) from error
         self.say(f"uploaded to {self.repository}")
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    """Files and folders of these names, and what is in the folders."""
+    return [pattern for name in names for pattern in (glob.escape(name), f"{glob.escape(name)}/*")]
 
 
 def refused(error: BaseException) -> bool:

@@ -153,7 +153,7 @@ def test_links_are_not_followed_when_a_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_only_what_ft_stages_is_cleared_away(tmp_path: Path) -> None:
-    ours = [".tmp-3-4711", ".tmp-0-4711", ".tmp-trained-4711"]
+    ours = [".tmp-3-4711", ".tmp-0-4711", ".tmp-trained-4711", ".tmp-hub-checkpoint-3-4711"]
     theirs = [".tmp-work", ".tmp-", ".tmp-3", ".tmp-3-x", "tmp-3-4711"]
     for name in ours + theirs:
         (tmp_path / name).mkdir()
@@ -186,6 +186,7 @@ def test_foreign_files_are_noted_once(tmp_path: Path) -> None:
         keep_aside(tmp_path / "adapter_model.safetensors")
         assert (tmp_path / "adapter_model.safetensors.before-ft").read_text() == "adapter_model.safetensors"
         (tmp_path / "adapter_model.safetensors").write_text("ft's own")
+    assert foreign_files(tmp_path) == []
     assert foreign_files(tmp_path / "none") == []
 
 

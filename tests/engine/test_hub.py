@@ -125,6 +125,20 @@ def test_what_is_uploaded_and_when(strategy: str, expected: list[str], hub: Hub,
     assert TOKEN not in "".join(path.read_text("utf-8") for path in out.rglob("*.json*"))
 
 
+def test_what_ft_did_not_write_is_not_uploaded(hub: Hub, trained: Any, tmp_path: Path) -> None:
+    """Nor the log, whose lines may quote rows; a file that took another's name is ft's."""
+    out = tmp_path / "my run"
+    (out / "notes [1]").mkdir(parents=True)
+    for name in ("thesis.txt", "notes [1]/a.txt", "adapter_config.json"):
+        (out / name).write_text("private")
+    trained(overwrite_output_dir=True, save_strategy="no", logging_steps=4)
+    (_, names), *others = hub.uploads
+    assert not others
+    assert (out / "adapter_config.json.before-ft").read_text() == "private"
+    assert {"adapter_config.json", "adapter_model.safetensors", "ft_run.json"} <= set(names)
+    assert not {"thesis.txt", "notes [1]/a.txt", "adapter_config.json.before-ft", "ft_run.log"} & set(names)
+
+
 def test_the_name_is_the_folders_unless_it_is_said(hub: Hub, trained: Any, tmp_path: Path) -> None:
     trained(hub_model_id=None, output_dir=str(tmp_path / "second"), save_strategy="no")
     assert [call for name, call in hub.calls if name == "create_repo"] == [
