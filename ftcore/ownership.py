@@ -131,6 +131,13 @@ def keep_aside(file: Path) -> None:
         file.rename(aside)
 
 
+def put_back_aside(file: Path) -> None:
+    """Undoes `keep_aside` where nothing has taken the file's place."""
+    aside = file.with_name(file.name + BACKUP)
+    if os.path.lexists(aside) and not os.path.lexists(file):
+        aside.rename(file)
+
+
 def listed(names: Iterable[object], most: int = 3) -> str:
     """``a, b, c and 4 more``."""
     found = [str(name) for name in names]

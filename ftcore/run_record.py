@@ -13,7 +13,7 @@ from typing import Any
 from ftcore import artifacts
 from ftcore.engine.signals import InterruptedRunError, before_exit, ended_at_once, shown
 from ftcore.errors import FtError, UsageError
-from ftcore.ownership import RUN_MANIFEST, WRITTEN, foreign_files, keep_aside
+from ftcore.ownership import RUN_MANIFEST, WRITTEN, foreign_files, keep_aside, put_back_aside
 from ftcore.run_status import FAILED, FINISHED, RUNNING, STOPPED, ProcessId, read_status
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class RunRecord:
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         self.folder = folder
         self.earlier = artifacts.read_manifest(folder)
+        self._aside: list[Path] = []
         self._written = read_status(folder).get("status") != FINISHED
         self.value: dict[str, Any] = {
             **facts,
@@ -69,6 +70,7 @@ class RunRecord:
         for name in self.value["foreign_files"]:
             if any(fnmatch(name, pattern) for pattern in WRITTEN):
                 keep_aside(self.folder / name)
+                self._aside.append(self.folder / name)
 
     def finish(self, counts: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         """The run has ended well.
@@ -84,6 +86,9 @@ class RunRecord:
         """The run has ended by an error; one that it was refused by leaves an earlier run's manifest as it was."""
         if self.value["status"] != RUNNING:
             return
+        if isinstance(error, UsageError):
+            for file in self._aside:
+                put_back_aside(file)
         if isinstance(error, UsageError) and self.earlier is not None:
             if self._written:
                 artifacts.put_back(self.folder, self.earlier)

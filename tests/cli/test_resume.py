@@ -301,6 +301,7 @@ def test_a_checkpoint_that_is_in_the_way_is_an_error_before_the_first_step(run: 
     """What the run would write is known: every second step and the last, not the third."""
     for step in (2, 3, 4):
         another_trainers(out / f"checkpoint-{step}")
+    (out / "all_results.json").write_text("theirs")
     before = lying(out)
     with pytest.raises(UsageError) as error:
         run(overwrite_output_dir=True)
@@ -312,6 +313,8 @@ def test_a_checkpoint_that_is_in_the_way_is_an_error_before_the_first_step(run: 
     assert {name: content for name, content in lying(out).items() if name in before} == before
     assert not (out / "adapter_model.safetensors").exists()
     run(overwrite_output_dir=True, save_strategy="no")
+    assert (out / "all_results.json.before-ft").read_text() == "theirs"
+    del before["all_results.json"]
     assert {name: content for name, content in lying(out).items() if name in before} == before
 
 
