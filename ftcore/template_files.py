@@ -46,16 +46,22 @@ def read_template_file(name: str, where: str) -> Offer[ChatTemplate]:
 
 
 def _check_syntax(text: str, name: str, where: str) -> None:
-    from jinja2 import TemplateSyntaxError
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    from ftcore.data.template_limits import Guard, compiled
 
     if not text.strip():
         raise UsageError(Problem(f"{name} is empty", where, "write a Jinja template into it"))
     try:
-        _environment().compile(text)
+        # with its checks: Jinja works out what is constant, such as 'a' * 10**10, when it compiles
+        compiled(_environment(), text, Guard())
     except TemplateSyntaxError as error:
         message = (error.message or "syntax error").rstrip(".")
         reason = f"the template has a mistake: {message[:1].lower()}{message[1:]}"
         raise UsageError(Problem(reason, f"{name}:{error.lineno}")) from error
+    except (TemplateError, RecursionError, SyntaxError, MemoryError, OverflowError) as error:
+        reason = "it nests too deep" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+        raise UsageError(Problem(f"the template has a mistake: {reason or type(error).__name__}", name)) from error
 
 
 def _environment() -> Environment:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ftcore.checks import place
 from ftcore.components import ChatTemplate
 from ftcore.data.jinja import Compiled
 from ftcore.data.layouts import Layouts
@@ -68,6 +69,8 @@ class Renderer:
         default_system: system message of conversations that have none; None leaves it to the template, empty is none.
         enable_thinking: passed to the template; None leaves it to the template.
         preserve_thinking: likewise.
+        name: of the template, for errors.
+        where: the place that names it, likewise.
 
     Attributes:
         source: what is to be saved as ``chat_template``; a default system message is part of it.
@@ -87,15 +90,17 @@ class Renderer:
         default_system: str | None = None,
         enable_thinking: bool | None = None,
         preserve_thinking: bool | None = None,
+        name: str = "the chat template",
+        where: str = "",
     ) -> None:
         self.tokenizer, self.stop, self.default_system = tokenizer, tuple(stop), default_system
         self.source = source if default_system is None else _with_default_system(source, default_system)
         self.variables = dict(tokenizer.special_tokens_map)
-        for name, value in (("enable_thinking", enable_thinking), ("preserve_thinking", preserve_thinking)):
+        for variable, value in (("enable_thinking", enable_thinking), ("preserve_thinking", preserve_thinking)):
             if value is not None:
-                self.variables[name] = value
+                self.variables[variable] = value
         self.pictures: Pictures | None = None
-        self._template = Compiled(self.source, self.variables)
+        self._template = Compiled(self.source, self.variables, name, where)
         self._layouts = Layouts()
         self._controls_read, self._controls_said = control_tokens(tokenizer, source)
         self._special = tuple(tokenizer.all_special_tokens)
@@ -112,8 +117,10 @@ class Renderer:
         stop: Sequence[str] = ()
         if plan.template is None:
             source = _own_source(plan, tokenizer)
+            name, where = "the tokenizer's own chat template", place(plan, "model_name_or_path")
         else:
             template = plan.template.component
+            name, where = f"template {template.name!r}", place(plan, "template")
             source, stop = template.source(), template.stop
             if stop and _token_id(tokenizer, stop[0]) is None:
                 where = plan.options["template"].origin if "template" in plan.options else ""
@@ -126,6 +133,8 @@ class Renderer:
             default_system=data.default_system,
             enable_thinking=data.enable_thinking,
             preserve_thinking=data.preserve_thinking,
+            name=name,
+            where=where,
         )
 
     @cached_property
