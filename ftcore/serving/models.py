@@ -91,6 +91,8 @@ def _load_answering(plans: Mapping[str, Plan]) -> dict[str, Served]:
     renderers = {
         name: Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan)) for name, plan in plans.items()
     }
+    for renderer in renderers.values():
+        _ = renderer.thinks  # a template that does not end is told now
     notations = {name: learn(renderer) for name, renderer in renderers.items()}
     preparer = Preparer(renderers)
     try:

@@ -290,6 +290,15 @@ def test_no_depth_of_the_whole_request(calling: Any, text: str) -> None:
     assert refusal(found)[:2] == (400, "the request nests more than 100 levels deep")
 
 
+def test_a_template_that_does_not_end_serves_nothing(targets: Any, tmp_path: Path) -> None:
+    from ftcore.serving.models import load
+
+    file = tmp_path / "acme.jinja"
+    file.write_text("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
+    with pytest.raises(UsageError, match=r"template '.*acme.jinja' was stopped: it calls itself without end"):
+        load(targets(f"template={file}"))
+
+
 @pytest.mark.slow
 def test_900_kb_of_control_tokens_do_not_silence_a_stream(targets: Any) -> None:
     """In words per second: under load all is slower, and nothing stands still (16.6 s before)."""
