@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, Trainer
 
+    from ftcore.coverage import Coverage
     from ftcore.memory import Architecture, Depth
     from ftcore.plan import Plan
     from ftcore.run import Run
@@ -195,6 +196,14 @@ class Method(Component, ABC):
             options: this method's options.
             width: bytes of a frozen weight in the run's compute dtype.
         """
+
+    def coverage(self, plan: Plan, model: PreTrainedModel) -> Coverage | None:
+        """What part of the weights of a model that `apply` returned is adapted and quantised; None to say nothing."""
+        return None
+
+    def planned_coverage(self, plan: Plan) -> Coverage | None:
+        """The same before the model is loaded, without torch."""
+        return None
 
     def drops_inputs(self, options: OptionGroup) -> bool:
         """Whether dropout is put on the inputs of what is trained, which keeps further activations."""

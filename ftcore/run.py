@@ -177,6 +177,9 @@ def load_model(state: Run) -> None:
     for name in plan.model.adapter_name_or_path:
         click.echo(f"loaded adapter: {name}")
     click.echo(parameter_line(state.model))
+    coverage = method.coverage(plan, state.model) if plan.training.do_train else None
+    if coverage and not coverage.enough:
+        click.echo(str(coverage))
     click.echo(f"trainable parameters are trained in {plan.precision.trained}")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ftcore.cli.common import echo_json, file_and_overrides, json_option
 from ftcore.cli.options import show
 from ftcore.plan import Plan
+
+if TYPE_CHECKING:
+    from ftcore.coverage import Coverage
 
 
 @click.command(name="plan")
@@ -46,7 +49,13 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "warnings": list(plan.warnings),
         "memory": plan.memory.as_dict() if plan.memory else None,
         "unknown": list(plan.unknown),
+        "coverage": coverage.as_dict() if (coverage := _coverage(plan)) else None,
     }
+
+
+def _coverage(plan: Plan) -> Coverage | None:
+    """What part of the weights a training run would reach."""
+    return plan.method.component.planned_coverage(plan) if plan.training.do_train else None
 
 
 SECRETS = frozenset({"hf_hub_token", "hub_token"})
@@ -92,6 +101,8 @@ def print_plan(plan: Plan, everything: bool = False) -> None:
         click.echo(str(plan.memory))
     for line in plan.unknown:
         click.echo(click.style("not known: ", fg="yellow") + line)
+    if (coverage := _coverage(plan)) and not coverage.enough:
+        click.echo(str(coverage))
     for line in plan.ignored:
         click.secho(line, dim=True)
     for line in plan.warnings:

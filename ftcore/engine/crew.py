@@ -93,6 +93,14 @@ def draws(model: Any) -> bool:
     )
 
 
+def swaps(model: Any) -> bool:
+    """Whether a module puts another tensor in a parameter's place for the length of a call, for all threads.
+
+    peft's adapters of experts do (``ParamWrapper``).
+    """
+    return any(hasattr(module, "parameter_name") for module in model.modules())
+
+
 def rescales(model: Any) -> bool:
     """Whether the model's positions depend on the longest sequence it saw, which it notes on itself."""
     described = model.config.get_text_config().to_dict()

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import AutocastKwargs
 
 from ftcore.engine.collate import Batch, ImageCollator
-from ftcore.engine.crew import Crew, draws, in_crew, rescales
+from ftcore.engine.crew import Crew, draws, in_crew, rescales, swaps
 from ftcore.engine.meters import Meters
 from ftcore.engine.scoring import Scorer
 from ftcore.engine.team import Team
@@ -59,7 +59,8 @@ class SideBySide:
         if not alone or threads < MEMBERS or whole or not getattr(self.scorer, "packed", False):
             return
         sees = isinstance(trainer.data_collator.collate, ImageCollator)  # such models note positions on themselves
-        if not sees and self.noise is None and not draws(self.model) and not rescales(self.model):
+        alike = not (draws(self.model) or rescales(self.model) or swaps(self.model))
+        if not sees and self.noise is None and alike:
             self.crew, self.adds_up = Crew(threads), _trains_little(self.model)
             # autocast would keep its copies of weights for all threads together
             self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)

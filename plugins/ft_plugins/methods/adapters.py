@@ -32,18 +32,18 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 
 def linear_paths(model: PreTrainedModel) -> list[str]:
     """The same layers with the paths to them."""
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
+    return [name for name, layer in model.named_modules() if is_linear(layer) and layer not in heads]
+
+
+def is_linear(layer: Any) -> bool:
+    """Whether this is a linear layer, of any library, without an adapter."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    heads = (model.get_output_embeddings(), getattr(model, "score", None))
-    return [
-        name
-        for name, layer in model.named_modules()
-        # GPTQ's and AWQ's layers are no nn.Linear, and hold buffers only
-        if (isinstance(layer, nn.Linear | Conv1D) or "Linear" in type(layer).__name__)
-        and layer not in heads
-        and not any(True for _ in layer.children())
-    ]
+    # GPTQ's and AWQ's layers are no nn.Linear, and hold buffers only
+    linear = isinstance(layer, nn.Linear | Conv1D) or "Linear" in type(layer).__name__
+    return linear and not any(True for _ in layer.children())
 
 
 def vocabulary_names(model: PreTrainedModel) -> list[str]:
@@ -90,6 +90,8 @@ def with_adapter(model: PreTrainedModel, adapter: Any, *, trainable: bool = True
         # peft 0.21 asks by a name that transformers 5.23 calls deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error below
+        # and looks for the experts' rank among modules alone, where it has just given it to a parameter
+        warnings.filterwarnings("ignore", r".*_pattern keys did not match .*gate_up_proj'\]", RuntimeWarning)
         if not isinstance(adapter, Path):
             return get_peft_model(model, adapter)
         config = PeftConfig.from_pretrained(str(adapter))

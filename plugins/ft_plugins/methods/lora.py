@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import Field
 
@@ -20,16 +20,20 @@ from ft_plugins.methods.adapters import (
     with_adapter,
 )
 from ft_plugins.methods.full import check_names
+from ft_plugins.methods.reach import counted, planned, saved_targets, taken_names
 from ft_plugins.methods.sight import Sight
 from ft_plugins.models.quantizers import check_trainable
 from ftcore.adapters import CONFIG, WEIGHTS, adapter_folder
+from ftcore.checks import place
 from ftcore.components import Method, OptionGroup
+from ftcore.errors import Problem, UsageError
 from ftcore.groups import Names
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from ftcore.coverage import Coverage
     from ftcore.memory import Architecture, Depth
     from ftcore.plan import Plan
 
@@ -47,7 +51,9 @@ class LoraOptions(OptionGroup):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on an adapter's input. Above 0 the adapter is computed apart from the layer, which costs time."""
     lora_target: Names = ("all",)
-    """Modules that get an adapter, by name or end of name; ``all`` for every linear layer but the head."""
+    """Modules that get an adapter, by name or end of name; ``all`` for every linear layer but the head. Experts that
+    transformers keeps as tensors of three dimensions are no linear layers; ``ft plan`` and ``ft run`` say what part of
+    the weights is adapted where it is under nine tenths."""
     additional_target: Names = ()
     """Modules that are trained in full and saved with the adapter, such as ``embed_tokens,lm_head``; unset, these two
     where the vocabulary grows. Where embedding and head are one matrix, they stay one."""
@@ -79,6 +85,8 @@ class Lora(Method):
 
     Options = LoraOptions
     saves_adapter: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = False
+    """Whether it quantises the linear layers of the base model."""
 
     def resolve(self, values: Mapping[str, Any]) -> str:
         """With ``quantization_bit`` the method that has this option."""
@@ -99,7 +107,11 @@ class Lora(Method):
         for folder in folders:
             model = with_adapter(model, folder).merge_and_unload()
         set_seed(plan.training.seed)  # the new adapter's first values
-        adapted = with_adapter(model, last or self.config(plan, model))
+        try:
+            adapted = with_adapter(model, last or self.config(plan, model))
+        except ValueError as error:  # names that no layer has; experts with dropout
+            reason = " ".join(str(error).split())
+            raise UsageError(Problem(f"peft refuses the adapter: {reason}", place(plan, "lora_target"))) from error
         adapted.peft_config["default"].base_model_name_or_path = base_name(plan)
         for tensor in adapted.parameters():
             if tensor.requires_grad:
@@ -142,10 +154,35 @@ class Lora(Method):
         named = options.lora_target != ("all",)
         targets = options.lora_target if named else plan.family.component.lora_targets if plan.family else ()
         sight = Sight(plan, model)
-        if not sight:
-            return list(targets or linear_names(model))
-        found = [name for name in linear_paths(model) if not sight.frozen(name)]
-        return [name for name in found if not targets or name.endswith(tuple(f".{target}" for target in targets))]
+        if sight:
+            found = [name for name in linear_paths(model) if not sight.frozen(name)]
+            found = [name for name in found if not targets or name.endswith(tuple(f".{target}" for target in targets))]
+        else:
+            found = list(targets or linear_names(model))
+        taken = () if named else taken_names(model, found)
+        return [name for name in found if name.rsplit(".", 1)[-1] not in taken]
+
+    def coverage(self, plan: Plan, model: PreTrainedModel) -> Coverage:
+        """Of the linear layers and experts that are not meant to stay as they are, those with an adapter."""
+        sight = Sight(plan, cast("Any", model).get_base_model())
+        fresh = self._options(plan).lora_target == ("all",) and self._begins(plan)
+        return counted(model, quantizes=self.quantizes, fresh=fresh, frozen=sight.frozen)
+
+    def planned_coverage(self, plan: Plan) -> Coverage | None:
+        """The same from config.json; an adapter that is trained further names its layers itself."""
+        options = self.effective(plan)
+        assert isinstance(options, LoraOptions)
+        family = plan.family.component.lora_targets if plan.family else ()
+        targets: tuple[str, ...] | None = options.lora_target
+        if not self._begins(plan):
+            targets = saved_targets(Path(plan.model.adapter_name_or_path[-1]).expanduser())
+        elif targets == ("all",) and family:
+            targets = tuple(family)
+        return planned(plan, targets, options.additional_target, quantizes=self.quantizes)
+
+    def _begins(self, plan: Plan) -> bool:
+        """Whether a new adapter is made."""
+        return self._options(plan).create_new_adapter or not plan.model.adapter_name_or_path
 
     def _whole(self, plan: Plan, options: LoraOptions, model: PreTrainedModel) -> list[str]:
         """Modules that are trained in full."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ft_plugins.methods.lora import Lora, LoraOptions
 from ftcore.components import OptionGroup
@@ -36,6 +36,7 @@ class Qlora(Lora):
     """
 
     Options = QloraOptions
+    quantizes: ClassVar[bool] = True
 
     def resolve(self, values: Mapping[str, Any]) -> str:
         """Itself."""
