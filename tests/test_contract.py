@@ -46,6 +46,7 @@ def test_the_core_names_no_built_in(built_in) -> None:
     Names that are also words of English or of transformers' own (model types, whose shapes the memory estimate knows)
     are no sign of anything.
     """
+    from ftcore import experts
     from ftcore.architecture import LAYOUTS
     from ftcore.cli.env import PACKAGES
     from ftcore.exporting.gguf_vocabulary import SPLITS
@@ -64,6 +65,7 @@ def test_the_core_names_no_built_in(built_in) -> None:
         "huggingface",
         "hf",
         *LAYOUTS,
+        *experts.LAYOUTS,
         *PACKAGES,
         *SPLITS.values(),
     }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _QWEN = ("gate", "gate_proj", "up_proj", "down_proj")
 _MIXTRAL = ("gate", "w1", "w2", "w3")
 TAKEN = {
-    **dict.fromkeys(("minimax", "minimax_m2"), _MIXTRAL),
+    **dict.fromkeys(("minimax", "minimax_m2", "mixtral"), _MIXTRAL),
     **dict.fromkeys(
         (
             *("afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe"),
