@@ -20,6 +20,7 @@ from ftcore.engine.dependence import check_causal, check_images
 from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
 from ftcore.engine.prefix import FrozenPrefix
 from ftcore.engine.sharing import Always
+from ftcore.errors import UsageError
 
 if TYPE_CHECKING:
     from ftcore.engine.team import Team
@@ -237,6 +238,20 @@ class Scorer:
                 return
             self.inner.set_attn_implementation(own_attention)
             log.warning("the model needs its own attention: batches are padded")
+            self._check_unpadded()
+
+    def _check_unpadded(self) -> None:
+        """Where nothing is padded, transformers leaves the mask out and causality to the attention kernel.
+
+        PaliGemma's text model tells the kernel that it is not causal: a token then sees all that follow. Eager
+        attention is always given the mask.
+        """
+        even, tolerance = self.placed(_probe(self.inner, beginnings=True, even=True)), TOLERANCE[self.coarsest]
+        try:
+            check_causal(self, even, self.logits(even), _COMMON, tolerance)
+        except UsageError:
+            self.inner.set_attn_implementation("eager")
+            check_causal(self, even, self.logits(even), _COMMON, tolerance)
 
     def _tries(self, short: Batch, expected: torch.Tensor, *, fused: bool, shares: bool) -> bool:
         """Whether the sequences can go end to end, and one from another's beginning; if so it is as is said here."""
@@ -310,18 +325,21 @@ _COMMON = 4
 """Tokens with which both sequences of a probe begin."""
 
 
-def _probe(model: Any, *, beginnings: bool = False) -> Batch:
+def _probe(model: Any, *, beginnings: bool = False, even: bool = False) -> Batch:
     """Two sequences, of 9 and 8 tokens, of which 4 are the same; every position but these of the second is labelled.
 
     Args:
         model: of whose vocabulary they are.
         beginnings: label these as well.
+        even: both are of 8 tokens.
     """
     vocabulary = model.config.get_text_config().vocab_size
     one, other = ((np.arange(length, dtype=np.int32) * 37 + 11 * length) % vocabulary for length in (9, 8))
     later = np.ones(8, np.float32)
     later[: _COMMON + 1] = beginnings
-    rows = zip((one, np.concatenate([one[:_COMMON], other[_COMMON:]])), (np.ones(9, np.float32), later), strict=True)
+    first = one[:8] if even else one
+    second = np.concatenate([one[:_COMMON], other[_COMMON:]])
+    rows = zip((first, second), (np.ones(len(first), np.float32), later), strict=True)
     return collate([{"input_ids": ids, "weights": weight, "index": 0} for ids, weight in rows])
 
 

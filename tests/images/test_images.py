@@ -19,6 +19,8 @@ from seeing_models import KINDS, seeing_model
 from ft_plugins.models.processors import NAMING
 from ftcore.cli import group
 from ftcore.data.pictures import Picture, Pictures, frame_of
+from ftcore.engine.collate import collate
+from ftcore.engine.scoring import Scorer
 from ftcore.errors import RunError, UsageError
 from ftcore.planning import make_plan
 from ftcore.run import Run, load_model, run
@@ -154,6 +156,26 @@ def test_paligemma_reads_a_prompt_in_both_directions_and_an_answer_in_one(prepar
     given = {**own, "input_ids": ids, "labels": ids.masked_fill(kinds == 0, -100)}
     loss = state.model.eval()(**given).loss.item() * int(kinds.sum())
     assert trainer.loss_sum(trainer.data_collator([row])).item() == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_paligemmas_text_alone_is_causal_with_padding_and_without(fused: bool, folders: Any) -> None:
+    """Another last token moves no logit before it; of one row, of two as long, and of two of which one is padded."""
+    from transformers import AutoModelForImageTextToText
+
+    scorer = Scorer(AutoModelForImageTextToText.from_pretrained(folders("paligemma")).eval())
+    scorer.choose()
+    scorer.fused = fused
+    ids = np.arange(40, 49)
+    for others in ([], [ids + 20], [ids[:4]]):
+        found = []
+        for last in (50, 60):
+            rows = [np.append(ids[:-1], last), *others]
+            weights = [np.ones(len(row), np.float32) for row in rows]
+            given = [{"input_ids": row, "weights": one, "index": 0} for row, one in zip(rows, weights, strict=True)]
+            with torch.no_grad():
+                found.append(scorer.logits(collate(given))[:7])
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
 
 
 def test_no_part_of_an_image_is_trained_even_on_the_prompt(prepared: Any) -> None:
