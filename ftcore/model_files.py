@@ -45,6 +45,12 @@ def base_files(plan: Plan) -> dict[str, str]:
     return _files(_folder(source_of(plan), "config.json", plan, plan.model.model_revision))
 
 
+def beside_model(plan: Plan, name: str) -> Path | None:
+    """A file of the base model, in its folder or in the hub's cache; None where it is not there."""
+    folder = _folder(source_of(plan), "config.json", plan, plan.model.model_revision)
+    return folder / name if folder is not None and (folder / name).is_file() else None
+
+
 def model_files(plan: Plan) -> dict[str, str]:
     """The same of the base model and of all adapters on it, these under ``ADAPTER/NAME``."""
     found = base_files(plan)

@@ -173,6 +173,7 @@ def load_model(state: Run) -> None:
     method = plan.method.component
     kwargs = {"dtype": getattr(torch, plan.precision.compute)} | method.load_kwargs(plan)
     state.model = method.apply(plan, hook.ft_load_model(plan=plan, kwargs=kwargs))
+    set_ends(state)
     hook.ft_model_ready(plan=plan, model=state.model, tokenizer=state.tokenizer)
     for name in plan.model.adapter_name_or_path:
         click.echo(f"loaded adapter: {name}")
@@ -181,6 +182,18 @@ def load_model(state: Run) -> None:
     if coverage and not coverage.enough:
         click.echo(str(coverage))
     click.echo(f"trainable parameters are trained in {plan.precision.trained}")
+
+
+def set_ends(state: Run) -> None:
+    """Writes into the model what ends its turns, where a whole model is saved that is to generate."""
+    from ftcore.data.rendering import Renderer
+    from ftcore.exporting import generation
+
+    plan, config = state.plan, getattr(state.model, "generation_config", None)
+    texts = set(plan.stage.component.samples) == {"Text"}
+    talks = bool(state.tokenizer.chat_template) and not texts and plan.stage.component.head == "causal_lm"
+    if talks and config is not None and not plan.method.component.saves_adapter:
+        generation.set_ends(config, state.tokenizer, Renderer.from_plan(plan, state.tokenizer))
 
 
 def parameter_line(model: PreTrainedModel) -> str:

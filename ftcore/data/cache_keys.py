@@ -64,7 +64,7 @@ def key_parts(
         "kind": [kind, *plan.stage.component.samples, *["Question"] * questions],
         "whole documents": splits(plan),
         "images": _images(plan, renderer),
-        "template": digest([renderer.source, renderer.stop, renderer.variables]),
+        "template": digest([renderer.source, renderer.stop, renderer.variables, renderer.stop_ids]),
         "tokenizer": digest([backend.to_str(), renderer.tokenizer.eos_token_id]),
         "formats": sorted(f"{offer.full_name} {offer.version} {_code(offer)}" for offer in _formats(plan)),
         "code": _own_code(),

@@ -32,21 +32,32 @@ class Compiled:
         where: the place that names it, likewise.
 
     Attributes:
+        source: as given.
         marked: whether ``{% generation %}`` marks say what the model says.
     """
 
     def __init__(
         self, source: str, variables: Mapping[str, Any], name: str = "the chat template", where: str = ""
     ) -> None:
-        self._source, self._name, self._where = source, name, where
+        self.source, self._name, self._where = source, name, where
         self._variables = {**_plain_template_data(dict(variables)), "documents": None}
         self._guard = Guard()
         self.marked = bool(_GENERATION.search(source))
 
     def write(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), *, prompt: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        prompt: bool = False,
+        **more: Any,
     ) -> tuple[str, list[tuple[int, int]]]:
         """A conversation's text, and the spans inside ``{% generation %}`` that are not empty.
+
+        Args:
+            messages, tools: the conversation.
+            prompt: as ``add_generation_prompt``.
+            more: variables in place of the template's usual ones.
 
         Raises:
             RowError: the template refuses the conversation.
@@ -62,6 +73,7 @@ class Compiled:
                 "tools": _plain_template_data(list(tools)) or None,
                 "add_generation_prompt": prompt,
                 **self._variables,
+                **more,
             }
             guard.begin(messages, tools)
             # spans are of no use in a prompt, and to find one all text before it is joined
@@ -98,7 +110,7 @@ class Compiled:
         _faster(environment)
         names = {name: value for name, value in environment.globals.items() if name != "lipsum"}
         try:
-            code = compiled(environment, self._source, self._guard)
+            code = compiled(environment, self.source, self._guard)
         except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError, OverflowError) as error:
             line = getattr(error, "lineno", None)
             reason = "it nests too deep" if isinstance(error, RecursionError) else _first_line(error)

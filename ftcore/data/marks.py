@@ -14,8 +14,9 @@ from typing import Any
 
 from ftcore.errors import RowError
 
-_AREA = range(0xF0000, 0x10FFFE)  # both supplementary private use areas
-_PRIVATE = re.compile(f"[{chr(_AREA[0])}-{chr(_AREA[-1])}]")
+AREA = range(0xF0000, 0x10FFFE)
+"""Both supplementary private use areas."""
+_PRIVATE = re.compile(f"[{chr(AREA[0])}-{chr(AREA[-1])}]")
 
 Conversation = list[dict[str, Any]]
 """Messages as templates read them."""
@@ -39,12 +40,15 @@ class Marks:
         self._places = re.compile(f"[{self.close}-{chr(self._first + len(conversation))}]")
         self._controls = re.compile(f"[{self.start}{self.end}]")
 
-    def places(self, conversation: Conversation) -> Conversation:
-        """The conversation with a mark at both ends of every message that the model reads, inside its blanks."""
+    def places(self, conversation: Conversation, *, said: bool = False) -> Conversation:
+        """The conversation with a mark at both ends of every message that the model reads, inside its blanks.
+
+        With ``said`` also of those that it says.
+        """
         marked = []
         for number, message in enumerate(conversation):
             content = message["content"]
-            if message["role"] != "assistant" and (body := content.strip()):
+            if (said or message["role"] != "assistant") and (body := content.strip()):
                 left = content[: len(content) - len(content.lstrip())]
                 right = content[len(content.rstrip()) :]
                 opening = chr(self._first + number)
@@ -83,7 +87,7 @@ class Marks:
 def _free(text: str, count: int) -> int:
     """The first of ``count + 1`` private-use characters in a row that the text does not hold."""
     used = set() if text.isascii() else set(map(ord, _PRIVATE.findall(text)))
-    for first in range(_AREA[0], _AREA[-1] - count, count + 1):
+    for first in range(AREA[0], AREA[-1] - count, count + 1):
         if not used or used.isdisjoint(range(first, first + count + 1)):
             return first
     raise RowError("the text is full of private-use characters", cure="remove them, or the row")

@@ -18,6 +18,8 @@ from ftcore.data.jinja import Compiled
 from ftcore.data.layouts import Layouts
 from ftcore.data.marks import Conversation, Marks, control_tokens, strings
 from ftcore.data.thinking import with_reasoning
+from ftcore.data.turn_ends import TurnEnds, model_stops, special_tokens, turn_ends
+from ftcore.data.unmarked import Unmarked
 from ftcore.errors import Problem, RowError, UsageError
 from ftcore.samples import Chat, Message
 
@@ -71,6 +73,7 @@ class Renderer:
         preserve_thinking: likewise.
         name: of the template, for errors.
         where: the place that names it, likewise.
+        model_stops: ids that the model stops with besides.
 
     Attributes:
         source: what is to be saved as ``chat_template``; a default system message is part of it.
@@ -92,8 +95,10 @@ class Renderer:
         preserve_thinking: bool | None = None,
         name: str = "the chat template",
         where: str = "",
+        model_stops: Sequence[int] = (),
     ) -> None:
         self.tokenizer, self.stop, self.default_system = tokenizer, tuple(stop), default_system
+        self._model_stops = tuple(model_stops)
         self.source = source if default_system is None else _with_default_system(source, default_system)
         self.variables = dict(tokenizer.special_tokens_map)
         for variable, value in (("enable_thinking", enable_thinking), ("preserve_thinking", preserve_thinking)):
@@ -103,7 +108,6 @@ class Renderer:
         self._template = Compiled(self.source, self.variables, name, where)
         self._layouts = Layouts()
         self._controls_read, self._controls_said = control_tokens(tokenizer, source)
-        self._special = tuple(tokenizer.all_special_tokens)
         if self.stop and _token_id(tokenizer, self.stop[0]) is None:
             raise UsageError(_no_stop(self.stop[0]))
 
@@ -135,13 +139,27 @@ class Renderer:
             preserve_thinking=data.preserve_thinking,
             name=name,
             where=where,
+            model_stops=model_stops(plan),
         )
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end the model's turn: those of the template, and the tokenizer's end-of-sequence token."""
-        known = [_token_id(self.tokenizer, stop) for stop in self.stop or self._found_stop()]
-        return tuple(dict.fromkeys(token for token in (*known, self.tokenizer.eos_token_id) if token is not None))
+        """Tokens that end the model's turn: the template's, the tokenizer's end-of-sequence token, the model's own.
+
+        Everything that generates, and everything that is saved to generate with, takes them from here.
+        """
+        known = [_token_id(self.tokenizer, stop) for stop in self.stop or self.ends.stops]
+        known += [self.tokenizer.eos_token_id, *(token for token in self._model_stops if token < len(self.tokenizer))]
+        return tuple(dict.fromkeys(token for token in known if token is not None))
+
+    @cached_property
+    def ends(self) -> TurnEnds:
+        """How the template ends the turns of the model."""
+        return turn_ends(self._template, self.tokenizer)
+
+    @cached_property
+    def _unmarked(self) -> Unmarked:
+        return Unmarked(self._template, special_tokens(self.tokenizer), self.ends)
 
     @cached_property
     def borders(self) -> tuple[str, str]:
@@ -297,42 +315,12 @@ class Renderer:
     ) -> Sequence[Span]:
         numbers = [number for number, message in enumerate(conversation) if message["role"] == "assistant"]
         if not self._template.marked:
-            return self._said_by_prefixes(conversation, tools, text, numbers)
+            bounds = self._unmarked.bounds(conversation, tools, text, numbers)
+            return [Span(*each, number) for each, number in zip(bounds, numbers, strict=True)]
         if len(generated) != len(numbers):
             reason = f"the chat template marks {len(generated)} generations for {len(numbers)} assistant turns"
             raise RowError(reason, cure="write the answers as one turn each, or choose another template")
         return [Span(*span, number) for span, number in zip(generated, numbers, strict=True)]
-
-    def _said_by_prefixes(
-        self, conversation: Conversation, tools: Sequence[Mapping[str, Any]], text: str, numbers: Sequence[int]
-    ) -> Sequence[Span]:
-        spans = []
-        for number in numbers:
-            before, _ = self._template.write(conversation[:number], tools, prompt=True)
-            # The last answer ends the conversation in most rows: then this is the text itself.
-            after = (
-                text if number + 1 == len(conversation) else self._template.write(conversation[: number + 1], tools)[0]
-            )
-            if not (text.startswith(before) and text.startswith(after) and after.startswith(before)):
-                raise RowError(
-                    f"cannot tell what the model says in turn {number + 1}: the tokenizer's chat template writes a"
-                    " conversation differently once it goes on",
-                    field=f"messages[{number}]",
-                    cure="set template, or split the conversation so that it ends with this turn",
-                )
-            spans.append(Span(len(before), self._end(after), number))
-        return spans
-
-    def _end(self, text: str) -> int:
-        """Where the model's turn ends at the end of the text: blanks after a special token are the template's."""
-        stripped = text.rstrip()
-        return len(stripped) if stripped.endswith(self._special) else len(text)
-
-    def _found_stop(self) -> list[str]:
-        """The special token that the template writes after an answer, if any."""
-        probe = self.render(Chat(messages=(Message("user", "?"), Message("assistant", "!"))))
-        said = probe.text[probe.said[0].start : probe.said[0].end]
-        return [token for token in self._special if said.endswith(token)]
 
 
 def _with_default_system(source: str, system: str) -> str:

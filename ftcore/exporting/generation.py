@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 def set_generation(plan: Plan, model: Any, tokenizer: Any, renderer: Renderer | None) -> None:
     """Ends of turns as end-of-sequence ids, and the sampling that the user wrote; all else is the base model's."""
     config = model.generation_config
-    stops = list(renderer.stop_ids) if renderer else [tokenizer.eos_token_id]
-    config.eos_token_id = stops if len(stops) > 1 else stops[0]
-    config.pad_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
+    set_ends(config, tokenizer, renderer)
     written = written_generation(plan)
     for name, value in written.items():
         setattr(config, name, value)
@@ -22,6 +20,13 @@ def set_generation(plan: Plan, model: Any, tokenizer: Any, renderer: Renderer | 
         config.do_sample = written.get("do_sample", True)
     if not config.do_sample:
         config.temperature = config.top_p = config.top_k = None
+
+
+def set_ends(config: Any, tokenizer: Any, renderer: Renderer | None) -> None:
+    """Ends of turns as end-of-sequence ids, and the tokenizer's other ids, in a generation configuration."""
+    stops = list(renderer.stop_ids) if renderer else [tokenizer.eos_token_id]
+    config.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
+    config.pad_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
 
 
 def _samples(config: Any) -> bool:

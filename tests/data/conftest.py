@@ -76,6 +76,9 @@ def make_plan(tmp_path: Path) -> Any:
                 component=SimpleNamespace(name=stage, samples=(samples,), packs=packs, streams=True, sees=False)
             ),
             options={},
+            source=None,
+            config={},
+            model=SimpleNamespace(model_name_or_path="none", model_revision="main", cache_dir=None),
             plugins=plugins,
             datasets=train,
             eval_datasets=held_out,

@@ -73,9 +73,7 @@ class TransformersGenerator(BatchingGenerator):
     ) -> None:
         self.active = active or nullcontext
         self.plan, self.model, self.renderer, self.tokenizer = plan, model, renderer, renderer.tokenizer
-        own = model.generation_config.eos_token_id
-        own = own if isinstance(own, list) else [own] if own is not None else []
-        self.stop_ids = frozenset(renderer.stop_ids) | frozenset(own)
+        self.stop_ids = frozenset(renderer.stop_ids)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         pad = self.tokenizer.pad_token_id
         self.pad = pad if pad is not None else min(self.stop_ids, default=0)
