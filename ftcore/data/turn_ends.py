@@ -45,7 +45,7 @@ class TurnEnds:
     @property
     def stops(self) -> tuple[str, ...]:
         """What ends generation: an answer within a conversation may end with less (gpt-oss: ``<|end|>``)."""
-        return tuple(dict.fromkeys((*(self.last or self.next), *self.call)))
+        return tuple(dict.fromkeys((*(self.last or self.history or self.next), *self.call)))
 
     @property
     def every(self) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class Unmarked:
             after = text if number + 1 == len(conversation) else row.write(number + 1)
             start = self._start(row, number)
             up_to = start is not None and text.startswith(after) and start <= len(after)
-            end = self._end(after) if up_to else self._found_end(row, number, start)
+            end = self._own_end(text, self._end(after)) if up_to else self._found_end(row, number, start)
             if start is None or end is None or end < start or (found and start < found[-1][1]):
                 raise _hidden(number)
             found.append((start, end))
@@ -71,6 +71,13 @@ class Unmarked:
             if stripped.endswith(self._endings):
                 return len(stripped)
         return len(text)
+
+    def _own_end(self, text: str, end: int) -> int:
+        """The end of a turn that has a token of its own only where the conversation goes on (Apriel)."""
+        if text[:end].endswith(self._endings):
+            return end
+        found = self._turn_end.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
+        return found.end() if found and found[0] in self._ends.history else end
 
     def _start(self, row: _Row, number: int) -> int | None:
         """Where the prompt for a turn ends; where it is not how the text begins, where the turn's header does.

@@ -30,6 +30,11 @@ GLM = (
     "{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+APRIEL = (
+    "{% for message in messages %}{{ '<|' + message.role + '|>\\n' + message.content }}"
+    "{{ '\\n<|end|>\\n' if message.role == 'assistant' and not loop.last }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
 WORDS = "{% for message in messages %}{{ message.role + ': ' + message.content + '\n\n' }}{% endfor %}"
 
 
@@ -48,6 +53,7 @@ def tokenizer_of(source: str, *, special: bool = True) -> Any:
         (GEMMA, TurnEnds(("<end_of_turn>",), ("<end_of_turn>",), trailer="\n"), ["<end_of_turn>", "<eos>"]),
         (PHI, TurnEnds(("<|end|>",), ("<|end|>",), trailer="\n<eos>"), ["<|end|>", "<eos>"]),
         (GLM, TurnEnds(next=("<|user|>",)), ["<|user|>", "<eos>"]),
+        (APRIEL, TurnEnds(history=("<|end|>",)), ["<|end|>", "<eos>"]),
         (CHATML, TurnEnds(("<|im_end|>",), ("<|im_end|>",), trailer="\n"), ["<|im_end|>", "<eos>"]),
         (WORDS, TurnEnds(), ["<eos>"]),
     ],
@@ -65,6 +71,12 @@ def test_what_the_template_writes_after_the_end_of_a_turn_is_not_said(source: st
     turns = [Message("user", "a"), Message("assistant", "b\n"), Message("user", "c"), Message("assistant", "d")]
     rendered = Renderer(tokenizer_of(source), source).render(Chat(tuple(turns)))
     assert [rendered.text[span.start : span.end] for span in rendered.said] == [f"b\n{end}", f"d{end}"]
+
+
+def test_an_end_that_is_written_only_within_a_conversation() -> None:
+    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d")]
+    rendered = Renderer(tokenizer_of(APRIEL), APRIEL).render(Chat(tuple(turns)))
+    assert [rendered.text[span.start : span.end] for span in rendered.said] == ["b\n<|end|>", "d"]
 
 
 FORGETFUL = (
