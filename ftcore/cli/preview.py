@@ -126,7 +126,10 @@ def as_dict(place: Place, row: Any) -> dict[str, Any]:
     from ftcore.errors import RowError
 
     source = {"source": str(place)}
-    untrainable = {"untrainable": getattr(row, "untrainable", "") or None}
+    untrainable = {
+        "untrainable": getattr(row, "untrainable", "") or None,
+        "without_thought": getattr(row, "thoughtless", 0),
+    }
     if isinstance(row, RowError):
         return source | {"error": str(row_problem(place, row))}
     if isinstance(row, PreparedPair):

@@ -116,7 +116,8 @@ def _sizes(row: Prepared | PreparedPair | PreparedFeedback) -> str:
     # Of what cannot be trained nothing is used, though its tokens are shown.
     cut = row.tokens - row.used
     trained = 0 if row.untrainable else row.trained
-    return f"{row.used} tokens, {trained} trained" + (f", {cut} cut off" if cut else "")
+    lost = f", {row.thoughtless} without thought" if row.thoughtless else ""
+    return f"{row.used} tokens, {trained} trained" + (f", {cut} cut off" if cut else "") + lost
 
 
 def pieces(row: Prepared, first: int = 0, last: int | None = None) -> Iterator[tuple[str, str, bool]]:

@@ -32,6 +32,9 @@ class Counts:
         truncated: those of them that were longer than ``cutoff_len``.
         bad: what is wrong with rows that could not be read.
         untrainable: reason -> places of rows in which nothing is left to train.
+        thoughtless: trained answers that a row has a thought for, which the template or ``enable_thinking`` leaves out.
+        thoughtless_rows: rows with such answers.
+        thoughtless_places: where the first of them stand.
         tokens: tokens of all rows that could be read.
         used: tokens of kept rows.
         cut: tokens of kept rows beyond ``cutoff_len``.
@@ -45,6 +48,9 @@ class Counts:
     truncated: int = 0
     bad: list[Problem] = field(default_factory=list)
     untrainable: dict[str, list[Place]] = field(default_factory=dict)
+    thoughtless: int = 0
+    thoughtless_rows: int = 0
+    thoughtless_places: list[Place] = field(default_factory=list)
     tokens: int = 0
     used: int = 0
     cut: int = 0
@@ -78,6 +84,10 @@ class Counts:
         self.used += times * row.used
         self.cut += times * (tokens - row.used)
         self.trained += times * row.trained
+        if thoughtless := row.thoughtless:
+            self.thoughtless += times * thoughtless
+            self.thoughtless_rows += 1
+            self.thoughtless_places = [*self.thoughtless_places, place][:SHOWN]
 
     def merge(self, more: Counts) -> None:
         """Adds what was counted of further rows."""
@@ -85,6 +95,7 @@ class Counts:
             if field_.type == "int":
                 setattr(self, field_.name, getattr(self, field_.name) + getattr(more, field_.name))
         self.bad += more.bad
+        self.thoughtless_places = [*self.thoughtless_places, *more.thoughtless_places][:SHOWN]
         for why, places in more.untrainable.items():
             self.untrainable.setdefault(why, []).extend(places)
 
@@ -101,6 +112,8 @@ class Counts:
             "untrainable_rows": {
                 reason: [str(place) for place in _once(places)[:SHOWN]] for reason, places in self.untrainable.items()
             },
+            "without_thought": self.thoughtless,
+            "without_thought_rows": [str(place) for place in self.thoughtless_places],
             "tokens": self.tokens,
             "used_tokens": self.used,
             "cut_tokens": self.cut,
@@ -124,6 +137,16 @@ class Counts:
         for reason, places in self.untrainable.items():
             lines.append(f"  untrainable: {len(places):,} rows, {reason}")
             lines += _first(places)
+        if self.thoughtless:
+            many = (
+                "answers are trained without their thought"
+                if self.thoughtless > 1
+                else "answer is trained without its thought"
+            )
+            lines.append(f"  {self.thoughtless:,} {many}, rows: {self.thoughtless_rows:,}")
+            lines += [f"    {place}" for place in self.thoughtless_places[:_LISTED]]
+            more = self.thoughtless_rows - _LISTED
+            lines += [f"    and {more:,} more"] if more > 0 else []
         return lines
 
 

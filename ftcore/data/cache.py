@@ -199,7 +199,8 @@ def _counts(counts: Counts, files: Sequence[str]) -> dict[str, Any]:
         why: [[files.index(place.file), place.row, place.line] for place in places]
         for why, places in counts.untrainable.items()
     }
-    return {**numbers, "bad": bad, "untrainable": untrainable}
+    thoughtless = [[files.index(place.file), place.row, place.line] for place in counts.thoughtless_places]
+    return {**numbers, "bad": bad, "untrainable": untrainable, "thoughtless_places": thoughtless}
 
 
 def _take_counts(counts: Counts, content: Mapping[str, Any], files: Sequence[str]) -> None:
@@ -209,6 +210,7 @@ def _take_counts(counts: Counts, content: Mapping[str, Any], files: Sequence[str
     counts.bad += [Problem(message, _within(where, files), hint) for where, message, hint in content["bad"]]
     for why, places in content["untrainable"].items():
         counts.untrainable[why] = [Place(files[file], row, line) for file, row, line in places]
+    counts.thoughtless_places = [Place(files[file], row, line) for file, row, line in content["thoughtless_places"]]
 
 
 def _without(where: str, files: Sequence[str]) -> list[Any]:

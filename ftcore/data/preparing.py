@@ -12,12 +12,11 @@ from ftcore.data.media import holds_media
 from ftcore.data.questions import NO_ANSWER
 from ftcore.data.rendering import Rendered, Renderer
 from ftcore.data.texts import document, label_document
-from ftcore.data.thinking import with_reasoning
 from ftcore.data.tokenizing import Encoded, Encoder, Labelled, label
 from ftcore.data.truncation import PROMPT_TOO_LONG, kept_tokens
 from ftcore.errors import RowError
 from ftcore.groups import DataOptions
-from ftcore.samples import Chat, Feedback, Message, Place, Preference, Sample, Text
+from ftcore.samples import Chat, Feedback, Place, Preference, Sample, Text
 
 _SEEING = "choose a model that sees, a stage that trains on images, and no streaming, or remove such rows"
 ALIKE = "chosen and rejected are the same"
@@ -56,6 +55,15 @@ class Prepared:
         """Those whose prediction is in the loss. The first token of all is nobody's."""
         return int((self.labelled.weights[1 : self.kept] > 0).sum())
 
+    @property
+    def thoughtless(self) -> int:
+        """Trained answers that the row has a thought for, which is not in the text."""
+        lost = [span for span in self.rendered.said if span.message in self.rendered.lost]
+        if not lost or self.untrainable:
+            return 0
+        starts = self.labelled.encoded.starts[: self.kept][self.labelled.weights[: self.kept] > 0]
+        return sum(bool(((starts >= span.start) & (starts < span.end)).any()) for span in lost)
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedPair:
@@ -86,6 +94,11 @@ class PreparedPair:
     def trained(self) -> int:
         """Those whose prediction is in the loss."""
         return self.chosen.trained + self.rejected.trained
+
+    @property
+    def thoughtless(self) -> int:
+        """Answers whose thought is not in the text."""
+        return 0 if self.untrainable else self.chosen.thoughtless + self.rejected.thoughtless
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +134,11 @@ class PreparedFeedback:
     def trained(self) -> int:
         """Those whose prediction is in the loss."""
         return self.chat.trained
+
+    @property
+    def thoughtless(self) -> int:
+        """1 where the answer's thought is not in the text."""
+        return self.chat.thoughtless
 
 
 AnyPrepared = Prepared | PreparedPair | PreparedFeedback
@@ -188,10 +206,9 @@ def _rendered(sample: Sample | RowError, renderer: Renderer) -> _Parts | RowErro
 
 
 def _chat(chat: Chat, renderer: Renderer) -> Rendered:
-    messages = _messages(chat.messages, renderer)
-    if messages[-1].role != "assistant":
-        return renderer.prompt(messages, chat.tools)
-    rendered = renderer.render(replace(chat, messages=messages))
+    if chat.messages[-1].role != "assistant":
+        return renderer.prompt(chat.messages, chat.tools)
+    rendered = renderer.render(chat)
     return renderer.pictures.placed(rendered, chat.images) if renderer.pictures and chat.images else rendered
 
 
@@ -209,13 +226,9 @@ def _check_media(sample: Sample, renderer: Renderer) -> None:
 
 def _last_only(chat: Chat, renderer: Renderer) -> Rendered:
     """The conversation with nothing to train but its last answer."""
-    *before, last = _messages(chat.messages, renderer)
+    *before, last = chat.messages
     messages = (*(replace(message, train=0.0) for message in before), last)
     return renderer.render(replace(chat, messages=messages))
-
-
-def _messages(messages: tuple[Message, ...], renderer: Renderer) -> tuple[Message, ...]:
-    return with_reasoning(messages) if renderer.thinks else messages
 
 
 def _finished(

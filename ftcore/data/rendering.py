@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ftcore.components import ChatTemplate
 from ftcore.data.jinja import Compiled
 from ftcore.data.layouts import Layouts
 from ftcore.data.marks import Conversation, Marks, control_tokens, strings
-from ftcore.data.thinking import with_reasoning
+from ftcore.data.thinking import THINK, Tags, holds, tags_between, thought_of, with_reasoning, without_thoughts
 from ftcore.data.turn_ends import TurnEnds, model_stops, special_tokens, turn_ends
 from ftcore.data.unmarked import Unmarked
 from ftcore.errors import Problem, RowError, UsageError
@@ -50,6 +50,7 @@ class Rendered:
         read: contents of the other messages; those that the template alters are not found.
         literal: control tokens in contents, ``(start, end)``: they are encoded as text.
         images: paths of the images whose tokens are in the text.
+        lost: numbers of answers that were given with a thought which is not in the text.
     """
 
     text: str
@@ -58,6 +59,7 @@ class Rendered:
     read: tuple[Span, ...] = ()
     literal: tuple[tuple[int, int], ...] = ()
     images: tuple[str, ...] = ()
+    lost: tuple[int, ...] = ()
 
 
 class Renderer:
@@ -171,11 +173,22 @@ class Renderer:
     @cached_property
     def thinks(self) -> bool:
         """Whether the template writes ``reasoning_content`` (some name it only to refuse it)."""
-        answer = Message("assistant", "!", reasoning="a thought")
+        return len(self._around_thought) > 1
+
+    @cached_property
+    def tags(self) -> tuple[Tags, ...]:
+        """What opens and closes a thought in an answer's text: ``<think>``, and the template's own tags."""
+        return tags_between(*self._around_thought) if self.thinks else (THINK,)
+
+    @cached_property
+    def _around_thought(self) -> list[str]:
+        """What the template writes before and after a thought; nothing more where it writes none."""
+        answer = {"role": "assistant", "content": "!", "reasoning_content": "a thought"}
+        more: dict[str, Any] = {"enable_thinking": True} if self.variables.get("enable_thinking") is False else {}
         try:
-            return "a thought" in self.render(Chat(messages=(Message("user", "?"), answer))).text
+            return self._template.write([{"role": "user", "content": "?"}, answer], **more)[0].split("a thought", 1)
         except RowError:
-            return False
+            return []
 
     def controls_in(self, text: str) -> list[tuple[int, int]]:
         """Where the tokenizer's special tokens stand in a text, ``(start, end)``."""
@@ -194,15 +207,13 @@ class Renderer:
         return self._render(messages, tools, prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The tokens of `prompt`; thoughts in the text of earlier answers are read as in training.
+        """The tokens of `prompt`.
 
         Raises:
             UsageError: the template refuses the conversation.
         """
         from ftcore.data.tokenizing import encode
 
-        if self.thinks:
-            messages = with_reasoning(messages)
         try:
             return encode(self.tokenizer, [self._render(messages, tools, prompt=True, read=False)])[0].ids.tolist()
         except RowError as error:
@@ -217,22 +228,25 @@ class Renderer:
         read: bool = True,
     ) -> Rendered:
         """A conversation; what the model reads in it is found only where that is wanted: it is half of the work."""
-        messages = self._with_system(given)
+        given = self._with_system(given)
+        messages = self._with_thoughts(given)
         self._check(messages, tools)
         conversation = [message.as_dict() for message in messages]
         if self._has_controls(conversation, tools):
-            return self._render_controls(messages, conversation, tools, prompt=prompt, read=read)
+            rendered = self._render_controls(messages, conversation, tools, prompt=prompt, read=read)
+            return replace(rendered, lost=self._lost(given, messages, rendered.text, rendered.said))
         text, generated = self._template.write(conversation, tools, prompt=prompt)
         said = () if prompt else self._said(conversation, tools, text, generated)
         check_text(text)
+        lost = self._lost(given, messages, text, said)
         if not read:
-            return Rendered(text, messages, tuple(said))
+            return Rendered(text, messages, tuple(said), lost=lost)
         bodies = ["" if message.role == "assistant" else message.content for message in messages]
         places = self._layouts.find(text, [(span.start, span.end) for span in said], bodies)
         if places is None:
             places = self._places(Marks(conversation, tools), conversation, tools, text, prompt=prompt)
             self._layouts.learn(text, [(span.start, span.end) for span in said], bodies, places)
-        return Rendered(text, messages, tuple(said), tuple(Span(*place) for place in places))
+        return Rendered(text, messages, tuple(said), tuple(Span(*place) for place in places), lost=lost)
 
     def _render_controls(
         self,
@@ -274,6 +288,23 @@ class Renderer:
         if self.default_system and not (messages and messages[0].role == "system"):
             return (Message("system", self.default_system), *messages)
         return tuple(messages)
+
+    def _with_thoughts(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The messages as the template is to write them, the same in training and in prompts."""
+        if self.variables.get("enable_thinking") is False:
+            return without_thoughts(messages, self.tags)
+        return with_reasoning(messages, self.tags) if self.thinks else messages
+
+    def _lost(
+        self, given: Sequence[Message], written: Sequence[Message], text: str, said: Sequence[Span]
+    ) -> tuple[int, ...]:
+        """Answers whose thought is not in what the model says there."""
+        thoughts = ((span, thought_of(given[span.message], self.tags)) for span in said)
+        return tuple(
+            span.message
+            for span, thought in thoughts
+            if thought and not holds(text[span.start : span.end], thought, written[span.message].content.strip())
+        )
 
     def _check(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
         """What the template would leave out without a word."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from harness import BY_NAME, frozen_date
@@ -87,36 +88,13 @@ PLAIN_CHATS = PLAIN[:3]
 QWEN = "\n</think>\n\n"
 EXCEPTIONS: dict[str, dict[str, tuple[tuple[bool | None, ...], tuple[str, ...], str]]] = {
     "the prompt says that nothing is thought, and the row has a thought": {
-        "aeva": ((False,), THOUGHTS, "</think>"),
-        "bailing_v3": ((False,), THOUGHTS, "</think>"),
-        "deepseek3_1": ((None, False), THOUGHTS, "</think>"),
+        "deepseek3_1": ((None,), THOUGHTS, "</think>"),
         "deepseek4": ((None,), THOUGHTS, "</think>"),
-        "ernie_vl": ((False,), THOUGHTS, QWEN),
-        "gemma4": ((None, False), THOUGHTS, "<channel|>"),
-        "glm4_7": ((False,), THOUGHTS, "</think>"),
-        "glm4_moe": ((False,), THOUGHTS, "</think>"),
-        "hy3": ((None, False), THOUGHTS, "</think:opensource>"),
-        "mimo_v2": ((False,), THOUGHTS, "</think>"),
-        "qwen3": ((False,), THOUGHTS, QWEN),
-        "qwen3_5": ((False,), THOUGHTS, QWEN),
-        "qwen3_5_nothink": ((None, False), THOUGHTS, QWEN),
-        "qwen3_6": ((False,), THOUGHTS, QWEN),
-        "qwen3_omni": ((False,), THOUGHTS, QWEN),
-        "seed_oss": ((False,), THOUGHTS, "\n<seed:cot_budget_reflect>"),
-        "youtu": ((False,), THOUGHTS, QWEN),
-        "smollm3": ((False,), THOUGHTS, "\n</think>\n"),
-        "minicpm5": ((False,), THOUGHTS, QWEN),
-        "nemotron3": ((False,), THOUGHTS, "</think>"),
-        "nemotron3_ultra": ((False,), THOUGHTS, "</think>"),
-        "nemotron_v2": ((False,), THOUGHTS, "</think>"),
-        "spark": ((False,), THOUGHTS, "</think>"),
-        "laguna": ((None, False), THOUGHTS, "</think>"),
-        "laguna_2_1": ((None, False), THOUGHTS, "</think>"),
-        "laguna_s": ((False,), THOUGHTS, "</think>"),
-        "kimi_k3": ((False,), THOUGHTS, "response<|sep|>"),
-        "minimax3": ((False,), THOUGHTS, "/mm:think>"),
-        "cohere2": ((False,), THOUGHTS, "<|END_THINKING|>"),
-        "cohere2_moe": ((False,), THOUGHTS, "<|END_THINKING|>"),
+        "gemma4": ((None,), THOUGHTS, "<channel|>"),
+        "hy3": ((None,), THOUGHTS, "</think:opensource>"),
+        "qwen3_5_nothink": ((None,), THOUGHTS, QWEN),
+        "laguna": ((None,), THOUGHTS, "</think>"),
+        "laguna_2_1": ((None,), THOUGHTS, "</think>"),
     },
     "the prompt begins a thought, and the row has none": {
         "aeva": ((None, True), PLAIN, "<think>"),
@@ -142,6 +120,9 @@ EXCEPTIONS: dict[str, dict[str, tuple[tuple[bool | None, ...], tuple[str, ...], 
     },
     "the vendor's prompt closes an empty thought that its rendering of an answer does not have": {
         "deepseek3_2": ((None, False), PLAIN + THOUGHTS, "</think>"),
+    },
+    "the same, of a row whose thought is left out": {
+        "ernie_nothink": ((False,), THOUGHTS, " "),
     },
     "the prompt ends in a blank, which the answer's first token swallows": {
         "breeze": ((None,), ("one turn", "system"), " "),
@@ -194,3 +175,58 @@ def test_thoughts_in_the_text_of_earlier_answers_are_read_as_in_training() -> No
         assert written == kept, template.name
         compared += 1
     assert compared > 20
+
+
+def texts_of(chat: Chat, opening: str, closing: str) -> Chat:
+    """The conversation with its thoughts in the texts of the answers."""
+    messages = (
+        replace(message, reasoning=None, content=f"{opening}\n{message.reasoning}\n{closing}\n\n{message.content}")
+        if message.reasoning
+        else message
+        for message in chat.messages
+    )
+    return replace(chat, messages=tuple(messages))
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_no_thought_is_trained_where_thinking_is_off(name: str) -> None:
+    """As fields and as texts; and every answer that loses its thought is counted."""
+    renderer = renderer_of(BY_NAME[name], thinking=False)
+    chat = CHATS["thoughts"]
+    bare = replace(chat, messages=tuple(replace(message, reasoning=None) for message in chat.messages))
+    whole = DataOptions(cutoff_len=8192)
+    given = [bare, chat, *(texts_of(chat, *tags) for tags in renderer.tags)]
+    with frozen_date():
+        rows = [row for _, row in prepare([(Place("x", 1), one) for one in given], renderer, whole)]
+        prompts = [renderer.prompt_ids(one.messages[:-1]) for one in given]
+    assert all(isinstance(row, Prepared) for row in rows)
+    without, *others = rows
+    for row in others:
+        assert row.labelled.encoded.ids.tolist() == without.labelled.encoded.ids.tolist()
+        assert row.labelled.weights.tolist() == without.labelled.weights.tolist()
+        assert row.thoughtless == 2
+    assert without.thoughtless == 0
+    assert prompts == [prompts[0]] * len(given)
+
+
+def test_answers_are_counted_whose_thought_the_template_leaves_out() -> None:
+    """Of two answers with thoughts the first loses its own in most templates; the last one never does."""
+    found: dict[int, set[str]] = {}
+    for name, template in BY_NAME.items():
+        renderer, chat = renderer_of(template, None), CHATS["thoughts"]
+        if not renderer.thinks:
+            continue
+        with frozen_date():
+            ((_, row),) = prepare([(Place("x", 1), chat)], renderer, DataOptions())
+            ((_, last),) = prepare([(Place("x", 1), chat)], renderer, DataOptions(mask_history=True))
+        if isinstance(row, RowError):
+            continue
+        text = row.rendered.text
+        trained = renderer.tokenizer.decode(row.labelled.encoded.ids[row.labelled.weights > 0])
+        assert row.thoughtless == sum(thought not in trained for thought in ("so many", "what comes next")), name
+        assert row.rendered.lost == tuple(
+            place for place, thought in ((1, "so many"), (3, "what comes next")) if thought not in text
+        ), name
+        assert last.thoughtless == ("what comes next" not in text), name
+        found.setdefault(row.thoughtless, set()).add(name)
+    assert {count: len(names) for count, names in found.items()} == {0: 19, 1: 35}
