@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ftcore.adapters import adapter_folder
+from ftcore.adapters import adapter_folder, fitting
 from ftcore.checks import place
 from ftcore.errors import Problem, UsageError
 
@@ -71,7 +71,8 @@ def _merge(plan: Plan, model: Any, name: str) -> Any:
             # peft 0.21 asks transformers 5.23 by the old name; tied weights are taken apart below
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
-            adapted = PeftModel.from_pretrained(model, str(folder))
+            with fitting(folder, model) as whole:
+                adapted = PeftModel.from_pretrained(model, str(whole))
     except (RuntimeError, ValueError) as error:
         reason = f"adapter {name} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
         hint = "write the model that it was trained on"

@@ -126,7 +126,16 @@ def test_json(preview: Any) -> None:
     assert [row["source"] for row in rows] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
     first, second, third = rows
     tokenizer = tiny_tokenizer()
-    assert list(first) == ["source", "text", "input_ids", "labels", "reasons", "truncated", "untrainable"]
+    assert list(first) == [
+        "source",
+        "text",
+        "input_ids",
+        "labels",
+        "reasons",
+        "truncated",
+        "untrainable",
+        "without_thought",
+    ]
     assert first["text"] == tokenizer.decode(first["input_ids"]) == FIRST + "Hello.<|im_end|>\n"
     assert tokenizer.decode([label for label in first["labels"] if label != -100]) == "Hello.<|im_end|>"
     by_reason: dict[str, list[int]] = {}
@@ -218,7 +227,7 @@ def test_preferences_side_by_side(preview: Any, monkeypatch: pytest.MonkeyPatch)
 def test_preferences_as_json(preview: Any) -> None:
     (line,) = preview("--json", rows=[PAIR], samples="Preference").output.splitlines()
     row = json.loads(line)
-    assert list(row) == ["source", "chosen", "rejected", "shared", "untrainable"]
+    assert list(row) == ["source", "chosen", "rejected", "shared", "untrainable", "without_thought"]
     assert row["shared"] == size(FIRST)
     tokenizer = tiny_tokenizer()
     for side, answer in (("chosen", "Hello."), ("rejected", "No " * 9)):

@@ -34,6 +34,7 @@ def load_shared(plans: Mapping[str, Plan]) -> Mapping[str, Generator]:
     renderers = {
         name: Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan)) for name, plan in plans.items()
     }
+    _check_tokens(plans, renderers)
     kwargs: dict[str, Any] = first.method.component.load_kwargs(first) | {"dtype": getattr(torch, infer_dtype(first))}
     model = first.plugins.hook.ft_load_model(plan=first, kwargs=kwargs)
     adapters = {name: plan.model.adapter_name_or_path[-1] for name, plan in plans.items() if _adapter(plan)}
@@ -65,11 +66,19 @@ def _check(plans: Mapping[str, Plan], first: Plan) -> None:
         if len(model.adapter_name_or_path) > 1:
             reason = f"{name} lies on further adapters, which would have to be merged into the base model of all"
             problems.append(Problem(reason, where, "write it as one model with ft export, or serve it alone"))
-        if model.grows_vocabulary:
-            reason = f"{name} has tokens of its own, which the base model of the others has not"
-            problems.append(Problem(reason, where, "serve it alone"))
         if infer_dtype(plan) != infer_dtype(first):
             problems.append(Problem(f"{name} would have another infer_dtype than the first", where))
+    if problems:
+        raise UsageError(problems)
+
+
+def _check_tokens(plans: Mapping[str, Plan], renderers: Mapping[str, Renderer]) -> None:
+    """Raises UsageError for adapters that were trained with tokens which the base model has not."""
+    problems = []
+    for name, plan in plans.items():
+        if plan.model.grows_vocabulary or len(getattr(renderers[name].tokenizer, "ft_new_tokens", ())) > 0:
+            reason = f"{name} has tokens of its own, which the base model of the others has not"
+            problems.append(Problem(reason, place(plan, "adapter_name_or_path"), "serve it alone"))
     if problems:
         raise UsageError(problems)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.adapters import WEIGHTS
+from ftcore.adapters import WEIGHTS, fitting
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
@@ -97,15 +97,16 @@ def with_adapter(model: PreTrainedModel, adapter: Any, *, trainable: bool = True
         config = PeftConfig.from_pretrained(str(adapter))
         head = getattr(model, "score", None)
         if head is None or config.task_type == "SEQ_CLS":
-            adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+            with fitting(adapter, model) as folder:
+                adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
             _check_places(adapted, adapter)
             return adapted
         config.task_type, config.inference_mode = "SEQ_CLS", not trainable
         adapted = get_peft_model(model, config)
         # peft fails on a file without the head that it trains
-        set_peft_model_state_dict(
-            adapted, load_file(adapter / WEIGHTS) | {"base_model.model.score.weight": head.weight}
-        )
+        with fitting(adapter, model) as folder:
+            tensors = load_file(folder / WEIGHTS)
+        set_peft_model_state_dict(adapted, tensors | {"base_model.model.score.weight": head.weight})
         return adapted
 
 

@@ -34,7 +34,7 @@ def ft_load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
 def replace_special_tokens(
     plan: Plan,
 ) -> Generator[None, PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-    """The user's new tokens, and ``bos_token``, ``eos_token`` and ``pad_token``, whoever has loaded the tokenizer."""
+    """New tokens, the adapters' and the user's; ``bos_token``, ``eos_token`` and ``pad_token``, whoever loaded it."""
     from ft_plugins.models.new_tokens import add_tokens
     from ft_plugins.models.special_tokens import replace_tokens
 
@@ -71,10 +71,12 @@ def ft_load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
 
 @hookimpl(wrapper=True, specname="ft_load_model")
 def make_room(plan: Plan) -> Generator[None, PreTrainedModel | None, PreTrainedModel | None]:
-    """Rows for the user's new tokens, whoever has loaded the model."""
+    """Rows for new tokens, whoever has loaded the model."""
     model = yield
-    if model is not None and plan.model.grows_vocabulary:
-        from ft_plugins.models.new_tokens import make_rows
+    if model is not None and (plan.model.grows_vocabulary or plan.model.adapter_name_or_path):
+        from ft_plugins.models.new_tokens import make_rows, rows_needed
 
-        make_rows(model, plan.plugins.hook.ft_load_tokenizer(plan=plan))
+        tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
+        if needed := rows_needed(plan, model, tokenizer):
+            make_rows(model, tokenizer, needed)
     return model

@@ -1,9 +1,17 @@
-"""``add_tokens``, ``add_special_tokens`` and ``resize_vocab``: tokens that a model did not have, and their weights."""
+"""Tokens that a model did not have, and their weights.
+
+They come from the adapters, whose tokenizers say what was added when they were trained, and from ``add_tokens``,
+``add_special_tokens`` and ``resize_vocab``.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
+
+from ftcore.adapters import adapter_folder, added_tokens, vocabulary_rows
+from ftcore.checks import place
+from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,23 +21,80 @@ if TYPE_CHECKING:
 
 
 def add_tokens(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Adds the plan's tokens in place; those that the vocabulary holds are left as they are."""
+    """Adds the adapters' tokens and the plan's, in place; those that the vocabulary holds are left as they are.
+
+    Raises:
+        UsageError: an adapter has another token where the base model or another adapter has one.
+    """
     before = len(tokenizer)
+    _add_of_adapters(plan, tokenizer)
     tokenizer.add_tokens(list(plan.model.add_tokens))
     tokenizer.add_tokens(list(plan.model.add_special_tokens), special_tokens=True)
     tokenizer.ft_new_tokens = range(before, len(tokenizer))
 
 
-def make_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _add_of_adapters(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Each adapter's tokens under the ids that it was trained with."""
+    from tokenizers import AddedToken
+
+    known, size = tokenizer.get_vocab(), len(tokenizer)
+    whose: dict[int, tuple[str, str]] = {}
+    for name in plan.model.adapter_name_or_path:
+        for number, (text, special) in sorted(added_tokens(adapter_folder(plan, name)).items()):
+            if number < size:
+                continue  # the base model's own
+            if number in whose and whose[number][0] == text:
+                continue
+            if (problem := _conflict(plan, name, number, text, whose, known)) is not None:
+                raise UsageError(problem)
+            if number != len(tokenizer):
+                reason = f"adapter {name} was trained with {text!r} as token {number:,}"
+                reason += f", and the vocabulary of {plan.model.model_name_or_path} ends at {len(tokenizer):,}"
+                hint = "write the model, and first the adapters, that it was trained on"
+                raise UsageError(Problem(reason, place(plan, "adapter_name_or_path"), hint))
+            tokenizer.add_tokens([AddedToken(text, special=special, normalized=False)], special_tokens=special)
+            whose[number], known[text] = (text, name), number
+
+
+def _conflict(
+    plan: Plan, name: str, number: int, text: str, whose: dict[int, tuple[str, str]], known: dict[str, int]
+) -> Problem | None:
+    """One id with two tokens, or one token with two ids."""
+    if number in whose:
+        other, owner = whose[number]
+        reason = f"token {number:,} is {other!r} in adapter {owner} and {text!r} in adapter {name}"
+    elif text in known:
+        place_of = next((f"adapter {owner}" for token, owner in whose.values() if token == text), "the base model")
+        reason = f"{text!r} is token {known[text]:,} in {place_of} and token {number:,} in adapter {name}"
+    else:
+        return None
+    hint = "their added tokens must be the same: train the second one on the first, or use one of them"
+    return Problem(reason, place(plan, "adapter_name_or_path"), hint)
+
+
+def rows_needed(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens embedding and head must have rows for; 0 where they may stay as they are."""
+    held = [vocabulary_rows(adapter_folder(plan, name), model) for name in plan.model.adapter_name_or_path]
+    own = model.get_input_embeddings().weight.shape[0]
+    grown = plan.model.grows_vocabulary or len(getattr(tokenizer, "ft_new_tokens", ())) > 0
+    needed = max([*held, len(tokenizer) if grown else 0])
+    return needed if grown or needed > own else 0
+
+
+def make_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, needed: int) -> None:
     """Gives embedding and head a row for each token, in place; rows that were there and had a token keep their values.
+
+    Args:
+        model, tokenizer: of one plan.
+        needed: rows, at least; see `rows_needed`.
 
     A new row is the mean of all old ones and noise of the size ``1 / sqrt(hidden size)``, as LLaMA-Factory's
     ``noise_init``, here from the same seed always: an adapter that does not hold the rows finds them again.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    new = sorted({*range(rows, len(tokenizer)), *getattr(tokenizer, "ft_new_tokens", ())})
+    if needed > rows:
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    new = sorted({*range(rows, needed), *getattr(tokenizer, "ft_new_tokens", ())})
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     ends: list[Any] = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
     for end in ends:
