@@ -134,7 +134,8 @@ class DataOptions(OptionGroup):
     default_system: str | None = None
     """System message for conversations that have none; unset, the template's own; empty, none."""
     enable_thinking: bool | None = None
-    """Passed to the template: whether the model thinks before it answers; unset, the template's own default."""
+    """Passed to the template: whether the model thinks before it answers; unset, the template's own default. With
+    ``false`` no thought is trained or shown: it is left out of every answer, be it a field or a text in tags."""
     preserve_thinking: bool | None = None
     """Passed to the template: whether thoughts of earlier turns stay; unset, the template's own way (mostly not)."""
     template_check: Literal["error", "warn", "off"] = "warn"
