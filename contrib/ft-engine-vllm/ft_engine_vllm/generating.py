@@ -55,6 +55,9 @@ def load(plan: Plan) -> VllmGenerator:
         reason = f"vllm cannot be imported: {error}"
         raise UsageError(Problem(reason, place(plan, "infer_backend"), "pip install 'ft-engine-vllm[vllm]'")) from error
     renderer = Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))
+    if new := [renderer.tokenizer.decode([token]) for token in getattr(renderer.tokenizer, "ft_new_tokens", ())]:
+        reason = f"vllm reads the model as it lies there, and the adapter has tokens of its own: {', '.join(new[:5])}"
+        raise UsageError(Problem(reason, place(plan, "adapter_name_or_path"), MERGE))
     lora = request.LoRARequest("adapter", 1, str(adapter.folder)) if adapter else None
     return VllmGenerator(plan, vllm.LLM(**arguments(plan, adapter)), vllm.SamplingParams, lora, renderer)
 
