@@ -90,6 +90,8 @@ def test_accounting(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
         ],
         "untrainable": {"its prompt is longer than cutoff_len": 2},
         "untrainable_rows": {"its prompt is longer than cutoff_len": ["a.jsonl:3", "a.jsonl:5"]},
+        "without_thought": 0,
+        "without_thought_rows": [],
     }
     lengths = [len(tokenizer(f"{row['instruction']}{row['output']}")["input_ids"]) for row in rows[:3]]
     frame = len(tokenizer("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n")["input_ids"])
