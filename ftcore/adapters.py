@@ -84,7 +84,7 @@ def fitting(folder: Path, model: Any) -> Iterator[Path]:
             shape = [*tensor.shape]
             shape[axis] = missing
             more = tensor.new_zeros(shape) if own is None else own.detach()[-missing:].to(tensor)
-            tensors[name] = _joined(tensor, more, axis)
+            tensors[name] = _grown(tensor, more, axis)
     with tempfile.TemporaryDirectory(prefix="ft-") as name:
         grown = Path(name)
         (grown / CONFIG).write_bytes((folder / CONFIG).read_bytes())
@@ -92,7 +92,7 @@ def fitting(folder: Path, model: Any) -> Iterator[Path]:
         yield grown
 
 
-def _joined(tensor: Any, more: Any, axis: int) -> Any:
+def _grown(tensor: Any, more: Any, axis: int) -> Any:
     import torch
 
     return torch.cat([tensor, more], dim=axis).contiguous()
