@@ -59,7 +59,6 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             template=SimpleNamespace(component=plugins.find(ChatTemplate, "chatml").component),
             options={},
             source=None,
-            config={},
             model=SimpleNamespace(model_name_or_path="none", model_revision="main", cache_dir=None),
             plugins=plugins,
             datasets=datasets,
