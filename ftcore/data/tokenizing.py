@@ -175,7 +175,7 @@ def _whole(encoding: Any) -> Encoded:
 def _in_pieces(backend: Any, rendered: Rendered) -> Encoded:
     """Literal control tokens by the tokenizer's model alone, what lies between them as usual (as transformers does).
 
-    What was there before is not encoded again: 900 KB of one control token took 9 s, and take 1.
+    What was there before is not encoded again: a prompt of 900 KB of one control token took 5.6 s, and takes 1.9.
     """
     pieces, position = [], 0
     usual, literal = dict[str, Encoded](), dict[str, Encoded]()
