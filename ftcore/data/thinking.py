@@ -36,12 +36,16 @@ def _thought(opening: str, closing: str) -> re.Pattern[str]:
 def tags_between(before: str, after: str) -> tuple[Tags, ...]:
     """The tags that a template writes around a thought, ``<think>`` among them in any case.
 
+    The second has to close the first, as ``[/THINK]`` does ``[THINK]``.
+
     Args:
         before, after: what it writes before and after the thought.
     """
     opening, closing = _LAST_TAG.search(before), _FIRST_TAG.match(after)
     own = (opening[1], closing[1]) if opening and closing else THINK
-    return (THINK,) if own == THINK or own[0] == own[1] else (THINK, own)
+    # tokens that also stand elsewhere, as gpt-oss' <|message|> and <|end|>, are no tags of thoughts: text may hold them
+    paired = own[1].replace("/", "", 1) == own[0] != own[1]
+    return (THINK, own) if paired and own != THINK else (THINK,)
 
 
 def with_reasoning(messages: Iterable[Message], tags: Sequence[Tags] = (THINK,)) -> tuple[Message, ...]:

@@ -257,7 +257,7 @@ def test_what_was_begun_with_another_model_or_otherwise_is_not_gone_on_with(
 
 def test_a_dataset_of_texts_has_no_prompts(generate: Any, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("hello\n")
-    with pytest.raises(UsageError, match=r"holds texts; stage 'ft generate' needs conversations"):
+    with pytest.raises(UsageError, match=r"holds texts; stage 'ft generate' needs prompts, with or without an answer"):
         generate("--dataset", str(tmp_path / "texts.txt"))
     with pytest.raises(UsageError, match=r"--dataset: no dataset 'nowhere'"):
         generate("--dataset", "nowhere", f"dataset_dir={tmp_path}")

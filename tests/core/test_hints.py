@@ -84,7 +84,6 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"tokenized_path": "x", **STREAM}, {"streaming": GONE}),
     ({"output_dir": FILE}, {"output_dir": "another"}),
     ({"output_dir": MODEL}, {"output_dir": "another"}),
-    ({"output_dir": MODEL}, {"overwrite_output_dir": True}),
     ({"resume_from_checkpoint": "nowhere"}, {"resume_from_checkpoint": "auto"}),
     ({"resume_from_checkpoint": "nowhere"}, {"resume_from_checkpoint": "never"}),
     ({"adapter_name_or_path": "./none"}, {"adapter_name_or_path": ADAPTER}),

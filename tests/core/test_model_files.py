@@ -21,7 +21,7 @@ def plan_of(model: str, **more: Any) -> Any:
 
 def test_base_and_adapters(config_dir: Path, tmp_path: Path) -> None:
     """Weights and what says how they are used; neither tokenizer nor what lies in folders beneath."""
-    (config_dir / "model.safetensors").write_bytes(b"weights")
+    (config_dir / "model.safetensors").write_bytes(bytes(4 * 127_552))  # as much as config.json describes
     (config_dir / "tokenizer.json").write_text("{}")
     (config_dir / "checkpoint-1").mkdir()
     (config_dir / "checkpoint-1/model.safetensors").write_bytes(b"others")

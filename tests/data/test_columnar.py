@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ft_plugins.formats import FORMATS
+from ftcore import hub_access
 from ftcore.data.columnar import hub_row
 from ftcore.data.formats import read_samples, row_problem
 from ftcore.data.loading import chat_datasets
@@ -231,6 +232,7 @@ def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> No
 
     filled = Rows([{"tools": [{"name": "f", "x": None, "enum": [None]}], "system": None}])
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: filled))
+    monkeypatch.setattr(hub_access.HubName, "problem", lambda self, where="": None)
     spec = DatasetSpec(name="o/n", path=None, hub_id="o/n")
     assert [row for _, row in read_dataset(spec, streaming=streaming)] == [
         {"tools": [{"name": "f", "enum": [None]}], "system": None}

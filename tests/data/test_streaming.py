@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ftcore import hub_access
 from ftcore.data import streaming
 from ftcore.data.hashing import sampled_sha256
 from ftcore.data.loading import chat_datasets
@@ -245,6 +246,7 @@ def test_rows_on_the_hub_are_fetched_as_they_are_read(
         return ({"instruction": "q", "output": str(number)} for number in range(3))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(hub_access.HubName, "problem", lambda self, where="": None)
     data = chat_datasets(make_plan("some/rows", streaming=True, disable_shuffling=True), tokenizer)
     assert [said(tokenizer, item) for item, _ in first(data.train, 5)] == ["0", "1", "2", "0", "1"]
     assert asked == [("some/rows", True)] * 2

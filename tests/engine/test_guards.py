@@ -248,8 +248,9 @@ def test_it_halves_until_it_fits(trainer_of: Any, tokens: Any) -> None:
     assert trainer.state.global_step == 2
 
 
-def test_at_one_row_it_stops_with_what_to_change(trainer_of: Any, tokens: Any) -> None:
-    trainer = trainer_of(tokens(LENGTHS), finetuning_type="full", per_device_train_batch_size=2, cutoff_len=4096)
+def test_at_one_row_it_stops_with_what_to_change(trainer_of: Any, tokens: Any, rows_file: Path) -> None:
+    trains = {"do_train": True, "dataset": str(rows_file), "finetuning_type": "full"}
+    trainer = trainer_of(tokens(LENGTHS), per_device_train_batch_size=2, cutoff_len=4096, **trains)
     Small(trainer, rows=0)
     with pytest.raises(RunError) as caught:
         trainer.train()

@@ -91,8 +91,9 @@ def test_the_estimate_knows_how_deep_it_goes(
     assert (depth.layers, depth.head) == (layers, head)
 
 
-def test_fewer_layers_need_less_memory(plan_of: Any) -> None:
-    needs = [plan_of(finetuning_type="freeze", freeze_trainable_layers=n, cutoff_len=4096).memory for n in (1, 2)]
+def test_fewer_layers_need_less_memory(plan_of: Any, rows_file: Path) -> None:
+    trains = {"finetuning_type": "freeze", "do_train": True, "dataset": str(rows_file), "template": "chatml"}
+    needs = [plan_of(freeze_trainable_layers=n, cutoff_len=4096, **trains).memory for n in (1, 2)]
     kept = [need.terms["activations"] for need in needs]
     assert kept[0] == pytest.approx(kept[1] * 2 / 3, rel=0.05)
 
@@ -160,7 +161,7 @@ def test_none_merges_adapters_and_freezes_everything(
     run = applied(finetuning_type="none", adapter_name_or_path=str(tmp_path))
     assert not any(tensor.requires_grad for tensor in run.model.parameters())
     assert torch.equal(logits(run.model), logits(PeftModel.from_pretrained(base(), tmp_path).merge_and_unload()))
-    assert run.plan.memory.terms["optimizer state"] == run.plan.memory.terms["gradients"] == 0
+    assert {"optimizer state", "gradients"}.isdisjoint(run.plan.memory.terms)
 
 
 def test_none_evaluates(tiny_model_dir: Path, tmp_path: Path) -> None:
