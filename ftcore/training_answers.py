@@ -61,7 +61,7 @@ PASSED_ON: Mapping[str, str] = {
 _NO_PREDICTIONS = "an evaluation sums up its metrics batch by batch and keeps no predictions"
 _NO_PADDING = "sequences are never padded, so that there is nothing to gain"
 _LIGER = "Liger's kernels are not loaded: ft's own head never makes the logits in full, either"
-_DISTRIBUTED = "one process per device is what runs today, each with the whole model (torchrun); sharding is not built"
+_DISTRIBUTED = "one process trains the whole model on one device today; several devices are not built yet"
 
 ANSWERED: Mapping[str, ForeignOption] = {
     "average_tokens_across_devices": ForeignOption(

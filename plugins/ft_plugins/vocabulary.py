@@ -81,7 +81,7 @@ SWITCHES: Mapping[str, ForeignOption] = {
     "use_llama_pro": _option(NOT_YET, False),
     "use_mca": _option("Megatron is not supported here", False),
     "use_megatron_bridge": _option("Megatron is not supported here", False),
-    "use_hyper_parallel": _option("one process per device is what runs today (torchrun)", False),
+    "use_hyper_parallel": _option("one process on one device is what runs today", False),
     "use_kt": _option("KTransformers is not supported here", False),
     "use_dft_loss": _option(NOT_YET, False),
     "use_asft_loss": _option(NOT_YET, False),
@@ -119,11 +119,9 @@ SWITCHES: Mapping[str, ForeignOption] = {
     "use_legacy_prediction_loop": _option("an evaluation keeps no predictions", True, False),
     "ray_scope": _option("Ray is not supported here", "last"),
     "mp_parameters": _option("SageMaker's model parallelism is not supported here", ""),
-    "sharded_ddp": _option(
-        "one process per device is what runs today, each with the whole model (torchrun)", "", False
-    ),
-    "fsdp_min_num_params": _option("one process per device is what runs today (torchrun)", 0),
-    "fsdp_transformer_layer_cls_to_wrap": _option("one process per device is what runs today (torchrun)"),
+    "sharded_ddp": _option("one process trains the whole model on one device today", "", False),
+    "fsdp_min_num_params": _option("one process on one device is what runs today", 0),
+    "fsdp_transformer_layer_cls_to_wrap": _option("one process on one device is what runs today"),
 }
 """Option -> its answer. A value that is not harmless is refused."""
 
