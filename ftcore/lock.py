@@ -71,10 +71,10 @@ def is_held(folder: Path) -> bool | None:
     """Whether a run holds a folder; None where nobody can tell."""
     try:
         with (folder / LOCK).open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+            take(stream, folder, shared=True)
+    except HeldError:
         return True
-    except OSError:
+    except (OSError, RunError):  # it is not there, cannot be opened, or the file system has no locks
         return None
     return False
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 from transformers.utils import logging as verbosity
 
 from ftcore.engine import checkpoints
@@ -18,17 +17,6 @@ from ftcore.engine.sampling import EpochBatches
 from ftcore.errors import UsageError
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 8, 16, 5, 28]
-
-
-class Seen(TrainerCallback):
-    """Ends a run after a step, with a checkpoint."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
 
 
 @pytest.mark.parametrize(
@@ -46,7 +34,7 @@ def test_batches_that_are_whole(rows: int, size: int, processes: int, expected: 
 
 
 def test_rows_that_fill_no_batch(
-    trainer_of: Any, tokens: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trainer_of: Any, tokens: Any, stops_after: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """11 rows in batches of 4: two steps an epoch, of other rows each; a resume goes on to the same bytes."""
     options = {"dataloader_drop_last": True, "max_steps": -1, "num_train_epochs": 3, "save_strategy": "steps"}
@@ -62,7 +50,7 @@ def test_rows_that_fill_no_batch(
     whole = trained("whole")
     assert whole.state.global_step == 6
     assert capsys.readouterr().out.count("dataloader_drop_last: 3 of 11 rows are left out in each epoch") == 1
-    trained("parts", Seen(3))
+    trained("parts", stops_after(3))
     assert trained("parts").state.global_step == 6
     one, other = (checkpoints.checkpoints(tmp_path / name)[-1] for name in ("whole", "parts"))
     assert one.name == other.name == "checkpoint-6"
@@ -157,10 +145,10 @@ def test_tensorboards_folder_without_tensorboard(plan_of: Any) -> None:
     assert line.endswith("ignored: logging_dir: it is tensorboard's folder, and report_to does not name tensorboard")
 
 
-def test_a_run_that_goes_on_does_not_start(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_does_not_start(trainer_of: Any, tokens: Any, stops_after: Any, tmp_path: Path) -> None:
     """``eval_on_start`` evaluates before the first step, once."""
     options = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 3, "val_size": 1, "max_steps": 6}
-    for callbacks in ([Seen(2)], []):
+    for callbacks in ([stops_after(2)], []):
         trainer = trainer_of(tokens(LENGTHS), tokens([7, 5]), save_strategy="steps", **options)
         for callback in callbacks:
             trainer.add_callback(callback)
