@@ -30,7 +30,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def torchs_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """No product by oneDNN, which torch's FLOP counter does not know."""
-    monkeypatch.setattr("ftcore.engine.products.SMALL", 1 << 62)
+    from ftcore.engine import products
+
+    monkeypatch.setattr(products, "SMALL", 1 << 62)
 
 
 @pytest.fixture(scope="session")

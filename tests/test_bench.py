@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import bench
 import comparing
+import data
 import programs
 from comparing import Bench, compare
 from data import Agreed, agreeing, bins, shortest, typical, write_rows
@@ -165,7 +166,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch, ours: dict[int, Any], theirs: dict[
         words[-1].write_text("".join(json.dumps(row) + "\n" for row in found.items()), encoding="utf-8")
         return ""
 
-    monkeypatch.setattr("data.call", call)
+    monkeypatch.setattr(data, "call", call)
 
 
 def test_rows_that_the_programs_encode_differently_are_left_out(

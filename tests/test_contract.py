@@ -143,3 +143,41 @@ def test_generated_pages_are_in_step() -> None:
         [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+TESTS = sorted(file for folder in ("tests", "contrib", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
+
+
+def dotted_targets(code: str) -> list[int]:
+    """Lines that replace something by a dotted path in a string, which no tool follows when a module moves."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call) and node.args:
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            written = isinstance(node.args[0], ast.JoinedStr) or isinstance(getattr(node.args[0], "value", None), str)
+            if name in {"setattr", "delattr", "patch"} and written:
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ('monkeypatch.setattr("a.b", 1)', [1]),
+        ('with context() as patch:\n    patch.setattr(f"a.{name}", 1)', [2]),
+        ('monkeypatch.delattr("a.b")', [1]),
+        ('mock.patch("a.b", 1)', [1]),
+        ('monkeypatch.setattr(a, "b", 1)', []),
+        ('mock.patch.object(a, "b", 1)', []),
+        ('setattr(a, "b", 1)', []),
+        ('monkeypatch.setenv("a.b", "1")', []),
+    ],
+)
+def test_what_a_dotted_target_is(code: str, expected: list[int]) -> None:
+    assert dotted_targets(code) == expected
+
+
+def test_no_test_replaces_by_a_dotted_path() -> None:
+    assert [
+        f"{file.relative_to(ROOT)}:{line}" for file in TESTS for line in dotted_targets(file.read_text("utf-8"))
+    ] == []

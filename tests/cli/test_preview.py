@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import ft_plugins.formats
 import ft_plugins.templates
 import ftcore
+from ftcore import planning
 from ftcore.cli.preview import command
 from ftcore.components import ChatTemplate
 from ftcore.data.sources import resolve
@@ -64,7 +65,7 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             datasets=datasets,
             eval_datasets=(),
         )
-        monkeypatch.setattr("ftcore.planning.make_plan", lambda file, overrides: plan)
+        monkeypatch.setattr(planning, "make_plan", lambda file, overrides: plan)
         result = CliRunner().invoke(command, ["run.yaml", *arguments])
         return SimpleNamespace(output=result.output.replace(f"{tmp_path}/", ""), error=result.exception)
 

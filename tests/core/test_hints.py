@@ -15,9 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import huggingface_hub
 import pytest
 
-from ftcore import hardware
+from ft_plugins.methods import checking
+from ft_plugins.optimizers.needs import Package
+from ft_plugins.stages import sft
+from ftcore import checks, hardware, hub_checks, trackers
 from ftcore.errors import Problem, UsageError
 from ftcore.hardware import Hardware
 from ftcore.options import foreign_options, list_options
@@ -248,10 +252,10 @@ def filled(tmp_path: Path, config_dir: Path, rows_file: Path, reward_dir: Path) 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every package were there that an optimizer or a measure needs, and no token of the hub."""
-    monkeypatch.setattr("ft_plugins.optimizers.needs.Package.missing", False)
-    monkeypatch.setattr("ft_plugins.stages.sft.missing_packages", list)
-    monkeypatch.setattr("ftcore.hub_checks.offline", lambda: False)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr(Package, "missing", False)
+    monkeypatch.setattr(sft, "missing_packages", list)
+    monkeypatch.setattr(hub_checks, "offline", lambda: False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
 
 def problems(file: Path, plugins: Plugins) -> list[Problem]:
@@ -308,33 +312,33 @@ def test_every_problem_has_its_case(
 def further(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Files whose problem is one of the machine, or that a hint cures by a command."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ft_plugins.optimizers.needs.Package.missing", True)
+        patch.setattr(Package, "missing", True)
         yield {"optim": "lion_32bit"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ft_plugins.stages.sft.missing_packages", lambda: ["nltk"])
+        patch.setattr(sft, "missing_packages", lambda: ["nltk"])
         yield {"do_predict": True, "predict_with_generate": True, "val_size": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.hub_checks.offline", lambda: True)
+        patch.setattr(hub_checks, "offline", lambda: True)
         yield {"push_to_hub": True, "hub_token": "t"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         yield {"auto_find_batch_size": True}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "detect", lambda: Hardware(1 << 36, cuda=(9, 0)))
-        patch.setattr("ftcore.checks.cpp_compiler", lambda: None)
+        patch.setattr(checks, "cpp_compiler", lambda: None)
         yield {"bf16_full_eval": True, "bf16": False}
         yield {"torch_compile": True}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ft_plugins.methods.checking.find_spec", lambda name: None)
+        patch.setattr(checking, "find_spec", lambda name: None)
         yield {"quantization_bit": 4}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ft_plugins.methods.checking.quantized_by", lambda plan: "gptq")
+        patch.setattr(checking, "quantized_by", lambda plan: "gptq")
         yield {"finetuning_type": "full"}
         yield {"quantization_bit": 4}
         yield {"finetuning_type": "none", "do_train": False, "adapter_name_or_path": f"{ADAPTER},{ADAPTER}"}
         yield {"adapter_name_or_path": f"{ADAPTER},{ADAPTER}"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.trackers._unfit", lambda requirement: "0.9")
+        patch.setattr(trackers, "_unfit", lambda requirement: "0.9")
         yield {"report_to": "tensorboard"}
     with pytest.MonkeyPatch.context() as patch:
         from ft_plugins.engines.huggingface import HuggingFace
@@ -365,8 +369,8 @@ def test_what_an_answer_says_plans(
     built_in: Plugins, write_config: Any, installed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each option of another tool: at a value that is refused, and then with what its answer says in its place."""
-    monkeypatch.setattr("ftcore.trackers.find_spec", lambda name: name)
-    monkeypatch.setattr("ftcore.trackers._unfit", lambda requirement: "")
+    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    monkeypatch.setattr(trackers, "_unfit", lambda requirement: "")
     assert not any(option.instead for option in ANSWERED.values())
     for name, option in foreign_options(built_in).items():
         if option.same_as or option.harmless is None or name in ANSWERED:

@@ -201,7 +201,7 @@ def test_files_that_are_not_ours_are_not_overwritten(write_config: Write, built_
 def test_precision_follows_the_hardware(
     write_config: Write, built_in: Plugins, monkeypatch: pytest.MonkeyPatch, text: str, machine: Hardware, expected
 ) -> None:
-    monkeypatch.setattr("ftcore.hardware.detect", lambda: machine)
+    monkeypatch.setattr(hardware, "detect", lambda: machine)
     plan = make_plan(write_config(text), plugins=built_in)
     assert plan.precision.compute == expected[0]
     assert plan.precision.reason.startswith(expected[1])
@@ -212,7 +212,7 @@ def test_precision_follows_the_hardware(
 
 
 def test_strict_precision_is_an_error(write_config: Write, built_in, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.hardware.detect", lambda: Hardware(1 << 36))
+    monkeypatch.setattr(hardware, "detect", lambda: Hardware(1 << 36))
     found = problems(write_config("bf16: true\nstrict_precision: true\n"), plugins=built_in)
     assert found[0].startswith("run.yaml:6: this CPU only emulates bfloat16, many times slower; drop bf16")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ftcore import hardware
 from ftcore.cli.reference import built_in, field_answer
 from ftcore.errors import UsageError
 from ftcore.hardware import Hardware
@@ -140,6 +141,8 @@ def test_each_effect_has_its_test() -> None:
 @pytest.mark.parametrize("name", sorted(PASSED))
 def test_a_field_that_is_passed_on(name: str, write_config: Any) -> None:
     """The plan holds it, and transformers' arguments have it, where its code is what reads it."""
+    from transformers import training_args
+
     from ftcore.engine.arguments import training_arguments
 
     value, others = PASSED[name]
@@ -147,7 +150,7 @@ def test_a_field_that_is_passed_on(name: str, write_config: Any) -> None:
     plan = make_plan(write_config(**{name: value}, **others))
     assert plan.transformers[name] == value
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.training_args.enable_tf32", lambda on: None)
+        patch.setattr(training_args, "enable_tf32", lambda on: None)
         made = training_arguments(plan)
     if name not in OWN:
         found = getattr(made, name)
@@ -230,18 +233,18 @@ def test_evaluation_in_another_precision(write_config: Any, monkeypatch: pytest.
         ("bf16_full_eval", "bf16", Hardware(1 << 36, cuda=(9, 0))),
         ("fp16_full_eval", "fp16", Hardware(1 << 36, cuda=(7, 0))),
     ):
-        monkeypatch.setattr("ftcore.hardware.detect", lambda machine=machine: machine)
+        monkeypatch.setattr(hardware, "detect", lambda machine=machine: machine)
         assert make_plan(write_config(**{option: True, short: True})).precision.compute != "float32"
         with pytest.raises(UsageError, match=f"{option} is true, and .* in float32; write {short}: true"):
             make_plan(write_config(**{option: True, "bf16": False}))
-        monkeypatch.setattr("ftcore.hardware.detect", lambda: Hardware(1 << 36))
+        monkeypatch.setattr(hardware, "detect", lambda: Hardware(1 << 36))
         assert make_plan(write_config(**{option: True})).precision.compute == "float32"
         with pytest.raises(UsageError, match=f"{option} is true, and this CPU does not compute"):
             make_plan(write_config(**{option: True, "strict_precision": True}))
 
 
 def test_a_gpu_that_is_left_alone(write_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.hardware.detect", lambda: Hardware(1 << 30, cuda=(9, 0)))
+    monkeypatch.setattr(hardware, "detect", lambda: Hardware(1 << 30, cuda=(9, 0)))
     assert make_plan(write_config()).precision.compute == "bfloat16"
     plan = make_plan(write_config(use_cpu=True))
     assert plan.precision.compute == "float32"

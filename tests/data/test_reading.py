@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftcore.data import reading
 from ftcore.data.formats import row_problem
 from ftcore.data.json_rows import json_lines, json_values
 from ftcore.data.reading import read_rows
@@ -276,7 +277,7 @@ def test_the_place_of_a_bad_byte(tmp_path_factory: Any, before: str, bad: bytes,
     start = before.encode().replace(b"\0", b"x")
     path.write_bytes(b"x" + start + bad + b"\nmore\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftcore.data.reading._BLOCK", block)
+        patch.setattr(reading, "_BLOCK", block)
         found = error(path)
     head = b"x" + start
     line, column = head.count(b"\n") + 1, len(head) - head.rfind(b"\n")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.cli.preview import show
+from ftcore.data import template_check
 from ftcore.data.accounting import Accounting
 from ftcore.data.loading import chat_datasets, feedback_datasets, pair_datasets
 from ftcore.data.quarantine import write_quarantine
@@ -177,7 +178,7 @@ def test_preview_agrees_with_the_run(
     run = chat_datasets(plan, tokenizer).accounting
     plan.plugins = type("P", (), {"of": plan.plugins.of, "find": plan.plugins.find, "hook": plan})()
     plan.ft_load_tokenizer = lambda plan: tokenizer
-    monkeypatch.setattr("ftcore.data.template_check.check_template", lambda plan, tokenizer: None)
+    monkeypatch.setattr(template_check, "check_template", lambda plan, tokenizer: None)
     show(plan, rows=0, stats=True, as_json=True)
     assert json.loads(capsys.readouterr().out) == Accounting(run.train).as_dict()
     show(plan, rows=0, stats=False, as_json=True)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from ftcore.data import words as words_module
 from ftcore.data.words import WordCutter
 
 LLAMA3 = (
@@ -119,7 +120,7 @@ def test_a_byte_that_the_vocabulary_lacks() -> None:
 
 
 def test_the_memory_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.data.words._MOST", 30)
+    monkeypatch.setattr(words_module, "_MOST", 30)
     made = WordCutter.of(backend("gpt2"))
     assert made is not None
     words = [" ".join(f"w{number}x{row}" for number in range(20)) for row in range(10)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ftcore.engine import head as head_module
 from ftcore.engine.head import Head, nll_and_hits
 from ftcore.planning import make_plan
 from ftcore.run import run
@@ -25,9 +26,9 @@ ROWS = [
 @pytest.mark.parametrize("tiled", [True, False])
 @pytest.mark.parametrize("tile", [(3, 2), (1536, 1024)])
 def test_hits_against_argmax(tiled: bool, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.engine.head.CHUNK_BYTES", tile[0])
-    monkeypatch.setattr("ftcore.engine.head.TILE", tile)
-    monkeypatch.setattr("ftcore.engine.head._tiled", lambda head, hidden: tiled)
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", tile[0])
+    monkeypatch.setattr(head_module, "TILE", tile)
+    monkeypatch.setattr(head_module, "_tiled", lambda head, hidden: tiled)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (40, 5))
     labels = torch.randint(0, 5, (40,), generator=generator)

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import huggingface_hub
 import pytest
 from huggingface_hub import HfApi, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError
 
+from ftcore import hub_checks
+from ftcore.engine import hub as uploads
 from ftcore.errors import RunError, UsageError
 from ftcore.planning import make_plan
 from ftcore.run import run
@@ -68,9 +71,9 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     found = Hub()
-    monkeypatch.setattr("ftcore.engine.hub.HfApi", found.make)
+    monkeypatch.setattr(uploads, "HfApi", found.make)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("ftcore.hub_checks.offline", lambda: False)
+    monkeypatch.setattr(hub_checks, "offline", lambda: False)
     return found
 
 
@@ -230,8 +233,8 @@ def test_a_token_that_may_not_write_ends_the_run_before_its_first_step(hub: Hub,
 
 def test_the_plan_wants_a_token_and_a_name(write_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    monkeypatch.setattr("ftcore.hub_checks.offline", lambda: False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    monkeypatch.setattr(hub_checks, "offline", lambda: False)
     with pytest.raises(UsageError) as caught:
         make_plan(write_config(push_to_hub=True, hub_model_id="a/b/c"))
     assert [problem.message for problem in caught.value.problems] == [
@@ -242,6 +245,6 @@ def test_the_plan_wants_a_token_and_a_name(write_config: Any, monkeypatch: pytes
     from ftcore.cli.plan import as_dict
 
     assert TOKEN not in json.dumps(as_dict(plan), default=str) + repr(plan.hub)
-    monkeypatch.setattr("ftcore.hub_checks.offline", lambda: True)
+    monkeypatch.setattr(hub_checks, "offline", lambda: True)
     with pytest.raises(UsageError, match="HF_HUB_OFFLINE forbids the network; unset HF_HUB_OFFLINE"):
         make_plan(write_config(push_to_hub=True, hub_token=TOKEN))

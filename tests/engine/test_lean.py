@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftcore.engine import products, remade
+from ftcore.engine import lean, products, remade
 from ftcore.engine.lean import Activation, LeanGate, LeanLinear, LeanNorm, _Gated, _Linear, _Norm, make_lean
 from ftcore.engine.products import Products
 
@@ -93,7 +93,7 @@ def test_recomputation_of_layers_goes_with_it() -> None:
 )
 def test_gradcheck_of_the_gate(act: nn.Module, silu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of two rows."""
-    monkeypatch.setattr("ftcore.engine.lean.BLOCK", 8)
+    monkeypatch.setattr(lean, "BLOCK", 8)
     torch.manual_seed(0)
     gate, up = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda gate, up: _Gated.apply(gate, up, Activation(act, silu)), (gate, up))
@@ -122,7 +122,7 @@ def test_what_is_silu_is_told(kind: str, silu: bool) -> None:
 
 def test_gradcheck_of_norm_and_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of two rows, and with an input that is made again."""
-    monkeypatch.setattr("ftcore.engine.lean.BLOCK", 12)
+    monkeypatch.setattr(lean, "BLOCK", 12)
     torch.manual_seed(0)
     shapes = ((5, 6), (6,), (3, 6), (3,))
     x, weight, matrix, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes)

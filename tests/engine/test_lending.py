@@ -16,11 +16,12 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftcore.engine import team
 from ftcore.engine.beginnings import shared
 from ftcore.engine.collate import Batch, collate
 from ftcore.engine.crew import FEWEST, Crew
 from ftcore.engine.lean import make_lean
-from ftcore.engine.lending import Lending, cut
+from ftcore.engine.lending import Lending, Loan, cut
 from ftcore.engine.rewards import RewardScorer
 from ftcore.engine.scoring import Scorer
 from ftcore.engine.sharing import Always
@@ -103,7 +104,7 @@ def the_same(one: Scorer, batch: Batch, at: int, outputs: str, monkeypatch: Any)
 
     whole = total()
     expected = gradients(one.model, whole)
-    monkeypatch.setattr("ftcore.engine.team.FEWEST", 1)
+    monkeypatch.setattr(team, "FEWEST", 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(one, "team", halved(one, at))
         assert one.team is not None
@@ -238,7 +239,7 @@ def test_an_error_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise MemoryError("while going back")
 
-    monkeypatch.setattr("ftcore.engine.lending.Loan.owe", fails)
+    monkeypatch.setattr(Loan, "owe", fails)
     with pytest.raises(MemoryError, match="while going back"):
         made.sum().backward()
 
@@ -274,7 +275,7 @@ def test_a_run_ends_in_the_numbers_of_whole_batches(
 ) -> None:
     """In float64; and in the same bytes again, in one go and stopped between."""
     cuts = []
-    monkeypatch.setattr("ftcore.engine.team.cut", lambda *given: cuts.append(given) or cut(*given))
+    monkeypatch.setattr(team, "cut", lambda *given: cuts.append(given) or cut(*given))
     ends = []
     ways: list[tuple[str, bool, dict[str, Any]]] = [
         ("whole", False, {"tokens_per_pass": False}),

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def test_room_is_made_of_what_was_not_used_for_longest(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("", (), {"free": 1000}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("", (), {"free": 1000}))
     assert make_room(tmp_path, "mine", 800, 1 << 20) == ""
     assert make_room(tmp_path, "mine", 801, 1 << 20) == (
         f"it takes 801 B more, and of 1 kB that {tmp_path} has free 80% are used at most"

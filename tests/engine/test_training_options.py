@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers.utils import logging as verbosity
 
@@ -70,7 +71,7 @@ def test_the_order_by_data_seed(trainer_of: Any, tokens: Any) -> None:
 
 
 def test_the_loader(trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     values = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 3}
     values |= {"dataloader_multiprocessing_context": "spawn", "dataloader_pin_memory": False}
     loader = trainer_of(tokens(LENGTHS), **values).get_train_dataloader()
@@ -91,7 +92,7 @@ def test_a_backend_is_for_several_processes(plan_of: Any, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_bar(terminal: bool, wanted: bool, trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
+    monkeypatch.setattr(Console, "is_terminal", terminal)
     reports = trainer_of(tokens(LENGTHS), disable_tqdm=not wanted).reports
     assert isinstance(reports, Reports)
     assert reports.has_bar is (terminal and wanted)

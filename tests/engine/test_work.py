@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from ftcore.engine import head as head_module
+
 pytestmark = pytest.mark.usefixtures("torchs_products")
 
 LENGTHS = [9, 30, 4, 21, 12, 17]
@@ -130,7 +132,7 @@ def test_logits_are_never_there_in_full(trainer_of: Any, tokens: Any, monkeypatc
     """A tile of them at a time, and none are kept for the backward pass."""
     trainer = trainer_of(tokens([60, 60, 60], untrained=()), finetuning_type="lora")
     vocabulary = trainer.model.config.vocab_size
-    monkeypatch.setattr("ftcore.engine.head.TILE", (16, vocabulary))
+    monkeypatch.setattr(head_module, "TILE", (16, vocabulary))
     batch = batch_of(trainer, [0, 1, 2])
     kept: list[int] = []
 

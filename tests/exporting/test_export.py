@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -223,7 +224,7 @@ def test_a_quantised_base_is_merged_into_as_numbers(
 ) -> None:
     """A qlora run's file: what was trained, four-bit weights and adapter, as one model of numbers."""
     # out of training bitsandbytes multiplies in bfloat16 on processors that have it, 8e-4 off
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
     from ftcore.planning import make_plan
     from ftcore.run import run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch, open_partial(output, FACTS, 5, 2) as partial:
         partial.write(LINES[:2])
-        patch.setattr("os.fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(RunError) as error:
             partial.write(LINES[2:4])
     reason = f"{partial_of(output)} cannot be written: No space left on device"

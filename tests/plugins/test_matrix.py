@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 
@@ -154,7 +155,7 @@ def check(run: Any, way: str, tmp_path: Path, logits: Any) -> None:
 @pytest.fixture(autouse=True)
 def _numbers_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of training bitsandbytes multiplies in bfloat16 on processors that have it, 8e-4 off; not here."""
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
 
 
 def plain(plan: Any, folder: Path) -> Any:

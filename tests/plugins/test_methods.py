@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ft_plugins.methods.lora import LoraOptions
+from ftcore import hub_access
 from ftcore.architecture import Architecture
 from ftcore.errors import RunError, UsageError
 from ftcore.plan import Plan
@@ -269,7 +270,7 @@ def test_an_adapter_that_the_hub_does_not_give(
         raise kind.__new__(kind)  # their constructors want a response
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    monkeypatch.setattr("ftcore.hub_access.contact", lambda name: None)  # it answers
+    monkeypatch.setattr(hub_access, "contact", lambda name: None)  # it answers
     plan = plan_of(adapter_name_or_path="acme/tuned")
     with pytest.raises(UsageError) as error:
         plan.method.component.apply(plan, base())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ftcore import hub_access, testing
 from ftcore.components import ModelFamily, ModelSource
 from ftcore.errors import UsageError
 from ftcore.planning import make_plan
@@ -65,7 +66,7 @@ def test_a_plugins_model_is_fetched_when_it_is_loaded_and_not_before(
         fetched.append("once")
         return tiny_model_dir
 
-    monkeypatch.setattr("ftcore.testing.fetch", fetch, raising=False)
+    monkeypatch.setattr(testing, "fetch", fetch, raising=False)
     config = json.loads((tiny_model_dir / "config.json").read_text())
 
     def family(target: str) -> Any:
@@ -178,7 +179,7 @@ def test_the_hub_says_no(plan: Any, monkeypatch: pytest.MonkeyPatch, raised: str
         raise OSError(raised)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
-    monkeypatch.setattr("ftcore.hub_access.contact", lambda name: None)  # it answers
+    monkeypatch.setattr(hub_access, "contact", lambda name: None)  # it answers
     assert refused(load_model, plan("acme/gated")) == f"command line: {message}"
 
 
@@ -192,7 +193,7 @@ def test_what_the_hub_is_asked_for(plan: Any, monkeypatch: pytest.MonkeyPatch, t
         return tiny_tokenizer()
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", ask)
-    monkeypatch.setattr("ftcore.hub_access.contact", lambda name: None)  # it answers
+    monkeypatch.setattr(hub_access, "contact", lambda name: None)  # it answers
     options = ("model_revision=v2", f"cache_dir={tmp_path}", "hf_hub_token=secret", "trust_remote_code=true")
     load_tokenizer(plan("acme/model", *options))
     assert asked == {

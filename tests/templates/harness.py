@@ -15,6 +15,7 @@ from unittest import mock
 import jinja2
 from conversations import CASES, Case
 from oracle_map import ENTRIES
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ft_plugins.templates import TEMPLATES
@@ -64,7 +65,7 @@ class Rendering:
 
 @contextmanager
 def frozen_date() -> Iterator[None]:
-    with mock.patch("transformers.utils.chat_template_utils.datetime", Today):
+    with mock.patch.object(chat_template_utils, "datetime", Today):
         yield
 
 

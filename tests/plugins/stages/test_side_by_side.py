@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ftcore.engine import passes, team
 from ftcore.engine.crew import Crew, in_crew
 from ftcore.engine.lending import cut
 from ftcore.engine.reports import read_log
@@ -28,9 +29,9 @@ def test_the_same_as_one_at_a_time(
 ) -> None:
     """In float64: log lines, weights, and an evaluation; of passes of whole rows, and of one that is cut."""
     cuts: list[Any] = []
-    monkeypatch.setattr("ftcore.engine.team.cut", lambda *given: cuts.append(given) or cut(*given))
+    monkeypatch.setattr(team, "cut", lambda *given: cuts.append(given) or cut(*given))
     if rows == "cut":
-        monkeypatch.setattr("ftcore.engine.passes.even", lambda sizes, share: False)
+        monkeypatch.setattr(passes, "even", lambda sizes, share: False)
     found = []
     for wish in (False, "auto"):
         folder = tmp_path / str(wish)
@@ -64,16 +65,16 @@ def test_the_same_as_one_at_a_time(
 
 @pytest.mark.parametrize("backbone", ["shared", "separate"])
 def test_ppo_is_cut_with_its_values(backbone: str, ppo: Any, moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcore.engine.team.FEWEST", 1)
+    monkeypatch.setattr(team, "FEWEST", 1)
     trainer = ppo(finetuning_type="lora", ppo_value_backbone=backbone, dtype=torch.float64)
     trainer.get_train_dataloader()
     trainer._roll_out(0)
     batch = trainer._prepare_inputs(collate_responses(trainer.buffer))
     moved(trainer.model)
     found = []
-    for team in (None, Team(Crew(2), trainer.scorer, adds_up=True)):
-        trainer.scorer.team = team
-        assert team is None or team.takes(batch)
+    for both in (None, Team(Crew(2), trainer.scorer, adds_up=True)):
+        trainer.scorer.team = both
+        assert both is None or both.takes(batch)
         trainer.model.zero_grad()
         loss = trainer.loss_sum(batch)
         loss.backward()
