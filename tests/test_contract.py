@@ -7,10 +7,12 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import ftcore
 from ftcore import hookspecs
 from ftcore.components import KINDS
 from ftcore.plugins import HOOKS
@@ -135,6 +137,12 @@ def test_no_option_has_two_owners_among_the_built_ins(built_in) -> None:
         for name in group.model_fields:
             kinds.setdefault(name, set()).add(owner.rpartition(" ")[0] or owner)
     assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
+
+
+def test_the_version_is_that_of_the_newest_section_of_the_changelog() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    newest = re.findall(r"^## \[(\d\S*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[0]
+    assert ftcore.__version__ == project["version"] == newest
 
 
 @pytest.mark.slow

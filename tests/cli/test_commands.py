@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from ftcore.cli import main
 from ftcore.components import KINDS
 
+FTCORE = importlib.metadata.version("ftcore")
 GROUP_OWNERS = {
     "selection",
     "model",
@@ -62,7 +64,7 @@ def test_plugins_list_of_one_kind(ft, kind: str) -> None:
 
 def test_plugins_list_for_people(ft) -> None:
     lines = ft("plugins", "list", "--kind", "launcher").splitlines()
-    assert lines == ["", "launcher", "  local              in this process, on one device (ftcore 0.1.0)"]
+    assert lines == ["", "launcher", f"  local              in this process, on one device (ftcore {FTCORE})"]
 
 
 def test_plugins_show(ft) -> None:
@@ -128,6 +130,6 @@ def test_dry_run_prints_the_plan_and_writes_nothing(ft, write_config: Callable[.
 
 def test_env(ft) -> None:
     facts = json.loads(ft("env", "--json"))
-    assert facts["packages"]["ftcore"] == "0.1.0"
-    assert facts["plugins"]["ftcore/stages"] == "0.1.0 ok"
+    assert facts["packages"]["ftcore"] == FTCORE
+    assert facts["plugins"]["ftcore/stages"] == f"{FTCORE} ok"
     assert "memory_gib: " in ft("env")
