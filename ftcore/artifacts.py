@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ftcore.model_files import base_files
 from ftcore.ownership import RUN_MANIFEST as MANIFEST
 from ftcore.plan import Plan
+from ftcore.utils.files import write_json, write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,25 +86,6 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(file: Path, value: Any) -> None:
-    """The value as a file of its own; see `write_whole`."""
-    write_whole(file, as_json(value))
-
-
-def as_json(value: Any) -> str:
-    """The value as text that people read."""
-    from ftcore.cli.common import plain
-
-    return json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n"
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes beside and moves into place, so that a reader never meets half a file."""
-    staged = file.with_name(f".tmp-{os.getpid()}-{file.name}")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(file)
-
-
 def write_results(folder: Path, results: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
     """``train_results.json`` and so on, by name, where there are any, and of all together ``all_results.json``."""
     together: dict[str, Any] = {}
@@ -128,7 +108,7 @@ def put_back(folder: Path, content: bytes | None) -> None:
     if content is None:
         (folder / MANIFEST).unlink()
     else:
-        (folder / MANIFEST).write_bytes(content)
+        write_whole(folder / MANIFEST, content)
 
 
 def write_manifest(folder: Path, value: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from ftcore.engine.signals import InterruptedRunError, before_exit, ended_at_onc
 from ftcore.errors import FtError, UsageError
 from ftcore.ownership import RUN_MANIFEST, WRITTEN, foreign_files, keep_aside, put_back_aside
 from ftcore.run_status import FAILED, FINISHED, RUNNING, STOPPED, ProcessId, read_status
+from ftcore.utils.files import as_json, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +105,9 @@ class RunRecord:
         self.value |= changes
         if not self._written:
             return
-        text = artifacts.as_json(self.value)
+        text = as_json(self.value)
         try:
-            artifacts.write_whole(self.folder / RUN_MANIFEST, text.rstrip("\n") + " " * _ROOM + "\n")
+            write_whole(self.folder / RUN_MANIFEST, text.rstrip("\n") + " " * _ROOM + "\n")
         except OSError as error:
             if not _written_in_place(self.folder / RUN_MANIFEST, text):
                 log.warning("%s cannot be written: %s", self.folder / RUN_MANIFEST, error.strerror)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from ftcore.utils.files import as_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,14 +24,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Facts as JSO
 
 def echo_json(value: Any) -> None:
     """One JSON document, readable, with anything unusual as text."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=plain))
-
-
-def plain(value: Any) -> Any:
-    """What json does not know, as something that it does."""
-    if isinstance(value, tuple | set | frozenset):
-        return list(value)
-    return str(value)
+    click.echo(as_json(value), nl=False)
 
 
 def kind_names() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ftcore.data.formats import limited_rows
 from ftcore.data.loading import eval_specs
 from ftcore.data.sampling import counted
 from ftcore.errors import RowError
+from ftcore.utils.files import staged_file
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
@@ -35,17 +37,16 @@ def write_quarantine(plan: Plan, accounting: Accounting, folder: Path) -> str:
     path, count = folder / FILE, 0
     if plan.data.on_bad_row != "quarantine":
         return ""
-    draft = path.with_suffix(".tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        for row in _bad_rows(plan, accounting):
+    rows = _bad_rows(plan, accounting)
+    first = next(rows, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return ""
+    with staged_file(path) as draft, draft.open("w", encoding="utf-8") as file:
+        for row in chain([first], rows):
             # Escapes keep halves of surrogate pairs, which UTF-8 does not have.
             file.write(json.dumps(row, default=repr) + "\n")
             count += 1
-    if not count:
-        draft.unlink()
-        path.unlink(missing_ok=True)
-        return ""
-    draft.replace(path)
     return f"{count:,} bad row{'s' * (count != 1)} written to {path}"
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.ownership import MANIFEST, canonical, is_staged, named_checkpoints, not_ours, seal_of
+from ftcore.utils.files import flush
 
 log = logging.getLogger(__name__)
 
@@ -135,19 +136,19 @@ def commit(staged: Path, step: int, setting: Setting, *, resumable: bool, versio
     """
     files = {}
     for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-        _flush(file)
+        flush(file)
         files[file.relative_to(staged).as_posix()] = (file.stat().st_size, _sha256(file))
     manifest = staged / MANIFEST
     manifest.write_text(Manifest(step, files, setting, resumable, versions).dump(), encoding="utf-8")
     for path in (manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
-        _flush(path)
+        flush(path)
     final = staged.parent / f"checkpoint-{step}"
     if final.is_symlink() or final.exists():  # an earlier run's, or one found damaged: out of the way in one move
         if reason := not_ours(final):
             raise RunError(f"{final} {reason}, and is not replaced; move it away: the same command goes on then")
         remove(final)
     staged.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     verify(final)
     return final
 
@@ -284,14 +285,6 @@ def remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(file: Path) -> str:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from ftcore.data.pictures import save_processor
 from ftcore.errors import RunError
 from ftcore.ownership import keep_aside
+from ftcore.utils.files import flush
 
 if TYPE_CHECKING:
     from ftcore.plan import Plan
@@ -103,8 +104,7 @@ def save_trained(plan: Plan, model: Any, tokenizer: Any, pictures: Any = None, *
 
 def _move(staged: Path, folder: Path, foreign: Sequence[str]) -> None:
     for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        flush(file)
         target = folder / file.relative_to(staged)
         if target.name in foreign and target.parent == folder:
             keep_aside(target)

@@ -14,10 +14,10 @@ from statistics import median
 
 import torch
 
-from ftcore.artifacts import write_whole
 from ftcore.engine import branches, products
 from ftcore.engine.products import Products
 from ftcore.folders import cache_root
+from ftcore.utils.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftcore.artifacts import write_whole
 from ftcore.data.hashing import stamp_of
 from ftcore.engine import attention, products
 from ftcore.engine.snapshots import versions
 from ftcore.folders import cache_root
+from ftcore.utils.files import write_whole
 
 _FORMAT = 2
 _NAMES = ("_name_or_path", "name_or_path")

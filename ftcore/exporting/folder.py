@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ftcore.artifacts import file_hash, write_json
+from ftcore.artifacts import file_hash
 from ftcore.errors import Problem, RunError, UsageError
+from ftcore.utils.files import staged_folder, write_json
 
 MANIFEST = "ft_export.json"
 FORMAT = 1
@@ -64,25 +64,11 @@ def check_space(folder: Path, needed: int) -> None:
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A folder beside it to write into, which takes its place when nothing was raised."""
-    folder = folder.resolve()
-    temporary = folder.parent / f".{folder.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        _replace(temporary, folder)
+        with staged_folder(folder) as temporary:
+            yield temporary
     except OSError as error:
-        raise RunError(f"the export could not be written to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    earlier = folder.parent / f".{folder.name}.old-{os.getpid()}"
-    if folder.exists():
-        folder.rename(earlier)
-    temporary.rename(folder)
-    shutil.rmtree(earlier, ignore_errors=True)
+        raise RunError(f"the export could not be written to {folder.resolve()}: {error}") from error
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:

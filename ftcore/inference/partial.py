@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.lock import HeldError, take
+from ftcore.utils.files import staged_file
 
 MARK, WINDOW, LINES = "ft_partial", "answers at a time", "answers"
 """Keys of the first line."""
@@ -41,14 +42,9 @@ class Partial:
 
     def finish(self) -> None:
         """Puts the lines in the place of ``output``."""
-        staged = self.output.with_name(f".tmp-{self.output.name}")
         self.stream.seek(self.begin)
-        with _telling(self.output):
-            with staged.open("wb") as target:
-                shutil.copyfileobj(self.stream, target)
-                target.flush()
-                os.fsync(target.fileno())
-            staged.replace(self.output)
+        with _telling(self.output), staged_file(self.output) as staged, staged.open("wb") as target:
+            shutil.copyfileobj(self.stream, target)
         partial_of(self.output).unlink(missing_ok=True)
 
 

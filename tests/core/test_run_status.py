@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ftcore import artifacts, run_status
+from ftcore import run_record, run_status
 from ftcore.engine.signals import InterruptedRunError
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.lock import locked
@@ -165,7 +165,7 @@ def test_a_full_disk_does_not_keep_the_end_from_being_written(
     def run() -> None:
         with recorded(tmp_path, {"fact": "ü"}):
             sizes.append((tmp_path / "ft_run.json").stat().st_size)
-            monkeypatch.setattr(artifacts, "write_whole", full)
+            monkeypatch.setattr(run_record, "write_whole", full)
             raise RunError("y" * 300)
 
     with pytest.raises(RunError):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftcore.artifacts import write_whole
 from ftcore.data.formats import read_samples
 from ftcore.data.loading import eval_specs
 from ftcore.data.questions import NO_ANSWER
@@ -19,6 +18,7 @@ from ftcore.data.thinking import with_reasoning
 from ftcore.inference import Prompt
 from ftcore.inference.answers import check_answered, collect
 from ftcore.samples import Chat, Place
+from ftcore.utils.files import write_whole
 
 if TYPE_CHECKING:
     from ftcore.run import Run
