@@ -17,7 +17,6 @@ transformers' LabelSmoother has it: ``logsumexp(z) - (1 - e) z[label] - e mean(z
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +41,12 @@ class Head:
         bias: ``[V]`` or None.
         scale: Cohere's ``logit_scale``, one over Granite's ``logits_scaling``.
         softcap: Gemma 2's ``final_logit_softcapping``: z becomes ``softcap * tanh(z / softcap)``.
-        kernel: ``(hidden, head, labels)`` -> losses ``[T]``, which computes them instead (`ftcore.engine.cut`).
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
-    kernel: Callable[..., torch.Tensor] | None = None
 
     def logits(self, hidden: torch.Tensor, room: torch.Tensor | None = None) -> torch.Tensor:
         """``[T, H]`` -> ``[T, V]``, in float32 (float64 where the hidden states are); in ``room`` if it can be."""
@@ -341,13 +338,6 @@ class _TokenNLL(Function):
         return hidden_gradient, weight_gradient, bias_gradient, None, None
 
 
-def _by_kernel(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor | None:
-    """Losses ``[T]`` in float32 by the head's kernel; None where it has none, or there is nothing to compute."""
-    if head.kernel is None or not len(labels):
-        return None
-    return head.kernel(hidden.to(head.weight.dtype), head, labels).float()
-
-
 def weighted_nll(
     hidden: torch.Tensor, head: Head, labels: torch.Tensor, weights: torch.Tensor, smoothing: float = 0.0
 ) -> torch.Tensor:
@@ -362,8 +352,6 @@ def weighted_nll(
     Returns:
         A scalar, float32 (float64 where the hidden states are); 0 with a gradient of zeros where T is 0.
     """
-    if not smoothing and (losses := _by_kernel(hidden, head, labels)) is not None:
-        return (losses * weights).sum()
     options = (head.scale, head.softcap, torch.is_grad_enabled(), smoothing)
     return _WeightedNLL.apply(hidden, head.weight, head.bias, labels, weights, options)
 
@@ -391,7 +379,5 @@ def nll_and_hits(
 
 def token_logps(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor:
     """Log-probabilities ``[T]`` of the labels; arguments as `weighted_nll`."""
-    if (losses := _by_kernel(hidden, head, labels)) is not None:
-        return -losses
     options = (head.scale, head.softcap, torch.is_grad_enabled())
     return -_TokenNLL.apply(hidden, head.weight, head.bias, labels, options)

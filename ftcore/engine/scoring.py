@@ -70,7 +70,6 @@ class Scorer:
         self.team: Team | None = None
         self.last: nn.Module | None = None
         self.compiled: tuple[str, str | None] | None = None
-        self.kernel: Callable[..., torch.Tensor] | None = None
         self.unseen: Callable[[Scorer, Batch, float], bool] | None = check_images
         self.smoothing = 0.0
         self.fused = self._head_module() is not None
@@ -143,7 +142,7 @@ class Scorer:
         config = self.inner.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(module.weight, module.bias, scale, softcap, self.kernel)
+        return Head(module.weight, module.bias, scale, softcap)
 
     def _head_module(self) -> nn.Linear | None:
         """The head where it is a plain linear layer; PEFT's trained copy of it where there is one and it is in use."""

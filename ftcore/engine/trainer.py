@@ -17,7 +17,6 @@ from ftcore.engine.arguments import tensorboard_folder, training_arguments
 from ftcore.engine.beginnings import Shared
 from ftcore.engine.collate import Batch, collate, tokens_read
 from ftcore.engine.compiled import compile_layers
-from ftcore.engine.cut import take_kernel
 from ftcore.engine.guards import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
 from ftcore.engine.hub import Uploads
 from ftcore.engine.last import take_last
@@ -101,7 +100,6 @@ class FtTrainer(SideBySide, ResumableTrainer):
             proven.choose(self.scorer)
         make_lean(run.model)
         take_last(self.scorer)
-        take_kernel(self.scorer)
         self.noise = self._noise()
         self.data_collator = self.sharing(self.scorer)
         self.meters = Meters()

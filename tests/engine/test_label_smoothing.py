@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
 from transformers.trainer_pt_utils import LabelSmoother
 
-from ftcore.engine import cut
 from ftcore.engine import head as module
 from ftcore.engine.accuracy import AccuracyTrainer
 from ftcore.engine.head import Head, nll_and_hits, weighted_nll
@@ -186,25 +183,6 @@ def test_packs_and_the_evaluation(trainer_of: Any, run_of: Any, tokens: Any, tmp
     assert found["eval_accuracy"] == plain["eval_accuracy"]
     assert abs(found["eval_loss"] - plain["eval_loss"]) > 1e-4
     assert trainer_of(data, data, **options).evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-9)
-
-
-def test_where_cut_cross_entropy_is_installed_the_loss_is_the_same(
-    trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its kernel knows no smoothing: ft's own head computes these losses, and the kernel log-probabilities."""
-
-    def kernel(e: Any, c: Any, targets: Any, bias: Any = None, *, reduction: str, **options: Any) -> torch.Tensor:
-        return cross_entropy(torch.nn.functional.linear(e, c, bias), targets, reduction=reduction)
-
-    monkeypatch.setitem(sys.modules, "cut_cross_entropy", SimpleNamespace(linear_cross_entropy=kernel))
-    monkeypatch.setattr(cut, "_on_cuda", lambda scorer: True)
-    data = tokens(LENGTHS)
-    trainer = trainer_of(data, label_smoothing_factor=SHARE, finetuning_type="full", dtype=torch.float64)
-    assert trainer.scorer.kernel is not None
-    rows = [data[number] for number in range(len(data))]
-    batch = trainer.data_collator(rows)
-    found = (trainer.loss_sum(batch) / trainer.weight(batch)).item()
-    assert found == pytest.approx(smoothed(trainer.model, rows).item(), rel=1e-9)
 
 
 def test_a_resume_with_another_share_is_refused(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
