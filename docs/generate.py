@@ -1,4 +1,4 @@
-"""Writes what is generated: docs/options.md, docs/cli.md and ftcore/training_fields.json. ``--check`` only compares.
+"""Writes what is generated: docs/options.md, docs/cli.md and ftcore/config/hf_training_arguments.json. ``--check`` only compares.
 
 python docs/generate.py [--check]
 """
@@ -52,10 +52,10 @@ def training_table() -> str:
 
 def generated() -> dict[Path, str]:
     """Path -> text of everything that is generated."""
-    from ftcore.cli.reference import cli_reference, options_reference
+    from ftcore.cli.docs_reference import cli_reference, options_reference
 
     return {
-        ROOT / "ftcore/training_fields.json": training_table(),
+        ROOT / "ftcore/config/hf_training_arguments.json": training_table(),
         ROOT / "docs/options.md": options_reference(),
         ROOT / "docs/cli.md": cli_reference(),
     }

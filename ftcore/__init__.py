@@ -1,6 +1,6 @@
 """ftcore: fine-tuning in which everything is a plugin. See docs/plugins.md to write one."""
 
-from ftcore.hookspecs import hookimpl
+from ftcore.api.hookspecs import hookimpl
 
 __version__ = "0.2.0"
 __all__ = ["__version__", "hookimpl"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.plugins import Candidate, Plugins, installed, load
+from ftcore.api.registry import Candidate, Plugins, installed, load
 
 # Tiny models gain nothing by threads, and threads that wait for each other on a busy machine made the same run 20 times
 # slower (165 s against 7 s, load 5 on two cores).
@@ -30,9 +30,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def torchs_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """No product by oneDNN, which torch's FLOP counter does not know."""
-    from ftcore.engine import products
+    from ftcore.training.kernels import matmul
 
-    monkeypatch.setattr(products, "SMALL", 1 << 62)
+    monkeypatch.setattr(matmul, "SMALL", 1 << 62)
 
 
 @pytest.fixture(scope="session")

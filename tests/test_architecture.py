@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.architecture import LAYOUTS, Architecture
+from ftcore.resources.model_shapes import LAYOUTS, Architecture
 
 SMALL: dict[str, Any] = {
     "vocab_size": 120,

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import ftcore
-from ftcore import hookspecs
-from ftcore.components import KINDS
-from ftcore.plugins import HOOKS
+from ftcore.api import hookspecs
+from ftcore.api.components import KINDS
+from ftcore.api.registry import HOOKS
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "ftcore").rglob("*.py"))
@@ -48,10 +48,10 @@ def test_the_core_names_no_built_in(built_in) -> None:
     Names that are also words of English or of transformers' own (model types, whose shapes the memory estimate knows)
     are no sign of anything.
     """
-    from ftcore import experts
-    from ftcore.architecture import LAYOUTS
     from ftcore.cli.env import PACKAGES
-    from ftcore.exporting.gguf_vocabulary import SPLITS
+    from ftcore.export.gguf_vocabulary import SPLITS
+    from ftcore.resources import experts
+    from ftcore.resources.model_shapes import LAYOUTS
 
     common = {
         "messages",
@@ -121,7 +121,7 @@ def test_components_are_frozen_and_documented(built_in) -> None:
 
 
 def test_every_option_of_the_core_is_documented() -> None:
-    from ftcore.groups import GROUPS
+    from ftcore.api.option_groups import GROUPS
 
     assert [
         name for group in GROUPS.values() for name, field in group.model_fields.items() if not field.description
@@ -130,7 +130,7 @@ def test_every_option_of_the_core_is_documented() -> None:
 
 def test_no_option_has_two_owners_among_the_built_ins(built_in) -> None:
     """But for components of one kind, of which a run uses one."""
-    from ftcore.options import owners
+    from ftcore.config.binding import owners
 
     kinds: dict[str, set[str]] = {}
     for owner, group in owners(built_in).items():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.plugins import Plugins
+from ftcore.api.registry import Plugins
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -67,9 +67,9 @@ def test_plugins_page_trains(with_plugins: Callable[..., Plugins], tiny_model_di
     """One run in which stage, method, optimizer, template and format are those of the page."""
     from safetensors.numpy import load_file
 
-    from ftcore.architecture import Architecture
-    from ftcore.planning import make_plan
-    from ftcore.run import run
+    from ftcore.config.planner import make_plan
+    from ftcore.resources.model_shapes import Architecture
+    from ftcore.runner.run import run
 
     rows = [{"question": f"question {number}", "answer": f"answer {number}"} for number in range(4)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))

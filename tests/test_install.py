@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.plugins import load
+from ftcore.api.registry import load
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ftcore.architecture import Architecture
-from ftcore.memory import CHUNK_BYTES, RUNTIME_BYTES, TILE, Depth, Need, _kept_by_layer, estimate
+from ftcore.resources.memory_model import CHUNK_BYTES, RUNTIME_BYTES, TILE, Depth, Need, _kept_by_layer, estimate
+from ftcore.resources.model_shapes import Architecture
 
 SMOLLM2: dict[str, Any] = {
     "model_type": "llama",
@@ -122,13 +122,13 @@ def test_a_larger_batch_never_takes_less() -> None:
 
 
 def test_chunk_and_tile_are_the_engines() -> None:
-    from ftcore.engine import head
+    from ftcore.training.losses import linear_cross_entropy
 
-    assert (head.CHUNK_BYTES, head.TILE) == (CHUNK_BYTES, TILE)
+    assert (linear_cross_entropy.CHUNK_BYTES, linear_cross_entropy.TILE) == (CHUNK_BYTES, TILE)
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, ftcore.memory; print(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    code = "import sys, ftcore.resources.memory_model; print(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -142,9 +142,9 @@ def saved_bytes(config: dict[str, Any], adapter: bool, dtype: str, dropout: floa
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     from ft_plugins.methods.fused import fuse
-    from ftcore.engine.collate import collate
-    from ftcore.engine.lean import make_lean
-    from ftcore.engine.scoring import Scorer
+    from ftcore.training.batching.collators import collate
+    from ftcore.training.forward.causal_lm import Scorer
+    from ftcore.training.model_transforms.fused_layers import make_lean
 
     special: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]](**config | special))
@@ -228,10 +228,10 @@ import json, re, sys
 adapter, recompute, config, lengths = json.loads(sys.argv[1])
 import numpy as np, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-import ftcore.engine.trainer
-from ftcore.engine.collate import collate
-from ftcore.engine.lean import make_lean
-from ftcore.engine.scoring import Scorer
+import ftcore.training.trainer
+from ftcore.training.batching.collators import collate
+from ftcore.training.model_transforms.fused_layers import make_lean
+from ftcore.training.forward.causal_lm import Scorer
 model = LlamaForCausalLM(LlamaConfig(**config))
 if adapter:
     from peft import LoraConfig, get_peft_model

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from ftcore.console_log import SafeStream, surviving
 from ftcore.errors import FtError, RunError, UsageError
+from ftcore.runner.console_log import SafeStream, surviving
 
 COMMANDS = {
     "run": "train, evaluate: what the file says",
@@ -57,7 +57,7 @@ class Commands(click.Group):
 
 def _plugin_commands() -> dict[str, str]:
     """Name -> ``module:attribute``; a name that is taken or offered twice is listed as ``distribution:name``."""
-    from ftcore.plugins import load
+    from ftcore.api.registry import load
 
     commands: dict[str, str] = {}
     for name, offers in load().commands().items():

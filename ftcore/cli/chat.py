@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftcore.cli.inferring import Words, names_a_model, system_messages
+from ftcore.cli.model_arguments import Words, names_a_model, system_messages
 from ftcore.errors import Problem, RunError, UsageError
 
 if TYPE_CHECKING:
-    from ftcore.samples import Message
+    from ftcore.api.samples import Message
 
 BLOCK = '"""'
 FIRST, MORE = "> ", ". "
@@ -111,8 +111,8 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         """Streams the answer; Ctrl-C stops it, and what was said is kept, if anything was."""
-        from ftcore.inference import Prompt
-        from ftcore.samples import Message
+        from ftcore.api.inference_types import Prompt
+        from ftcore.api.samples import Message
 
         messages = (*self.messages, Message("user", text))
         stream = self.generator.stream([Prompt(messages, seed=self.seed + self.answers)])

@@ -29,6 +29,6 @@ def echo_json(value: Any) -> None:
 
 def kind_names() -> list[str]:
     """Every kind of component."""
-    from ftcore.components import KINDS
+    from ftcore.api.components import KINDS
 
     return [kind.kind for kind in KINDS]

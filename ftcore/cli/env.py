@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from ftcore import hardware
+from ftcore.api.registry import load
 from ftcore.cli.common import echo_json, json_option
-from ftcore.plugins import load
+from ftcore.resources import hardware
 
 PACKAGES = (
     "ftcore", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes", "tokenizers",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ftcore.cli.common import echo_json, json_option
-from ftcore.cli.inferring import Words, names_a_model
-from ftcore.console_log import surviving
+from ftcore.cli.model_arguments import Words, names_a_model
+from ftcore.runner.console_log import surviving
 
 if TYPE_CHECKING:
     from ftcore.inference.target import Target
@@ -23,7 +23,7 @@ def command(words: Words, as_json: bool) -> None:
     The result loads in transformers, vLLM and Ollama (Modelfile); export_gguf=q8_0 (or f16, f32) writes a file for
     llama.cpp as well. FILE is a training file whose run has finished, or one that names model and adapters.
     """
-    from ftcore.exporting import check_options
+    from ftcore.export.model_export import check_options
 
     target = words.find()
     check_options(target.plan)
@@ -33,8 +33,8 @@ def command(words: Words, as_json: bool) -> None:
 
 
 def _export(words: Words, target: Target, as_json: bool) -> None:
-    from ftcore.exporting import export
-    from ftcore.run import quieten
+    from ftcore.export.model_export import export
+    from ftcore.runner.run import quieten
 
     quieten()
     if not as_json:
@@ -53,7 +53,7 @@ def _export(words: Words, target: Target, as_json: bool) -> None:
 
 def _check_finished(words: Words, target: Target) -> None:
     """A training file whose run has left nothing yet: its base model alone is not what is meant."""
-    from ftcore.config import read_settings
+    from ftcore.config.reader import read_settings
     from ftcore.errors import Problem, UsageError
 
     settings = read_settings(words.file, words.overrides)

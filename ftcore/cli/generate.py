@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftcore.cli.inferring import Words, names_a_model
-from ftcore.console_log import surviving
+from ftcore.cli.model_arguments import Words, names_a_model
 from ftcore.errors import Problem, RunError, UsageError
+from ftcore.runner.console_log import surviving
 
 if TYPE_CHECKING:
-    from ftcore.cli.writing import Lines, Work
-    from ftcore.inference import Prompt
+    from ftcore.api.inference_types import Prompt
+    from ftcore.cli.output_writer import Lines, Work
     from ftcore.inference.answers import Answer
     from ftcore.inference.target import Target
 
@@ -71,10 +71,10 @@ def command(words: Words, output: Path | None, overwrite: bool, score: bool, as_
     ):
         hint = "it reads whole conversations, from --input alone"
         raise UsageError(Problem("--score goes with no --prompt, --dataset, --system or --seed", hint=hint))
-    from ftcore.cli.writing import check_output
+    from ftcore.cli.output_writer import check_output
 
     if score:
-        from ftcore.cli.scoring import score_work
+        from ftcore.cli.score import score_work
 
         assert said.source is not None
         work = score_work(words, said.source)
@@ -108,7 +108,7 @@ def _questions(words: Words, said: Asked) -> tuple[Target, list[Mapping[str, Any
         rows, prompts = [{"prompt": text}], [text_prompt(text, said.system)]
     target = words.find()
     if said.dataset:
-        from ftcore.inference.asking import dataset_prompts
+        from ftcore.inference.dataset_prompts import dataset_prompts
 
         more, read, told = dataset_prompts(said.dataset, target.plan, said.system)
         rows, prompts = rows + more, prompts + read
@@ -119,7 +119,7 @@ def _questions(words: Words, said: Asked) -> tuple[Target, list[Mapping[str, Any
 
 
 def _answer_work(words: Words, target: Target, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt]) -> Work:
-    from ftcore.cli.writing import Work
+    from ftcore.cli.output_writer import Work
 
     failed: list[Problem] = []
 
@@ -146,7 +146,7 @@ def _answer_work(words: Words, target: Target, rows: Sequence[Mapping[str, Any]]
 
 def _stream(generator: Any, prompts: Sequence[Prompt]) -> None:
     """One answer, as it is made."""
-    from ftcore.engine.signals import ended_at_once
+    from ftcore.training.callbacks.signals import ended_at_once
 
     with ended_at_once(lambda: ""):
         for chunk in generator.stream(prompts):

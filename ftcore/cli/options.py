@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
+from ftcore.api.registry import Plugins, load
 from ftcore.cli.common import echo_json, json_option
 from ftcore.cli.plugins import names_of
+from ftcore.config.binding import OptionInfo, list_options, owner_of
+from ftcore.config.json_schema import json_schema
 from ftcore.errors import Problem, UsageError
-from ftcore.options import OptionInfo, list_options, owner_of
-from ftcore.plugins import Plugins, load
-from ftcore.schema import json_schema
 
 
 @click.command(name="options")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ftcore.api.plan import Plan
 from ftcore.cli.common import echo_json, file_and_overrides, json_option
 from ftcore.cli.options import show
-from ftcore.plan import Plan
 
 if TYPE_CHECKING:
-    from ftcore.coverage import Coverage
+    from ftcore.resources.coverage import Coverage
 
 
 @click.command(name="plan")
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @json_option
 def command(file: Path, overrides: tuple[str, ...], everything: bool, as_json: bool) -> None:
     """What a run would do: components, options with their origins, precision, memory. Imports no torch."""
-    from ftcore.planning import make_plan
+    from ftcore.config.planner import make_plan
 
     plan = make_plan(file, overrides)
     if as_json:

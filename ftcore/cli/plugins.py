@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from ftcore.api.components import KINDS
+from ftcore.api.registry import Listed, Offer, Plugins, load
 from ftcore.cli.common import echo_json, json_option, kind_names
-from ftcore.components import KINDS
+from ftcore.config.binding import option_info, owner_of
 from ftcore.errors import Problem, UsageError
-from ftcore.options import option_info, owner_of
-from ftcore.plugins import Listed, Offer, Plugins, load
 
 
 @click.group(name="plugins")

@@ -13,12 +13,12 @@ from ftcore.cli.common import echo_json, file_and_overrides
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
-    from ftcore.data.accounting import Counts
-    from ftcore.data.preparing import Prepared
-    from ftcore.data.rendering import Renderer
-    from ftcore.data.sources import DatasetSpec
-    from ftcore.plan import Plan
-    from ftcore.samples import Place
+    from ftcore.api.plan import Plan
+    from ftcore.api.samples import Place
+    from ftcore.data.chat_template.renderer import Renderer
+    from ftcore.data.preprocessing.prepare import Prepared
+    from ftcore.data.row_stats import Counts
+    from ftcore.data.sources.resolve import DatasetSpec
 
 
 @click.command(name="preview")
@@ -39,8 +39,8 @@ def command(file: Path, overrides: tuple[str, ...], rows: int, stats: bool, as_j
 
     No model is loaded, only its tokenizer.
     """
-    from ftcore import hub_access
-    from ftcore.planning import make_plan
+    from ftcore.config.planner import make_plan
+    from ftcore.models import hub_access
 
     show(hub_access.planned(lambda: make_plan(file, overrides)), rows=rows, stats=stats, as_json=as_json)
 
@@ -54,11 +54,11 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
     """
     from ftcore.cli.preview_packs import show_packs
     from ftcore.cli.preview_rows import Terminal
-    from ftcore.data.accounting import Accounting, Counts, bad_rows
-    from ftcore.data.packing import packs
-    from ftcore.data.questions import predicts
-    from ftcore.data.template_check import check_template
-    from ftcore.data.texts import renderer_of
+    from ftcore.data.datasets.packing import packs
+    from ftcore.data.preprocessing.documents import renderer_of
+    from ftcore.data.preprocessing.questions import predicts
+    from ftcore.data.preprocessing.template_check import check_template
+    from ftcore.data.row_stats import Accounting, Counts, bad_rows
 
     tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
     if tokenizer is None:
@@ -90,10 +90,10 @@ def _rows(
     plan: Plan, renderer: Renderer, spec: DatasetSpec, counts: Counts, most: int, *, questions: bool
 ) -> Iterator[tuple[Place, Any, int]]:
     """The rows, each with how often it is taken."""
-    from ftcore.data.formats import read_samples, row_problem
-    from ftcore.data.packing import uncut
-    from ftcore.data.preparing import prepare
-    from ftcore.data.sampling import counted, sampling_of
+    from ftcore.data.datasets.packing import uncut
+    from ftcore.data.formats.detection import read_samples, row_problem
+    from ftcore.data.pipeline.row_sampling import counted, sampling_of
+    from ftcore.data.preprocessing.prepare import prepare
     from ftcore.errors import RowError
 
     sampling = sampling_of(spec, plan)
@@ -121,8 +121,8 @@ def as_dict(place: Place, row: Any) -> dict[str, Any]:
     A preference has these twice, under ``chosen`` and ``rejected``; ``shared`` is how many of the first tokens are one
     prompt. Feedback has ``good`` besides.
     """
-    from ftcore.data.formats import row_problem
-    from ftcore.data.preparing import PreparedFeedback, PreparedPair
+    from ftcore.data.formats.detection import row_problem
+    from ftcore.data.preprocessing.prepare import PreparedFeedback, PreparedPair
     from ftcore.errors import RowError
 
     source = {"source": str(place)}
@@ -141,7 +141,7 @@ def as_dict(place: Place, row: Any) -> dict[str, Any]:
 
 
 def _tokens(row: Prepared) -> dict[str, Any]:
-    from ftcore.data.reasons import Reason
+    from ftcore.data.tokenization.loss_reasons import Reason
 
     ids = row.labelled.encoded.ids[: row.kept].tolist()
     weights = row.labelled.weights[: row.kept].tolist()

@@ -10,8 +10,8 @@ import click
 from ftcore.cli.preview_rows import CONTROLS
 
 if TYPE_CHECKING:
-    from ftcore.data.packing import PackedDataset
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
+    from ftcore.data.datasets.packing import PackedDataset
 
 
 def show_packs(plan: Plan, tokenizer: Any, most: int, *, as_json: bool) -> None:
@@ -24,11 +24,11 @@ def show_packs(plan: Plan, tokenizer: Any, most: int, *, as_json: bool) -> None:
         as_json: one JSON object a pack.
 
     Raises:
-        UsageError: see `ftcore.data.loading`.
+        UsageError: see `ftcore.data.pipeline.loading`.
     """
     import json
 
-    from ftcore.data.loading import chat_datasets
+    from ftcore.data.pipeline.loading import chat_datasets
 
     data = chat_datasets(plan, tokenizer)
     train: Any = data.train

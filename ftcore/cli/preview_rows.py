@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ftcore.data.formats import row_problem
-from ftcore.data.preparing import Prepared, PreparedFeedback, PreparedPair
-from ftcore.data.reasons import Reason
+from ftcore.api.samples import Place
+from ftcore.data.formats.detection import row_problem
+from ftcore.data.preprocessing.prepare import Prepared, PreparedFeedback, PreparedPair
+from ftcore.data.tokenization.loss_reasons import Reason
 from ftcore.errors import RowError
-from ftcore.samples import Place
 
 _STYLES = {
     "assistant": "bold green",

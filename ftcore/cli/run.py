@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ftcore.cli.common import file_and_overrides
-from ftcore.console_log import surviving
+from ftcore.runner.console_log import surviving
 
 
 @click.command(name="run")
@@ -18,9 +18,9 @@ from ftcore.console_log import surviving
 @click.option("--force", is_flag=True, help="Go on from a checkpoint although data, template or options differ.")
 def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
     """Trains and evaluates as FILE says; every key=value replaces a line of it."""
-    from ftcore import hub_access
-    from ftcore.hardware import share_heap
-    from ftcore.planning import make_plan
+    from ftcore.config.planner import make_plan
+    from ftcore.models import hub_access
+    from ftcore.resources.hardware import share_heap
 
     share_heap()
     if dry_run:
@@ -30,7 +30,7 @@ def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) 
         return
     plan = replace(hub_access.planned(lambda: make_plan(file, overrides)), force=force)
     hub_access.check(plan)
-    from ftcore.run import run
+    from ftcore.runner.run import run
 
     launcher = plan.launcher.component
     try:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ftcore.cli.inferring import Words, names_a_model
-from ftcore.console_log import surviving
+from ftcore.cli.model_arguments import Words, names_a_model
 from ftcore.errors import Problem, UsageError
+from ftcore.runner.console_log import surviving
 
 if TYPE_CHECKING:
     from ftcore.inference.target import Target
@@ -75,7 +75,7 @@ def _parted(words: Words, host: str | None, port: int | None) -> tuple[Words, di
 
 
 def _serve(targets: Mapping[str, Target], *, force: bool) -> None:
-    from ftcore.run import quieten
+    from ftcore.runner.run import quieten
 
     options = next(iter(targets.values())).plan.serving
     try:
@@ -87,7 +87,7 @@ def _serve(targets: Mapping[str, Target], *, force: bool) -> None:
     taken = listen(options)
     quieten()
     from ftcore.serving.app import create_app
-    from ftcore.serving.models import load
+    from ftcore.serving.served_models import load
 
     served = load(targets, force=force)
     for name, target in targets.items():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ftcore.components import Generator
+from ftcore.api.components import Generator
+from ftcore.api.inference_types import Chunk, Prompt
 from ftcore.errors import Problem, RunError
-from ftcore.inference import Chunk, Prompt
 
 SHOWN = 5
 """Failures that are named."""

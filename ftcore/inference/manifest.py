@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.errors import Problem, UsageError
-from ftcore.json_files import read_object
-from ftcore.ownership import RUN_MANIFEST as MANIFEST
+from ftcore.utils.json_files import read_object
+from ftcore.utils.ownership import RUN_MANIFEST as MANIFEST
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, trained: Trai
     Raises:
         UsageError: naming both.
     """
-    from ftcore.data.rendering import Renderer
+    from ftcore.data.chat_template.renderer import Renderer
 
     system = trained.values().get("default_system")
     same = replace(plan, data=plan.data.model_copy(update={"default_system": system}))

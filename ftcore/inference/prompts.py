@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ftcore.data.formats import row_problem
-from ftcore.data.media import PLACEHOLDERS, check_no_placeholder
+from ftcore.api.inference_types import Prompt
+from ftcore.api.option_groups import GenerationOptions
+from ftcore.api.samples import ROLES, Chat, Message, Place
+from ftcore.data.formats.detection import row_problem
+from ftcore.data.multimodal.media_files import PLACEHOLDERS, check_no_placeholder
 from ftcore.errors import Problem, RowError, UsageError, quoted
-from ftcore.groups import GenerationOptions
-from ftcore.inference import Prompt
-from ftcore.inference.overriding import override
-from ftcore.samples import ROLES, Chat, Message, Place
-from ftcore.strict_json import RepeatedKeyError, loads
+from ftcore.inference.generation_options import override
+from ftcore.utils.strict_json import RepeatedKeyError, loads
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ftcore.components import Generator
+from ftcore.api.components import Generator
+from ftcore.api.inference_types import Chunk, Prompt
 from ftcore.errors import RunError, UsageError
-from ftcore.inference import Chunk, Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.adapters import other_bases
-from ftcore.config import read_settings
+from ftcore.config.planner import make_plan
+from ftcore.config.reader import read_settings
 from ftcore.errors import Problem, UsageError
 from ftcore.inference.manifest import Trained, base_of, check_template, read_trained
-from ftcore.locate import HUB_ID
-from ftcore.planning import make_plan
-from ftcore.run_status import FAILED, RUNNING, STOPPED, lives, notice, read_status
+from ftcore.models.adapters import other_bases
+from ftcore.models.resolve import HUB_ID
+from ftcore.utils.run_status import FAILED, RUNNING, STOPPED, lives, notice, read_status
 
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from ftcore.components import Generator, Judge
-    from ftcore.plan import Plan
-    from ftcore.plugins import Plugins
+    from ftcore.api.components import Generator, Judge
+    from ftcore.api.plan import Plan
+    from ftcore.api.registry import Plugins
 
 # A training file names data and training that have no part in this, and that need not be there any more.
 UNUSED: dict[str, Any] = {

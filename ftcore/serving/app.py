@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 
 from ftcore.serving.bounds import BoundsOf
 from ftcore.serving.completions import Completion, prepared
-from ftcore.serving.errors import ApiError, dumps, failed
+from ftcore.serving.constrained_schema import ScoreRequest, parse, validate
+from ftcore.serving.http_errors import ApiError, dumps, failed
 from ftcore.serving.limits import Guard
-from ftcore.serving.models import Served
 from ftcore.serving.preparing import ClientGone
-from ftcore.serving.schema import ScoreRequest, parse, validate
-from ftcore.serving.scores import score
+from ftcore.serving.score_endpoint import score
+from ftcore.serving.served_models import Served
 from ftcore.serving.worker import Worker
 
 # the client is gone: nobody reads it; nginx's number for that, for the log

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftcore.groups import ServingOptions
-from ftcore.serving.errors import ApiError
+from ftcore.api.option_groups import ServingOptions
+from ftcore.serving.http_errors import ApiError
 
 CHARACTERS = 16
 """For each token that the model has a place for: text has 4 or 5, code that is mostly blanks 10."""

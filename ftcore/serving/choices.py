@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ftcore.inference import Chunk, Likely, Scored
-from ftcore.serving.notations import Calls, Notation
+from ftcore.api.inference_types import Chunk, Likely, Scored
 from ftcore.serving.stops import StopText
+from ftcore.serving.tool_call_formats import Calls, Notation
 from ftcore.serving.tool_calls import CallText
 
 

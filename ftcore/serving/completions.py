@@ -12,13 +12,13 @@ from typing import Any
 
 from starlette.requests import Request
 
+from ftcore.api.inference_types import Chunk, Prompt
 from ftcore.errors import UsageError
-from ftcore.inference import Chunk, Prompt
 from ftcore.serving.choices import Choice, Piece, Whole, logprobs
-from ftcore.serving.errors import ApiError, dumps, failed, refused
-from ftcore.serving.models import Served
+from ftcore.serving.constrained_schema import MAX_SEED, ChatRequest
+from ftcore.serving.http_errors import ApiError, dumps, failed, refused
 from ftcore.serving.preparing import ClientGone, PreparingFailed, attended
-from ftcore.serving.schema import MAX_SEED, ChatRequest
+from ftcore.serving.served_models import Served
 from ftcore.serving.worker import Busy, Job, Worker
 
 log = logging.getLogger("uvicorn.error")

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ftcore.serving.errors import ApiError, dumps
+from ftcore.serving.http_errors import ApiError, dumps
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -19,16 +19,16 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, Thre
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ftcore.data.workers import begin_fork
-from ftcore.inference import Prompt
+from ftcore.api.inference_types import Prompt
+from ftcore.data.pipeline.worker_pool import begin_fork
 from ftcore.serving.bounds import Bounds
-from ftcore.serving.messages import conversation, tools
-from ftcore.serving.schema import ChatRequest, parse, validate
+from ftcore.serving.constrained_schema import ChatRequest, parse, validate
+from ftcore.serving.request_messages import conversation, tools
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from ftcore.data.rendering import Renderer
+    from ftcore.data.chat_template.renderer import Renderer
 
 log = logging.getLogger("uvicorn.error")
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from typing import Any
 
 import uvicorn
 
+from ftcore.api.option_groups import ServingOptions
 from ftcore.errors import Problem, UsageError
-from ftcore.groups import ServingOptions
 from ftcore.serving.limits import LOOPBACK, patient_protocol
 
 CONNECTIONS = 1000

@@ -11,12 +11,12 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ftcore.samples import Chat, Message
-from ftcore.serving.notations import Calls, JsonCalls, MarkedCalls, NamedCalls, Notation, Tools
+from ftcore.api.samples import Chat, Message
 from ftcore.serving.stops import overlap
+from ftcore.serving.tool_call_formats import Calls, JsonCalls, MarkedCalls, NamedCalls, Notation, Tools
 
 if TYPE_CHECKING:
-    from ftcore.data.rendering import Renderer
+    from ftcore.data.chat_template.renderer import Renderer
 
 Call = tuple[str, dict[str, Any]]
 FIRST: Call = ("first_tool", {"key_one": "value one", "key_two": "value two"})

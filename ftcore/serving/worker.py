@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from ftcore.api.inference_types import Chunk, Prompt
 from ftcore.errors import UsageError
-from ftcore.inference import Chunk, Prompt
 from ftcore.inference.sessions import Refused, Session
 
 log = logging.getLogger("uvicorn.error")

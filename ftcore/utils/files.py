@@ -17,7 +17,7 @@ _numbers = count()
 def staging_path(path: Path) -> Path:
     """Where to write what is renamed to ``path`` later: ``.tmp-PID-N-NAME`` beside it, another one at each call.
 
-    `ftcore.ownership.is_staged` knows such names, so that a later run clears away what a killed one left.
+    `ftcore.utils.ownership.is_staged` knows such names, so that a later run clears away what a killed one left.
     """
     return path.with_name(f".tmp-{os.getpid()}-{next(_numbers)}-{path.name}")
 

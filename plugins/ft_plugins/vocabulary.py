@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftcore import hookimpl
-from ftcore.components import ForeignOption
+from ftcore.api.components import ForeignOption
 
 RENAMED = {
     "activation_checkpointing": "gradient_checkpointing",

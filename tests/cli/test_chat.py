@@ -15,11 +15,11 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftcore.api.inference_types import Prompt
+from ftcore.api.samples import Message
 from ftcore.cli.chat import HELP, command, turns
-from ftcore.inference import Prompt
 from ftcore.inference.answers import collect
 from ftcore.inference.target import find_target
-from ftcore.samples import Message
 
 GREEDY = ("do_sample=false", "max_new_tokens=8")
 CUT = " [max_new_tokens]"

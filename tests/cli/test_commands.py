@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from ftcore.api.components import KINDS
 from ftcore.cli import main
-from ftcore.components import KINDS
 
 FTCORE = importlib.metadata.version("ftcore")
 GROUP_OWNERS = {

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ftcore.api.inference_types import Prompt
+from ftcore.api.samples import Message
 from ftcore.cli.generate import command
 from ftcore.errors import UsageError
-from ftcore.inference import Prompt
 from ftcore.inference.answers import Answer, collect
 from ftcore.inference.target import find_target
-from ftcore.samples import Message
 
 GREEDY = ("do_sample=false", "max_new_tokens=8")
 
@@ -237,8 +237,8 @@ def test_what_was_begun_with_another_model_or_otherwise_is_not_gone_on_with(
 
     from safetensors.torch import load_file, save_file
 
-    from ftcore.inference.identity import facts
-    from ftcore.inference.partial import open_partial, partial_of
+    from ftcore.inference.fingerprint import facts
+    from ftcore.inference.resumable_output import open_partial, partial_of
 
     model = shutil.copytree(tiny_model_dir, tmp_path / "model")
     output = tmp_path / "out.jsonl"

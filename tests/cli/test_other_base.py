@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from ftcore.adapters import other_bases
 from ftcore.cli import group
-from ftcore.data.hashing import file_sha256
+from ftcore.config.planner import make_plan
 from ftcore.inference.target import find_target, unfinished
-from ftcore.planning import make_plan
+from ftcore.models.adapters import other_bases
+from ftcore.utils.hashing import file_sha256
 
 WORDS = {"do_train": True, "max_steps": 1, "save_strategy": "no", "template": "chatml", "max_new_tokens": 2}
 
@@ -73,9 +73,9 @@ def test_it_is_said_by_run_generate_chat_serve_and_export(
             counts[name] = text.count(line) + caplog.text.count(line)
         return counts
 
-    from ftcore.cli.inferring import Words
+    from ftcore.cli.model_arguments import Words
     from ftcore.cli.serve import find_targets
-    from ftcore.serving.models import load
+    from ftcore.serving.served_models import load
 
     def words(model: Path) -> Words:
         return Words(file=None, overrides=(), model=str(model), adapters=(), force=False)

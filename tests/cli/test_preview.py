@@ -14,13 +14,13 @@ from click.testing import CliRunner
 import ft_plugins.formats
 import ft_plugins.templates
 import ftcore
-from ftcore import planning
+from ftcore.api.components import ChatTemplate
+from ftcore.api.option_groups import DataOptions, TrainingOptions
+from ftcore.api.registry import Candidate, load
 from ftcore.cli.preview import command
-from ftcore.components import ChatTemplate
-from ftcore.data.sources import resolve
+from ftcore.config import planner
+from ftcore.data.sources.resolve import resolve
 from ftcore.errors import UsageError
-from ftcore.groups import DataOptions, TrainingOptions
-from ftcore.plugins import Candidate, load
 from ftcore.testing import CHATML, tiny_tokenizer
 
 ROWS = [
@@ -65,7 +65,7 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             datasets=datasets,
             eval_datasets=(),
         )
-        monkeypatch.setattr(planning, "make_plan", lambda file, overrides: plan)
+        monkeypatch.setattr(planner, "make_plan", lambda file, overrides: plan)
         result = CliRunner().invoke(command, ["run.yaml", *arguments])
         return SimpleNamespace(output=result.output.replace(f"{tmp_path}/", ""), error=result.exception)
 

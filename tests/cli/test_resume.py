@@ -17,10 +17,10 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from ftcore.cli import group
-from ftcore.engine import checkpoints
-from ftcore.engine.signals import InterruptedRunError
-from ftcore.engine.trainer import FtTrainer
 from ftcore.errors import RunError, UsageError
+from ftcore.training.callbacks.signals import InterruptedRunError
+from ftcore.training.checkpointing import directory
+from ftcore.training.trainer import FtTrainer
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def steps(folder: Path) -> list[str]:
-    return [path.name for path in checkpoints.checkpoints(folder)]
+    return [path.name for path in directory.checkpoints(folder)]
 
 
 def weights(folder: Path) -> bytes:
@@ -115,7 +115,7 @@ def test_stale_ones_go_first(run: Callable, out: Path) -> None:
     run(save_steps=1, save_total_limit=1)
     assert steps(out) == ["checkpoint-4"]
     lose = out / "checkpoint-4"
-    assert checkpoints.verify(lose).resumable
+    assert directory.verify(lose).resumable
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_other_weights_under_the_same_path_are_named(
     run(**where)
     noted = json.loads((out / "ft_run.json").read_text())["model"]["files"]
     assert noted.keys() == {"config.json", "model.safetensors"}
-    assert checkpoints.verify(out / "checkpoint-2").setting.values["model files"]
+    assert directory.verify(out / "checkpoint-2").setting.values["model files"]
     lose_the_last(out)
     for file in (base / "model.safetensors", adapter / "adapter_model.safetensors"):
         other_weights(file)
@@ -190,7 +190,7 @@ def test_a_folder_that_a_run_was_killed_in_at_its_start_is_its_own(run: Callable
 @pytest.mark.slow
 def test_two_processes_do_not_share_a_folder(run: Callable, out: Path) -> None:
     hold = (
-        "import sys\nfrom pathlib import Path\nfrom ftcore.lock import locked\n"
+        "import sys\nfrom pathlib import Path\nfrom ftcore.utils.file_lock import locked\n"
         f"with locked(Path({str(out)!r})):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -206,12 +206,12 @@ def test_two_processes_do_not_share_a_folder(run: Callable, out: Path) -> None:
 
 
 def test_ctrl_c_before_training(run: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import ftcore.run
+    import ftcore.runner.run
 
     def interrupted(plan: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ftcore.run, "run", interrupted)
+    monkeypatch.setattr(ftcore.runner.run, "run", interrupted)
     done = CliRunner().invoke(group, ["run", str(tmp_path / "run.yaml")])
     assert done.exit_code == 130
     assert "stopped by Ctrl-C outside of training" in done.output
@@ -282,13 +282,13 @@ def test_an_earlier_runs_checkpoints_stay_until_there_is_a_whole_one(
     assert {name: content for name, content in lying(out).items() if name.startswith("checkpoint-")} == before
     assert json.loads((out / "ft_run.json").read_text())["cause"] == "no"
     seen = []
-    real = checkpoints.commit
+    real = directory.commit
 
     def commit(*args: Any, **more: Any) -> Path:
         seen.append(steps(out))
         return real(*args, **more)
 
-    monkeypatch.setattr(checkpoints, "commit", commit)
+    monkeypatch.setattr(directory, "commit", commit)
     run(**anew)
     assert seen == [["checkpoint-2", "checkpoint-4"], ["checkpoint-3"]]
     assert steps(out) == ["checkpoint-3", "checkpoint-4"]

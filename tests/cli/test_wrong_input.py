@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ftcore import plugins as plugin_module
+from ftcore.api import registry as plugin_module
+from ftcore.api.components import ChatTemplate
 from ftcore.cli import main
-from ftcore.components import ChatTemplate
 
 GOOD = {"instruction": "question", "output": "answer"}
 

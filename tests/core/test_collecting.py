@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.collecting import collecting_seldom
+from ftcore.utils.gc_tuning import collecting_seldom
 
 
 def test_they_are_rarer_and_then_as_before() -> None:
@@ -36,12 +36,12 @@ def test_a_run_starts_with_few_and_trains_as_before(tiny_model_dir: Path, tmp_pa
     file.write_text(f"model_name_or_path: {tiny_model_dir}\ndataset: {data}\ntemplate: chatml\ndo_train: true\n")
     words = ["run", str(file), "max_steps=1", f"output_dir={tmp_path / 'out'}"]
     code = (
-        "import gc, ftcore.run\n"
-        "before, own, seen = gc.get_threshold(), ftcore.run.carry_out, []\n"
+        "import gc, ftcore.runner.run\n"
+        "before, own, seen = gc.get_threshold(), ftcore.runner.run.carry_out, []\n"
         "def carry_out(*args):\n"
         "    seen.append((gc.get_threshold() == before, gc.isenabled(), gc.get_freeze_count() > 100_000))\n"
         "    own(*args)\n"
-        "ftcore.run.carry_out = carry_out\n"
+        "ftcore.runner.run.carry_out = carry_out\n"
         f"from ftcore.cli import main\ntry: main({words!r})\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert seen == [(True, True, True)], seen\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.config import read_settings
+from ftcore.config.reader import read_settings
 from ftcore.errors import UsageError
 
 

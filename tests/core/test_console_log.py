@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.progress import Progress
 
-from ftcore.console_log import ConsoleLog, LineLog, SafeStream, surviving
 from ftcore.errors import RunError, UsageError
+from ftcore.runner.console_log import ConsoleLog, LineLog, SafeStream, surviving
 
 
 class Broken(io.StringIO):

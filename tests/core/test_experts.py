@@ -16,9 +16,9 @@ from transformers.models.auto import modeling_auto as known
 from ft_plugins.methods.lora import Lora, LoraOptions
 from ft_plugins.methods.reach import TAKEN, taken_names
 from ft_plugins.models.classes import automatic_class
-from ftcore.coverage import Coverage
-from ftcore.experts import LAYOUTS, has_experts, matrices
-from ftcore.groups import MediaOptions, ModelOptions, TrainingOptions
+from ftcore.api.option_groups import MediaOptions, ModelOptions, TrainingOptions
+from ftcore.resources.coverage import Coverage
+from ftcore.resources.experts import LAYOUTS, has_experts, matrices
 
 TYPES = sorted({*known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
 ODD: dict[str, Any] = {

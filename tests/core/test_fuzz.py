@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ftcore.api.registry import Plugins
+from ftcore.config.binding import list_options, selection_options
+from ftcore.config.planner import make_plan
 from ftcore.errors import Problem, UsageError
-from ftcore.options import list_options, selection_options
-from ftcore.planning import make_plan
-from ftcore.plugins import Plugins
 
 EXAMPLES = int(os.environ.get("FT_FUZZ", "1000"))
 """R13 asks for 5,000 (145 s) and nightly 50,000: ``FT_FUZZ=5000 pytest tests/core/test_fuzz.py``."""

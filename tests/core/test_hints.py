@@ -20,14 +20,15 @@ import pytest
 
 from ft_plugins.methods import checking
 from ft_plugins.optimizers.needs import Package
-from ft_plugins.stages import sft
-from ftcore import checks, hardware, hub_checks, trackers
+from ft_plugins.stages.sft import stage
+from ftcore.api.registry import Plugins
+from ftcore.config.binding import foreign_options, list_options
+from ftcore.config.planner import make_plan
+from ftcore.config.training_answers import ANSWERED
+from ftcore.config.validation import core, hub, trackers
 from ftcore.errors import Problem, UsageError
-from ftcore.hardware import Hardware
-from ftcore.options import foreign_options, list_options
-from ftcore.planning import make_plan
-from ftcore.plugins import Plugins
-from ftcore.training_answers import ANSWERED
+from ftcore.resources import hardware
+from ftcore.resources.hardware import Hardware
 
 ROOT = Path(__file__).parents[2]
 MODULES = (
@@ -49,7 +50,7 @@ STREAM = {"streaming": True, "max_steps": 3}
 ADAPTER, REWARD, MODEL, FILE = "<adapter>", "<reward>", "<model>", "<file>"
 
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    # ftcore.checks
+    # ftcore.config.validation.core
     ({"dataset": GONE}, {"dataset": FILE}),
     ({"eval_strategy": "epoch"}, {"val_size": 1}),
     ({"do_eval": True}, {"eval_dataset": FILE}),
@@ -97,7 +98,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"bf16": False, "pure_bf16": True}, {"bf16": GONE}),
     ({"fp16": True, "strict_precision": True}, {"fp16": GONE}),
     ({"fp16": True, "strict_precision": True}, {"strict_precision": GONE}),
-    # ftcore.training_checks
+    # ftcore.config.validation.training
     ({"gradient_checkpointing": True, "disable_gradient_checkpointing": True}, {"gradient_checkpointing": GONE}),
     ({"gradient_checkpointing_kwargs": {"x": 1}}, {"gradient_checkpointing_kwargs": {"use_reentrant": False}}),
     ({"gradient_checkpointing_kwargs": {"preserve_rng_state": False}}, {"gradient_checkpointing_kwargs": {}}),
@@ -128,12 +129,12 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"tf32": True}, {"tf32": GONE}),
     ({"fp16_full_eval": True, "strict_precision": True}, {"fp16_full_eval": GONE}),
     ({"fp16_full_eval": True, "strict_precision": True}, {"strict_precision": GONE}),
-    # ftcore.hub_checks
+    # ftcore.config.validation.hub
     ({"push_to_hub": True, "hub_token": "t", "hub_model_id": "a/b/c"}, {"hub_model_id": "owner/name"}),
     ({"push_to_hub": True, "hub_token": "t", "do_train": False}, {"do_train": True}),
     ({"push_to_hub": True, "hub_token": "t", "do_train": False}, {"push_to_hub": GONE}),
     ({"push_to_hub": True}, {"hub_token": "t"}),
-    # ftcore.selection_checks, schedules, trackers
+    # ftcore.config.validation.evaluation, schedules, trackers
     ({"early_stopping_steps": 2, "val_size": 1}, {"eval_strategy": "steps"}),
     ({"load_best_model_at_end": True, "save_strategy": "epoch", **EVALUATES}, {"save_strategy": "steps"}),
     ({"load_best_model_at_end": True, "save_strategy": "epoch", **EVALUATES}, {"save_strategy": "best"}),
@@ -253,8 +254,8 @@ def filled(tmp_path: Path, config_dir: Path, rows_file: Path, reward_dir: Path) 
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every package were there that an optimizer or a measure needs, and no token of the hub."""
     monkeypatch.setattr(Package, "missing", False)
-    monkeypatch.setattr(sft, "missing_packages", list)
-    monkeypatch.setattr(hub_checks, "offline", lambda: False)
+    monkeypatch.setattr(stage, "missing_packages", list)
+    monkeypatch.setattr(hub, "offline", lambda: False)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
 
@@ -315,17 +316,17 @@ def further(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         patch.setattr(Package, "missing", True)
         yield {"optim": "lion_32bit"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft, "missing_packages", lambda: ["nltk"])
+        patch.setattr(stage, "missing_packages", lambda: ["nltk"])
         yield {"do_predict": True, "predict_with_generate": True, "val_size": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hub_checks, "offline", lambda: True)
+        patch.setattr(hub, "offline", lambda: True)
         yield {"push_to_hub": True, "hub_token": "t"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         yield {"auto_find_batch_size": True}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "detect", lambda: Hardware(1 << 36, cuda=(9, 0)))
-        patch.setattr(checks, "cpp_compiler", lambda: None)
+        patch.setattr(core, "cpp_compiler", lambda: None)
         yield {"bf16_full_eval": True, "bf16": False}
         yield {"torch_compile": True}
     with pytest.MonkeyPatch.context() as patch:
@@ -341,8 +342,8 @@ def further(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         patch.setattr(trackers, "_unfit", lambda requirement: "0.9")
         yield {"report_to": "tensorboard"}
     with pytest.MonkeyPatch.context() as patch:
-        from ft_plugins.engines.huggingface import HuggingFace
-        from ftcore.components import InferenceEngine
+        from ft_plugins.engines.transformers.engine import HuggingFace
+        from ftcore.api.components import InferenceEngine
 
         patch.setattr(HuggingFace, "over", InferenceEngine.over)
         yield {"do_predict": True, "predict_with_generate": True, "val_size": 1}

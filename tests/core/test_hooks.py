@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ftcore import plugins as plugin_module
-from ftcore.cli import group
-from ftcore.components import (
+from ftcore.api import registry as plugin_module
+from ftcore.api.components import (
     DatasetFormat,
     ForeignOption,
     InferenceEngine,
@@ -22,8 +21,9 @@ from ftcore.components import (
     Optimizer,
     Stage,
 )
-from ftcore.planning import make_plan
-from ftcore.plugins import HOOKS
+from ftcore.api.registry import HOOKS
+from ftcore.cli import group
+from ftcore.config.planner import make_plan
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def run_file(tmp_path: Path, tiny_model_dir: Path, rows_file: Path) -> Path:
 def test_the_hooks_of_a_run_are_called_in_their_order(run_file: Path, with_plugins, hooks) -> None:
     from transformers import TrainerCallback
 
-    from ftcore.run import run
+    from ftcore.runner.run import run
 
     called: list[str] = []
 
@@ -102,7 +102,7 @@ def test_a_plugins_loader_comes_before_the_built_in(run_file: Path, with_plugins
     """And a plugin's tokenizer and model are those that are trained."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ftcore.run import run
+    from ftcore.runner.run import run
 
     loaded: list[Any] = []
 

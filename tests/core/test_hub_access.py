@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from ftcore import hub_access
+from ftcore.api.registry import Plugins
+from ftcore.config.planner import make_plan
 from ftcore.errors import UsageError
-from ftcore.hub_access import HubName
-from ftcore.planning import make_plan
-from ftcore.plugins import Plugins
+from ftcore.models import hub_access
+from ftcore.models.hub_access import HubName
 
 COMMIT = "0" * 40
 FOLDER = "a folder on this machine serves as well"
@@ -168,7 +168,7 @@ def test_without_a_network_and_offline(tmp_path: Path) -> None:
 CONFIG = """
 import sys
 from ftcore import hub_access as hub
-from ftcore.planning import make_plan
+from ftcore.config.planner import make_plan
 plan = hub.planned(lambda: make_plan(sys.argv[1]))
 print(plan.family.component.name, plan.config, hub.model_name(plan).problem(), hub.model_name(plan).local_only())
 """
@@ -229,12 +229,12 @@ def test_whatever_loads_from_the_hub_asks_first(
     monkeypatch: pytest.MonkeyPatch, write_config: Callable[..., Path], built_in: Plugins
 ) -> None:
     """Tokenizer, model, processor, adapter, dataset; and models beside the trained one at their option."""
-    from ft_plugins.engines.huggingface import load_adapted
+    from ft_plugins.engines.transformers.engine import load_adapted
+    from ft_plugins.stages.ppo.reward_models import reward_plan
     from ft_plugins.stages.references import reference_plan
-    from ft_plugins.stages.reward_models import reward_plan
-    from ftcore.adapters import adapter_folder
-    from ftcore.data.reading import read_dataset
-    from ftcore.data.sources import DatasetSpec
+    from ftcore.data.sources.readers import read_dataset
+    from ftcore.data.sources.resolve import DatasetSpec
+    from ftcore.models.adapters import adapter_folder
 
     refuse(monkeypatch)
 

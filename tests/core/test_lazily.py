@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.lazily import put_off
+from ftcore.utils.lazy_imports import put_off
 
 NAME = "ft_test_heavy"
 

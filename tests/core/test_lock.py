@@ -13,12 +13,12 @@ import pytest
 
 import ft_plugins
 import ftcore
-from ftcore.data.accounting import Counts
-from ftcore.data.cache import Store
-from ftcore.engine.prefix_rows import in_use, make_room
+from ftcore.data.row_stats import Counts
+from ftcore.data.storage.cache import Store
 from ftcore.errors import RunError
-from ftcore.inference.partial import open_partial
-from ftcore.lock import is_held, locked, take
+from ftcore.inference.resumable_output import open_partial
+from ftcore.training.frozen_layer_cache.row_store import in_use, make_room
+from ftcore.utils.file_lock import is_held, locked, take
 
 
 def hold(folder: Path, *, locking: bool) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ftcore.architecture import LAYOUTS, Architecture
+from ftcore.config.planner import make_plan
 from ftcore.errors import UsageError
-from ftcore.json_files import DEEPEST, read_object, too_deep
-from ftcore.model_config import BOUNDS, READ_TOO, config_problems, index_problems
-from ftcore.planning import make_plan
+from ftcore.models.model_config import BOUNDS, READ_TOO, config_problems, index_problems
+from ftcore.resources.model_shapes import LAYOUTS, Architecture
+from ftcore.utils.json_files import DEEPEST, read_object, too_deep
 
 HOSTILE = (0, -1, 1e9, 10**9, 10**30, "32", "", [], {}, True, float("nan"), float("inf"), 0.5)
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ftcore.model_files import base_files, model_files, weights_of
-from ftcore.planning import make_plan
+from ftcore.config.planner import make_plan
+from ftcore.models.files import base_files, model_files, weights_of
 
 
 def digest(file: Path) -> str:

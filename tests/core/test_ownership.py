@@ -10,23 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from ftcore import output_folder, ownership
-from ftcore.engine import checkpoints
-from ftcore.engine.checkpoints import Setting
+from ftcore.api.registry import Plugins
+from ftcore.config.planner import make_plan
+from ftcore.config.validation import output_folder
 from ftcore.errors import RunError, UsageError
-from ftcore.ownership import foreign_files, is_ours, is_staged, keep_aside, not_ours
-from ftcore.planning import make_plan
-from ftcore.plugins import Plugins
+from ftcore.training.checkpointing import directory
+from ftcore.training.checkpointing.directory import Setting
+from ftcore.utils import ownership
+from ftcore.utils.ownership import foreign_files, is_ours, is_staged, keep_aside, not_ours
 
 Write = Callable[..., Path]
 
 
 def own(folder: Path, step: int) -> Path:
     """A checkpoint of ft, with the files by which one is known that has lost its manifest."""
-    staged = checkpoints.stage(folder, step)
+    staged = directory.stage(folder, step)
     for name in ("adapter_model.safetensors", "progress.json", "random-0.json"):
         (staged / name).write_text(f"{name} of step {step}")
-    return checkpoints.commit(staged, step, Setting(), resumable=True, versions={})
+    return directory.commit(staged, step, Setting(), resumable=True, versions={})
 
 
 def another_trainers(folder: Path, step: int) -> Path:
@@ -124,32 +125,32 @@ def test_what_may_be_replaced_and_what_stays(make: Callable[[Path, int], Path], 
     made = make(out, 3)
     reason = REASONS[make]
     assert not_ours(made) == reason
-    assert (made in checkpoints.earlier_checkpoints(out)) == (not reason)
+    assert (made in directory.earlier_checkpoints(out)) == (not reason)
     before = lying(tmp_path)
-    staged = checkpoints.stage(out, 3)
+    staged = directory.stage(out, 3)
     (staged / "weights").write_text("new")
     if reason:
         with pytest.raises(RunError) as error:
-            checkpoints.commit(staged, 3, Setting(), resumable=True, versions={})
+            directory.commit(staged, 3, Setting(), resumable=True, versions={})
         assert str(error.value) == f"{made} {reason}, and is not replaced; move it away: the same command goes on then"
-        checkpoints.clean(out)
+        directory.clean(out)
         own(out, 4)
         own(out, 5)
-        checkpoints.prune(out, 1, None)
+        directory.prune(out, 1, None)
         assert not (out / "checkpoint-4").exists()
         assert {name: found for name, found in lying(tmp_path).items() if "checkpoint-5" not in name} == before
     else:
-        checkpoints.commit(staged, 3, Setting(), resumable=True, versions={})
+        directory.commit(staged, 3, Setting(), resumable=True, versions={})
         assert {path.name for path in made.iterdir()} == {"weights", "MANIFEST.json"}
 
 
 def test_links_are_not_followed_when_a_run_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
     linked(out, 3)
-    assert checkpoints.checkpoints(out) == []
-    assert checkpoints.find_resumable(out, Setting()) is None
+    assert directory.checkpoints(out) == []
+    assert directory.find_resumable(out, Setting()) is None
     first = own(out, 1)
-    assert checkpoints.find_resumable(out, Setting()) == first
+    assert directory.find_resumable(out, Setting()) == first
 
 
 def test_only_what_ft_stages_is_cleared_away(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_only_what_ft_stages_is_cleared_away(tmp_path: Path) -> None:
     (tmp_path / ".tmp-notes.txt").write_text("x")
     (tmp_path / ".tmp-7-4711").symlink_to(tmp_path / ".tmp-work")
     assert is_staged(tmp_path / ".tmp-3-4711")
-    checkpoints.clean(tmp_path)
+    directory.clean(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*theirs, ".tmp-notes.txt", ".tmp-7-4711"}
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from ftcore import hardware
+from ftcore.api.components import ChatTemplate, ModelFamily, ModelSource, Optimizer, OptionGroup
+from ftcore.api.plan import Plan
+from ftcore.api.registry import Plugins
 from ftcore.cli.plan import batch_line, effective_tokens
-from ftcore.components import ChatTemplate, ModelFamily, ModelSource, Optimizer, OptionGroup
+from ftcore.config.memory_planning import advice
+from ftcore.config.planner import make_plan
 from ftcore.errors import Problem, UsageError
-from ftcore.estimating import advice
-from ftcore.hardware import Hardware
-from ftcore.plan import Plan
-from ftcore.planning import make_plan
-from ftcore.plugins import Plugins
+from ftcore.resources import hardware
+from ftcore.resources.hardware import Hardware
 
 Write = Callable[..., Path]
 
@@ -441,7 +441,7 @@ def test_a_compiler_that_is_not_there(
 def test_backends_are_torchs() -> None:
     from torch._dynamo.backends.registry import list_backends
 
-    from ftcore.compilers import backends
+    from ftcore.resources.compilers import backends
 
     assert set(list_backends()) <= set(backends()) <= set(list_backends(exclude_tags=()))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ftcore import hookimpl
-from ftcore.components import ChatTemplate, OptionGroup, Stage
+from ftcore.api.components import ChatTemplate, OptionGroup, Stage
+from ftcore.api.registry import installed, load
 from ftcore.errors import UsageError
-from ftcore.plugins import installed, load
 
 
 def template(name: str, **fields: object) -> ChatTemplate:

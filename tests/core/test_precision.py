@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from ftcore import checks, hardware
+from ftcore.api.plan import Plan
+from ftcore.config.planner import make_plan
+from ftcore.config.validation import core
 from ftcore.errors import UsageError
-from ftcore.hardware import Hardware
-from ftcore.plan import Plan
-from ftcore.planning import make_plan
+from ftcore.resources import hardware
+from ftcore.resources.hardware import Hardware
 
 OLD_CPU = Hardware(memory=16 << 30)
 NEW_CPU = Hardware(memory=16 << 30, cpu_bf16=True)
@@ -79,8 +80,8 @@ def test_refusals(machine: Hardware, options: Any, message: str, plan_on: Any) -
 def test_activations_are_recomputed_only_where_the_estimate_needs_it(plan_on: Any) -> None:
     """The border is nine tenths of the memory, and an explicit word wins on either side."""
     need = plan_on(Hardware(memory=1 << 40), finetuning_type="full", bf16=False).memory.total
-    roomy = Hardware(memory=round(need / checks.MEMORY_SHARE) + 1)
-    tight = dataclasses.replace(roomy, memory=round(need / checks.MEMORY_SHARE) - 2)
+    roomy = Hardware(memory=round(need / core.MEMORY_SHARE) + 1)
+    tight = dataclasses.replace(roomy, memory=round(need / core.MEMORY_SHARE) - 2)
     for machine, wanted, expected in (
         (roomy, ..., False),
         (tight, ..., True),

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from ftcore import run_record, run_status
-from ftcore.engine.signals import InterruptedRunError
 from ftcore.errors import Problem, RunError, UsageError
-from ftcore.lock import locked
-from ftcore.run_record import RunRecord, cause_of, recorded
-from ftcore.run_status import ProcessId, lives, notice, read_status
+from ftcore.runner import run_record
+from ftcore.runner.run_record import RunRecord, cause_of, recorded
+from ftcore.training.callbacks.signals import InterruptedRunError
+from ftcore.utils import run_status
+from ftcore.utils.file_lock import locked
+from ftcore.utils.run_status import ProcessId, lives, notice, read_status
 
 GONE = replace(ProcessId.own(), start="1")
 """This process's number, given to another one before."""

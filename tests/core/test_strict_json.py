@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcore.strict_json import RepeatedKeyError, loads, raw_decode, repeated_keys, unique_keys
+from ftcore.utils.strict_json import RepeatedKeyError, loads, raw_decode, repeated_keys, unique_keys
 
 KEYS = st.sampled_from(["a", "b", '"', "\\", ":", "{", "é", "\n", "a b", '\\":'])
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from ftcore import hardware
-from ftcore.cli.reference import built_in, field_answer
+from ftcore.cli.docs_reference import built_in, field_answer
+from ftcore.config.binding import foreign_options, list_options, owners, selection_options
+from ftcore.config.hf_training_arguments import training_fields
+from ftcore.config.planner import make_plan
+from ftcore.config.training_answers import ANSWERED, PASSED_ON
 from ftcore.errors import UsageError
-from ftcore.hardware import Hardware
-from ftcore.options import foreign_options, list_options, owners, selection_options
-from ftcore.planning import make_plan
-from ftcore.training_answers import ANSWERED, PASSED_ON
-from ftcore.training_fields import training_fields
+from ftcore.resources import hardware
+from ftcore.resources.hardware import Hardware
 
 ROOT = Path(__file__).parent.parent
 
@@ -143,7 +143,7 @@ def test_a_field_that_is_passed_on(name: str, write_config: Any) -> None:
     """The plan holds it, and transformers' arguments have it, where its code is what reads it."""
     from transformers import training_args
 
-    from ftcore.engine.arguments import training_arguments
+    from ftcore.training.training_arguments import training_arguments
 
     value, others = PASSED[name]
     assert value != training_fields()[name].default
@@ -275,7 +275,7 @@ def test_what_accelerates_is_the_plans(given: Any, message: str, write_config: A
 def test_the_accelerators_keys_are_the_librarys() -> None:
     from transformers.trainer_pt_utils import AcceleratorConfig
 
-    from ftcore.training_checks import _OF_ACCELERATE
+    from ftcore.config.validation.training import _OF_ACCELERATE
 
     assert {field.name for field in fields(AcceleratorConfig)} == _OF_ACCELERATE.keys()
 

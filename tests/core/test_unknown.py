@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ftcore.api.registry import Plugins
 from ftcore.cli.plan import command
-from ftcore.planning import make_plan
-from ftcore.plugins import Plugins
+from ftcore.config.planner import make_plan
 
 FAR = "acme/far-7b"
 LOOKED = "is not in the hub's cache, so nobody looked at its config.json"

@@ -10,10 +10,10 @@ import pytest
 
 import ft_plugins.formats
 import ft_plugins.templates
-from ftcore.components import ChatTemplate
-from ftcore.data.sources import resolve
-from ftcore.groups import DataOptions, TrainingOptions
-from ftcore.plugins import Candidate, load
+from ftcore.api.components import ChatTemplate
+from ftcore.api.option_groups import DataOptions, TrainingOptions
+from ftcore.api.registry import Candidate, load
+from ftcore.data.sources.resolve import resolve
 from ftcore.testing import tiny_tokenizer
 
 TOKENS = (

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.accounting import Accounting
-from ftcore.data.loading import chat_datasets, feedback_datasets, pair_datasets
-from ftcore.data.quarantine import write_quarantine
+from ftcore.data.pipeline.loading import chat_datasets, feedback_datasets, pair_datasets
+from ftcore.data.pipeline.quarantine import write_quarantine
+from ftcore.data.row_stats import Accounting
 from ftcore.errors import UsageError
 
 LOADERS = {"Preference": pair_datasets, "Feedback": feedback_datasets}

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.loading import chat_datasets, feedback_datasets, pair_datasets
-from ftcore.data.reasons import Reason
-from ftcore.data.thinking import parted
+from ftcore.data.chat_template.reasoning import parted
+from ftcore.data.pipeline.loading import chat_datasets, feedback_datasets, pair_datasets
+from ftcore.data.tokenization.loss_reasons import Reason
 from ftcore.errors import UsageError
 
 SHARED = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

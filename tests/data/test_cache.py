@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftcore.data import cache, cache_keys, hashing
-from ftcore.data.accounting import Counts
-from ftcore.data.cache_keys import WITHOUT_EFFECT, key_parts
-from ftcore.data.hashing import file_sha256
-from ftcore.data.loading import chat_datasets
-from ftcore.data.tables import KeptRow, Table, TableWriter, read_table
-from ftcore.data.texts import renderer_of
-from ftcore.data.work import Work
+from ftcore.api.option_groups import DataOptions
+from ftcore.api.samples import Place
+from ftcore.data import fingerprint
+from ftcore.data.fingerprint import WITHOUT_EFFECT, key_parts
+from ftcore.data.pipeline.dataset_job import Work
+from ftcore.data.pipeline.loading import chat_datasets
+from ftcore.data.preprocessing.documents import renderer_of
+from ftcore.data.row_stats import Counts
+from ftcore.data.storage import cache
+from ftcore.data.storage.arrays import KeptRow, Table, TableWriter, read_table
 from ftcore.errors import RunError, UsageError
-from ftcore.groups import DataOptions
-from ftcore.samples import Place
 from ftcore.testing import tiny_tokenizer
+from ftcore.utils import hashing
+from ftcore.utils.hashing import file_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -163,17 +165,19 @@ def test_versions_and_code_count(
     rows: Path, tokenizer: Any, make_plan: Any, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat_datasets(make_plan("a.jsonl"), tokenizer)
-    real = cache_keys.importlib.metadata.version
+    real = fingerprint.importlib.metadata.version
     for package in ("ftcore", "tokenizers", "transformers", "jinja2"):
         with monkeypatch.context() as patch:
-            patch.setattr(cache_keys.importlib.metadata, "version", lambda one, p=package: real(one) + "x" * (one == p))
+            patch.setattr(
+                fingerprint.importlib.metadata, "version", lambda one, p=package: real(one) + "x" * (one == p)
+            )
             chat_datasets(make_plan("a.jsonl"), tokenizer)
     plan = make_plan("a.jsonl")
     offers = [replace(offer, version="9") for offer in plan.plugins.offers]
     monkeypatch.setattr(plan.plugins, "offers", tuple(offers))
     chat_datasets(plan, tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr(cache_keys, "_sources", lambda path: "other")
+        patch.setattr(fingerprint, "_sources", lambda path: "other")
         chat_datasets(make_plan("a.jsonl"), tokenizer)
     assert len(made) == 7
     chat_datasets(make_plan("a.jsonl"), tokenizer)
@@ -373,17 +377,17 @@ def test_key_parts_name_what_differs(rows: Path, tokenizer: Any, make_plan: Any)
         key_parts(plan.datasets[0], plan, renderer_of(plan, tokenizer), "whole")
         for plan in (make_plan("a.jsonl"), make_plan("a.jsonl", cutoff_len=9, template="llama3"))
     ]
-    assert [line.split(" was ")[0] for line in cache_keys.differences(*parts)] == ["template", "cutoff_len"]
+    assert [line.split(" was ")[0] for line in fingerprint.differences(*parts)] == ["template", "cutoff_len"]
 
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from ftcore.data.accounting import Counts
-from ftcore.data.cache import Store
-from ftcore.data.tables import Table, KeptRow
-from ftcore.samples import Place
+from ftcore.data.row_stats import Counts
+from ftcore.data.storage.cache import Store
+from ftcore.data.storage.arrays import Table, KeptRow
+from ftcore.api.samples import Place
 import numpy as np, time
 made = []
 def fill(writer, counts):

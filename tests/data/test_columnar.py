@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ft_plugins.formats import FORMATS
-from ftcore import hub_access
-from ftcore.data.columnar import hub_row
-from ftcore.data.formats import read_samples, row_problem
-from ftcore.data.loading import chat_datasets
-from ftcore.data.reading import read_dataset, read_rows
-from ftcore.data.sources import DatasetSpec, resolve
+from ftcore.data.formats.detection import read_samples, row_problem
+from ftcore.data.pipeline.loading import chat_datasets
+from ftcore.data.sources.columnar import hub_row
+from ftcore.data.sources.readers import read_dataset, read_rows
+from ftcore.data.sources.resolve import DatasetSpec, resolve
 from ftcore.errors import RowError, UsageError
+from ftcore.models import hub_access
 
 pa = pytest.importorskip("pyarrow")
 from pyarrow import ipc, parquet  # noqa: E402

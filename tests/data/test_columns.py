@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from ft_plugins.formats import FORMATS
-from ftcore.components import DatasetFormat
-from ftcore.data.description import KEY_TAGS
-from ftcore.data.kinds import readings
-from ftcore.data.sources import DatasetSpec, resolve
+from ftcore.api.components import DatasetFormat
+from ftcore.data.formats.sample_kinds import readings
+from ftcore.data.sources.dataset_info import KEY_TAGS
+from ftcore.data.sources.resolve import DatasetSpec, resolve
 from ftcore.errors import RowError
 
 TURNS = (
@@ -127,7 +127,7 @@ def test_two_roles_with_one_column_are_an_error(tmp_path: Path, format_: Dataset
 
 
 def test_the_row_of_the_report(tmp_path: Path, make_plan: Any, tokenizer: Any) -> None:
-    from ftcore.data.loading import chat_datasets
+    from ftcore.data.pipeline.loading import chat_datasets
 
     (tmp_path / "a.jsonl").write_text('{"input": "2+2?", "output": "4"}')
     entry = {"file_name": "a.jsonl", "columns": {"prompt": "input", "response": "output"}}

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ft_plugins.formats import FORMATS
-from ftcore.components import DatasetFormat
-from ftcore.data.kinds import readings
-from ftcore.data.sources import DatasetSpec
+from ftcore.api.components import DatasetFormat
+from ftcore.api.samples import Chat, Message, Preference, Sample, Text
+from ftcore.data.formats.sample_kinds import readings
+from ftcore.data.sources.resolve import DatasetSpec
 from ftcore.errors import RowError
-from ftcore.samples import Chat, Message, Preference, Sample, Text
 
 INSTRUCTION, MESSAGES, SHAREGPT, COMPLETION, TEXT = FORMATS
 QUESTION = [{"role": "user", "content": "q"}]

@@ -13,12 +13,12 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import ft_plugins.templates
-from ftcore.components import ChatTemplate
-from ftcore.data.jinja import Compiled
-from ftcore.data.rendering import Renderer
+from ftcore.api.components import ChatTemplate
+from ftcore.api.registry import Candidate, load
+from ftcore.api.samples import Chat, Message
+from ftcore.data.chat_template.jinja_env import Compiled
+from ftcore.data.chat_template.renderer import Renderer
 from ftcore.errors import RowError
-from ftcore.plugins import Candidate, load
-from ftcore.samples import Chat, Message
 from ftcore.testing import tiny_tokenizer
 
 NAMES = ("chatml", "llama3", "chatglm3", "qwen", "qwen3")

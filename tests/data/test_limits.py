@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ftcore.data import template_limits
-from ftcore.data.jinja import Compiled
+from ftcore.data.chat_template import limits
+from ftcore.data.chat_template.jinja_env import Compiled
 from ftcore.errors import RowError, UsageError
 
 ROW = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "a b"}]
@@ -94,9 +94,9 @@ HOSTILE = {
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds that are reached in a moment."""
-    monkeypatch.setattr(template_limits, "STEPS", 20_000)
-    monkeypatch.setattr(template_limits, "CHARACTERS", SMALL)
-    monkeypatch.setattr(template_limits, "SECONDS", 2.0)
+    monkeypatch.setattr(limits, "STEPS", 20_000)
+    monkeypatch.setattr(limits, "CHARACTERS", SMALL)
+    monkeypatch.setattr(limits, "SECONDS", 2.0)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -198,7 +198,7 @@ def _times(count: int) -> tuple[float, float]:
     """Processor seconds of conversations with ChatML, with the checks and without; the best of 5."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    from ftcore.data.jinja import _faster
+    from ftcore.data.chat_template.jinja_env import _faster
     from ftcore.testing import CHATML
 
     plain = _compile_jinja_template(CHATML).environment.overlay()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.loading import chat_datasets
-from ftcore.data.reasons import Reason
+from ftcore.data.pipeline.loading import chat_datasets
+from ftcore.data.tokenization.loss_reasons import Reason
 from ftcore.errors import UsageError
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from ftcore.data.loading import chat_datasets, feedback_datasets, pair_datasets
-from ftcore.data.sources import resolve
+from ftcore.data.pipeline.loading import chat_datasets, feedback_datasets, pair_datasets
+from ftcore.data.sources.resolve import resolve
 from ftcore.errors import UsageError
 
 CORPUS = Path(__file__).parent / "malformed"

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ft_plugins.templates import TEMPLATES
-from ftcore.data.reasons import Reason
-from ftcore.data.rendering import Renderer
-from ftcore.data.tokenizing import encode, label
+from ftcore.api.samples import Chat, Message
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.data.tokenization.encoder import encode, label
+from ftcore.data.tokenization.loss_reasons import Reason
 from ftcore.errors import RowError, UsageError
-from ftcore.samples import Chat, Message
 
 BY_NAME = {template.name: template for template in TEMPLATES}
 # Those whose special tokens our tokenizer has.

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from ft_plugins.formats import FORMATS
-from ftcore.data.formats import read_samples, row_problem
-from ftcore.data.media import PLACEHOLDERS
+from ftcore.api.samples import Chat, Feedback, Preference, Sample
+from ftcore.data.formats.detection import read_samples, row_problem
+from ftcore.data.multimodal.media_files import PLACEHOLDERS
 from ftcore.errors import RowError, UsageError
-from ftcore.samples import Chat, Feedback, Preference, Sample
 
 Row = dict[str, Any]
 
@@ -164,8 +164,8 @@ def test_wherever_it_stands(row: Row, kind: str, samples: Any) -> None:
 
 
 def test_streams_say_so_too(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
-    from ftcore.data.loading import chat_datasets
-    from ftcore.data.streaming import Cursor
+    from ftcore.data.pipeline.loading import chat_datasets
+    from ftcore.data.pipeline.streaming import Cursor
 
     (tmp_path / "a.jsonl").write_text('{"prompt": "<image>q", "completion": "r"}\n' * 3)
     plan = make_plan("a.jsonl", streaming=True)

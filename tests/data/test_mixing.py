@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.mixing import mixed, mixed_rows
+from ftcore.data.datasets.mixing import mixed, mixed_rows
 
 STRATEGIES = {
     "interleave_under": "first_exhausted",

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.dataset import TokenDataset
-from ftcore.data.loading import chat_datasets
-from ftcore.data.packing import PackedDataset, Segments, fill, fill_and_split
-from ftcore.data.tables import KeptRow, Table
-from ftcore.engine.collate import collate
+from ftcore.api.samples import Place
+from ftcore.data.datasets.packing import PackedDataset, Segments, fill, fill_and_split
+from ftcore.data.datasets.token_dataset import TokenDataset
+from ftcore.data.pipeline.loading import chat_datasets
+from ftcore.data.storage.arrays import KeptRow, Table
 from ftcore.errors import UsageError
-from ftcore.samples import Place
+from ftcore.training.batching.collators import collate
 
 
 def dataset(lengths: list[int], seed: int = 0) -> TokenDataset:
@@ -129,7 +129,7 @@ def test_documents_do_not_see_each_other(tiny_model_dir: Path) -> None:
     """R16: another token in one document changes the logits of no other by a single bit."""
     from transformers import AutoModelForCausalLM
 
-    from ftcore.engine.scoring import Scorer
+    from ftcore.training.forward.causal_lm import Scorer
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     Scorer(model).choose()

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ftcore.data import workers
-from ftcore.data.loading import chat_datasets
-from ftcore.data.quarantine import write_quarantine
-from ftcore.data.streaming import Cursor
+from ftcore.data.pipeline import worker_pool
+from ftcore.data.pipeline.loading import chat_datasets
+from ftcore.data.pipeline.quarantine import write_quarantine
+from ftcore.data.pipeline.streaming import Cursor
 from ftcore.errors import UsageError
 
 GOOD = {"instruction": "q", "output": "r"}
@@ -118,7 +118,7 @@ def test_a_second_run_says_what_the_first_said(
     """A table of no rows is kept like another, and read with its counts."""
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workers, "ALONE", 2)
+    monkeypatch.setattr(worker_pool, "ALONE", 2)
     (tmp_path / "a.jsonl").write_text("\n".join([*BAD, *[json.dumps(GOOD)] * good]))
 
     def said() -> str:
@@ -172,7 +172,7 @@ def test_max_bad_rows(tmp_path: Path, tokenizer: Any, make_plan: Any, most: floa
 
 
 def test_max_bad_rows_and_fail(write_config: Callable[..., Path]) -> None:
-    from ftcore.planning import make_plan
+    from ftcore.config.planner import make_plan
 
     file = write_config(max_bad_rows=3)
     with pytest.raises(UsageError) as caught:

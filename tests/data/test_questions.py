@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from ftcore.data.formats import read_samples
-from ftcore.data.loading import chat_datasets, pair_datasets
-from ftcore.data.questions import NO_ANSWER
+from ftcore.api.samples import Chat
+from ftcore.config.planner import make_plan as real_plan
+from ftcore.data.formats.detection import read_samples
+from ftcore.data.pipeline.loading import chat_datasets, pair_datasets
+from ftcore.data.preprocessing.questions import NO_ANSWER
 from ftcore.errors import RowError, UsageError
-from ftcore.inference.asking import dataset_prompts
-from ftcore.planning import make_plan as real_plan
-from ftcore.samples import Chat
+from ftcore.inference.dataset_prompts import dataset_prompts
 
 MISSING: Any = object()
 ANSWERS = {"answered": "yes", "empty": "", "blank": " \n", "null": None, "missing": MISSING}

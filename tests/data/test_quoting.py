@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from ft_plugins.formats import FORMATS
-from ftcore.components import DatasetFormat
-from ftcore.data.formats import row_problem
-from ftcore.data.kinds import NAMES, Reading
-from ftcore.data.loading import chat_datasets
-from ftcore.data.media import MediaFolders
-from ftcore.data.reading import read_rows
-from ftcore.data.sources import resolve
+from ftcore.api.components import DatasetFormat
+from ftcore.api.samples import Place
+from ftcore.data.formats.detection import row_problem
+from ftcore.data.formats.sample_kinds import NAMES, Reading
+from ftcore.data.multimodal.media_files import MediaFolders
+from ftcore.data.pipeline.loading import chat_datasets
+from ftcore.data.sources.readers import read_rows
+from ftcore.data.sources.resolve import resolve
 from ftcore.errors import Problem, RowError, UsageError, listed, quoted, short
 from ftcore.inference.prompts import read_conversations, read_prompts
-from ftcore.samples import Place
 
 LONG = "iVBORw0KGgo=" * 300
 """As an image as base64 begins, and far longer than a message."""

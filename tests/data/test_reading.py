@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.data import reading
-from ftcore.data.formats import row_problem
-from ftcore.data.json_rows import json_lines, json_values
-from ftcore.data.reading import read_rows
-from ftcore.data.sources import DatasetSpec
-from ftcore.data.windows import TextWindow
+from ftcore.data.formats.detection import row_problem
+from ftcore.data.sources import readers
+from ftcore.data.sources.json_rows import json_lines, json_values
+from ftcore.data.sources.readers import read_rows
+from ftcore.data.sources.resolve import DatasetSpec
+from ftcore.data.sources.text_window import TextWindow
 from ftcore.errors import RowError, UsageError
 
 ROWS = [{"a": "x\ny", "b": "é"}, {"a": "z", "b": "你"}]
@@ -96,7 +96,7 @@ def test_columnar_files_need_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_hub_datasets_need_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftcore.data.reading import read_dataset
+    from ftcore.data.sources.readers import read_dataset
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError) as caught:
@@ -277,7 +277,7 @@ def test_the_place_of_a_bad_byte(tmp_path_factory: Any, before: str, bad: bytes,
     start = before.encode().replace(b"\0", b"x")
     path.write_bytes(b"x" + start + bad + b"\nmore\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_BLOCK", block)
+        patch.setattr(readers, "_BLOCK", block)
         found = error(path)
     head = b"x" + start
     line, column = head.count(b"\n") + 1, len(head) - head.rfind(b"\n")

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftcore.api.samples import Place
 from ftcore.cli.preview import show
-from ftcore.data import template_check
-from ftcore.data.accounting import Accounting
-from ftcore.data.loading import chat_datasets, feedback_datasets, pair_datasets
-from ftcore.data.quarantine import write_quarantine
-from ftcore.data.sampling import counted, drawn_rows, sampling_of
+from ftcore.data.pipeline.loading import chat_datasets, feedback_datasets, pair_datasets
+from ftcore.data.pipeline.quarantine import write_quarantine
+from ftcore.data.pipeline.row_sampling import counted, drawn_rows, sampling_of
+from ftcore.data.preprocessing import template_check
+from ftcore.data.row_stats import Accounting
 from ftcore.errors import UsageError
-from ftcore.samples import Place
 
 
 @given(count=st.integers(1, 50), asked=st.integers(1, 200), seed=st.integers(0, 99))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.data.sources import DatasetSpec, data_files, has_split, resolve
+from ftcore.data.sources.resolve import DatasetSpec, data_files, has_split, resolve
 
 
 def info(folder: Path, text: Any) -> None:

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcore import hub_access
-from ftcore.data import streaming
-from ftcore.data.hashing import sampled_sha256
-from ftcore.data.loading import chat_datasets
-from ftcore.data.streaming import Cursor, Stream
-from ftcore.engine.collate import collate
-from ftcore.engine.streams import StreamBatches
+from ftcore.data.pipeline import streaming
+from ftcore.data.pipeline.loading import chat_datasets
+from ftcore.data.pipeline.streaming import Cursor, Stream
 from ftcore.errors import UsageError
+from ftcore.models import hub_access
+from ftcore.training.batching.collators import collate
+from ftcore.training.batching.streaming_loader import StreamBatches
+from ftcore.utils.hashing import sampled_sha256
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ftcore.components import ChatTemplate
-from ftcore.data.template_check import check_template
+from ftcore.api.components import ChatTemplate
+from ftcore.config.planner import make_plan
+from ftcore.data.preprocessing.template_check import check_template
 from ftcore.errors import UsageError
-from ftcore.planning import make_plan
 from ftcore.testing import CHATML, tiny_tokenizer
 
 QUIET = "{{ messages[0].content }}{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ftcore.data.loading import chat_datasets, feedback_datasets, pair_datasets
-from ftcore.data.preparing import Prepared, prepare
-from ftcore.data.rendering import Renderer
-from ftcore.data.thinking import THINK, parted, tags_between, thought_of, without_thoughts
+from ftcore.api.option_groups import DataOptions
+from ftcore.api.samples import Chat, Message, Place
+from ftcore.data.chat_template.reasoning import THINK, parted, tags_between, thought_of, without_thoughts
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.data.pipeline.loading import chat_datasets, feedback_datasets, pair_datasets
+from ftcore.data.preprocessing.prepare import Prepared, prepare
 from ftcore.errors import RowError
-from ftcore.groups import DataOptions
-from ftcore.samples import Chat, Message, Place
 
 FORGETS = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ft_plugins.templates import TEMPLATES
-from ftcore.data.reasons import Reason
-from ftcore.data.rendering import Renderer
-from ftcore.data.tokenizing import Labelled, encode, label
-from ftcore.data.truncation import NOT_TRAINED, PROMPT_TOO_LONG, kept_tokens
-from ftcore.samples import Chat, Message
+from ftcore.api.samples import Chat, Message
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.data.tokenization.encoder import Labelled, encode, label
+from ftcore.data.tokenization.loss_reasons import Reason
+from ftcore.data.tokenization.truncation import NOT_TRAINED, PROMPT_TOO_LONG, kept_tokens
 
 CHATML = next(template for template in TEMPLATES if template.name == "chatml")
 

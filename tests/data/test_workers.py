@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftcore.data import workers
-from ftcore.data.loading import chat_datasets
+from ftcore.data.pipeline import worker_pool
+from ftcore.data.pipeline.loading import chat_datasets
 from ftcore.errors import RunError, UsageError
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(workers, "ALONE", 4)
+    monkeypatch.setattr(worker_pool, "ALONE", 4)
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
 
 
@@ -37,24 +37,26 @@ def batches(count: int, failure: Exception | None = None) -> Iterator[list[int]]
 
 
 def test_the_order_stays() -> None:
-    found = list(workers.in_order(work, batches(40), 2))
+    found = list(worker_pool.in_order(work, batches(40), 2))
     assert [one for _, pair in found for one in pair] == [2 * number for number in range(80)]
     others = {process for process, _ in found} - {os.getpid()}
     assert [process for process, _ in found].count(os.getpid()) == 1
     assert 1 <= len(others) <= 2
-    assert {process for process, _ in workers.in_order(work, batches(40), 1)} == {os.getpid()}
+    assert {process for process, _ in worker_pool.in_order(work, batches(40), 1)} == {os.getpid()}
 
 
 def test_few_items_are_done_here() -> None:
-    assert {process for process, _ in workers.in_order(work, batches(2), 2)} == {os.getpid()}
-    assert list(workers.in_order(work, batches(0), 2)) == []
+    assert {process for process, _ in worker_pool.in_order(work, batches(2), 2)} == {os.getpid()}
+    assert list(worker_pool.in_order(work, batches(0), 2)) == []
 
 
 @pytest.mark.parametrize("good", [0, 1, 2, 3, 9])
 def test_what_is_wrong_in_the_middle_comes_after_what_was_before(good: int) -> None:
     found: list[int] = []
     with pytest.raises(UsageError, match="damaged"):
-        found.extend(one for _, pair in workers.in_order(work, batches(good, UsageError("damaged")), 2) for one in pair)
+        found.extend(
+            one for _, pair in worker_pool.in_order(work, batches(good, UsageError("damaged")), 2) for one in pair
+        )
     assert found == [2 * number for number in range(2 * good)]
 
 
@@ -65,11 +67,11 @@ def test_a_killed_process() -> None:
         return 0
 
     with pytest.raises(RunError, match="a process that prepares data was killed; was there too little memory"):
-        list(workers.in_order(fatal, batches(40), 2))
+        list(worker_pool.in_order(fatal, batches(40), 2))
 
 
 def test_nobody_is_left_behind() -> None:
-    found = workers.in_order(work, batches(10_000), 2)
+    found = worker_pool.in_order(work, batches(10_000), 2)
     others = {next(found)[0] for _ in range(10)} - {os.getpid()}
     found.close()  # type: ignore[attr-defined]
     for process in others:

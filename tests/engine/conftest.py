@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.plan import Plan
-from ftcore.planning import make_plan
-from ftcore.plugins import Plugins
-from ftcore.samples import Place
+from ftcore.api.plan import Plan
+from ftcore.api.registry import Plugins
+from ftcore.api.samples import Place
+from ftcore.config.planner import make_plan
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +28,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class Tokens:
-    """Rows of tokens as `ftcore.data.dataset.TokenDataset` has them, from lists."""
+    """Rows of tokens as `ftcore.data.datasets.token_dataset.TokenDataset` has them, from lists."""
 
     def __init__(self, rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]) -> None:
         self.rows = [np.array(row, dtype=np.int32) for row in rows]
@@ -75,7 +75,7 @@ def run_of(plan_of: Callable[..., Plan]) -> Callable[..., Any]:
     """``run_of(dtype=..., **options)``: a run whose model is loaded and has its method applied."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ftcore.run import Run
+    from ftcore.runner.run import Run
 
     def make(dtype: torch.dtype = torch.float32, **values: Any) -> Run:
         plan = plan_of(**values)
@@ -90,7 +90,7 @@ def run_of(plan_of: Callable[..., Plan]) -> Callable[..., Any]:
 @pytest.fixture
 def trainer_of(run_of: Callable[..., Any]) -> Callable[..., Any]:
     """``trainer_of(train, evaluation=None, **options)``."""
-    from ftcore.engine.trainer import FtTrainer
+    from ftcore.training.trainer import FtTrainer
 
     def make(train: Any, evaluation: Any = None, **values: Any) -> FtTrainer:
         return FtTrainer(run_of(**values), train=train, evaluation=evaluation)

@@ -20,9 +20,9 @@ from typing import Any
 
 from real_runs import ended, forked, options_of, write_inputs
 
-from ftcore.engine import checkpoints
-from ftcore.engine.resuming import ResumableTrainer
 from ftcore.errors import RunError
+from ftcore.training.checkpointing import directory
+from ftcore.training.checkpointing.resume import ResumableTrainer
 
 EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 SIZES = (0, 1, 100, 1000, 5000, 20_000, 40_000, 80_000)
@@ -82,13 +82,13 @@ def crash_everywhere(save: Callable[[], None], folder: Path, setting: Any) -> di
                 os._exit(1 if "checkpoint-2 could not be written" in str(error) and "bytes" in str(error) else 2)
             os._exit(0)
         status = ended(child)
-        chosen = checkpoints.find_resumable(folder, setting)
-        whole = [path for path in checkpoints.checkpoints(folder) if _whole(path)]
+        chosen = directory.find_resumable(folder, setting)
+        whole = [path for path in directory.checkpoints(folder) if _whole(path)]
         if chosen is None or chosen not in whole:
             found["problems"].append(f"{found['deaths']}: {chosen} of {sorted(path.name for path in folder.iterdir())}")
         else:
             found["new" if chosen.name == "checkpoint-2" else "old"] += 1
-        checkpoints.clean(folder)
+        directory.clean(folder)
         if left := list(folder.glob(".tmp-*")):
             found["problems"].append(f"{found['deaths']}: {left} is left")
         return status
@@ -104,8 +104,8 @@ def crash_everywhere(save: Callable[[], None], folder: Path, setting: Any) -> di
 
 def _whole(folder: Path) -> bool:
     try:
-        checkpoints.verify(folder)
-    except checkpoints.DamagedError:
+        directory.verify(folder)
+    except directory.DamagedError:
         return False
     return True
 

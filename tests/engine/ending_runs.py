@@ -17,10 +17,10 @@ from typing import Any
 
 from real_runs import ended, forked, options_of, write_inputs
 
-import ftcore.run
-from ftcore.engine import checkpoints
-from ftcore.engine.trainer import FtTrainer
-from ftcore.planning import make_plan
+import ftcore.runner.run
+from ftcore.config.planner import make_plan
+from ftcore.training.checkpointing import directory
+from ftcore.training.trainer import FtTrainer
 
 Before = Callable[[], None]
 
@@ -126,12 +126,12 @@ ENDS: dict[str, Before] = {
     "SIGHUP in a step": in_step(send(signal.SIGHUP)),
     "SIGHUP that nohup ignores": ignoring_hang_ups,
     "SIGTERM twice": in_step(send(signal.SIGTERM, signal.SIGTERM)),
-    "SIGTERM while loading": in_place_of(ftcore.run, "load_model", send(signal.SIGTERM)),
-    "SIGHUP in the last evaluation": in_place_of(ftcore.run, "last_evaluation", send(signal.SIGHUP)),
+    "SIGTERM while loading": in_place_of(ftcore.runner.run, "load_model", send(signal.SIGTERM)),
+    "SIGHUP in the last evaluation": in_place_of(ftcore.runner.run, "last_evaluation", send(signal.SIGHUP)),
     "SIGKILL in a step": in_step(send(signal.SIGKILL)),
     "an exception": in_step(fail(ZeroDivisionError("boom\nmore"))),
-    "no memory while loading": in_place_of(ftcore.run, "load_model", fail(MemoryError())),
-    "a full disk": in_place_of(checkpoints, "commit", fail(OSError(28, "No space left on device"))),
+    "no memory while loading": in_place_of(ftcore.runner.run, "load_model", fail(MemoryError())),
+    "a full disk": in_place_of(directory, "commit", fail(OSError(28, "No space left on device"))),
     "a closed pipe": output_to(closed_pipe),
     "a terminal that is gone": output_to(gone_terminal),
     "closed descriptors": closed,
@@ -151,7 +151,7 @@ def main() -> None:
         manifest = json.loads(file.read_bytes()) if file.is_file() else {}
         found |= {key: manifest.get(key) for key in ("status", "phase", "cause")}
         found["trained"] = (output / "adapter_model.safetensors").is_file()
-        found["whole"] = [path.name for path in checkpoints.checkpoints(output) if checkpoints.verify(path)]
+        found["whole"] = [path.name for path in directory.checkpoints(output) if directory.verify(path)]
         said = output.with_suffix(".txt").read_text().splitlines()
         log = output / "ft_run.log"
         found |= {"said": said[-1:], "log": log.read_text().splitlines() if log.is_file() else []}

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftcore.engine.trainer import FtTrainer
+from ftcore.config.planner import make_plan
 from ftcore.errors import RunError
-from ftcore.planning import make_plan
-from ftcore.run import Run
+from ftcore.runner.run import Run
+from ftcore.training.trainer import FtTrainer
 
 
 class Tokens:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftcore.engine.trainer import FtTrainer
-from ftcore.planning import make_plan
-from ftcore.run import Run, leave_group
+from ftcore.config.planner import make_plan
+from ftcore.runner.run import Run, leave_group
+from ftcore.training.trainer import FtTrainer
 
 
 class Tokens:

@@ -19,15 +19,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["FT_CPU_BF16"] = "0"
 
-import ftcore.data.preparing
-import ftcore.engine.plots
-import ftcore.engine.trainer
-import ftcore.run
-from ftcore.engine import checkpoints
-from ftcore.engine.reports import read_log
+import ftcore.data.preprocessing.prepare
+import ftcore.runner.run
+import ftcore.training.plots
+import ftcore.training.trainer
+from ftcore.config.planner import make_plan
 from ftcore.errors import FtError
-from ftcore.planning import make_plan
 from ftcore.testing import tiny_model
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.checkpointing import directory
 
 _COMMON = {
     "do_train": True,
@@ -137,7 +137,7 @@ def forked(options: dict[str, Any], before: Callable[[], None] | None = None) ->
         os.dup2(target, 2)
         if before is not None:
             before()
-        status = ftcore.run.run(make_plan(None, values=options))
+        status = ftcore.runner.run.run(make_plan(None, values=options))
     except FtError as error:
         print(error, file=sys.stderr)
         status = error.exit_code
@@ -162,12 +162,12 @@ def differences(whole: Path, other: Path, but: tuple[str, ...] = ("trainer_state
         but: files that may differ; the trainer's state holds speeds.
     """
     found = [f"{path.name} is left" for path in other.glob(".tmp-*")]
-    lasts = [checkpoints.checkpoints(folder)[-1] for folder in (whole, other)]
+    lasts = [directory.checkpoints(folder)[-1] for folder in (whole, other)]
     if lasts[0].name != lasts[1].name:
         return [*found, f"the last checkpoint is {lasts[1].name}, not {lasts[0].name}"]
-    for path in checkpoints.checkpoints(other):
-        checkpoints.verify(path)
-    names = [f"{lasts[0].name}/{name}" for name in checkpoints.verify(lasts[0]).files]
+    for path in directory.checkpoints(other):
+        directory.verify(path)
+    names = [f"{lasts[0].name}/{name}" for name in directory.verify(lasts[0]).files]
     names += [path.name for path in whole.glob("*.safetensors")]
     found += [
         f"{name} differs"

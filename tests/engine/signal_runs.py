@@ -21,8 +21,8 @@ from typing import Any
 
 from real_runs import differences, ended, forked, options_of, write_inputs
 
-from ftcore.engine import checkpoints
-from ftcore.engine.trainer import FtTrainer
+from ftcore.training.checkpointing import directory
+from ftcore.training.trainer import FtTrainer
 
 STOPS = [(number, place, 1) for number in (signal.SIGTERM, signal.SIGINT) for place in ("step", "save", "evaluation")]
 STOPS += [(signal.SIGHUP, "step", 1), (signal.SIGHUP, "evaluation", 1)]
@@ -31,7 +31,7 @@ STOPS += [(signal.SIGTERM, place, 2) for place in ("step", "save", "evaluation")
 
 def stopping(number: int, place: str, times: int, note: Path) -> Callable[[], None]:
     """What a fork does first: it arms a signal to itself at the third micro-batch, save, or batch of an evaluation."""
-    target: Any = {"step": FtTrainer, "save": checkpoints, "evaluation": FtTrainer}[place]
+    target: Any = {"step": FtTrainer, "save": directory, "evaluation": FtTrainer}[place]
     name = {"step": "loss_sum", "save": "commit", "evaluation": "loss_sum"}[place]
 
     def prepare() -> None:
@@ -71,9 +71,9 @@ def stop_after_every_step(case: str, folder: Path) -> dict[str, Any]:
     output, found = Path(stopped["output_dir"]), {"case": case, "stops": []}
     assert ended(forked(whole | {"save_strategy": "steps"})) == 0, (folder / f"{case}-whole.txt").read_text()
     while (status := ended(forked(stopped, stop_once))) == 143:
-        found["stops"] += [path.name for path in checkpoints.checkpoints(output)]
-        for path in checkpoints.checkpoints(output)[:-1]:
-            checkpoints.remove(path)
+        found["stops"] += [path.name for path in directory.checkpoints(output)]
+        for path in directory.checkpoints(output)[:-1]:
+            directory.remove(path)
     found["status"] = status
     # the last stop was in the evaluation after the last step, which its checkpoint says
     but = ("trainer_state.json", "progress.json")
@@ -102,7 +102,7 @@ def stop_everywhere(folder: Path) -> None:
         status = ended(forked(options, stopping(number, place, times, note)))
         found = {"stop": name, "status": status, "seconds": time.time() - float(note.read_text())}
         output = Path(options["output_dir"])
-        found["whole"] = [path.name for path in checkpoints.checkpoints(output) if checkpoints.verify(path)]
+        found["whole"] = [path.name for path in directory.checkpoints(output) if directory.verify(path)]
         found["said"] = (folder / f"{name}.txt").read_text().splitlines()[-1]
         found["again"] = ended(forked(options))
         found["differences"] = differences(folder / "whole", output)

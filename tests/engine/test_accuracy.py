@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftcore.engine import head as head_module
-from ftcore.engine.head import Head, nll_and_hits
-from ftcore.planning import make_plan
-from ftcore.run import run
+from ftcore.config.planner import make_plan
+from ftcore.runner.run import run
+from ftcore.training.losses import linear_cross_entropy as head_module
+from ftcore.training.losses.linear_cross_entropy import Head, nll_and_hits
 
 ROWS = [
     ("hello world", "one two three"),

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore import hardware
-from ftcore.engine.reports import read_log
-from ftcore.planning import make_plan
-from ftcore.run import run
+from ftcore.config.planner import make_plan
+from ftcore.resources import hardware
+from ftcore.runner.run import run
+from ftcore.training.callbacks.progress import read_log
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from ftcore.engine import branches, products, scores
-from ftcore.engine.branches import BLOCK, Span, branched_attention
-from ftcore.engine.products import Products
+from ftcore.training.attention import blocked, gemm
+from ftcore.training.attention.blocked import BLOCK, Span, branched_attention
+from ftcore.training.kernels import matmul
+from ftcore.training.kernels.matmul import Products
 
 EDGES = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK * 5 // 4 - 1, 2 * BLOCK - 1, 2 * BLOCK, 3 * BLOCK + 7)
 
@@ -68,17 +69,17 @@ def test_at_the_edges_of_blocks(length: int, branch: int | None) -> None:
 def by_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     """Any sequence's attention goes by products; of each block done the numbers of queries and keys."""
     done: list[tuple[int, int]] = []
-    own = scores.forward
+    own = gemm.forward
 
     def noted(query: Any, key: Any, *more: Any) -> torch.Tensor:
         done.append((query.shape[2], key.shape[2]))
         return own(query, key, *more)
 
-    monkeypatch.setattr(scores, "LEAST", 0)
-    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(gemm, "LEAST", 0)
+    monkeypatch.setattr(matmul, "SMALL", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(scores, "forward", noted)
-    with products.using(Products(forward=True, backward=True, attention=True)):
+    monkeypatch.setattr(gemm, "forward", noted)
+    with matmul.using(Products(forward=True, backward=True, attention=True)):
         yield done
 
 
@@ -113,7 +114,7 @@ def test_by_onednns_products(by_products: list[Any], heads: tuple[int, int], sca
 
     found = results()
     assert by_products
-    with products.using(Products()):
+    with matmul.using(Products()):
         before = len(by_products)
         expected = results()
     assert len(by_products) == before
@@ -137,11 +138,11 @@ def test_in_bfloat16(taken: bool, by_products: list[Any], monkeypatch: pytest.Mo
 
     exact = [one.detach() for one in results([tensor.detach().double().requires_grad_() for tensor in halves])]
     by_products.clear()
-    with products.using(products.used() if taken else Products()):
-        monkeypatch.setattr(branches, "_amx", lambda: False)
+    with matmul.using(matmul.used() if taken else Products()):
+        monkeypatch.setattr(blocked, "_amx", lambda: False)
         found, cast = results(halves), results(halves, casting=True)
         assert bool(by_products) == taken
-        monkeypatch.setattr(branches, "_amx", lambda: True)
+        monkeypatch.setattr(blocked, "_amx", lambda: True)
         theirs = results(halves)
     assert {one.dtype for one in found} == {torch.bfloat16}
     assert all(map(torch.equal, found, cast))
@@ -152,12 +153,12 @@ def test_in_bfloat16(taken: bool, by_products: list[Any], monkeypatch: pytest.Mo
 
 def test_which_sequences_go_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
     def serves(tokens: int, dtype: torch.dtype = torch.float32, group: int = 3) -> bool:
-        return scores.serves(torch.empty(1, 3 * group, 9, 64, dtype=dtype), torch.empty(1, 3, tokens, 64, dtype=dtype))
+        return gemm.serves(torch.empty(1, 3 * group, 9, 64, dtype=dtype), torch.empty(1, 3, tokens, 64, dtype=dtype))
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with products.using(Products(forward=True, backward=True)):
+    with matmul.using(Products(forward=True, backward=True)):
         assert not serves(4096)
-    with products.using(Products(forward=True, backward=True, attention=True)):
+    with matmul.using(Products(forward=True, backward=True, attention=True)):
         assert [serves(255), serves(256), serves(700, group=1), serves(768, group=1)] == [False, True, False, True]
         assert not serves(4096, torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
@@ -177,8 +178,8 @@ def test_any_lengths(lengths: list[int], share: float) -> None:
 def test_more_threads_than_heads_take_larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
     keys = torch.zeros(1, 2, 400, 8)
-    _, size = branches._way(torch.zeros(1, 4, 400, 8), keys)
-    sizes = [some.stop - some.start for some, _ in branches._blocks(slice(0, 400), 400, size)]
+    _, size = blocked._way(torch.zeros(1, 4, 400, 8), keys)
+    sizes = [some.stop - some.start for some, _ in blocked._blocks(slice(0, 400), 400, size)]
     assert sizes == [208, 192]
     same_numbers([400, 300], 50)
 
@@ -187,7 +188,7 @@ def test_more_threads_than_heads_take_larger_blocks(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("length", "before"), [(40, 0), (64, 0), (500, 0), (1024, 0), (1000, 300), (33, 500)])
 def test_work(length: int, before: int, size: int) -> None:
     """Pairs of query and key: those that are needed, and half a block for each query at most."""
-    blocks = list(branches._blocks(slice(before, before + length), before + length, size))
+    blocks = list(blocked._blocks(slice(before, before + length), before + length, size))
     assert [place for some, _ in blocks for place in range(some.start, some.stop)] == [*range(before, before + length)]
     pairs = sum((some.stop - some.start) * seen for some, seen in blocks)
     needed = length * before + length * (length + 1) // 2
@@ -196,13 +197,13 @@ def test_work(length: int, before: int, size: int) -> None:
 
 
 def test_masks_are_made_once_and_grow() -> None:
-    branches._masks.clear()
+    blocked._masks.clear()
     sizes: list[Any] = []
     for keys in (100, 90, 3000, 100):
-        mask = branches._mask(64, keys, 64, torch.float32)
+        mask = blocked._mask(64, keys, 64, torch.float32)
         expected = torch.full((64, keys), float("-inf")).triu(keys - 64 + 1)
         assert torch.equal(mask[0, 0], expected)
-        sizes.append(branches._masks[64, torch.float32].shape[-1])
+        sizes.append(blocked._masks[64, torch.float32].shape[-1])
     assert sizes == [256, 256, 4096, 4096]
 
 

@@ -15,11 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcore.engine import checkpoints
-from ftcore.engine.checkpoints import DamagedError, Setting, commit, find_resumable, prune, stage, verify
-from ftcore.engine.snapshots import random_state, set_random_state
-from ftcore.engine.trees import load_tree, save_tree
 from ftcore.errors import UsageError
+from ftcore.training.checkpointing import directory
+from ftcore.training.checkpointing.directory import DamagedError, Setting, commit, find_resumable, prune, stage, verify
+from ftcore.training.checkpointing.safe_serialization import load_tree, save_tree
+from ftcore.training.checkpointing.state import random_state, set_random_state
 
 SETTING = Setting({"learning_rate": "0.1", "training rows": "3 rows, abc"})
 
@@ -95,7 +95,7 @@ def test_a_half_written_one_is_never_taken(tmp_path: Path) -> None:
     (stage(tmp_path, 10) / "weights.bin").write_bytes(b"half")
     (tmp_path / "checkpoint-9").mkdir()
     assert find_resumable(tmp_path, SETTING) == whole
-    checkpoints.clean(tmp_path)
+    directory.clean(tmp_path)
     assert names(tmp_path) == ["checkpoint-5", "checkpoint-9"]
 
 
@@ -152,7 +152,7 @@ def test_pruning(limit: int | None, best: int | None, kept: list[int], tmp_path:
         make(tmp_path, step)
     spoil(make(tmp_path, 11) / "MANIFEST.json", "flip")
     prune(tmp_path, limit, tmp_path / f"checkpoint-{best}" if best else None)
-    left = [int(path.name.split("-")[1]) for path in checkpoints.checkpoints(tmp_path)]
+    left = [int(path.name.split("-")[1]) for path in directory.checkpoints(tmp_path)]
     assert left == [*kept, 11]
 
 
@@ -236,7 +236,7 @@ def test_another_versions_checkpoint_is_named_and_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = make(tmp_path, 5)
-    monkeypatch.setattr(checkpoints, "FORMAT", 2)
+    monkeypatch.setattr(directory, "FORMAT", 2)
     make(tmp_path, 10)
     monkeypatch.undo()
     assert find_resumable(tmp_path, SETTING) == earlier

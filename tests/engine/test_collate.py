@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcore.engine.collate import IGNORED, collate, padded
+from ftcore.training.batching.collators import IGNORED, collate, padded
 
 
 def row(ids: list[int], weights: list[float], index: int = 0) -> dict[str, object]:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore import checks
-from ftcore.engine import compiled
-from ftcore.engine.beginnings import Shared
-from ftcore.engine.compiled import CompiledLayer
-from ftcore.engine.precomputed import Reference, _key
-from ftcore.engine.sharing import Always
+from ftcore.config.validation import core
+from ftcore.training.batching.shared_prefix import Shared
+from ftcore.training.cost_model.prefix import Always
+from ftcore.training.model_transforms import torch_compile
+from ftcore.training.model_transforms.torch_compile import CompiledLayer
+from ftcore.training.reference.logprob_cache import Reference, _key
 
 pytestmark = [
     pytest.mark.slow,  # dynamo takes seconds for the smallest layer
@@ -36,7 +36,7 @@ def _fresh() -> Iterator[None]:
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are compiled in float32 on a CPU too, where results can be compared to the last digits."""
-    monkeypatch.setattr(compiled, "is_lean", lambda layer: False)
+    monkeypatch.setattr(torch_compile, "is_lean", lambda layer: False)
 
 
 def rows_of(tokens: Any) -> Any:
@@ -116,7 +116,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
     """``backend(name, function)``: one that is installed for the test."""
 
     def install(name: str, function: Any) -> None:
-        monkeypatch.setattr(checks, "backends", lambda: [name])
+        monkeypatch.setattr(core, "backends", lambda: [name])
         monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, name, function)
         monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, name, None)
 
@@ -192,7 +192,7 @@ def test_what_is_kept_of_a_reference_is_of_compiled_layers(in_float32: None, tra
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "gpt_oss"])
 def test_families(name: str, in_float32: None, small_models: Mapping[str, Any], trainer_of: Any, tokens: Any) -> None:
-    from ftcore.engine.scoring import Scorer
+    from ftcore.training.forward.causal_lm import Scorer
 
     rows = tokens([9, 21, 14], vocabulary=90, untrained=())
     host = trainer_of(rows, **TRACED)
@@ -201,7 +201,7 @@ def test_families(name: str, in_float32: None, small_models: Mapping[str, Any], 
         scorer = Scorer(small_models[name].make())
         scorer.choose()
         if compile_it:
-            compiled.compile_layers(host, scorer)
+            torch_compile.compile_layers(host, scorer)
             assert scorer.compiled == ("aot_eager", None)
         scorer.model.train()
         loss = scorer.weighted_nll(host.data_collator.collate([rows[0], rows[1], rows[2]]))

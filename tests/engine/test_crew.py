@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcore import hardware
-from ftcore.engine.crew import FEWEST, Crew, draws, in_crew, rescales
-from ftcore.engine.passes import EVEN, ROWS, even, halved, parts
-from ftcore.engine.reports import read_log
-from ftcore.hardware import MEMBERS
+from ftcore.resources import hardware
+from ftcore.resources.hardware import MEMBERS
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.parallel.cpu_threads.pool import FEWEST, Crew, draws, in_crew, rescales
+from ftcore.training.step.micro_batching import EVEN, ROWS, even, halved, parts
 
 LENGTHS = [90, 170, 60, 130, 120, 30, 210, 40]
 CLOCK = ("throughput", "elapsed_time", "remaining_time")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ftcore.engine import checkpoints
+from ftcore.config.planner import make_plan
 from ftcore.errors import RunError
-from ftcore.planning import make_plan
-from ftcore.run import run
+from ftcore.runner.run import run
+from ftcore.training.checkpointing import directory
 
 
 @pytest.fixture
@@ -76,9 +76,9 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(options: dict[str, Any], small
     assert "o space left on device" in str(caught.value)
     assert "; it needs about 1,530,624 bytes, " in str(caught.value)
     assert "\n" not in str(caught.value)
-    kept = checkpoints.checkpoints(output)
+    kept = directory.checkpoints(output)
     assert kept
-    assert [checkpoints.verify(path).resumable for path in kept] == [True] * len(kept)
+    assert [directory.verify(path).resumable for path in kept] == [True] * len(kept)
     assert list(output.glob(".tmp-*")) == []
     small_disk("size=20m")
     run(make_plan(None, values=values))

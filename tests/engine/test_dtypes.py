@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftcore import hardware
-from ftcore.engine.reports import read_log
-from ftcore.hardware import Hardware
-from ftcore.planning import make_plan
+from ftcore.config.planner import make_plan
+from ftcore.resources import hardware
+from ftcore.resources.hardware import Hardware
+from ftcore.training.callbacks.progress import read_log
 
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -43,7 +43,7 @@ def test_dtypes_of_a_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """On a processor that multiplies bfloat16, by its word; the losses are float32's within bfloat16's resolution."""
-    from ftcore.run import run
+    from ftcore.runner.run import run
 
     seen: dict[str, set[torch.dtype]] = {}
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from ftcore.engine.guards import out_of_memory
-from ftcore.engine.reports import read_log
 from ftcore.errors import RunError, UsageError
 from ftcore.testing import tiny_model
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.step.guard import out_of_memory
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 4, 16, 5, 28, 11]
 PLAIN = {"finetuning_type": "full", "disable_shuffling": True, "per_device_train_batch_size": 2, "max_steps": 4}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from ftcore.engine import head as module
-from ftcore.engine.head import Head, nll_and_hits, token_logps, weighted_nll
+from ftcore.training.losses import linear_cross_entropy as module
+from ftcore.training.losses.linear_cross_entropy import Head, nll_and_hits, token_logps, weighted_nll
 
 
 @pytest.fixture

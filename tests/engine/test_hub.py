@@ -14,11 +14,11 @@ import pytest
 from huggingface_hub import HfApi, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError
 
-from ftcore import hub_checks
-from ftcore.engine import hub as uploads
+from ftcore.config.planner import make_plan
+from ftcore.config.validation import hub as hub_checks
 from ftcore.errors import RunError, UsageError
-from ftcore.planning import make_plan
-from ftcore.run import run
+from ftcore.runner.run import run
+from ftcore.training.callbacks import hub_upload as uploads
 
 TOKEN = "hf_" + "s" * 20
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_waits_for_none(
             if not future.done():
                 future.set_result(None)
 
-    from ftcore.engine.hub import Uploads
+    from ftcore.training.callbacks.hub_upload import Uploads
 
     settle = Uploads._settle
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 
-from ftcore.engine.idle import is_idle
-from ftcore.engine.scoring import Scorer
+from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.model_transforms.adapter_noop import is_idle
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
 

@@ -14,10 +14,10 @@ from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
 from transformers.trainer_pt_utils import LabelSmoother
 
-from ftcore.engine import head as module
-from ftcore.engine.accuracy import AccuracyTrainer
-from ftcore.engine.head import Head, nll_and_hits, weighted_nll
-from ftcore.engine.reports import read_log
+from ft_plugins.stages.sft.token_accuracy import AccuracyTrainer
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.losses import linear_cross_entropy as module
+from ftcore.training.losses.linear_cross_entropy import Head, nll_and_hits, weighted_nll
 
 SHARE = 0.1
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 5]
@@ -186,7 +186,7 @@ def test_packs_and_the_evaluation(trainer_of: Any, run_of: Any, tokens: Any, tmp
 
 
 def test_a_resume_with_another_share_is_refused(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
-    from ftcore.engine.snapshots import setting_of
+    from ftcore.training.checkpointing.state import setting_of
 
     data = tokens(LENGTHS)
     settings_ = [

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ftcore.engine.collate import collate
-from ftcore.engine.last import LastLayer, take_last
-from ftcore.engine.lean import make_lean
-from ftcore.engine.rewards import RewardScorer
-from ftcore.engine.scoring import Scorer
+from ftcore.training.batching.collators import collate
+from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.forward.reward import RewardScorer
+from ftcore.training.model_transforms.fused_layers import make_lean
+from ftcore.training.model_transforms.last_layer_pruning import LastLayer, take_last
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's

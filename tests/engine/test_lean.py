@@ -9,9 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from ftcore.engine import lean, products, remade
-from ftcore.engine.lean import Activation, LeanGate, LeanLinear, LeanNorm, _Gated, _Linear, _Norm, make_lean
-from ftcore.engine.products import Products
+from ftcore.training.kernels import matmul, recompute
+from ftcore.training.kernels.matmul import Products
+from ftcore.training.model_transforms import fused_layers
+from ftcore.training.model_transforms.fused_layers import (
+    Activation,
+    LeanGate,
+    LeanLinear,
+    LeanNorm,
+    _Gated,
+    _Linear,
+    _Norm,
+    make_lean,
+)
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -93,7 +103,7 @@ def test_recomputation_of_layers_goes_with_it() -> None:
 )
 def test_gradcheck_of_the_gate(act: nn.Module, silu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of two rows."""
-    monkeypatch.setattr(lean, "BLOCK", 8)
+    monkeypatch.setattr(fused_layers, "BLOCK", 8)
     torch.manual_seed(0)
     gate, up = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda gate, up: _Gated.apply(gate, up, Activation(act, silu)), (gate, up))
@@ -122,25 +132,25 @@ def test_what_is_silu_is_told(kind: str, silu: bool) -> None:
 
 def test_gradcheck_of_norm_and_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of two rows, and with an input that is made again."""
-    monkeypatch.setattr(lean, "BLOCK", 12)
+    monkeypatch.setattr(fused_layers, "BLOCK", 12)
     torch.manual_seed(0)
     shapes = ((5, 6), (6,), (3, 6), (3,))
     x, weight, matrix, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
     assert torch.autograd.gradcheck(lambda x, weight: _Norm.apply(x, weight, 1e-3)[0], (x, weight))
 
     def both(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        doubled = remade.note(2 * x, lambda x: 2 * x, x)
-        return _Linear.apply(doubled, matrix, bias, remade.kept(doubled))
+        doubled = recompute.note(2 * x, lambda x: 2 * x, x)
+        return _Linear.apply(doubled, matrix, bias, recompute.kept(doubled))
 
     assert torch.autograd.gradcheck(both, (x, matrix, bias))
 
 
 def test_what_was_written_to_is_kept_itself() -> None:
-    tensor = remade.note(torch.ones(3), lambda x: x, torch.ones(3))
-    assert remade.kept(tensor).make is not None
+    tensor = recompute.note(torch.ones(3), lambda x: x, torch.ones(3))
+    assert recompute.kept(tensor).make is not None
     tensor.add_(1)
-    assert remade.kept(tensor).make is None
-    assert torch.equal(remade.again(*remade.kept(tensor)), torch.full((3,), 2.0))
+    assert recompute.kept(tensor).make is None
+    assert torch.equal(recompute.again(*recompute.kept(tensor)), torch.full((3,), 2.0))
 
 
 class Odd(nn.Module):
@@ -222,11 +232,11 @@ def test_files_hold_the_same_names_and_the_head_is_left_alone() -> None:
 
 
 def test_by_onednn_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "SMALL", 0)
+    monkeypatch.setattr(matmul, "SMALL", 0)
     model = model_of("llama")
     loss, gradients = step(model)
     make_lean(model)
-    with products.using(Products(forward=True, backward=True)):
+    with matmul.using(Products(forward=True, backward=True)):
         own_loss, own = step(model)
     assert own_loss.item() == pytest.approx(loss.item(), rel=1e-6)
     assert all((own[name] - one).norm() <= 2e-5 * one.norm() for name, one in gradients.items())

@@ -16,17 +16,17 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.engine import team
-from ftcore.engine.beginnings import shared
-from ftcore.engine.collate import Batch, collate
-from ftcore.engine.crew import FEWEST, Crew
-from ftcore.engine.lean import make_lean
-from ftcore.engine.lending import Lending, Loan, cut
-from ftcore.engine.rewards import RewardScorer
-from ftcore.engine.scoring import Scorer
-from ftcore.engine.sharing import Always
-from ftcore.engine.team import NEAR, Team
-from ftcore.engine.work import visible
+from ftcore.training.batching.collators import Batch, collate
+from ftcore.training.batching.shared_prefix import shared
+from ftcore.training.cost_model.prefix import Always
+from ftcore.training.cost_model.tokens import visible
+from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.forward.reward import RewardScorer
+from ftcore.training.model_transforms.fused_layers import make_lean
+from ftcore.training.parallel.cpu_threads import split_forward as team
+from ftcore.training.parallel.cpu_threads.kv_exchange import Lending, Loan, cut
+from ftcore.training.parallel.cpu_threads.pool import FEWEST, Crew
+from ftcore.training.parallel.cpu_threads.split_forward import NEAR, Team
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ftcore.engine import checkpoints
-from ftcore.engine.plots import curves, plot_losses
-from ftcore.engine.reports import read_log
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.checkpointing import directory
+from ftcore.training.plots import curves, plot_losses
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 4, 16, 5, 28]
 OPTIONS: dict[str, Any] = {
@@ -40,7 +40,7 @@ def trained(trainer_of: Any, tokens: Any, tmp_path: Path) -> Any:
 
 
 def back_to(folder: Path, step: int) -> None:
-    for path in checkpoints.checkpoints(folder):
+    for path in directory.checkpoints(folder):
         if int(path.name.rpartition("-")[2]) > step:
             shutil.rmtree(path)
 

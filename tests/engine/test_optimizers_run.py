@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.engine import checkpoints
 from ftcore.errors import UsageError
+from ftcore.training.checkpointing import directory
 
 OPTIONS: dict[str, Any] = {
     "finetuning_type": "full",
@@ -57,7 +57,7 @@ def test_a_resume_ends_with_the_same_weights(name: str, trainer_of: Any, tokens:
             pytest.skip(str(error))
         trainer.train()
         if folder == "resumed":
-            shutil.rmtree(checkpoints.checkpoints(tmp_path / folder)[-1])
+            shutil.rmtree(directory.checkpoints(tmp_path / folder)[-1])
             trainer = trainer_of(tokens([9, 8, 7, 6, 5, 9]), tokens([7]), **options)
             trainer.train()
             assert trainer._initial_global_step == 2
@@ -78,7 +78,7 @@ def test_state_that_cannot_be_kept(name: str, trainer_of: Any, tokens: Any, tmp_
     except UsageError as error:
         pytest.skip(str(error))
     trainer.train()
-    assert len(checkpoints.checkpoints(tmp_path / "out")) == 2
+    assert len(directory.checkpoints(tmp_path / "out")) == 2
     with pytest.raises(UsageError) as caught:
         trainer_of(tokens([9]), do_train=True, dataset="x.json", **options)
     assert f"the state of optimizer {name} holds objects, which a checkpoint cannot keep" in str(caught.value)

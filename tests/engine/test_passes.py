@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.engine.passes import balanced
-from ftcore.engine.reports import read_log
 from ftcore.errors import UsageError
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.step.micro_batching import balanced
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 4, 16, 5, 28, 11, 80, 8, 7, 13]
 CLOCK = ("throughput", "elapsed_time", "remaining_time")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ftcore.engine import checkpoints
-from ftcore.engine.prefix import FrozenPrefix
-from ftcore.engine.prefix_choice import choose_prefix
-from ftcore.engine.reports import read_log
-from ftcore.engine.scoring import Scorer, flat_inputs
 from ftcore.errors import UsageError
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.checkpointing import directory
+from ftcore.training.forward.causal_lm import Scorer, flat_inputs
+from ftcore.training.frozen_layer_cache.cache import FrozenPrefix
+from ftcore.training.model_transforms.frozen_layers import choose_prefix
 
 pytestmark = pytest.mark.usefixtures("torchs_products")
 
@@ -134,7 +134,7 @@ def test_a_run_that_began_without_goes_on_without(trained: Any, tmp_path: Path, 
 
 def test_switching_it_off_is_another_run(trained: Any, tmp_path: Path) -> None:
     trained("stopped", stop=3)
-    assert checkpoints.checkpoints(tmp_path / "stopped")
+    assert directory.checkpoints(tmp_path / "stopped")
     with pytest.raises(UsageError, match="cache_frozen_prefix"):
         trained("stopped", cache_frozen_prefix=False)
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_kept_is_refused_or_left(options: Any, why: str, trainer_
 
 
 def test_dropout_under_the_border_is_seen(run_of: Any, tokens: Any) -> None:
-    from ftcore.engine.trainer import FtTrainer
+    from ftcore.training.trainer import FtTrainer
 
     run = run_of(**FREEZE, cache_frozen_prefix=True)
     run.model.model.layers[0].self_attn.attention_dropout = 0.5
@@ -182,7 +182,7 @@ def test_a_gpu_keeps_nothing_unless_told(trainer_of: Any, tokens: Any, monkeypat
 
 def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
     """Sliding windows, soft caps, sinks, experts: the upper layers on what was kept give the whole model's bits."""
-    from ftcore.engine.collate import collate
+    from ftcore.training.batching.collators import collate
 
     batch = collate([tokens([7, 4, 11], vocabulary=90)[row] for row in range(3)])
     for name, model in small_models.items():

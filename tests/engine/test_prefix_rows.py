@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftcore.engine.prefix_rows import RowStore, in_use, make_room
+from ftcore.training.frozen_layer_cache.row_store import RowStore, in_use, make_room
 
 ROW = np.arange(100, dtype=np.uint8)
 RECORD = 64 + 128

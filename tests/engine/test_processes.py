@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftcore.engine.checkpoints import checkpoints, verify
-from ftcore.engine.reports import read_log
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.checkpointing.directory import checkpoints, verify
 
 SCRIPT = Path(__file__).with_name("process_runs.py")
 

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.engine import product_choice, products, snapshots
-from ftcore.engine.products import Products
+from ftcore.training.checkpointing import state
+from ftcore.training.kernels import matmul, matmul_autotune
+from ftcore.training.kernels.matmul import Products
 
 ONEDNN = Products(forward=True, backward=True)
 
 
 @pytest.fixture(autouse=True)
 def _of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "SMALL", 0)
+    monkeypatch.setattr(matmul, "SMALL", 0)
 
 
 @pytest.mark.parametrize("choice", [Products(), ONEDNN])
@@ -26,9 +27,9 @@ def test_both_are_the_formula(choice: Products) -> None:
     x, weight, bias, gradient = torch.randn(2, 37, 24), torch.randn(40, 24), torch.randn(40), torch.randn(74, 40)
     total = torch.randn(74, 24)
     expected = total.double() + gradient.double() @ weight.double()
-    with products.using(choice):
-        out, into = products.through(x, weight, bias), products.back(gradient, weight)
-        products.add_back(total, gradient, weight)
+    with matmul.using(choice):
+        out, into = matmul.through(x, weight, bias), matmul.back(gradient, weight)
+        matmul.add_back(total, gradient, weight)
     assert torch.allclose(out.double(), x.double() @ weight.double().T + bias.double(), atol=1e-5)
     assert torch.allclose(into.double(), gradient.double() @ weight.double(), atol=1e-4)
     assert torch.allclose(total.double(), expected, atol=1e-4)
@@ -41,9 +42,9 @@ def test_products_of_adapters_are_the_formula(choice: Products) -> None:
     low, b, gradient = torch.randn(37, 24).split(8, 1)[1], torch.randn(40, 8), torch.randn(37, 40)
     total = gradient.clone()
     expected = total.double() + 0.5 * low.double() @ b.double().T
-    with products.using(choice):
-        assert products.add_through(total, low, b, 0.5) is total
-        of_b = products.outer(low, gradient)
+    with matmul.using(choice):
+        assert matmul.add_through(total, low, b, 0.5) is total
+        of_b = matmul.outer(low, gradient)
     assert torch.allclose(total.double(), expected, atol=1e-5)
     assert torch.allclose(of_b.double(), low.double().T @ gradient.double(), atol=1e-4)
 
@@ -55,77 +56,77 @@ def test_onednn_without_memory_leaves_it_to_torch(monkeypatch: pytest.MonkeyPatc
     def fails(*_: Any) -> Any:
         raise RuntimeError(said)
 
-    monkeypatch.setattr(products, "onednn", lambda: fails)
-    with products.using(ONEDNN):
+    monkeypatch.setattr(matmul, "onednn", lambda: fails)
+    with matmul.using(ONEDNN):
         said = "could not create a primitive"
-        assert torch.equal(products.through(x, weight), x @ weight.T)
+        assert torch.equal(matmul.through(x, weight), x @ weight.T)
         said = "could not create a primitive descriptor for a matmul"
         with pytest.raises(RuntimeError, match="descriptor"):
-            products.through(x, weight)
+            matmul.through(x, weight)
 
 
 def test_what_needs_gradients_or_other_dtypes_is_torchs_own() -> None:
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(3, 8)
-    with products.using(ONEDNN):
-        products.through(x, weight).sum().backward()
+    with matmul.using(ONEDNN):
+        matmul.through(x, weight).sum().backward()
         assert torch.equal(x.grad, weight.sum(0).expand(5, 8))
-        assert products.through(x.detach().double(), weight.double()).dtype == torch.float64
-        assert products.through(torch.empty(0, 8), weight).shape == (0, 3)
+        assert matmul.through(x.detach().double(), weight.double()).dtype == torch.float64
+        assert matmul.through(torch.empty(0, 8), weight).shape == (0, 3)
         with torch.autocast("cpu", torch.bfloat16):
-            assert products.through(x.detach(), weight).dtype == torch.bfloat16
+            assert matmul.through(x.detach(), weight).dtype == torch.bfloat16
 
 
 def test_small_ones_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN takes 15 us for any product."""
-    monkeypatch.setattr(products, "SMALL", 16 << 20)
-    with products.using(ONEDNN), torch.no_grad():
-        assert not products._served(torch.ones(64, 32), torch.ones(48, 32))
-        assert products._served(torch.ones(2, 512, 128), torch.ones(64, 128))
+    monkeypatch.setattr(matmul, "SMALL", 16 << 20)
+    with matmul.using(ONEDNN), torch.no_grad():
+        assert not matmul._served(torch.ones(64, 32), torch.ones(48, 32))
+        assert matmul._served(torch.ones(2, 512, 128), torch.ones(64, 128))
 
 
 def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FT_CACHE", str(tmp_path))
     asked = []
-    monkeypatch.setattr(product_choice, "_measured", lambda: asked.append(1) or ONEDNN)
-    with products.using(Products()):
-        product_choice.settle("cpu")
-        assert products.used() == ONEDNN
-        products.use(Products())
-        product_choice.settle("cpu")
-        assert (products.used(), asked) == (ONEDNN, [1])
+    monkeypatch.setattr(matmul_autotune, "_measured", lambda: asked.append(1) or ONEDNN)
+    with matmul.using(Products()):
+        matmul_autotune.settle("cpu")
+        assert matmul.used() == ONEDNN
+        matmul.use(Products())
+        matmul_autotune.settle("cpu")
+        assert (matmul.used(), asked) == (ONEDNN, [1])
         (tmp_path / "products.json").write_text("{")
-        product_choice.settle("cpu")
+        matmul_autotune.settle("cpu")
         assert asked == [1, 1]
-        product_choice.settle("cuda")
-        assert products.used() == Products()
-        product_choice.settle("cpu", Products(forward=True))  # a checkpoint's
-        assert products.used() == Products(forward=True)
+        matmul_autotune.settle("cuda")
+        assert matmul.used() == Products()
+        matmul_autotune.settle("cpu", Products(forward=True))  # a checkpoint's
+        assert matmul.used() == Products(forward=True)
     file = tmp_path / "products.json"
     kept = json.loads(file.read_text())
     assert list(kept.values()) == [{"forward": True, "backward": True, "attention": False}]
-    with products.using(Products()):  # as an earlier version left it
+    with matmul.using(Products()):  # as an earlier version left it
         file.write_text(json.dumps({machine: {"forward": False, "backward": False} for machine in kept}))
-        product_choice.settle("cpu")
-        assert (products.used(), asked) == (ONEDNN, [1, 1, 1])
+        matmul_autotune.settle("cpu")
+        assert (matmul.used(), asked) == (ONEDNN, [1, 1, 1])
 
 
 def test_measuring_takes_less_than_a_second() -> None:
     import time
 
     begun = time.process_time()
-    assert isinstance(product_choice._measured(), Products)
+    assert isinstance(matmul_autotune._measured(), Products)
     assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize("choice", [ONEDNN, Products(), None])
 def test_a_resumed_run_takes_its_checkpoints_choice(choice: Products | None, trainer_of: Any, tokens: Any) -> None:
     """Before anything is computed; one from before there was a choice was made by torch's own products."""
-    with products.using(Products()):
+    with matmul.using(Products()):
         trainer = trainer_of(tokens([5, 6, 7, 8]), max_steps=1, save_steps=1, save_strategy="steps")
-        products.use(choice or Products())
+        matmul.use(choice or Products())
         trainer.train()
         folder = trainer.plan.output_dir / "checkpoint-1"
         if choice is None:
             file = folder / "progress.json"
             file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "products"}))
-        assert snapshots.kept_products(trainer.plan) == (choice or Products())
+        assert state.kept_products(trainer.plan) == (choice or Products())

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.engine import attention, proven
-from ftcore.engine.scoring import Scorer
-from ftcore.folders import cache_root
+from ftcore.training.attention import varlen
+from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.model_transforms import capability_cache
+from ftcore.utils.cache_dir import cache_root
 
 
 class Asked(Scorer):
@@ -35,9 +36,9 @@ def asks(small_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         model = small_models[family].make()
         change(model)
         before, scorer = Asked.times, Asked(model)
-        proven.choose(scorer)
+        capability_cache.choose(scorer)
         assert (scorer.packed, scorer.fused, scorer.shares) == (True, True, True)
-        assert model.config._attn_implementation == attention.NAME
+        assert model.config._attn_implementation == varlen.NAME
         return Asked.times > before
 
     assert made()
@@ -98,15 +99,15 @@ def test_another_family_is_asked(asks: Any) -> None:
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "peft", "ftcore"])
 def test_another_version_asks(package: str, asks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proven, "versions", lambda: {package: "99"})
+    monkeypatch.setattr(capability_cache, "versions", lambda: {package: "99"})
     assert asks()
 
 
 def test_changed_sources_ask(asks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's own, which may be edited in place."""
-    own = proven.stamp_of
+    own = capability_cache.stamp_of
     edited = "modeling_llama.py"
-    monkeypatch.setattr(proven, "stamp_of", lambda path: [0] if path.name == edited else own(path))
+    monkeypatch.setattr(capability_cache, "stamp_of", lambda path: [0] if path.name == edited else own(path))
     assert asks()
 
 
@@ -127,7 +128,7 @@ def test_less_than_everything_is_not_kept(
     monkeypatch.setattr(Scorer, "_can_pack", lambda scorer: False)
     for turn in (1, 2):
         scorer = Scorer(small_models["llama"].make())
-        proven.choose(scorer)
+        capability_cache.choose(scorer)
         assert not scorer.packed
         assert caplog.text.count("batches are padded") == turn
     assert not (tmp_path / "proven").exists()
@@ -138,4 +139,4 @@ def test_what_is_kept_says_no_more_than_the_way(asks: Any) -> None:
 
 
 def test_tensors_without_numbers_have_no_name(small_models: Any) -> None:
-    assert proven.key(Scorer(small_models["llama"].make().to("meta"))) is None
+    assert capability_cache.key(Scorer(small_models["llama"].make().to("meta"))) is None

@@ -14,11 +14,11 @@ import pytest
 from safetensors.torch import load_file, save
 from transformers import TrainerCallback
 
-from ftcore.engine import checkpoints
-from ftcore.engine.reports import read_log
-from ftcore.engine.signals import InterruptedRunError
-from ftcore.engine.trainer import FtTrainer
 from ftcore.errors import RunError, UsageError
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.callbacks.signals import InterruptedRunError
+from ftcore.training.checkpointing import directory
+from ftcore.training.trainer import FtTrainer
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 1, 16, 5, 28, 11, 8]
 OPTIONS = {
@@ -70,7 +70,7 @@ def trained(trainer_of: Any, tokens: Any, tmp_path: Path) -> Any:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Everything that must be equal: weights, optimizer, scheduler, random states, and what was logged."""
-    last = checkpoints.checkpoints(folder)[-1]
+    last = directory.checkpoints(folder)[-1]
     names = [*last.glob("*.safetensors"), last / "scheduler.json", last / "optimizer.json"]
     files = {f"{last.name}/{path.name}": path.read_bytes() for path in names}
     files |= {path.name: path.read_bytes() for path in [*folder.glob("*.safetensors"), *folder.glob("adapter*.json")]}
@@ -124,7 +124,7 @@ def test_a_signal_writes_a_checkpoint(
     folder = tmp_path / "out" / "checkpoint-2"
     assert caught.value.exit_code == status
     assert str(caught.value) == f"stopped by {name} at step 2; {folder} is written; the same command goes on"
-    assert checkpoints.verify(folder).step == 2
+    assert directory.verify(folder).step == 2
     assert signal.getsignal(number) is before
 
 
@@ -195,7 +195,7 @@ def test_starting_anew_needs_leave(trained: Any) -> None:
     with pytest.raises(UsageError, match="holds checkpoints of an earlier run: checkpoint-3, checkpoint-5"):
         trained("run", resume_from_checkpoint="never")
     trained("run", stop=1, overwrite_output_dir=True)
-    assert [path.name for path in checkpoints.checkpoints(folder)] == ["checkpoint-1"]
+    assert [path.name for path in directory.checkpoints(folder)] == ["checkpoint-1"]
 
 
 def test_a_named_checkpoint_is_taken_or_its_damage_named(trained: Any, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_best_and_last_survive_pruning(trained: Any) -> None:
     state = json.loads((folder / "checkpoint-8" / "trainer_state.json").read_text())
     best = Path(state["best_model_checkpoint"])
     assert best.name == "checkpoint-2"
-    assert [path.name for path in checkpoints.checkpoints(folder)] == [best.name, "checkpoint-8"]
+    assert [path.name for path in directory.checkpoints(folder)] == [best.name, "checkpoint-8"]
     saved = (folder / "adapter_model.safetensors").read_bytes()
     assert saved == (best / "adapter_model.safetensors").read_bytes()
 
@@ -224,7 +224,7 @@ def test_best_and_last_survive_pruning(trained: Any) -> None:
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_one(
     trainer_of: Any, tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ftcore.engine.snapshots as snapshots
+    import ftcore.training.checkpointing.state as snapshots
 
     trainer = trainer_of(tokens(LENGTHS), save_strategy="steps", save_steps=1, max_steps=3)
     real = snapshots.save_tree
@@ -301,8 +301,8 @@ def test_every_damage_of_a_real_checkpoint_is_found(trained: Any) -> None:
     def refused(file: Path, content: bytes | None) -> None:
         before = file.read_bytes()
         file.unlink() if content is None else file.write_bytes(content)
-        with pytest.raises(checkpoints.DamagedError, match=re.escape(file.name)):
-            checkpoints.verify(folder)
+        with pytest.raises(directory.DamagedError, match=re.escape(file.name)):
+            directory.verify(folder)
         file.write_bytes(before)
 
     for number in range(200):
@@ -318,4 +318,4 @@ def test_every_damage_of_a_real_checkpoint_is_found(trained: Any) -> None:
     weights = load_file(folder / "adapter_model.safetensors")
     for changed in ({n: t.half() for n, t in weights.items()}, {n: t[:1] for n, t in weights.items()}):
         refused(folder / "adapter_model.safetensors", save(changed))
-    checkpoints.verify(folder)
+    directory.verify(folder)

@@ -11,9 +11,9 @@ import torch
 from transformers import SchedulerType, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 
-from ftcore.engine.reports import read_log
+from ftcore.config.validation.lr_schedulers import SCHEDULES
 from ftcore.errors import UsageError
-from ftcore.schedules import SCHEDULES
+from ftcore.training.callbacks.progress import read_log
 
 KWARGS: dict[str, dict[str, Any]] = {
     "cosine": {"num_cycles": 1.5},

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.engine.collate import collate
-from ftcore.engine.scoring import Scorer
+from ftcore.training.batching.collators import collate
+from ftcore.training.forward.causal_lm import Scorer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
 

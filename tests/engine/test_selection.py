@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ftcore.engine import checkpoints
-from ftcore.engine.reports import read_log
 from ftcore.errors import RunError, UsageError
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.checkpointing import directory
 
 OPTIONS: dict[str, Any] = {
     "max_steps": 12,
@@ -72,7 +72,7 @@ def test_a_resume_counts_on(step: int, scripted: Any, tmp_path: Path) -> None:
     import shutil
 
     scripted(LOSSES, early_stopping_steps=3).train()
-    for folder in checkpoints.checkpoints(tmp_path / "out"):
+    for folder in directory.checkpoints(tmp_path / "out"):
         if int(folder.name.rpartition("-")[2]) > step:
             shutil.rmtree(folder)
     again = scripted(LOSSES, early_stopping_steps=3)
@@ -108,7 +108,7 @@ def test_the_best_is_kept_and_is_what_is_left(limit: int, kept: set[str], script
     trainer.train()
     trainer.save_model()
     folder = tmp_path / "out"
-    assert {path.name for path in checkpoints.checkpoints(folder)} == kept
+    assert {path.name for path in directory.checkpoints(folder)} == kept
     best = folder / "checkpoint-4"
     assert (folder / "adapter_model.safetensors").read_bytes() == (best / "adapter_model.safetensors").read_bytes()
     state = json.loads((folder / "checkpoint-7" / "trainer_state.json").read_text())
@@ -117,7 +117,7 @@ def test_the_best_is_kept_and_is_what_is_left(limit: int, kept: set[str], script
 
 def test_save_strategy_best_saves_each_new_best(scripted: Any, tmp_path: Path) -> None:
     scripted(LOSSES, save_strategy="best", max_steps=7).train()
-    names = [path.name for path in checkpoints.checkpoints(tmp_path / "out")]
+    names = [path.name for path in directory.checkpoints(tmp_path / "out")]
     assert names == ["checkpoint-1", "checkpoint-2", "checkpoint-4"]
 
 

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from ftcore.engine import attention, branches
-from ftcore.engine.beginnings import Shared, longest_common, shared
-from ftcore.engine.collate import IGNORED, Batch, collate, tokens_read
-from ftcore.engine.pair_batches import collate_pairs
-from ftcore.engine.rewards import RewardScorer
-from ftcore.engine.scoring import Scorer
-from ftcore.engine.sharing import Always, Cost, sharing
 from ftcore.errors import UsageError
+from ftcore.training.attention import blocked
+from ftcore.training.attention import varlen as attention
+from ftcore.training.batching.collators import IGNORED, Batch, collate, tokens_read
+from ftcore.training.batching.pairs import collate_pairs
+from ftcore.training.batching.shared_prefix import Shared, longest_common, shared
+from ftcore.training.cost_model.prefix import Always, Cost, sharing
+from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.forward.reward import RewardScorer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's
@@ -402,7 +403,7 @@ def test_the_cost_is_the_models(small_models: Any) -> None:
 
 def test_branches_need_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another torch may not have it: attention goes under a mask then."""
-    monkeypatch.setattr(branches, "_BACKWARD", None)
-    assert not branches.available(torch.device("cpu"))
+    monkeypatch.setattr(blocked, "_BACKWARD", None)
+    assert not blocked.available(torch.device("cpu"))
     given = tensors()
     torch.testing.assert_close(ours(*given), plain(*given), rtol=1e-12, atol=1e-12)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from transformers import TrainerCallback
 
-from ftcore.engine import checkpoints
-from ftcore.engine.reports import read_log
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.checkpointing import directory
 
 
 class Usage(TrainerCallback):
@@ -42,7 +42,7 @@ def test_two_thousand_steps_and_five_hundred_checkpoints(trainer_of: Any, tokens
     slope = np.polyfit(np.arange(len(late)) * 20, late, 1)[0] * 100
     assert slope < 1e6
     assert len(set(usage.files[1:])) == 1
-    assert [path.name for path in checkpoints.checkpoints(tmp_path / "out")] == ["checkpoint-1996", "checkpoint-2000"]
+    assert [path.name for path in directory.checkpoints(tmp_path / "out")] == ["checkpoint-1996", "checkpoint-2000"]
 
 
 @pytest.mark.slow

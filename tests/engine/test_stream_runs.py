@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from ftcore.engine import checkpoints
-from ftcore.engine.reports import read_log
-from ftcore.engine.signals import InterruptedRunError
 from ftcore.errors import UsageError
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.callbacks.signals import InterruptedRunError
+from ftcore.training.checkpointing import directory
 
 OPTIONS: dict[str, Any] = {
     "dataset": "rows.jsonl",
@@ -57,7 +57,7 @@ class Watch(TrainerCallback):
 @pytest.fixture
 def trained(run_of: Any, tmp_path: Path) -> Any:
     """``trained(name, stop=None, **options)``: trains in a folder of that name; returns it and the rows in order."""
-    from ftcore.engine.trainer import FtTrainer
+    from ftcore.training.trainer import FtTrainer
 
     write(tmp_path)
 
@@ -80,7 +80,7 @@ def trained(run_of: Any, tmp_path: Path) -> Any:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    last = checkpoints.checkpoints(folder)[-1]
+    last = directory.checkpoints(folder)[-1]
     files = {path.name: path.read_bytes() for path in [*folder.glob("*.safetensors"), *last.glob("*.safetensors")]}
     clock = {"throughput", "elapsed_time", "remaining_time"}
     lines = [{key: line[key] for key in line if key not in clock} for line in read_log(folder / "trainer_log.jsonl")]

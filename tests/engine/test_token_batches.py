@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.engine.reports import read_log
-from ftcore.engine.token_batches import TokenBatches, row_tokens
+from ftcore.training.batching.token_budget import TokenBatches, row_tokens
+from ftcore.training.callbacks.progress import read_log
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 4, 16, 5, 28, 11, 8]
 OPTIONS = {"tokens_per_batch": 40, "per_device_train_batch_size": None, "max_steps": -1, "num_train_epochs": 3}
@@ -114,7 +114,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(stops_after: Any, trainer_of: Any,
 
 
 def test_pairs_count_their_prompt_twice() -> None:
-    from ftcore.data.answers import FeedbackDataset, PairDataset
+    from ftcore.data.datasets.preference_dataset import FeedbackDataset, PairDataset
 
     class Parts:
         lengths = np.array([5, 3, 4, 2, 0, 7])

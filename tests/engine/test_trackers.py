@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ftcore.engine.reports import read_log
+from ftcore.config.validation.trackers import TRACKERS
 from ftcore.errors import UsageError
-from ftcore.trackers import TRACKERS
+from ftcore.training.callbacks.progress import read_log
 
 OPTIONS: dict[str, Any] = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "val_size": 2}
 
@@ -98,9 +98,9 @@ def test_trackio(tracked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_missing_tracker_is_an_error_before_anything_is_loaded(
     name: str, plan_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ftcore.trackers
+    import ftcore.config.validation.trackers
 
-    monkeypatch.setattr(ftcore.trackers, "find_spec", lambda module: None)
+    monkeypatch.setattr(ftcore.config.validation.trackers, "find_spec", lambda module: None)
     with pytest.raises(UsageError) as caught:
         plan_of(report_to=name)
     package = {"swanlab": '"swanlab<0.8"'}.get(name, TRACKERS[name][1])
@@ -110,10 +110,10 @@ def test_a_missing_tracker_is_an_error_before_anything_is_loaded(
 
 
 def test_a_version_that_transformers_cannot_talk_to(plan_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ftcore.trackers
+    import ftcore.config.validation.trackers
 
-    monkeypatch.setattr(ftcore.trackers, "find_spec", lambda module: module)
-    monkeypatch.setattr(ftcore.trackers, "version", lambda name: "0.10.3")
+    monkeypatch.setattr(ftcore.config.validation.trackers, "find_spec", lambda module: module)
+    monkeypatch.setattr(ftcore.config.validation.trackers, "version", lambda name: "0.10.3")
     with pytest.raises(UsageError, match=r'transformers cannot talk to swanlab 0.10.3; pip install "swanlab<0.8"'):
         plan_of(report_to="swanlab")
 

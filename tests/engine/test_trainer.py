@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from ftcore.engine.plots import plot_losses, smooth
-from ftcore.engine.reports import read_log
-from ftcore.engine.sampling import EpochBatches, EpochLoader, Rows
 from ftcore.errors import RunError
+from ftcore.training.batching.samplers import EpochBatches, EpochLoader, Rows
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.plots import plot_losses, smooth
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 1, 16, 5, 28, 11]
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers.utils import logging as verbosity
 
-from ftcore.engine import checkpoints
-from ftcore.engine.arguments import training_arguments
-from ftcore.engine.reports import Reports, read_log
-from ftcore.engine.sampling import EpochBatches
 from ftcore.errors import UsageError
+from ftcore.training.batching.samplers import EpochBatches
+from ftcore.training.callbacks.progress import Reports, read_log
+from ftcore.training.checkpointing import directory
+from ftcore.training.training_arguments import training_arguments
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 8, 16, 5, 28]
 
@@ -53,7 +53,7 @@ def test_rows_that_fill_no_batch(
     assert capsys.readouterr().out.count("dataloader_drop_last: 3 of 11 rows are left out in each epoch") == 1
     trained("parts", stops_after(3))
     assert trained("parts").state.global_step == 6
-    one, other = (checkpoints.checkpoints(tmp_path / name)[-1] for name in ("whole", "parts"))
+    one, other = (directory.checkpoints(tmp_path / name)[-1] for name in ("whole", "parts"))
     assert one.name == other.name == "checkpoint-6"
     weights = load_file(one / "adapter_model.safetensors"), load_file(other / "adapter_model.safetensors")
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
@@ -81,7 +81,7 @@ def test_the_loader(trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_backend_is_for_several_processes(plan_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftcore.engine.arguments import passed_on
+    from ftcore.training.training_arguments import passed_on
 
     plan = plan_of(ddp_backend="gloo")
     assert training_arguments(plan).ddp_backend is None

@@ -186,7 +186,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
 
 
 def test_a_crash_leaves_the_earlier_export(tiny_model_dir: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftcore.exporting import folder
+    from ftcore.export import folder
 
     assert export("--model", tiny_model_dir, f"export_dir={out}").exit_code == 0
     before = (out / "ft_export.json").read_bytes()
@@ -225,8 +225,8 @@ def test_a_quantised_base_is_merged_into_as_numbers(
     """A qlora run's file: what was trained, four-bit weights and adapter, as one model of numbers."""
     # out of training bitsandbytes multiplies in bfloat16 on processors that have it, 8e-4 off
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
-    from ftcore.planning import make_plan
-    from ftcore.run import run
+    from ftcore.config.planner import make_plan
+    from ftcore.runner.run import run
 
     values = {"model_name_or_path": str(tiny_model_dir), "finetuning_type": "qlora", "do_train": True}
     values |= {"dataset": str(rows_file), "template": "chatml", "max_steps": 2, "learning_rate": 0.05}

@@ -22,7 +22,7 @@ from transformers import (
 
 from ftcore.cli import group
 from ftcore.errors import UsageError
-from ftcore.exporting.gguf_vocabulary import read_vocabulary
+from ftcore.export.gguf_vocabulary import read_vocabulary
 from ftcore.testing import tiny_model, tiny_tokenizer
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -133,7 +133,7 @@ def test_frequencies_that_are_scaled_each_in_its_own_way(tmp_path: Path) -> None
 def test_what_gguf_cannot_hold_is_an_error_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcore.exporting import merging
+    from ftcore.export import merging
 
     base = tiny_model(tmp_path / "base")
     config = json.loads((base / "config.json").read_text()) | {"model_type": "cohere2"}

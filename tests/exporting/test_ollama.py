@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from ftcore.components import ChatTemplate
-from ftcore.data.rendering import Renderer
+from ftcore.api.components import ChatTemplate
+from ftcore.api.registry import Plugins
+from ftcore.api.samples import Message
+from ftcore.data.chat_template.renderer import Renderer
 from ftcore.errors import UsageError
-from ftcore.exporting.ollama import Layout, find_layout
-from ftcore.plugins import Plugins
-from ftcore.samples import Message
+from ftcore.export.ollama import Layout, find_layout
 from ftcore.testing import tiny_tokenizer
 
 

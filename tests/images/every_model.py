@@ -24,8 +24,8 @@ from transformers.models.auto.image_processing_auto import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 
 from ft_plugins.models.processors import _pixtral, _unchecked
-from ftcore.data.pictures import Pictures
-from ftcore.groups import MediaOptions
+from ftcore.api.option_groups import MediaOptions
+from ftcore.data.multimodal.images import Pictures
 from ftcore.testing import tiny_tokenizer
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}

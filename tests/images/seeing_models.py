@@ -231,8 +231,8 @@ def _kept(tokenizer: Any) -> dict[str, Any]:
 
 def pictures_of(name: str, folder: Path) -> Any:
     """How such a model reads images, as a run loads it."""
-    from ftcore.data.pictures import Pictures
-    from ftcore.planning import make_plan
+    from ftcore.config.planner import make_plan
+    from ftcore.data.multimodal.images import Pictures
 
     plan = make_plan(None, values={"model_name_or_path": str(folder), "template": "chatml", "template_check": "off"})
     return Pictures.of(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))

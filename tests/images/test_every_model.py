@@ -19,11 +19,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ft_plugins.models.classes import automatic_class
-from ftcore.data.pictures import OF_IMAGES, Picture
-from ftcore.engine.collate import Batch, collate
-from ftcore.engine.dependence import check_images
-from ftcore.engine.scoring import Scorer
+from ftcore.data.multimodal.images import OF_IMAGES, Picture
 from ftcore.errors import UsageError
+from ftcore.training.batching.collators import Batch, collate
+from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.forward.dependence import check_images
 
 SEEING = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 BOTH = sorted(SEEING & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
@@ -175,7 +175,7 @@ def test_a_model_that_reads_the_answer_before_it_says_it_ends_the_run() -> None:
 
 def test_a_mask_that_lets_the_prompt_see_the_answer_ends_the_run(image: Any, tmp_path: Path) -> None:
     """PaliGemma with token types of 0 everywhere, which is what Gemma 3's meaning of them gave."""
-    from ftcore.data.pictures import Pictures
+    from ftcore.data.multimodal.images import Pictures
 
     folder = seeing_models.seeing_model("paligemma", tmp_path / "model")
     pictures = seeing_models.pictures_of("paligemma", folder)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image
 
-from ftcore.data.image_files import open_image
+from ftcore.data.multimodal.image_files import open_image
 from ftcore.errors import RowError
 
 SIZE = (13, 7)

@@ -18,12 +18,12 @@ from seeing_models import KINDS, seeing_model
 
 from ft_plugins.models.processors import NAMING
 from ftcore.cli import group
-from ftcore.data.pictures import Picture, Pictures, frame_of
-from ftcore.engine.collate import collate
-from ftcore.engine.scoring import Scorer
+from ftcore.config.planner import make_plan
+from ftcore.data.multimodal.images import Picture, Pictures, frame_of
 from ftcore.errors import RunError, UsageError
-from ftcore.planning import make_plan
-from ftcore.run import Run, load_model, run
+from ftcore.runner.run import Run, load_model, run
+from ftcore.training.batching.collators import collate
+from ftcore.training.forward.causal_lm import Scorer
 
 FRAMES = {
     "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
@@ -428,9 +428,9 @@ def test_answers_to_text_are_those_of_the_text_class(name: str, folders: Any) ->
     """Alone and in a batch of prompts of several lengths."""
     from transformers import AutoModelForCausalLM
 
-    from ftcore.inference import Prompt
+    from ftcore.api.inference_types import Prompt
+    from ftcore.api.samples import Message
     from ftcore.inference.target import find_target
-    from ftcore.samples import Message
 
     options = ["template=chatml", "max_new_tokens=8", "do_sample=false", "per_device_eval_batch_size=4"]
     generator = find_target(None, model=str(folders(name)), overrides=options).load()

@@ -17,10 +17,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 
 from ft_plugins.models.processors import _unchecked
-from ftcore.data.pictures import OF_IMAGES, Picture, Pictures
-from ftcore.data.rendering import Rendered
+from ftcore.api.option_groups import MediaOptions
+from ftcore.data.chat_template.renderer import Rendered
+from ftcore.data.multimodal.images import OF_IMAGES, Picture, Pictures
 from ftcore.errors import RowError
-from ftcore.groups import MediaOptions
 from ftcore.testing import tiny_tokenizer
 
 TYPES = sorted(set(PROCESSOR_MAPPING_NAMES) & set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))

@@ -19,9 +19,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["FT_CPU_BF16"] = "0"
 
-import ft_plugins.engines.generating
+import ft_plugins.engines.transformers.generator
 from ftcore.cli import main
-from ftcore.inference import partial
+from ftcore.inference import resumable_output
 from ftcore.testing import tiny_model
 
 COUNT = 20
@@ -60,7 +60,7 @@ def at(place: str, number: int) -> Callable[[], None]:
         os.kill(os.getpid(), number)
 
     def prepare() -> None:
-        write, replace = partial.Partial.write, Path.replace
+        write, replace = resumable_output.Partial.write, Path.replace
         state = {"calls": 0}
 
         def writing(self: Any, lines: Any) -> None:
@@ -83,7 +83,7 @@ def at(place: str, number: int) -> Callable[[], None]:
                 end()
             return found
 
-        generate = ft_plugins.engines.generating.TransformersGenerator._generate
+        generate = ft_plugins.engines.transformers.generator.TransformersGenerator._generate
 
         def generating(self: Any, *arguments: Any, **more: Any) -> Any:
             state["answers"] = state.get("answers", 0) + 1
@@ -91,9 +91,9 @@ def at(place: str, number: int) -> Callable[[], None]:
                 end()
             return generate(self, *arguments, **more)
 
-        partial.Partial.write = writing
+        resumable_output.Partial.write = writing
         Path.replace = replacing
-        ft_plugins.engines.generating.TransformersGenerator._generate = generating
+        ft_plugins.engines.transformers.generator.TransformersGenerator._generate = generating
 
     return prepare
 

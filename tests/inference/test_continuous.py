@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from ftcore.components import Generator
-from ftcore.inference import Chunk, Prompt
+from ftcore.api.components import Generator
+from ftcore.api.inference_types import Chunk, Prompt
+from ftcore.api.samples import Message
 from ftcore.inference.answers import collect
 from ftcore.inference.sessions import Turns, open_session
 from ftcore.inference.target import find_target
-from ftcore.samples import Message
 from ftcore.testing import tiny_tokenizer
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ft_plugins.engines.detokenizing import Detokenizer
+from ft_plugins.engines.transformers.detokenizing import Detokenizer
 from ftcore.testing import tiny_tokenizer
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
+from ftcore.api.inference_types import Prompt
+from ftcore.api.samples import Message
 from ftcore.errors import UsageError
-from ftcore.inference import Prompt
 from ftcore.inference.answers import Answer, collect
-from ftcore.samples import Message
 from ftcore.testing import CHATML
 
 TEXTS = ("hello world", "what is your name?", "你好,世界。", "one two three four five six seven, and the lazy dog")
@@ -211,8 +211,8 @@ def test_the_models_length_is_the_end(generator: Any) -> None:
 
 
 def test_the_prompt_is_the_prefix_of_what_training_renders(generator: Any) -> None:
-    from ftcore.data.tokenizing import encode
-    from ftcore.samples import Chat
+    from ftcore.api.samples import Chat
+    from ftcore.data.tokenization.encoder import encode
 
     turns = (Message("system", "be brief"), Message("user", "hello"), Message("assistant", "one two"))
     rendered = generator.renderer.render(Chat(turns))

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from ftcore.api.inference_types import Chunk, Prompt
+from ftcore.api.samples import Message
 from ftcore.errors import UsageError
-from ftcore.inference import Chunk, Prompt
 from ftcore.inference.answers import collect
-from ftcore.inference.isolating import isolated
+from ftcore.inference.row_isolation import isolated
 from ftcore.inference.sessions import Refused, Turns
-from ftcore.samples import Message
 
 TEXTS = ("hello world", "what is your name?", "one two three", "dog " * 30, "the lazy dog")
 
@@ -68,7 +68,7 @@ def session_row(session: Any, number: int) -> Any:
 def test_what_a_row_raises_after_the_pass_ends_that_row(
     generator: Any, alone: list[str], monkeypatch: pytest.MonkeyPatch, part: str, token: int
 ) -> None:
-    from ft_plugins.engines import continuous
+    from ft_plugins.engines.transformers import continuous_batching
 
     seen = list[int]()
 
@@ -89,7 +89,7 @@ def test_what_a_row_raises_after_the_pass_ends_that_row(
     elif part == "detokenize":
         monkeypatch.setattr(row.detokenizer, "add", failing(row.detokenizer.add))
     else:
-        monkeypatch.setattr(continuous, "scored", failing(continuous.scored))
+        monkeypatch.setattr(continuous_batching, "scored", failing(continuous_batching.scored))
     texts, errors = drained(session)
     assert {numbers.index(number): repr(error) for number, error in errors.items()} == {3: "ZeroDivisionError('mine')"}
     assert [None if number in errors else texts[number] for number in numbers] == but(alone, 3)
@@ -187,7 +187,7 @@ def test_no_room_for_a_prompts_keys_leaves_the_others_as_they_were(
     generator: Any, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The keys of the first layer are joined, then there is no room; the prompt is longer than all that run."""
-    from ft_plugins.engines import memory
+    from ft_plugins.engines.transformers import kv_cache
 
     cat, calls = torch.cat, list[int]()
 
@@ -201,7 +201,7 @@ def test_no_room_for_a_prompts_keys_leaves_the_others_as_they_were(
                 raise torch.OutOfMemoryError("no room")
             return cat(tensors)
 
-    monkeypatch.setattr(memory, "torch", Torch())
+    monkeypatch.setattr(kv_cache, "torch", Torch())
     found, errors = run(generator, 5)
     assert (found, list(errors)) == (but(alone, 3), [3])
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ftcore.errors import RunError, UsageError
-from ftcore.inference.partial import open_partial, partial_of
+from ftcore.inference.resumable_output import open_partial, partial_of
 
 FACTS = {"model": "a", "temperature": 0.5, "long": ["x" * 100]}
 LINES = [json.dumps({"n": n, "text": "é"}, ensure_ascii=False) for n in range(5)]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ftcore.api.samples import Chat, Message
 from ftcore.cli.generate import command
 from ftcore.errors import UsageError
-from ftcore.inference.scoring import scoring_stage
+from ftcore.inference.reward_models import scoring_stage
 from ftcore.inference.target import find_target
-from ftcore.samples import Chat, Message
 from ftcore.testing import tiny_tokenizer
 
 CHATS = [
@@ -62,9 +62,9 @@ def test_what_cannot_be_scored_is_refused(reward_dir: Path, tiny_model_dir: Path
 def test_a_model_without_a_trained_head_is_refused_before_anything_loads(
     tiny_model_dir: Path, built_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ft_plugins.engines import huggingface
+    from ft_plugins.engines.transformers import engine
 
-    monkeypatch.setattr(huggingface, "load_adapted", None)
+    monkeypatch.setattr(engine, "load_adapted", None)
     with pytest.raises(UsageError) as error:
         judge(tiny_model_dir, built_in)
     assert str(error.value) == (
@@ -124,8 +124,8 @@ def test_scores_are_those_of_the_stages_own_evaluation(
     method: str, tiny_model_dir: Path, built_in: Any, tmp_path: Path
 ) -> None:
     """From rows to ``eval_rewards/chosen`` and ``rejected`` by a run of stage rm, and by what it left."""
-    from ftcore.planning import make_plan
-    from ftcore.run import run
+    from ftcore.config.planner import make_plan
+    from ftcore.runner.run import run
 
     words = "the quick brown fox jumps over the lazy dog".split()
     pairs = [

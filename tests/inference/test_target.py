@@ -198,9 +198,9 @@ def trained_run(folder: Path, model: Path, *overrides: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_is_talked_to_in_the_form_that_it_learnt(method: str, tmp_path: Path, tiny_model_dir: Path) -> None:
-    from ftcore.inference import Prompt
+    from ftcore.api.inference_types import Prompt
+    from ftcore.api.samples import Message
     from ftcore.inference.answers import collect
-    from ftcore.samples import Message
 
     file = trained_run(tmp_path, tiny_model_dir, f"finetuning_type={method}")
     out = str(tmp_path / "out")

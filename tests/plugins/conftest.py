@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.plan import Plan
-from ftcore.planning import make_plan
+from ftcore.api.plan import Plan
+from ftcore.config.planner import make_plan
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def base(tiny_model_dir: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def applied(plan_of: Callable[..., Plan]) -> Callable[..., Any]:
-    """``applied(option=value)``: the plan, its method, and the model that `ftcore.run` would train."""
+    """``applied(option=value)``: the plan, its method, and the model that `ftcore.runner.run` would train."""
 
     def make(**values: Any) -> Any:
         plan = plan_of(**values)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.engine.trees import load_tree, save_tree
-from ftcore.planning import make_plan
+from ftcore.config.planner import make_plan
+from ftcore.training.checkpointing.safe_serialization import load_tree, save_tree
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 pytest.importorskip("numba")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ftcore.adapters import CONFIG, TOKENIZER, WEIGHTS
 from ftcore.errors import UsageError
+from ftcore.models.adapters import CONFIG, TOKENIZER, WEIGHTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
 
@@ -108,8 +108,8 @@ def test_adapters_with_and_without_tokens_are_merged_in_either_order(
     saved: Any, plan_of: Any, logits: Any, order: tuple[int, int], target: str
 ) -> None:
     """In export and at inference; what a plain one does to embedding or head leaves the new rows as they are."""
-    from ft_plugins.engines.huggingface import load_adapted
-    from ftcore.exporting.merging import merged_model
+    from ft_plugins.engines.transformers.engine import load_adapted
+    from ftcore.export.merging import merged_model
 
     tokens = saved("tokens", add_tokens="<x>,<y>")
     options = {} if target == "all" else {"lora_target": target}
@@ -198,7 +198,7 @@ def test_more_rows_than_tokens(saved: Any, applied: Any, logits: Any) -> None:
 
 
 def test_adapters_with_tokens_of_their_own_are_served_alone(saved: Any, plan_of: Any) -> None:
-    from ft_plugins.engines.sharing import load_shared
+    from ft_plugins.engines.transformers.multi_adapter import load_shared
 
     tokens, plain = saved("tokens", add_tokens="<x>"), saved("plain")
     plans = {one.folder.name: plan_of(adapter_name_or_path=one.name, template="chatml") for one in (plain, tokens)}

@@ -15,9 +15,9 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftcore.cli import group
+from ftcore.config.planner import make_plan
 from ftcore.errors import UsageError
-from ftcore.planning import make_plan
-from ftcore.run import Run, load_model
+from ftcore.runner.run import Run, load_model
 from ftcore.testing import tiny_tokenizer
 
 SMALL: dict[str, Any] = {

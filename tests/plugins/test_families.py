@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ft_plugins.models.families import FAMILIES
-from ftcore.components import ChatTemplate, ModelFamily
+from ftcore.api.components import ChatTemplate, ModelFamily
 
 
 def family(model_type: str, name: str) -> ModelFamily | None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ft_plugins.formats import FORMATS
+from ftcore.api.samples import Chat, Feedback, Message, Preference, Sample, Text
 from ftcore.errors import RowError
-from ftcore.samples import Chat, Feedback, Message, Preference, Sample, Text
 
 INSTRUCTION, MESSAGES, SHAREGPT, COMPLETION, TEXT = FORMATS
 SPECIAL = {"response", "chosen", "rejected", "kto_tag"}

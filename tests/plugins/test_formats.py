@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ft_plugins.formats import FORMATS
+from ftcore.api.samples import Chat, Message
 from ftcore.errors import RowError
-from ftcore.samples import Chat, Message
 
 INSTRUCTION, MESSAGES, SHAREGPT, COMPLETION, TEXT = FORMATS
 ROLES_OF = {

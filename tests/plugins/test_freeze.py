@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.architecture import Architecture
 from ftcore.errors import UsageError
+from ftcore.resources.model_shapes import Architecture
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
 
@@ -166,8 +166,8 @@ def test_none_merges_adapters_and_freezes_everything(
 
 def test_none_evaluates(tiny_model_dir: Path, tmp_path: Path) -> None:
     """A run of its own, which leaves results and no weights."""
-    from ftcore.planning import make_plan
-    from ftcore.run import run
+    from ftcore.config.planner import make_plan
+    from ftcore.runner.run import run
 
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"instruction": f"q {n}", "output": f"a {n}"}) + "\n" for n in range(6)))

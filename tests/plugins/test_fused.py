@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ft_plugins.methods.fused import Frozen, _Adapted, _Fused, fuse
-from ftcore.engine import products, remade
-from ftcore.engine.lean import make_lean
-from ftcore.engine.products import Products
+from ftcore.training.kernels import matmul, recompute
+from ftcore.training.kernels.matmul import Products
+from ftcore.training.model_transforms.fused_layers import make_lean
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
 
@@ -74,13 +74,13 @@ def test_float32_is_as_exact_as_pefts(choice: Products, monkeypatch: pytest.Monk
 
     With AVX2 alone they are 0.8e-5 off and these 1.3e-5: which sums round how is the processor's.
     """
-    monkeypatch.setattr(products, "SMALL", 0)
+    monkeypatch.setattr(matmul, "SMALL", 0)
     model = adapted(torch.float32)
     exact_loss, exact = step(deepcopy(model).double())
     _, gradients = step(model)
     fuse(model)
     make_lean(model)
-    with products.using(choice):
+    with matmul.using(choice):
         own_loss, own = step(model)
     assert own_loss.item() == pytest.approx(exact_loss.item(), rel=1e-6)
     assert far(own, exact) <= 2 * far(gradients, exact) <= 1e-4
@@ -141,7 +141,7 @@ def test_gradcheck(dropped: bool) -> None:
 
     def run(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         apart, own = (rest[0], rest[1:]) if dropped else (None, rest)
-        return _Adapted.apply(x, apart, remade.kept(x if apart is None else apart), frozen, *own)
+        return _Adapted.apply(x, apart, recompute.kept(x if apart is None else apart), frozen, *own)
 
     assert torch.autograd.gradcheck(run, tensors)
 

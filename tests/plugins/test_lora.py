@@ -180,7 +180,7 @@ def test_the_reference_is_the_model_as_it_was(
 
 
 def test_the_reference_of_a_fused_head_is_the_frozen_one(applied: Any, shake: Any) -> None:
-    from ftcore.engine.scoring import Scorer
+    from ftcore.training.forward.causal_lm import Scorer
 
     run = applied(additional_target="lm_head")
     scorer = Scorer(run.model)
@@ -208,7 +208,7 @@ def test_what_cannot_be_is_said_by_the_plan(options: dict[str, Any], message: st
     "options", [{"use_dora": True}, {"additional_target": "embed_tokens,lm_head"}, {"additional_target": "down_proj"}]
 )
 def test_count_is_what_is_trained(options: dict[str, Any], applied: Any, tiny_model_dir: Path) -> None:
-    from ftcore.architecture import Architecture
+    from ftcore.resources.model_shapes import Architecture
 
     architecture = Architecture.from_config(json.loads((tiny_model_dir / "config.json").read_text()))
     assert architecture is not None

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ft_plugins.methods.lora import LoraOptions
-from ftcore import hub_access
-from ftcore.architecture import Architecture
+from ftcore.api.plan import Plan
+from ftcore.config.planner import make_plan
 from ftcore.errors import RunError, UsageError
-from ftcore.plan import Plan
-from ftcore.planning import make_plan
+from ftcore.models import hub_access
+from ftcore.resources.model_shapes import Architecture
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
 
@@ -279,8 +279,8 @@ def test_an_adapter_that_the_hub_does_not_give(
         plan.engine.component.load(plan_of(adapter_name_or_path="acme/tuned", template="chatml"))
     assert str(error.value) == f"command line: adapter_name_or_path: {said}"
     plan = plan_of(stage="ppo", reward_model="acme/tuned", template="chatml")
-    from ft_plugins.engines.huggingface import load_adapted
-    from ft_plugins.stages.reward_models import reward_plan
+    from ft_plugins.engines.transformers.engine import load_adapted
+    from ft_plugins.stages.ppo.reward_models import reward_plan
 
     with pytest.raises(UsageError) as error:
         load_adapted(reward_plan(plan))

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from ftcore import hub_access, testing
-from ftcore.components import ModelFamily, ModelSource
+from ftcore import testing
+from ftcore.api.components import ModelFamily, ModelSource
+from ftcore.config.planner import make_plan
 from ftcore.errors import UsageError
-from ftcore.planning import make_plan
+from ftcore.models import hub_access
 from ftcore.testing import tiny_model, tiny_tokenizer
 
 

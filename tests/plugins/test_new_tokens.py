@@ -24,7 +24,10 @@ def test_tokens_are_read_as_one(plan_of: Any) -> None:
     ids = tokenizer("a<x>b<|ask|>", add_special_tokens=False).input_ids
     assert [number for number in ids if number >= size] == [size, len(tokenizer) - 1]
     added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
-    assert (added["<x>"], added["<|ask|>"]) == (False, True)  # special ones are control to `ftcore.data.marks`
+    assert (added["<x>"], added["<|ask|>"]) == (
+        False,
+        True,
+    )  # special ones are control to `ftcore.data.chat_template.sentinels`
     assert tokenizer.decode(ids, skip_special_tokens=True) == "a<x>b"
 
 
@@ -76,7 +79,7 @@ def test_a_tied_head_gets_the_same_rows(applied: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_lora_trains_embedding_and_head_with_them(tied: bool, applied: Any, tmp_path: Path) -> None:
-    from ftcore.architecture import Architecture
+    from ftcore.resources.model_shapes import Architecture
     from ftcore.testing import tiny_model
 
     folder = tiny_model(tmp_path / "model", tie_word_embeddings=tied)
@@ -105,11 +108,11 @@ def test_what_the_user_names_is_left_alone(applied: Any, caplog: Any) -> None:
 @pytest.mark.slow
 def test_a_run_with_new_tokens_answers_with_them(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Trained, and asked by what its manifest says: the same vocabulary, and the token comes back whole."""
-    from ftcore.inference import Prompt
+    from ftcore.api.inference_types import Prompt
+    from ftcore.api.samples import Message
+    from ftcore.config.planner import make_plan
     from ftcore.inference.target import find_target
-    from ftcore.planning import make_plan
-    from ftcore.run import run
-    from ftcore.samples import Message
+    from ftcore.runner.run import run
 
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"instruction": "who", "output": "<me>"}) + "\n" for _ in range(16)))

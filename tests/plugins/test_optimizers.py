@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore import hardware
+from ftcore.api.plan import Plan
+from ftcore.config.hf_training_arguments import training_fields
+from ftcore.config.planner import make_plan
 from ftcore.errors import UsageError
-from ftcore.plan import Plan
-from ftcore.planning import make_plan
-from ftcore.training_fields import training_fields
+from ftcore.resources import hardware
 
 NAMES = training_fields()["optim"].choices
 STEPS_IN_BACKWARD = {"lomo", "adalomo"}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.architecture import Architecture
 from ftcore.errors import UsageError
+from ftcore.resources.model_shapes import Architecture
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's own
@@ -217,9 +217,9 @@ def test_a_step_takes_at_most_twice_as_long_at_a_quarter_of_the_weights(tmp_path
     """42 million parameters, 512 tokens, CPU time of one thread; measured 1.10 (8 bits: 1.04), and 0.14 (0.26)."""
     import numpy as np
 
-    from ftcore.engine.collate import collate
-    from ftcore.engine.scoring import Scorer
     from ftcore.testing import tiny_model
+    from ftcore.training.batching.collators import collate
+    from ftcore.training.forward.causal_lm import Scorer
 
     shape = {"hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 9, "num_attention_heads": 10}
     folder = tiny_model(tmp_path / "model", num_key_value_heads=5, **shape)
@@ -266,7 +266,7 @@ def test_a_process_holds_a_quarter_of_the_weights(tmp_path: Path) -> None:
 
 LOADS = """
 import ctypes, gc, torch, bitsandbytes, peft, transformers.trainer
-from ftcore.planning import make_plan
+from ftcore.config.planner import make_plan
 
 def resident():
     gc.collect()

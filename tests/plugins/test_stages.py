@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.engine.reports import read_log
-from ftcore.planning import make_plan
-from ftcore.run import Run
+from ftcore.config.planner import make_plan
+from ftcore.runner.run import Run
+from ftcore.training.callbacks.progress import read_log
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ftcore.serving.app import create_app
-from ftcore.serving.models import load
+from ftcore.serving.served_models import load
 from ftcore.serving.server import server
 
 OPTIONS = ("do_sample=false", "max_new_tokens=24", "infer_dtype=float32", "serve_port=0")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.cli.inferring import Words
+from ftcore.cli.model_arguments import Words
 from ftcore.cli.serve import _parted, find_targets
 from ftcore.errors import UsageError
 
@@ -103,7 +103,7 @@ def test_names_come_from_the_command_line_and_the_file(
 
 
 def test_what_cannot_be_served_together(tiny_model_dir: Path, adapters: dict[str, str], tmp_path: Path) -> None:
-    from ftcore.serving.models import load
+    from ftcore.serving.served_models import load
 
     with pytest.raises(UsageError, match="would be the name of two models"):
         find_targets(words(model=tiny_model_dir), {tiny_model_dir.name: adapters["second"]})

@@ -18,9 +18,9 @@ def ask(text: str, **more: Any) -> dict[str, Any]:
 
 def generated(tiny: Any, text: str, seed: int | None = None, **settings: Any) -> Any:
     """What ``ft generate`` answers."""
-    from ftcore.inference import Prompt
+    from ftcore.api.inference_types import Prompt
+    from ftcore.api.samples import Message
     from ftcore.inference.answers import collect
-    from ftcore.samples import Message
 
     prompt = Prompt((Message("user", text),), settings=settings or None, seed=seed)
     return collect(tiny.served["tiny"].generator.stream([prompt]), 1)[0]
@@ -78,9 +78,9 @@ def test_answers_made_side_by_side_are_those_of_one_alone(tiny: Any, client: Any
 
 
 def test_messages_become_the_prompt_of_training(tiny: Any, client: Any) -> None:
-    from ftcore.inference import Prompt
+    from ftcore.api.inference_types import Prompt
+    from ftcore.api.samples import Message
     from ftcore.inference.answers import collect
-    from ftcore.samples import Message
 
     turns = (Message("system", "be brief"), Message("user", "hello"), Message("assistant", "one"), Message("user", "?"))
     expected = collect(tiny.served["tiny"].generator.stream([Prompt(turns)]), 1)[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.groups import ServingOptions
+from ftcore.api.option_groups import ServingOptions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
 

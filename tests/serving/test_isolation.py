@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcore.serving.schema import ChatRequest
+from ftcore.serving.constrained_schema import ChatRequest
 
 PATH = "/v1/chat/completions"
 BYSTANDER = {"model": "tiny", "messages": [{"role": "user", "content": "hello world"}]}
@@ -116,7 +116,7 @@ def test_what_float32_cannot_divide_by_is_refused(tiny: Any, field: str, value: 
 def test_an_answer_that_fails_is_500_and_its_neighbours_go_on(
     tiny: Any, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ft_plugins.engines.choosing import Chooser
+    from ft_plugins.engines.transformers.sampling import Chooser
 
     choose = Chooser.choose
 

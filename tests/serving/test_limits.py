@@ -13,8 +13,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from ftcore.api.option_groups import ServingOptions
 from ftcore.errors import UsageError
-from ftcore.groups import ServingOptions
 from ftcore.serving.server import api_key
 
 from .conftest import running

@@ -15,11 +15,11 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from ftcore.api.option_groups import ServingOptions
 from ftcore.errors import UsageError
-from ftcore.groups import ServingOptions
 from ftcore.serving import preparing
 from ftcore.serving.bounds import Bounds, BoundsOf, size_of
-from ftcore.serving.errors import ApiError
+from ftcore.serving.http_errors import ApiError
 
 from .conftest import running
 
@@ -225,7 +225,7 @@ def test_a_process_that_is_killed_is_replaced(server: Any, gate: Gate) -> None:
 def test_tokens_are_the_same_by_either_way(tiny: Any, content: str) -> None:
     import asyncio
 
-    from ftcore.samples import Message
+    from ftcore.api.samples import Message
 
     one = tiny.served["tiny"]
     expected = one.generator.renderer.prompt_ids((Message("user", content),))
@@ -291,7 +291,7 @@ def test_no_depth_of_the_whole_request(calling: Any, text: str) -> None:
 
 
 def test_a_template_that_does_not_end_serves_nothing(targets: Any, tmp_path: Path) -> None:
-    from ftcore.serving.models import load
+    from ftcore.serving.served_models import load
 
     file = tmp_path / "acme.jinja"
     file.write_text("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")

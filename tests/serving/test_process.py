@@ -83,7 +83,7 @@ def test_what_is_wrong_is_said_before_the_model_loads(tiny_model_dir: Path, monk
 
 def test_the_manifest_of_options_has_no_key(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key is in a file or the environment, never in an option that plans and manifests show."""
-    from ftcore.groups import ServingOptions
+    from ftcore.api.option_groups import ServingOptions
 
     assert not [name for name in ServingOptions.model_fields if name.endswith("api_key")]
     assert json.dumps(ServingOptions().model_dump())

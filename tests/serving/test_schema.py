@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.samples import ROLES
-from ftcore.serving.errors import ApiError, dumps
-from ftcore.serving.messages import conversation, tools
-from ftcore.serving.schema import ChatRequest, ScoreRequest, parse, validate
+from ftcore.api.samples import ROLES
+from ftcore.serving.constrained_schema import ChatRequest, ScoreRequest, parse, validate
+from ftcore.serving.http_errors import ApiError, dumps
+from ftcore.serving.request_messages import conversation, tools
 
 TEXT = st.text(max_size=5)
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | TEXT

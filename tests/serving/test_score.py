@@ -8,9 +8,9 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from ftcore.cli.inferring import Words
+from ftcore.cli.model_arguments import Words
 from ftcore.cli.serve import find_targets
-from ftcore.inference.scoring import scoring_stage
+from ftcore.inference.reward_models import scoring_stage
 from ftcore.testing import tiny_tokenizer
 
 from .conftest import running

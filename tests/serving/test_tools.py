@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from ftcore.components import ChatTemplate, Generator, InferenceEngine
-from ftcore.data.rendering import Renderer
+from ftcore.api.components import ChatTemplate, Generator, InferenceEngine
+from ftcore.api.inference_types import Chunk
+from ftcore.api.samples import Chat, Message
+from ftcore.data.chat_template.renderer import Renderer
 from ftcore.errors import UsageError
-from ftcore.inference import Chunk
-from ftcore.samples import Chat, Message
 from ftcore.serving.tool_calls import CallText, learn
 from ftcore.testing import tiny_tokenizer
 

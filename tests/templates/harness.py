@@ -19,7 +19,7 @@ from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ft_plugins.templates import TEMPLATES
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 GOLDEN = Path(__file__).parent / "golden"
 BY_NAME = {template.name: template for template in TEMPLATES}

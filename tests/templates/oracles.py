@@ -27,7 +27,7 @@ from documentation import PAGE, page
 from harness import BY_NAME, Rendering, cases, ours, render, write_golden
 from oracle_map import ENTRIES, LEFT_OUT, reason
 
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 FOLDERS = {
     "shared": Path("/work/shared/oracle/templates"),

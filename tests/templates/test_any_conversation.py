@@ -10,7 +10,7 @@ from harness import BY_NAME, Rendering, ours
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 # Templates cut blanks off contents, and some look for thoughts between tags: both are tested elsewhere.
 TEXT = st.text(st.characters(exclude_characters="<", exclude_categories=("Cs", "Co")), min_size=1)

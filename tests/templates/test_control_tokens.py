@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_prompts import renderer_of
 
-from ftcore.data.rendering import Renderer
-from ftcore.data.tokenizing import encode, label
-from ftcore.samples import Chat, Message
+from ftcore.api.samples import Chat, Message
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.data.tokenization.encoder import encode, label
 
 EXAMPLES = 15
 BORDERS = ("bailing", "breeze", "empty", "ernie_nothink", "index", "solar")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ftcore.components import ChatTemplate
-from ftcore.plugins import Plugins
+from ftcore.api.components import ChatTemplate
+from ftcore.api.registry import Plugins
 
 NAMES = """
     alpaca bailing bailing_v2 breeze chatglm3 chatml chatml_de cohere cpm4 dbrx deepseek deepseek3 deepseekr1 hy3

@@ -11,12 +11,12 @@ from oracle_map import ENTRIES
 from test_prompts import CHATS
 from tokenizers import AddedToken
 
-from ftcore.components import ChatTemplate
-from ftcore.data.preparing import Prepared, prepare
-from ftcore.data.rendering import Renderer
+from ftcore.api.components import ChatTemplate
+from ftcore.api.option_groups import DataOptions
+from ftcore.api.samples import Place
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.data.preprocessing.prepare import Prepared, prepare
 from ftcore.errors import RowError
-from ftcore.groups import DataOptions
-from ftcore.samples import Place
 from ftcore.testing import tiny_tokenizer
 
 _MARK = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")

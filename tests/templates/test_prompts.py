@@ -9,12 +9,12 @@ import pytest
 from harness import BY_NAME, frozen_date
 from oracle_map import ENTRIES
 
-from ftcore.components import ChatTemplate
-from ftcore.data.preparing import Prepared, prepare
-from ftcore.data.rendering import Renderer
+from ftcore.api.components import ChatTemplate
+from ftcore.api.option_groups import DataOptions
+from ftcore.api.samples import Chat, Message, Place
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.data.preprocessing.prepare import Prepared, prepare
 from ftcore.errors import RowError, UsageError
-from ftcore.groups import DataOptions
-from ftcore.samples import Chat, Message, Place
 from ftcore.testing import SPECIAL_TOKENS, tiny_tokenizer
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from ftcore.ownership import is_staged
 from ftcore.utils import files
 from ftcore.utils.files import (
     as_json,
@@ -21,6 +20,7 @@ from ftcore.utils.files import (
     write_json,
     write_whole,
 )
+from ftcore.utils.ownership import is_staged
 
 FULL = OSError(28, "No space left on device")
 

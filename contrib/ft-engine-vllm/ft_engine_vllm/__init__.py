@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ftcore import hookimpl
-from ftcore.components import Generator, InferenceEngine, OptionGroup
+from ftcore.api.components import Generator, InferenceEngine, OptionGroup
 
 if TYPE_CHECKING:
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 class VllmOptions(OptionGroup):

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_plugins.engines.settings import Settings
-from ftcore import hardware
-from ftcore.adapters import CONFIG, adapter_folder
-from ftcore.checks import place
-from ftcore.components import Generator
-from ftcore.data.rendering import Renderer
+from ft_plugins.engines.transformers.generation_settings import Settings
+from ftcore.api.components import Generator
+from ftcore.api.inference_types import Chunk, Prompt
+from ftcore.config.validation.core import place
+from ftcore.data.chat_template.renderer import Renderer
 from ftcore.errors import Problem, UsageError
-from ftcore.inference import Chunk, Prompt
-from ftcore.inference.isolating import failed_chunk, isolated
-from ftcore.model_files import source_of
+from ftcore.inference.row_isolation import failed_chunk, isolated
+from ftcore.models.adapters import CONFIG, adapter_folder
+from ftcore.models.files import source_of
+from ftcore.resources import hardware
 
 if TYPE_CHECKING:
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What ``max_lora_rank`` may be (vllm/config/lora.py, MaxLoRARanks)."""

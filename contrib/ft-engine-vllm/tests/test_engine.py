@@ -12,12 +12,12 @@ from typing import Any
 import ft_engine_vllm
 import pytest
 
+from ftcore.api.inference_types import Prompt
+from ftcore.api.registry import Candidate, installed, load
+from ftcore.api.samples import Message
 from ftcore.errors import UsageError
-from ftcore.inference import Prompt
 from ftcore.inference.answers import collect
 from ftcore.inference.target import find_target
-from ftcore.plugins import Candidate, installed, load
-from ftcore.samples import Message
 
 TEXTS = ("hello world", "what is your name?", "one two three four five six seven, and the lazy dog")
 

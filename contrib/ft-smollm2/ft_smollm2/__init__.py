@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftcore import hookimpl
-from ftcore.components import ModelFamily, ModelSource
+from ftcore.api.components import ModelFamily, ModelSource
 
 # config.json of HuggingFaceTB/SmolLM2-135M-Instruct, without what only its exporters read.
 CONFIG: dict[str, Any] = {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_smollm2 import CONFIG, SOURCE
 from ftcore.errors import RunError
-from ftcore.folders import cache_root
+from ftcore.utils.cache_dir import cache_root
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ftcore import hookimpl
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 
 @hookimpl

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ft_plugins.engines.huggingface import HuggingFace
+from ft_plugins.engines.transformers.engine import HuggingFace
 from ftcore import hookimpl
-from ftcore.components import InferenceEngine
+from ftcore.api.components import InferenceEngine
 
 
 @hookimpl

@@ -10,7 +10,7 @@ from ft_plugins.formats.messages import messages
 from ft_plugins.formats.raw_text import RawText
 from ft_plugins.formats.sharegpt import sharegpt
 from ftcore import hookimpl
-from ftcore.components import DatasetFormat
+from ftcore.api.components import DatasetFormat
 
 FORMATS: tuple[DatasetFormat, ...] = (Instruction(), messages, sharegpt, Completion(), RawText())
 

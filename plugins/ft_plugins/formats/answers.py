@@ -7,9 +7,9 @@ from typing import Any
 
 from ft_plugins.formats.fields import items, kind_of, required, text
 from ft_plugins.formats.turns import check_turns, read_turn
-from ftcore.data.media import PLACEHOLDERS, as_words
+from ftcore.api.samples import Chat, Feedback, Message, Preference
+from ftcore.data.multimodal.media_files import PLACEHOLDERS, as_words
 from ftcore.errors import RowError
-from ftcore.samples import Chat, Feedback, Message, Preference
 
 MEDIA = {"images": "images", "videos": "videos", "audios": "audios"}
 """Roles of files, and their columns; ``image``, ``video`` and ``audio`` serve as well (LLaVA's names)."""

@@ -10,8 +10,8 @@ from ft_plugins.formats.answers import BESIDE, answer_text, feedback, media, pre
 from ft_plugins.formats.fields import items, optional_text, required, text
 from ft_plugins.formats.tools import tools
 from ft_plugins.formats.turns import OPENAI, check_turns, read_turn
-from ftcore.components import DatasetFormat
-from ftcore.samples import Chat, Message, Sample
+from ftcore.api.components import DatasetFormat
+from ftcore.api.samples import Chat, Message, Sample
 
 _COLUMNS = {"prompt": "prompt", "response": "completion", "system": "system", "tools": "tools", **BESIDE}
 _OTHERS = frozenset({"instruction", "input", "messages", "conversations"})

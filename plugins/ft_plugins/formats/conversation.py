@@ -10,8 +10,8 @@ from ft_plugins.formats.answers import BESIDE, feedback, media, preference
 from ft_plugins.formats.fields import items, optional_text, required
 from ft_plugins.formats.tools import tools
 from ft_plugins.formats.turns import check_turns, read_turn
-from ftcore.components import DatasetFormat
-from ftcore.samples import Chat, Message, Sample
+from ftcore.api.components import DatasetFormat
+from ftcore.api.samples import Chat, Message, Sample
 
 COLUMNS = {"system": "system", "tools": "tools", **BESIDE}
 """What may stand beside the column of turns."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftcore.errors import RowError, listed, short
-from ftcore.strict_json import RepeatedKeyError, loads
+from ftcore.utils.strict_json import RepeatedKeyError, loads
 
 _KINDS = {str: "a text", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
 

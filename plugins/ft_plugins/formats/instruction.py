@@ -10,9 +10,9 @@ from ft_plugins.formats.answers import BESIDE, answer_text, feedback, media, pre
 from ft_plugins.formats.fields import items, optional_text, text, unnamed
 from ft_plugins.formats.tools import tools
 from ft_plugins.formats.turns import OPENAI
-from ftcore.components import DatasetFormat
+from ftcore.api.components import DatasetFormat
+from ftcore.api.samples import Chat, Message, Sample
 from ftcore.errors import RowError, listed
-from ftcore.samples import Chat, Message, Sample
 
 _COLUMNS = {
     "prompt": "instruction",

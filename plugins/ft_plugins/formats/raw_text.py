@@ -8,9 +8,9 @@ from typing import Any
 
 from ft_plugins.formats.answers import MEDIA, no_media
 from ft_plugins.formats.fields import required, text
-from ftcore.components import DatasetFormat
+from ftcore.api.components import DatasetFormat
+from ftcore.api.samples import Text
 from ftcore.errors import RowError
-from ftcore.samples import Text
 
 
 @dataclass(frozen=True, kw_only=True)

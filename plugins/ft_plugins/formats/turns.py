@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ft_plugins.formats.fields import items, kind_of, parsed, text
-from ftcore.data.media import PLACEHOLDERS
-from ftcore.data.thinking import parted
+from ftcore.api.samples import Message, Role
+from ftcore.data.chat_template.reasoning import parted
+from ftcore.data.multimodal.media_files import PLACEHOLDERS
 from ftcore.errors import RowError, listed, quoted
-from ftcore.samples import Message, Role
 
 _FOLLOWS: dict[str, tuple[Role, ...]] = {
     "": ("user",),
@@ -43,7 +43,7 @@ def read_turn(turn: object, place: str, tags: Mapping[str, str]) -> Message:
         tags: names of the keys and of the roles.
 
     Raises:
-        RowError: see `ftcore.components.DatasetFormat.read`.
+        RowError: see `ftcore.api.components.DatasetFormat.read`.
     """
     if not isinstance(turn, Mapping):
         cure = f'write {{"{tags["role_tag"]}": ..., "{tags["content_tag"]}": ...}}'

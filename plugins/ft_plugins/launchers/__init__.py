@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ft_plugins.launchers.local import Local
 from ftcore import hookimpl
-from ftcore.components import Launcher
+from ftcore.api.components import Launcher
 
 
 @hookimpl

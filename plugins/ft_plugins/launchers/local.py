@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ftcore.components import Launcher
+from ftcore.api.components import Launcher
 
 if TYPE_CHECKING:
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 class Local(Launcher):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ft_plugins.methods.eval_only import Nothing
 from ft_plugins.methods.freeze import Freeze
 from ft_plugins.methods.full import Full
 from ft_plugins.methods.lora import Lora
-from ft_plugins.methods.none import Nothing
 from ft_plugins.methods.qlora import Qlora
 from ftcore import hookimpl
-from ftcore.components import Method
+from ftcore.api.components import Method
 
 if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
     from ftcore.errors import Problem
-    from ftcore.plan import Plan
 
 
 @hookimpl

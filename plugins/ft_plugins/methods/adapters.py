@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.adapters import WEIGHTS, fitting
 from ftcore.errors import Problem, UsageError
+from ftcore.models.adapters import WEIGHTS, fitting
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 log = logging.getLogger(__name__)
 

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from ft_plugins.methods.eval_only import Nothing
 from ft_plugins.methods.freeze import FreezeOptions
 from ft_plugins.methods.full import Full
 from ft_plugins.methods.lora import Lora, LoraOptions
-from ft_plugins.methods.none import Nothing
 from ft_plugins.methods.qlora import Qlora
 from ft_plugins.models.quantizers import quantized_by
-from ftcore.checks import place
+from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 ROUNDED = "adapters cannot be merged into quantised weights without rounding them anew"
 MERGE = "merge all but the last with ft export, and name that model"

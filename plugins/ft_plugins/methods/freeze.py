@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.methods.adapters import warn_of_new_rows
 from ft_plugins.methods.full import Full
-from ft_plugins.methods.sight import Sight
-from ftcore.checks import place
-from ftcore.components import OptionGroup
+from ft_plugins.methods.multimodal_freezing import Sight
+from ftcore.api.components import OptionGroup
+from ftcore.api.option_groups import Names
+from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
-from ftcore.groups import Names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ftcore.memory import Architecture, Depth
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
+    from ftcore.resources.memory_model import Architecture, Depth
 
 LAYER = re.compile(r"(?:^|\.)(\d+)\.(.+)\.[^.]+$")
 """Number of a layer, and the path of a module in it, in a parameter's name; the first number is the layer's."""
@@ -120,7 +120,7 @@ class Freeze(Full):
 
     def depth(self, architecture: Architecture, options: OptionGroup) -> Depth:
         """Down to the lowest layer that is trained, or to the embedding."""
-        from ftcore.memory import Depth
+        from ftcore.resources.memory_model import Depth
 
         assert isinstance(options, FreezeOptions)
         chosen, extra = options.chosen(architecture.layers), set(options.freeze_extra_modules)

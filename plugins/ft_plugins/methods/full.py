@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_plugins.methods.sight import Sight
-from ftcore.components import Method, OptionGroup
+from ft_plugins.methods.multimodal_freezing import Sight
+from ftcore.api.components import Method, OptionGroup
 from ftcore.errors import RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ftcore.memory import Architecture
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
+    from ftcore.resources.memory_model import Architecture
 
 
 class Full(Method):

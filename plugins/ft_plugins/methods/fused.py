@@ -4,7 +4,7 @@ The formula is peft's, ``y = x W.T + b + s (x A.T) B.T`` (peft 0.21, tuners/lora
 stay as they are. What it saves, in CPU ms of one Zen 4 core for 1600 tokens, 576 to 1536, rank 8 (whose frozen product
 takes 25): adding the adapter's result in place 0.5 instead of 11.7 with a fresh tensor's pages; the gradient of B as
 ``(x A).T dY`` 0.7 instead of ``dY.T (x A)`` 4.5; ``dY B`` over a transposed copy of B 1.0 instead of 2.8. Autograd
-keeps ``x A`` and what the input is made again of (`ftcore.engine.remade`), else the input: nothing for W, which has no
+keeps ``x A`` and what the input is made again of (`ftcore.training.kernels.recompute`), else the input: nothing for W, which has no
 gradient.
 
 On a CPU, in the frozen weights' dtype; on other devices and in float16 a layer is peft's own.
@@ -25,7 +25,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ftcore.engine import products, remade
+from ftcore.training.kernels import matmul, recompute
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linear layers of one module that are given the same tensor; a run looks before it believes it."""
@@ -66,18 +66,18 @@ class _Adapted(Function):
         ctx: Any,
         x: torch.Tensor,
         dropped: torch.Tensor | None,
-        kept: remade.Kept,
+        kept: recompute.Kept,
         frozen: Sequence[Frozen],
         *pairs: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         adapted = x if dropped is None else dropped
         first, second = [a.to(x.dtype) for a in pairs[::2]], [b.to(x.dtype) for b in pairs[1::2]]
         ranks = [len(a) for a in first]
-        inner = products.through(adapted, torch.cat(first) if len(first) > 1 else first[0])
+        inner = matmul.through(adapted, torch.cat(first) if len(first) > 1 else first[0])
         results = []
         for one, b, low in zip(frozen, second, inner.split(ranks, 1), strict=True):
-            result = products.through(x, one.weight(x), one.bias(x))
-            results.append(products.add_through(result, low, b, one.scaling))
+            result = matmul.through(x, one.weight(x), one.bias(x))
+            results.append(matmul.add_through(result, low, b, one.scaling))
         ctx.save_for_backward(inner, *pairs, *kept.parts)
         ctx.make, ctx.frozen, ctx.ranks, ctx.apart = kept.make, frozen, ranks, dropped is not None
         return tuple(results)
@@ -87,7 +87,7 @@ class _Adapted(Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         inner, *tensors = ctx.saved_tensors
         pairs, parts = tensors[: 2 * len(ctx.frozen)], tensors[2 * len(ctx.frozen) :]
-        adapted = remade.again(ctx.make, parts)
+        adapted = recompute.again(ctx.make, parts)
         adapted = adapted.reshape(-1, adapted.shape[-1])
         first = [a.to(adapted.dtype) for a in pairs[::2]]
         together = torch.cat(first) if len(first) > 1 else first[0]
@@ -97,20 +97,20 @@ class _Adapted(Function):
             ctx.frozen, pairs[1::2], lows, outer.split(ctx.ranks, 1), gradients, strict=True
         ):
             turned = b.t().contiguous().to(adapted.dtype)
-            into.copy_(products.through(gradient, turned)).mul_(one.scaling)
-            own.append(products.outer(low, gradient).mul_(one.scaling).t().to(b.dtype))
+            into.copy_(matmul.through(gradient, turned)).mul_(one.scaling)
+            own.append(matmul.outer(low, gradient).mul_(one.scaling).t().to(b.dtype))
             if ctx.needs_input_grad[0]:
                 weight = one.weight(gradient)
                 through = (
-                    products.back(gradient, weight) if through is None else products.add_back(through, gradient, weight)
+                    matmul.back(gradient, weight) if through is None else matmul.add_back(through, gradient, weight)
                 )
-        of_first = products.outer(outer, adapted).split(ctx.ranks)
+        of_first = matmul.outer(outer, adapted).split(ctx.ranks)
         of_pairs = [
             t for a, one, other in zip(pairs[::2], of_first, own, strict=True) for t in (one.to(a.dtype), other)
         ]
         if ctx.apart:
             return through, outer @ together if ctx.needs_input_grad[1] else None, None, None, *of_pairs
-        return (None if through is None else products.add_back(through, outer, together)), None, None, None, *of_pairs
+        return (None if through is None else matmul.add_back(through, outer, together)), None, None, None, *of_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Group:
     def result(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         """The layer's result of ``x``, ``[..., in]`` -> ``[..., out]``."""
         thread = get_ident()  # passes may go through the model side by side
-        now = (remade.version(x), torch.is_grad_enabled())
+        now = (recompute.version(x), torch.is_grad_enabled())
         known = self._known.get(thread)
         if known is None or known.x is not x or known.now != now or id(layer) not in known.ready:
             self._known.pop(thread, None)
@@ -160,7 +160,7 @@ def _computed(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
     apart = None
     if len(layers) == 1 and layers[0].training and not isinstance(layers[0].lora_dropout[name], torch.nn.Identity):
         apart = layers[0].lora_dropout[name](x).reshape(-1, x.shape[-1])
-    kept = remade.kept(x if apart is None else apart)
+    kept = recompute.kept(x if apart is None else apart)
     frozen = [Frozen(layer.base_layer, layer.scaling[name]) for layer in layers]
     pairs = [tensor for layer in layers for tensor in (layer.lora_A[name].weight, layer.lora_B[name].weight)]
     results = _Adapted.apply(x.reshape(-1, x.shape[-1]), apart, kept, frozen, *pairs)
@@ -181,7 +181,7 @@ class _Fused:
             return self.group.result(self, x)
         # by the same product as with the adapter: one that is 0 then changes no bit
         frozen = Frozen(layer.base_layer, 0.0)
-        return layer.base_layer(x) if x.requires_grad else products.through(x, frozen.weight(x), frozen.bias(x))
+        return layer.base_layer(x) if x.requires_grad else matmul.through(x, frozen.weight(x), frozen.bias(x))
 
 
 def _plain(layer: Any, x: torch.Tensor) -> bool:
@@ -190,7 +190,7 @@ def _plain(layer: Any, x: torch.Tensor) -> bool:
     if more or name not in layer.lora_A or name in layer.lora_variant or layer.fan_in_fan_out:
         return False
     base, first, second = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
-    if not products.plain(x, *(() if hasattr(base, "numbers") else (base.weight,))):
+    if not matmul.plain(x, *(() if hasattr(base, "numbers") else (base.weight,))):
         return False
     # what is trained may be finer than what is computed in
     finer = torch.promote_types(x.dtype, torch.float32)

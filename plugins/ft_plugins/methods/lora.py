@@ -20,22 +20,22 @@ from ft_plugins.methods.adapters import (
     with_adapter,
 )
 from ft_plugins.methods.full import check_names
+from ft_plugins.methods.multimodal_freezing import Sight
 from ft_plugins.methods.reach import counted, planned, saved_targets, taken_names
-from ft_plugins.methods.sight import Sight
 from ft_plugins.models.quantizers import check_trainable
-from ftcore.adapters import CONFIG, WEIGHTS, adapter_folder
-from ftcore.checks import place
-from ftcore.components import Method, OptionGroup
+from ftcore.api.components import Method, OptionGroup
+from ftcore.api.option_groups import Names
+from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
-from ftcore.groups import Names
+from ftcore.models.adapters import CONFIG, WEIGHTS, adapter_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from ftcore.coverage import Coverage
-    from ftcore.memory import Architecture, Depth
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
+    from ftcore.resources.coverage import Coverage
+    from ftcore.resources.memory_model import Architecture, Depth
 
 VOCABULARY = ("embed_tokens", "lm_head")
 """What embedding and head are called in every architecture of which memory is estimated."""
@@ -263,7 +263,7 @@ class Lora(Method):
 
     def depth(self, architecture: Architecture, options: OptionGroup) -> Depth:
         """Through every layer, past a frozen head."""
-        from ftcore.memory import Depth
+        from ftcore.resources.memory_model import Depth
 
         assert isinstance(options, LoraOptions)
         every = sum((inputs + outputs) * count for _, inputs, outputs, count in architecture.linears)

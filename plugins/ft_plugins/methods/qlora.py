@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ft_plugins.methods.lora import Lora, LoraOptions
-from ftcore.components import OptionGroup
+from ftcore.api.components import OptionGroup
 
 if TYPE_CHECKING:
-    from ftcore.memory import Architecture
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
+    from ftcore.resources.memory_model import Architecture
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one when they are quantised themselves (bitsandbytes' own)."""

@@ -9,15 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ftcore.adapters import CONFIG
-from ftcore.coverage import Coverage
-from ftcore.experts import has_experts, matrices
+from ftcore.models.adapters import CONFIG
+from ftcore.resources.coverage import Coverage
+from ftcore.resources.experts import has_experts, matrices
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 _QWEN = ("gate", "gate_proj", "up_proj", "down_proj")
 _MIXTRAL = ("gate", "w1", "w2", "w3")

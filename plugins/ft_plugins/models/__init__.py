@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.models.families import FAMILIES
 from ftcore import hookimpl
-from ftcore.components import ModelFamily
+from ftcore.api.components import ModelFamily
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+    from ftcore.api.plan import Plan
     from ftcore.errors import Problem
-    from ftcore.plan import Plan
 
 
 @hookimpl

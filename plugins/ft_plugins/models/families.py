@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftcore.components import ModelFamily
+from ftcore.api.components import ModelFamily
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.models.classes import automatic_class
 from ft_plugins.models.quantizers import quantized_by, reading
-from ftcore import hub_access
-from ftcore.checks import place
+from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
-from ftcore.model_files import source_of
+from ftcore.models import hub_access
+from ftcore.models.files import source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 UNREADABLE = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)

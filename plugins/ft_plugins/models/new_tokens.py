@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ftcore.adapters import adapter_folder, added_tokens, vocabulary_rows
-from ftcore.checks import place
+from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
+from ftcore.models.adapters import adapter_folder, added_tokens, vocabulary_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 def add_tokens(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:

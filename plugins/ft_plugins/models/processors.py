@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.models.classes import reads_images
 from ft_plugins.models.loading import hub_kwargs
-from ftcore.model_files import source_of
+from ftcore.models.files import source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 log = logging.getLogger(__name__)
 

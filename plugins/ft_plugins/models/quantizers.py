@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ftcore import hardware
-from ftcore.checks import place
+from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
+from ftcore.resources import hardware
 
 if TYPE_CHECKING:
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "aqlm": ("aqlm",),

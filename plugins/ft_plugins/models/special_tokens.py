@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftcore.checks import place
+from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 def replace_tokens(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -10,9 +10,9 @@ from ft_plugins.optimizers.needs import problems
 from ft_plugins.optimizers.sgd import SGD
 from ft_plugins.optimizers.transformers_own import further
 from ftcore import hookimpl
-from ftcore.components import Optimizer
+from ftcore.api.components import Optimizer
+from ftcore.api.plan import Plan
 from ftcore.errors import Problem
-from ftcore.plan import Plan
 
 
 @hookimpl

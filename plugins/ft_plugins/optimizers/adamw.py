@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ftcore.components import Optimizer, OptionGroup
+from ftcore.api.components import Optimizer, OptionGroup
 
 if TYPE_CHECKING:
     import torch
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 class AdamWOptions(OptionGroup):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.optimizers.adamw import AdamWOptions
 from ft_plugins.optimizers.needs import Package
-from ftcore.components import Optimizer
+from ftcore.api.components import Optimizer
 
 if TYPE_CHECKING:
     import torch
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 class AdamW8bit(Optimizer):

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from ftcore import checks, hardware
+from ftcore.api.plan import Plan
+from ftcore.config.validation import core
 from ftcore.errors import Problem
-from ftcore.plan import Plan
+from ftcore.resources import hardware
 
 INSTEAD = {"paged_adamw_32bit": "adamw", "paged_ademamix_32bit": "ademamix"}
 """What does the same without a GPU, where it is not the name without ``paged_``."""
@@ -37,7 +38,7 @@ class Package:
 def problems(plan: Plan) -> Iterable[Problem]:
     """Of the plan's optimizer: packages that are missing, and a device that it cannot do without."""
     optimizer = plan.optimizer.component
-    name, where = optimizer.name, checks.place(plan, "optim")
+    name, where = optimizer.name, core.place(plan, "optim")
     gpu = hardware.machine(plan.on_cpu).cuda is not None
     for package in getattr(optimizer, "packages", ()):
         if package.missing and not (gpu and package.cpu_only):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from ft_plugins.optimizers.arguments import Arguments, named
-from ftcore.components import Optimizer, OptionGroup
+from ftcore.api.components import Optimizer, OptionGroup
 
 if TYPE_CHECKING:
     import torch
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 class SGDOptions(OptionGroup):

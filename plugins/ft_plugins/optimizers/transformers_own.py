@@ -12,14 +12,14 @@ from pydantic import Field
 from ft_plugins.optimizers.adamw import AdamWOptions
 from ft_plugins.optimizers.arguments import Arguments
 from ft_plugins.optimizers.needs import Package
-from ftcore.components import Optimizer, OptionGroup
-from ftcore.training_fields import training_fields
+from ftcore.api.components import Optimizer, OptionGroup
+from ftcore.config.hf_training_arguments import training_fields
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 class BetasOptions(OptionGroup):
@@ -77,7 +77,7 @@ class TransformersOptimizer(Optimizer):
         """As `transformers.Trainer.create_optimizer` does it; some bring their own groups, or take the model."""
         from transformers import Trainer
 
-        from ftcore.engine.arguments import training_arguments
+        from ftcore.training.training_arguments import training_arguments
 
         with _same_devices():
             arguments = training_arguments(plan)

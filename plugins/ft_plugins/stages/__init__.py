@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ft_plugins.stages import dpo, kto, ppo, pt, sft
-from ft_plugins.stages.rm import RewardModelling
+from ft_plugins.stages import pt
+from ft_plugins.stages.dpo import stage as dpo
+from ft_plugins.stages.kto import stage as kto
+from ft_plugins.stages.ppo import stage as ppo
+from ft_plugins.stages.rm.stage import RewardModelling
+from ft_plugins.stages.sft import stage as sft
 from ftcore import hookimpl
-from ftcore.components import Stage
+from ftcore.api.components import Stage
 
 if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
     from ftcore.errors import Problem
-    from ftcore.plan import Plan
 
 
 @hookimpl

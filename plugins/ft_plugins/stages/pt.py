@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ft_plugins.stages.sft import AccuracyOptions, token_trainer
-from ftcore.checks import place
-from ftcore.components import Stage
+from ft_plugins.stages.sft.stage import AccuracyOptions, token_trainer
+from ftcore.api.components import Stage
+from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
-    from ftcore.engine.trainer import FtTrainer
-    from ftcore.plan import Plan
-    from ftcore.run import Run
+    from ftcore.api.plan import Plan
+    from ftcore.runner.run import Run
+    from ftcore.training.trainer import FtTrainer
 
 
 class PretrainingOptions(AccuracyOptions):
@@ -34,13 +34,13 @@ class Pretraining(Stage):
 
     def datasets(self, run: Run) -> Any:
         """Texts as tokens, all of them trained."""
-        from ftcore.data.loading import chat_datasets
+        from ftcore.data.pipeline.loading import chat_datasets
 
         return chat_datasets(run.plan, run.tokenizer)
 
     def trainer(self, run: Run) -> FtTrainer:
         """The shared trainer."""
-        from ftcore.engine.collate import collate, collate_joined
+        from ftcore.training.batching.collators import collate, collate_joined
 
         options = run.plan.stage.options
         assert isinstance(options, PretrainingOptions)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ft_plugins.stages.other_models import load_frozen, plan_with
-from ftcore.checks import adapter_problems
-from ftcore.components import OptionGroup
+from ft_plugins.stages.auxiliary_models import load_frozen, plan_with
+from ftcore.api.components import OptionGroup
+from ftcore.api.option_groups import Names
+from ftcore.config.validation.core import adapter_problems
 from ftcore.errors import Problem, UsageError
-from ftcore.groups import Names
 
 if TYPE_CHECKING:
-    from ftcore.plan import Plan
-    from ftcore.run import Run
+    from ftcore.api.plan import Plan
+    from ftcore.runner.run import Run
 
 
 class ReferenceOptions(OptionGroup):
@@ -56,7 +56,7 @@ def reference_plan(plan: Plan) -> Plan:
 
 
 def reference_beside(plan: Plan) -> Mapping[str, Plan]:
-    """What `ftcore.components.Stage.beside` asks."""
+    """What `ftcore.api.components.Stage.beside` asks."""
     options: Any = plan.stage.options
     return {"ref_model": reference_plan(plan)} if options.ref_model or options.ref_model_adapters else {}
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from ft_plugins.templates import chatml_like, makers, own_separators, own_tokens, plain, vendors
 from ftcore import hookimpl
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
     from ftcore.errors import Problem
-    from ftcore.plan import Plan
 
 TEMPLATES: tuple[ChatTemplate, ...] = (
     *chatml_like.TEMPLATES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ft_plugins.templates.table import template
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 _END = "<|im_end|>"
 _QWEN = (_END, "<|endoftext|>")

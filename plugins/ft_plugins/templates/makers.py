@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ft_plugins.templates.separators import BOS, Separators
 from ft_plugins.templates.table import template
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 _END = "<|im_end|>"
 _KIMI_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ft_plugins.templates.separators import BOS, Separators
-from ftcore.checks import place
-from ftcore.components import ChatTemplate, OptionGroup
+from ftcore.api.components import ChatTemplate, OptionGroup
+from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
 
-    from ftcore.plan import Plan
+    from ftcore.api.plan import Plan
 
 
 class SeparatorOptions(OptionGroup):

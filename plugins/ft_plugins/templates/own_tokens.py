@@ -6,7 +6,7 @@ from typing import Any
 
 from ft_plugins.templates.separators import BOS, EOS, Separators
 from ft_plugins.templates.table import template
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 _KIMI_IMAGE = {"image": "<|media_start|>image<|media_content|><|media_pad|><|media_end|>"}
 _SEED_CODER_SYSTEM = (

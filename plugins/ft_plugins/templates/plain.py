@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ft_plugins.templates.separators import BOS, EOS, Separators
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 _FOLDER = Path(__file__).parent
 

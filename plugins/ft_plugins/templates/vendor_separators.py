@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ft_plugins.templates.separators import BOS, EOS, Separators
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 _DEEPSEEK_CODER_SYSTEM = (
     "You are an AI programming assistant, utilizing the Deepseek Coder model, developed by Deepseek "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ft_plugins.templates import vendor_separators
 from ft_plugins.templates.table import template
-from ftcore.components import ChatTemplate
+from ftcore.api.components import ChatTemplate
 
 _GLM = ("<|user|>", "<|observation|>", "<|endoftext|>")
 _LLAMA3 = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")

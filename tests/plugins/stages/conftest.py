@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from ftcore.engine import checkpoints
-from ftcore.engine.reports import read_log
-from ftcore.engine.signals import InterruptedRunError
-from ftcore.planning import make_plan
-from ftcore.plugins import Plugins
-from ftcore.run import Run
+from ftcore.api.registry import Plugins
+from ftcore.config.planner import make_plan
+from ftcore.runner.run import Run
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.callbacks.signals import InterruptedRunError
+from ftcore.training.checkpointing import directory
 
 WORDS = "the quick brown fox jumps over lazy dog what is your name my model hello world one two three four".split()
 
@@ -196,7 +196,7 @@ class Stop(TrainerCallback):
 
 def outcome(folder: Path) -> dict[str, Any]:
     """The last checkpoint's tensor files, and the log without what depends on the clock."""
-    last = checkpoints.checkpoints(folder)[-1]
+    last = directory.checkpoints(folder)[-1]
     files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
     clock = {"throughput", "elapsed_time", "remaining_time"}
     lines = [{key: line[key] for key in line if key not in clock} for line in read_log(folder / "trainer_log.jsonl")]

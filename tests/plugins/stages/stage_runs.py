@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from ftcore.planning import make_plan
-from ftcore.run import Run, leave_group, load_model, use_template
+from ftcore.config.planner import make_plan
+from ftcore.runner.run import Run, leave_group, load_model, use_template
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from ft_plugins.stages.pair_losses import LOSSES, Knobs
-from ftcore.engine.pairs import PairScores
-from ftcore.engine.reports import read_log
+from ft_plugins.stages.dpo.losses import LOSSES, Knobs
+from ft_plugins.stages.dpo.objective import PairScores
 from ftcore.errors import UsageError
+from ftcore.training.callbacks.progress import read_log
 
 
 def sigma(x: float) -> float:
@@ -216,7 +216,7 @@ def test_metrics(trainer_of: Any, moved: Any, plain_logps: Any, tmp_path: Path) 
 
 def test_fillers_change_nothing(trainer_of: Any, moved: Any) -> None:
     """Where processes share an epoch, and where a loss compares pairs."""
-    from ftcore.engine.sampling import Rows
+    from ftcore.training.batching.samplers import Rows
 
     for loss in ("sigmoid", "aot", "sft"):
         trainer = trainer_of("dpo", 4, pref_loss=loss)

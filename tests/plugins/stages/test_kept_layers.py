@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from ftcore.engine.reports import read_log
+from ftcore.training.callbacks.progress import read_log
 
 pytestmark = pytest.mark.usefixtures("torchs_products")
 

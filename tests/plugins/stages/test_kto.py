@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.engine.feedback import MismatchedRows
-from ftcore.engine.reports import read_log
+from ft_plugins.stages.kto.objective import MismatchedRows
 from ftcore.errors import UsageError
+from ftcore.training.callbacks.progress import read_log
 
 
 def gains(model: Any, rows: Any, plain_logps: Any, name: str) -> torch.Tensor:

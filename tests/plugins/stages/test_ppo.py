@@ -17,16 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ft_plugins.methods.adapters import adapter_tensors
-from ftcore import estimating
-from ftcore.artifacts import manifest
-from ftcore.engine import ppo_terms
-from ftcore.engine.policy import VALUE_FILE
-from ftcore.engine.reports import read_log
-from ftcore.engine.snapshots import setting_of
+from ft_plugins.stages.ppo import losses
+from ft_plugins.stages.ppo.trainer import VALUE_FILE
+from ftcore.config import memory_planning
+from ftcore.config.planner import make_plan
 from ftcore.errors import RunError, UsageError
-from ftcore.ownership import RUN_MANIFEST as MANIFEST
-from ftcore.planning import make_plan
+from ftcore.runner.artifacts import manifest
 from ftcore.testing import tiny_model
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.checkpointing.state import setting_of
+from ftcore.utils.ownership import RUN_MANIFEST as MANIFEST
 
 PROMPTS = [{"instruction": f"question {number}"} for number in range(8)]
 
@@ -41,7 +41,7 @@ def test_advantages_are_the_sums_of_the_paper() -> None:
     following = [0.2, -0.4, 0.0]
     deltas = [float(rewards[t]) + gamma * following[t] - float(values[t]) for t in range(3)]
     expected = [sum((gamma * decay) ** (later - t) * deltas[later] for later in range(t, 3)) for t in range(3)]
-    found, returns = ppo_terms.advantages(rewards, values, gamma, decay)
+    found, returns = losses.advantages(rewards, values, gamma, decay)
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
     assert returns.tolist() == pytest.approx([e + float(v) for e, v in zip(expected, values, strict=True)], rel=1e-12)
 
@@ -51,18 +51,18 @@ def test_advantages_are_the_sums_of_the_paper() -> None:
 )
 def test_the_surrogate_is_clipped_where_it_would_gain(ratio: float, gain: float, expected: float) -> None:
     old = torch.tensor([-1.0], dtype=torch.float64)
-    loss = ppo_terms.policy_losses(old + math.log(ratio), old, torch.tensor([gain], dtype=torch.float64), 0.2)
+    loss = losses.policy_losses(old + math.log(ratio), old, torch.tensor([gain], dtype=torch.float64), 0.2)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_other_terms() -> None:
     values = [torch.tensor([value], dtype=torch.float64) for value in (1.0, 0.5, 2.0)]
-    assert ppo_terms.value_losses(*values, 0.2).item() == pytest.approx(0.5 * 1.3**2, rel=1e-12)
+    assert losses.value_losses(*values, 0.2).item() == pytest.approx(0.5 * 1.3**2, rel=1e-12)
     logps, reference = torch.tensor([-1.0, -2.0], dtype=torch.float64), torch.tensor([-1.5, -1.0], dtype=torch.float64)
-    assert ppo_terms.divergences(logps, reference, "k1").tolist() == [0.5, -1.0]
+    assert losses.divergences(logps, reference, "k1").tolist() == [0.5, -1.0]
     k3 = [math.exp(-0.5) - 1 + 0.5, math.exp(1.0) - 1 - 1.0]
-    assert ppo_terms.divergences(logps, reference, "k3").tolist() == pytest.approx(k3, rel=1e-12)
-    rewards = ppo_terms.token_rewards(torch.tensor([0.5, -1.0], dtype=torch.float64), 3.0, 0.2)
+    assert losses.divergences(logps, reference, "k3").tolist() == pytest.approx(k3, rel=1e-12)
+    rewards = losses.token_rewards(torch.tensor([0.5, -1.0], dtype=torch.float64), 3.0, 0.2)
     assert rewards.tolist() == pytest.approx([-0.1, 3.2], rel=1e-12)
 
 
@@ -123,7 +123,7 @@ def test_a_reward_model_that_reads_other_tokens_is_refused(ppo: Any, scorer_dir:
 def test_memory_counts_what_ppo_keeps(ppo: Any) -> None:
     """By config.json: two layers of keys and values for eight conversations, and three times their logits."""
     trainer = ppo(cutoff_len=30, max_new_tokens=10, per_device_eval_batch_size=8)
-    config, terms = trainer.model.config, estimating.estimate_plan(trainer.plan).terms
+    config, terms = trainer.model.config, memory_planning.estimate_plan(trainer.plan).terms
     keys = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     rollout = 8 * 40 * config.num_hidden_layers * 2 * keys * 4 + 8 * config.vocab_size * 4 * 3
     assert terms["rollout"] == rollout

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftcore import estimating
-from ftcore.engine.policy import VALUE_FILE, VALUE_HEAD
-from ftcore.engine.rollouts import collate_responses
+from ft_plugins.stages.ppo.rollout import collate_responses
+from ft_plugins.stages.ppo.trainer import VALUE_FILE, VALUE_HEAD
+from ftcore.config import memory_planning
 from ftcore.errors import RunError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -107,7 +107,7 @@ def test_stopped_it_goes_on_to_the_same_bytes(
 def test_memory_counts_the_copy(ppo: Any) -> None:
     """Its trained parameters with gradient and AdamW's state; and activations of a second sequence for each row."""
     shared, separate = (ppo(ppo_value_backbone=kind) for kind in ("shared", "separate"))
-    terms = [estimating.estimate_plan(trainer.plan).terms for trainer in (shared, separate)]
+    terms = [memory_planning.estimate_plan(trainer.plan).terms for trainer in (shared, separate)]
     count = sum(tensor.numel() for tensor in trained(separate.model).values())
     assert terms[1]["value head"] - terms[0]["value head"] == count * 16
     assert terms[1]["activations"] == pytest.approx(2 * terms[0]["activations"], rel=1e-3)

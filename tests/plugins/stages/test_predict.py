@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ft_plugins.stages.text_scores import scores
+from ft_plugins.stages.sft.text_metrics import scores
+from ftcore.config.planner import make_plan
 from ftcore.errors import UsageError
 from ftcore.inference.answers import collect
 from ftcore.inference.prompts import text_prompt
 from ftcore.inference.target import find_target
-from ftcore.planning import make_plan
-from ftcore.run import run
+from ftcore.runner.run import run
 
 ROWS = [("hello world", "one two three"), ("who are you? " * 5, "a tiny model"), ("你好", "我是一个很小的模型。")]
 
@@ -136,8 +136,8 @@ def test_a_signal_ends_it_with_a_line(
     import os
     import signal
 
-    from ft_plugins.engines.generating import TransformersGenerator
-    from ftcore.engine.signals import InterruptedRunError
+    from ft_plugins.engines.transformers.generator import TransformersGenerator
+    from ftcore.training.callbacks.signals import InterruptedRunError
 
     options: dict[str, Any] = {"finetuning_type": "lora", "bf16": False}
     if trains:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.engine.reports import read_log
 from ftcore.errors import UsageError
+from ftcore.training.callbacks.progress import read_log
 
 TEXTS = ["the quick brown fox", "hello world one two three four", "what is your name? my name is a tiny model.", "fox"]
 ROWS = [{"text": text} for text in TEXTS]

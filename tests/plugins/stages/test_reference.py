@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.engine import precomputed
 from ftcore.errors import RunError
 from ftcore.testing import tiny_model
+from ftcore.training.reference import logprob_cache
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A number of rows for each set that a reference is computed of, not read."""
     seen: list[int] = []
-    honest = precomputed._computed
+    honest = logprob_cache._computed
 
     def counted(trainer: Any, measure: Any, reference: Any, rows: Any) -> Any:
         seen.append(len(rows))
         return honest(trainer, measure, reference, rows)
 
-    monkeypatch.setattr(precomputed, "_computed", counted)
+    monkeypatch.setattr(logprob_cache, "_computed", counted)
     return seen
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.engine.reports import read_log
+from ftcore.training.callbacks.progress import read_log
 
 METHODS = ["full", "lora", "freeze"]
 
@@ -117,8 +117,8 @@ def test_other_architectures(name: str) -> None:
     """Each by its own forward, whatever way is chosen."""
     import transformers as t
 
-    from ftcore.engine.collate import collate
-    from ftcore.engine.rewards import RewardScorer
+    from ftcore.training.batching.collators import collate
+    from ftcore.training.forward.reward import RewardScorer
 
     shape = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
     shape |= {"num_key_value_heads": 2, "intermediate_size": 64, "pad_token_id": 0, "num_labels": 1}

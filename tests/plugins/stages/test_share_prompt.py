@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from ft_plugins.stages.dpo import SMOOTHED
-from ft_plugins.stages.pair_losses import LOSSES
-from ftcore.engine.collate import tokens_read
-from ftcore.engine.reports import read_log
+from ft_plugins.stages.dpo.losses import LOSSES
+from ft_plugins.stages.dpo.stage import SMOOTHED
 from ftcore.errors import UsageError
+from ftcore.training.batching.collators import tokens_read
+from ftcore.training.callbacks.progress import read_log
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *(("dpo", {"pref_loss": name}) for name in LOSSES if name != "exo_pair"),
@@ -112,7 +112,7 @@ def test_what_is_written(trainer_of: Any) -> None:
 
 def test_fillers_change_nothing(trainer_of: Any, moved: Any) -> None:
     """Rows without a weight, where processes share an epoch."""
-    from ftcore.engine.sampling import Rows
+    from ftcore.training.batching.samplers import Rows
 
     for stage in ("dpo", "rm"):
         trainer = trainer_of(stage, 4, share_prompt=True)

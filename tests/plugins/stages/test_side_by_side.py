@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.engine import passes, team
-from ftcore.engine.crew import Crew, in_crew
-from ftcore.engine.lending import cut
-from ftcore.engine.reports import read_log
-from ftcore.engine.rollouts import collate_responses
-from ftcore.engine.team import Team
+from ft_plugins.stages.ppo.rollout import collate_responses
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.parallel.cpu_threads import split_forward
+from ftcore.training.parallel.cpu_threads.kv_exchange import cut
+from ftcore.training.parallel.cpu_threads.pool import Crew, in_crew
+from ftcore.training.parallel.cpu_threads.split_forward import Team
+from ftcore.training.step import micro_batching
 
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
 
@@ -29,9 +30,9 @@ def test_the_same_as_one_at_a_time(
 ) -> None:
     """In float64: log lines, weights, and an evaluation; of passes of whole rows, and of one that is cut."""
     cuts: list[Any] = []
-    monkeypatch.setattr(team, "cut", lambda *given: cuts.append(given) or cut(*given))
+    monkeypatch.setattr(split_forward, "cut", lambda *given: cuts.append(given) or cut(*given))
     if rows == "cut":
-        monkeypatch.setattr(passes, "even", lambda sizes, share: False)
+        monkeypatch.setattr(micro_batching, "even", lambda sizes, share: False)
     found = []
     for wish in (False, "auto"):
         folder = tmp_path / str(wish)
@@ -65,7 +66,7 @@ def test_the_same_as_one_at_a_time(
 
 @pytest.mark.parametrize("backbone", ["shared", "separate"])
 def test_ppo_is_cut_with_its_values(backbone: str, ppo: Any, moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "FEWEST", 1)
+    monkeypatch.setattr(split_forward, "FEWEST", 1)
     trainer = ppo(finetuning_type="lora", ppo_value_backbone=backbone, dtype=torch.float64)
     trainer.get_train_dataloader()
     trainer._roll_out(0)

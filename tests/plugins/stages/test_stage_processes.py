@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.engine.reports import read_log
+from ftcore.training.callbacks.progress import read_log
 
 SCRIPT = Path(__file__).with_name("stage_runs.py")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.engine.reports import read_log
+from ftcore.training.callbacks.progress import read_log
 
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
 

@@ -157,9 +157,9 @@ def test_orpo_and_simpo() -> None:
     from trl.experimental.cpo import CPOTrainer
     from trl.experimental.orpo import ORPOTrainer
 
-    from ft_plugins.stages.pair_losses import LOSSES as OURS
-    from ft_plugins.stages.pair_losses import Knobs
-    from ftcore.engine.pairs import PairScores
+    from ft_plugins.stages.dpo.losses import LOSSES as OURS
+    from ft_plugins.stages.dpo.losses import Knobs
+    from ft_plugins.stages.dpo.objective import PairScores
 
     generator = torch.Generator().manual_seed(0)
     chosen, rejected = (-3 * torch.rand(9, generator=generator, dtype=torch.float64) for _ in range(2))

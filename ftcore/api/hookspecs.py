@@ -1,0 +1,121 @@
+"""Every hook, in the order in which it is called. Types cost nothing: they are imported for the checker alone.
+
+A plugin is a module (or object) with some of these functions under `ftcore.hookimpl`, named in the entry-point group
+``ftcore``. It takes only the arguments that it wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+
+    from ftcore.api import components as c
+    from ftcore.api.plan import Plan
+    from ftcore.errors import Problem
+    from ftcore.runner.run import Result
+
+PROJECT = "ftcore"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def ft_commands() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Commands for the ``ft`` command line: name -> ``module:click_command``, imported when called.
+
+    Called when the command line starts, before anything else.
+    """
+
+
+@hookspec
+def ft_dataset_formats() -> Iterable[c.DatasetFormat]:  # type: ignore[empty-body]
+    """Dataset formats. Called when plugins are loaded, as are the seven hooks that follow."""
+
+
+@hookspec
+def ft_chat_templates() -> Iterable[c.ChatTemplate]:  # type: ignore[empty-body]
+    """Chat templates."""
+
+
+@hookspec
+def ft_model_families() -> Iterable[c.ModelFamily]:  # type: ignore[empty-body]
+    """Model families, and the models that they bring along."""
+
+
+@hookspec
+def ft_methods() -> Iterable[c.Method]:  # type: ignore[empty-body]
+    """Fine-tuning methods."""
+
+
+@hookspec
+def ft_stages() -> Iterable[c.Stage]:  # type: ignore[empty-body]
+    """Training stages."""
+
+
+@hookspec
+def ft_optimizers() -> Iterable[c.Optimizer]:  # type: ignore[empty-body]
+    """Optimizers."""
+
+
+@hookspec
+def ft_launchers() -> Iterable[c.Launcher]:  # type: ignore[empty-body]
+    """Launchers."""
+
+
+@hookspec
+def ft_inference_engines() -> Iterable[c.InferenceEngine]:  # type: ignore[empty-body]
+    """Inference engines."""
+
+
+@hookspec
+def ft_foreign_options() -> Mapping[str, c.ForeignOption]:  # type: ignore[empty-body]
+    """Options of other tools' files that have no owner here: name -> its new name, or what to do instead.
+
+    Called while options are bound, so that such a key is never passed over and never merely unknown.
+    """
+
+
+@hookspec
+def ft_check_plan(plan: Plan) -> Iterable[Problem]:  # type: ignore[empty-body]
+    """Cross-checks over a bound plan. Called before anything heavy loads; all problems are shown together."""
+
+
+@hookspec(firstresult=True)
+def ft_load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase | None:
+    """The tokenizer, or None to leave it to the next plugin; the built-in comes last."""
+
+
+@hookspec(firstresult=True)
+def ft_load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
+    """The processor of a model that sees, or None to leave it to the next plugin; the built-in comes last.
+
+    Called by stages that train on images, and by ``ft export``; None from all means that the model reads text only.
+    """
+
+
+@hookspec(firstresult=True)
+def ft_load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel | None:
+    """The model, or None to leave it to the next plugin; the built-in comes last.
+
+    ``kwargs`` are for ``from_pretrained``: dtype, attention, and what the method asks for.
+    """
+
+
+@hookspec
+def ft_model_ready(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Called once the method has been applied and before the trainer is made; may change the model in place."""
+
+
+@hookspec
+def ft_callbacks(plan: Plan) -> Iterable[TrainerCallback]:  # type: ignore[empty-body]
+    """Callbacks for the trainer. Called when the trainer is made."""
+
+
+@hookspec
+def ft_run_finished(plan: Plan, result: Result) -> None:
+    """Called when a run has ended well and its files are written."""

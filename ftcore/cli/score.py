@@ -1,0 +1,42 @@
+"""``ft generate --score``: scores of conversations by a reward model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftcore.cli.model_arguments import Words
+
+if TYPE_CHECKING:
+    from ftcore.cli.output_writer import Lines, Work
+
+WINDOW = 64
+"""Batches that are scored before their scores are written."""
+
+
+def score_work(words: Words, source: Path) -> Work:
+    """Scores of the conversations of ``source``: each line with ``score`` and ``tokens``."""
+    from ftcore.cli.output_writer import Work
+    from ftcore.inference.prompts import read_conversations
+
+    rows, chats, places = read_conversations(source)
+    target = words.find(score=True)
+
+    def load(done: int) -> Lines:
+        judge = words.judge(target)
+        read = judge.read(chats[done:], places[done:])
+
+        def lines(start: int, end: int) -> Sequence[tuple[str, str]]:
+            ids = read[start - done : end - done]
+            found = []
+            for number, (one, score) in enumerate(zip(ids, judge.score(ids), strict=True), start=start):
+                line = json.dumps({**rows[number], "score": score, "tokens": len(one)}, ensure_ascii=False)
+                found.append((line, f"{number + 1}  {score:.6f}"))
+            return found
+
+        return lines
+
+    size = target.plan.training.per_device_eval_batch_size * WINDOW
+    return Work(what="scores", plan=target.plan, inputs=rows, window=size, load=load)

@@ -1,0 +1,141 @@
+"""From a plan to its memory estimate."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ftcore.resources import hardware
+from ftcore.resources.hardware import MEMBERS
+from ftcore.resources.memory_model import BYTES, Architecture, Depth, Estimate, Need, estimate, in_units
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+
+
+def estimate_plan(plan: Plan) -> Estimate | None:
+    """The estimate, or None where the model's config.json, or what it says, is not known.
+
+    Rows are taken to be ``cutoff_len`` tokens long: that is what must fit.
+    """
+    architecture = Architecture.from_config(plan.config) if plan.config else None
+    if architecture is None:
+        return None
+    method, training = plan.method.component, plan.training
+    if not training.do_train:
+        return _without_training(plan, architecture)
+    options = method.effective(plan)
+    weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
+    stage, heap = plan.stage.component, hardware.machine(plan.on_cpu).cuda is None
+    divides = stage.divides(plan) and int(os.environ.get("WORLD_SIZE") or 1) == 1
+    parameters = weights / BYTES[plan.precision.compute]
+    found = estimate(
+        architecture,
+        Need(
+            weight_bytes=weights,
+            trainable=trainable,
+            adapter=method.saves_adapter,
+            depth=method.depth(architecture, options),
+            state_bytes=plan.optimizer.component.state_bytes,
+            compute=plan.precision.compute,
+            trained=plan.precision.trained,
+            rows=training.per_device_train_batch_size,
+            batch_tokens=training.tokens_per_batch,
+            pass_tokens=training.pass_tokens(heap) if divides else None,
+            together=MEMBERS if divides and heap and _side_by_side(plan, 4 * trainable <= parameters) else 1,
+            cutoff_len=stage.longest(plan),
+            copies=stage.sequences(plan),
+            gradient_checkpointing=plan.gradient_checkpointing,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            adapter_dropout=method.drops_inputs(options),
+            heap=heap,
+        ),
+    )
+    beside = stage.memory(plan)
+    return replace(found, terms={**found.terms, **beside}, total=found.total + sum(beside.values()))
+
+
+def _without_training(plan: Plan, architecture: Architecture) -> Estimate:
+    """The estimate of a plan that evaluates, predicts, or is there to generate with: whichever needs more."""
+    training = plan.training
+    generates = training.do_predict or not (training.do_eval or training.eval_strategy != "no")
+    evaluates = training.do_eval or training.eval_strategy != "no"
+    found = [
+        _forward(plan, architecture, answers=answers)
+        for answers, does in ((False, evaluates), (True, generates))
+        if does
+    ]
+    return max(found, key=lambda one: one.total)
+
+
+def _forward(plan: Plan, architecture: Architecture, *, answers: bool) -> Estimate:
+    """Of a forward pass over a batch, with the keys and values of the whole batch where it is answered."""
+    method, training = plan.method.component, plan.training
+    compute = plan.precision.compute
+    if answers and not training.do_predict and plan.model.infer_dtype != "auto":
+        compute = plan.model.infer_dtype
+    rows, longest, new = training.per_device_eval_batch_size, plan.data.cutoff_len, plan.generation.max_new_tokens
+    weights, trainable = method.count(architecture, method.effective(plan), BYTES[compute])
+    runs = training.do_predict or not answers  # a run puts the method on the model, whether it trains or not
+    adapters = trainable if method.saves_adapter and (plan.model.adapter_name_or_path or runs) else 0
+    found = estimate(
+        architecture,
+        Need(
+            weight_bytes=weights,
+            trainable=adapters,
+            adapter=True,  # nothing is trained
+            depth=Depth(layers=0, head=False),
+            state_bytes=0,
+            compute=compute,
+            rows=rows,
+            cutoff_len=longest,
+            copies=1 if answers else plan.stage.component.sequences(plan),
+            heap=hardware.detect().cuda is None,
+        ),
+    )
+    left_out = ("trained parameters", "gradients", "optimizer state")
+    terms = {name: size for name, size in found.terms.items() if name not in left_out}
+    terms |= {"adapters": found.terms["trained parameters"], **plan.stage.component.memory(plan)}
+    # Measured: a model of 135 M parameters, 4 rows of 1024 tokens in float32, peaked at 1.36 GB, where 1.23 are live.
+    terms["heap holes"] = terms["activations"] if hardware.detect().cuda is None else 0
+    note = f"evaluating {found.note}"
+    if answers:
+        terms["keys and values"] = (
+            rows * (longest + new) * architecture.layers * 2 * architecture.key_size * BYTES[compute]
+        )
+        # as they come, and what sampling makes of them
+        terms["logits chunk"] = max(terms["logits chunk"], 3 * 4 * rows * architecture.vocab_size)
+        note = f"answering {rows} prompt{'s' * (rows != 1)} of {longest} tokens by at most {new}"
+    return Estimate(terms, sum(terms.values()), note)
+
+
+def _side_by_side(plan: Plan, trains_little: bool) -> bool:
+    """Whether `ftcore.training.step.executor` will do passes of a step two at a time, as far as it can be told."""
+    method = plan.method.component
+    noise = plan.transformers.get("neftune_noise_alpha") or method.drops_inputs(method.effective(plan))
+    return hardware.threads() >= MEMBERS and plan.training.tokens_per_pass is not False and trains_little and not noise
+
+
+def advice(plan: Plan) -> str:
+    """What to change where memory does not suffice, with what each change would come to."""
+    now = plan.memory or estimate_plan(plan)
+    if now is None:
+        return "lower cutoff_len, write disable_gradient_checkpointing: false, or take a smaller model"
+    shorter = plan.data.model_copy(update={"cutoff_len": max(2, plan.data.cutoff_len // 2)})
+    one = plan.training.model_copy(update={"per_device_train_batch_size": 1})
+    half = plan.training.model_copy(update={"tokens_per_batch": (plan.training.tokens_per_batch or 0) // 2 or 1})
+    fewer = f"tokens_per_batch: {half.tokens_per_batch}" if plan.training.tokens_per_batch else ""
+    passes = plan.training.model_copy(update={"tokens_per_pass": 1024})
+    changes = {
+        "disable_gradient_checkpointing: false": replace(plan, gradient_checkpointing=True),
+        "tokens_per_pass: 1024": replace(plan, training=passes),
+        fewer or "per_device_train_batch_size: 1": replace(plan, training=half if fewer else one),
+        f"cutoff_len: {shorter.cutoff_len}": replace(plan, data=shorter),
+    }
+    found = {change: estimate_plan(changed) for change, changed in changes.items()}
+    helpful = [
+        f"{change} needs {in_units(less.total)}" for change, less in found.items() if less and less.total < now.total
+    ]
+    text = f"the run needs {now}"
+    return f"{text}; {', '.join(helpful)}" if helpful else f"{text}; only a smaller model or an adapter needs less"

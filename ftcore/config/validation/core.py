@@ -1,0 +1,296 @@
+"""What the core checks of a bound plan, and what it works out from the hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from ftcore.api.plan import Plan, Precision
+from ftcore.config.validation import output_folder
+from ftcore.errors import Problem
+from ftcore.models.resolve import cached_file
+from ftcore.resources.compilers import INDUCTOR, backends, cpp_compiler
+from ftcore.resources.hardware import Hardware
+from ftcore.utils.json_files import read_object
+
+MEMORY_SHARE = 0.9
+"""Share of the memory that a run may fill before activations are recomputed instead of kept."""
+
+
+def place(plan: Plan, option: str) -> str:
+    """Where the user wrote an option, else the file."""
+    bound = plan.options.get(option)
+    return bound.origin if bound and bound.origin not in ("default", "family") else plan.file
+
+
+def precision(plan: Plan, machine: Hardware) -> tuple[Precision, list[Problem]]:
+    """The dtypes of the run: what the file asks for, where the hardware has it; else float32.
+
+    What is trained is float32 unless the file says ``pure_bf16``.
+    """
+    training = plan.training
+    option = "fp16" if training.fp16 else "pure_bf16" if training.pure_bf16 else "bf16"
+    if training.fp16 and (training.bf16 or training.pure_bf16):
+        other = "bf16" if training.bf16 else "pure_bf16"
+        return Precision(), [Problem(f"{other} and fp16 are both true", place(plan, "fp16"), "keep one")]
+    if training.pure_bf16 and training.bf16 is False:
+        return Precision(), [Problem("pure_bf16 is true and bf16 false", place(plan, "pure_bf16"), "keep one")]
+    if training.fp16:
+        asked, there, lacks = "float16", machine.cuda is not None, f"{machine.name} computes float16 only on CUDA"
+    elif training.bf16 or training.pure_bf16 or (training.bf16 is None and machine.bf16):
+        asked, there, lacks = "bfloat16", machine.bf16, f"{machine.name} only emulates bfloat16, many times slower"
+    else:
+        return Precision(), []
+    if there:
+        return Precision(compute=asked, trained=asked if training.pure_bf16 else "float32"), []
+    if training.strict_precision:
+        hint = f"drop {option}, or strict_precision to train in float32"
+        return Precision(), [Problem(lacks, place(plan, option), hint)]
+    return Precision(reason=f"float32 instead of {asked}: {lacks}"), []
+
+
+def check(plan: Plan) -> list[Problem]:
+    """Mistakes that no single option shows."""
+    return [
+        *_check_data(plan),
+        *_check_mixing(plan),
+        *_check_packing(plan),
+        *_check_streaming(plan),
+        *_check_prefix(plan),
+        *_check_compiler(plan),
+        *_check_tokens_per_batch(plan),
+        *_check_sharing(plan),
+        *output_folder.problems(plan, place(plan, "output_dir")),
+        *_check_resume(plan),
+        *_check_adapters(plan),
+    ]
+
+
+def _check_data(plan: Plan) -> Iterable[Problem]:
+    training, data = plan.training, plan.data
+    if training.do_train and not data.dataset:
+        yield Problem(
+            "do_train is true, but there is no dataset", place(plan, "do_train"), "write dataset: NAME or a file"
+        )
+    asked = {"eval_strategy": training.eval_strategy != "no", "do_eval": training.do_eval}
+    asked |= {"do_predict": training.do_predict}
+    wants = next((option for option, wanted in asked.items() if wanted), "")
+    wants_to = "predict" if wants == "do_predict" else "evaluate"
+    folders = any(spec.path and spec.path.is_dir() for spec in plan.datasets)
+    if wants and not (data.eval_dataset or data.val_size or folders or any(spec.hub_id for spec in plan.datasets)):
+        yield Problem(
+            f"{wants} asks to {wants_to}, but there is nothing to evaluate on",
+            place(plan, wants),
+            "write val_size or eval_dataset",
+        )
+    if training.do_predict and not plan.stage.component.predicts:
+        hint = "remove do_predict; do_eval evaluates"
+        yield Problem(f"stage {plan.stage.component.name!r} predicts nothing", place(plan, "do_predict"), hint)
+    if data.val_size and data.eval_dataset:
+        yield Problem("val_size and eval_dataset are both set", place(plan, "val_size"), "keep one")
+    if data.train_on_prompt and data.mask_history:
+        yield Problem("train_on_prompt and mask_history contradict each other", place(plan, "mask_history"), "keep one")
+    if data.max_bad_rows is not None and data.on_bad_row == "fail":
+        message = "max_bad_rows is set, and on_bad_row: fail takes none"
+        yield Problem(message, place(plan, "max_bad_rows"), "write on_bad_row: skip or quarantine")
+    if data.val_size > 1 and data.val_size != int(data.val_size):
+        yield Problem(f"val_size: {data.val_size} is neither a share nor a number of rows", place(plan, "val_size"))
+
+
+def _check_mixing(plan: Plan) -> Iterable[Problem]:
+    probabilities, where = plan.data.interleave_probs, place(plan, "interleave_probs")
+    if probabilities is None:
+        return
+    if plan.data.mix_strategy == "concat":
+        hint = "write mix_strategy: interleave_under, interleave_over or interleave_once"
+        yield Problem("interleave_probs is set, but mix_strategy is concat", where, hint)
+    elif len(probabilities) != len(plan.data.dataset):
+        count = len(plan.data.dataset)
+        yield Problem(f"interleave_probs has {len(probabilities)} numbers for {count} datasets", where)
+    elif abs(sum(probabilities) - 1) > 1e-6:
+        yield Problem(f"interleave_probs sum to {sum(probabilities):g}, not 1", where)
+
+
+def _check_packing(plan: Plan) -> Iterable[Problem]:
+    data, stage = plan.data, plan.stage.component
+    option = "packing" if data.packing else "neat_packing"
+    if data.packing is False and data.neat_packing:
+        yield Problem("packing is false and neat_packing is true", place(plan, "neat_packing"), "keep one")
+    elif (data.packing or data.neat_packing) and stage.packs is None:
+        hint = f"remove {option}; rows are never padded, so that nothing is lost"
+        yield Problem(f"{option}: stage {stage.name!r} cannot train on packs", place(plan, option), hint)
+    if data.packing_split and stage.samples != ("Text",):
+        hint = "remove packing_split: conversations are never split"
+        yield Problem(
+            f"packing_split is for raw texts, not for stage {stage.name!r}", place(plan, "packing_split"), hint
+        )
+
+
+def _check_prefix(plan: Plan) -> Iterable[Problem]:
+    """What alone shows that nothing can be kept of the frozen layers; the rest is seen on the model."""
+    if plan.training.cache_frozen_prefix is not True:
+        return
+    whys = {
+        "the rows are a stream, of which each comes once": plan.data.streaming,
+        f"stage {plan.stage.component.name} makes its sequences anew in each epoch": (
+            not plan.stage.component.constant_rows
+        ),
+        "neftune_noise_alpha puts noise on what the lowest layer reads": plan.transformers.get("neftune_noise_alpha"),
+    }
+    for why, holds in whys.items():
+        if holds:
+            message = f"cache_frozen_prefix is true, and {why}"
+            yield Problem(message, place(plan, "cache_frozen_prefix"), "write cache_frozen_prefix: auto, or false")
+
+
+def _check_compiler(plan: Plan) -> Iterable[Problem]:
+    """Whether what compiles the layers is there; layers in float32 on a CPU are not compiled."""
+    if plan.training.compiler is None:
+        return
+    backend, mode = plan.training.compiler
+    if backend not in backends():
+        message = f"there is no torch_compile_backend {backend!r}"
+        yield Problem(message, place(plan, "torch_compile_backend"), f"write one of {', '.join(backends())}")
+    if mode is not None and backend != INDUCTOR:
+        message = f"torch_compile_mode is of the backend inductor, not of {backend}"
+        yield Problem(message, place(plan, "torch_compile_mode"), "drop one of the two")
+    if backend == INDUCTOR and plan.precision.compute != "float32" and cpp_compiler() is None:
+        options = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+        where = next((found for option in options if (found := place(plan, option)) != plan.file), plan.file)
+        message = "torch_compile needs a C++ compiler, and there is neither g++ nor what CXX names"
+        yield Problem(message, where, "install g++, set CXX, or drop torch_compile")
+
+
+def _check_tokens_per_batch(plan: Plan) -> Iterable[Problem]:
+    where = place(plan, "tokens_per_batch")
+    if plan.training.tokens_per_batch is None:
+        return
+    if plan.options["per_device_train_batch_size"].origin not in ("default", "family"):
+        yield Problem("tokens_per_batch and per_device_train_batch_size are both set", where, "keep one")
+    if plan.data.streaming:
+        message = "tokens_per_batch is set, and nobody knows how many steps a stream's epoch has"
+        yield Problem(message, where, "write per_device_train_batch_size")
+    if not plan.stage.component.constant_rows:
+        message = f"tokens_per_batch is set, and stage {plan.stage.component.name} makes its sequences anew"
+        yield Problem(message, where, "write per_device_train_batch_size")
+
+
+def _check_sharing(plan: Plan) -> Iterable[Problem]:
+    """Noise that depends on each sequence, and one beginning for several."""
+    if plan.training.share_prompt is True and plan.transformers.get("neftune_noise_alpha"):
+        message = "share_prompt is true, and neftune_noise_alpha makes other noise for each sequence"
+        yield Problem(message, place(plan, "share_prompt"), "write share_prompt: auto, or drop neftune_noise_alpha")
+
+
+def _check_streaming(plan: Plan) -> Iterable[Problem]:
+    data, training, stage = plan.data, plan.training, plan.stage.component
+    if not data.streaming:
+        return
+    if not stage.streams:
+        hint = "remove streaming; what is tokenised is kept on disk, not in memory"
+        yield Problem(f"stage {stage.name!r} cannot train on a stream", place(plan, "streaming"), hint)
+    if training.do_train and training.max_steps <= 0:
+        hint = "write max_steps: nobody knows how long an epoch is"
+        yield Problem("streaming needs max_steps", place(plan, "streaming"), hint)
+    for option in ("save_strategy", "eval_strategy"):
+        if getattr(training, option) == "epoch":
+            message = f"{option} is epoch, and a stream does not know where its epochs end"
+            yield Problem(message, place(plan, option), f"write {option}: steps")
+    for spec in plan.datasets:
+        if spec.num_samples:
+            message = (
+                f"dataset {spec.name!r} has num_samples, and nobody knows of how many rows of a stream to draw them"
+            )
+            hint = "remove num_samples; max_samples takes the first rows, interleave_probs weights datasets"
+            yield Problem(message, place(plan, "streaming"), hint)
+    if 0 < data.val_size < 1:
+        message = f"val_size: {data.val_size:g} is a share, and nobody knows how long a stream is"
+        yield Problem(message, place(plan, "val_size"), "write a number of rows")
+    if data.on_bad_row == "quarantine":
+        message = "on_bad_row is quarantine, and the rows of a stream are not read twice"
+        yield Problem(message, place(plan, "on_bad_row"), "write skip: they are counted and named all the same")
+    if data.tokenized_path:
+        message = "tokenized_path is set, and the tokens of a stream are not kept"
+        yield Problem(message, place(plan, "tokenized_path"), "remove it, or streaming")
+
+
+def _check_resume(plan: Plan) -> Iterable[Problem]:
+    resume = plan.training.resume_from_checkpoint
+    if isinstance(resume, str) and resume not in ("auto", "never") and not Path(resume).is_dir():
+        yield Problem(
+            f"there is no checkpoint {resume!r}",
+            place(plan, "resume_from_checkpoint"),
+            "write auto, never, or a checkpoint's folder",
+        )
+
+
+def _check_adapters(plan: Plan) -> Iterable[Problem]:
+    for name in plan.model.adapter_name_or_path:
+        yield from adapter_problems(plan, "adapter_name_or_path", name)
+
+
+def adapter_problems(plan: Plan, option: str, name: str) -> Iterable[Problem]:
+    """An adapter, named by an option, that does not exist or is none."""
+    folder = Path(name).expanduser()
+    config = folder / "adapter_config.json"
+    if folder.is_dir() and not config.is_file():
+        hint = "write the folder of one, as a run with an adapter leaves it"
+        yield Problem(f"{name} is no adapter: it has no adapter_config.json", place(plan, option), hint)
+    elif folder.is_dir():
+        try:
+            read_object(config)
+        except ValueError as error:
+            yield Problem(f"{config} {error}", place(plan, option), "is it an adapter's folder?")
+    elif not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") != 1):
+        yield Problem(f"there is no adapter {name!r}", place(plan, option), "write a folder or a hub id")
+
+
+def warnings(plan: Plan) -> Iterable[str]:
+    """What is worth a line, and no error."""
+    if plan.precision.reason:
+        yield plan.precision.reason
+    if plan.data.streaming and plan.training.dataloader_num_workers:
+        yield "dataloader_num_workers: the run's own process reads a stream, no others are started"
+    for plugin in plan.plugins.broken:
+        yield f"plugin {plugin.id} is broken: {plugin.status}"
+    yield from output_folder.notices(plan)
+    if not (plan.training.do_train or plan.training.do_eval or plan.training.do_predict):
+        yield "do_train and do_eval are both false: ft run will do nothing"
+
+
+def unknown(plan: Plan) -> Iterable[str]:
+    """What the plan could not look at, as it asks nobody: models and adapters that are not on this machine."""
+    name = plan.model.model_name_or_path
+    if plan.config is None:
+        decided = ["model family"] * (plan.family is None) + ["chat template"] * (plan.template is None)
+        decided += ["what its images need", "memory"]
+        listed = ", ".join(decided[:-1]) + f" and {decided[-1]}"
+        yield f"{name} is not in the hub's cache, so nobody looked at its config.json: {listed} are found out by ft run"
+    elif plan.memory is None:
+        yield f"memory is not estimated: the shapes of model_type {plan.config.get('model_type')!r} are not known"
+    for option, other in {"adapter_name_or_path": plan, **plan.stage.component.beside(plan)}.items():
+        if other is not plan and other.config is None:
+            yield f"{option}: {other.model.model_name_or_path} is not in the hub's cache, and nobody looked at it"
+        for adapter in other.model.adapter_name_or_path:
+            cache = plan.model.cache_dir
+            if not Path(adapter).expanduser().is_dir() and cached_file(adapter, "adapter_config.json", cache) is None:
+                yield f"{option}: adapter {adapter} is not in the hub's cache, and nobody looked at it"
+    for spec in (*plan.datasets, *plan.eval_datasets):
+        if spec.hub_id:
+            yield f"dataset {spec.name} is on the hub, and nobody looked whether it is there"
+
+
+def with_memory(plan: Plan, machine: Hardware) -> Plan:
+    """The plan with its memory estimate, and activations recomputed where they would not fit."""
+    from ftcore.config.memory_planning import estimate_plan
+
+    wanted = plan.training.recomputes
+    plan = replace(plan, gradient_checkpointing=wanted is True)
+    plan = replace(plan, memory=estimate_plan(plan))
+    if not plan.training.do_train:
+        return plan
+    if wanted is None and plan.memory and plan.memory.total > MEMORY_SHARE * machine.memory:
+        plan = replace(plan, gradient_checkpointing=True)
+        plan = replace(plan, memory=estimate_plan(plan))
+    return plan

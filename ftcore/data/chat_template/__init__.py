@@ -1,0 +1,1 @@
+"""Chat templates rendered, with the spans that are trained."""

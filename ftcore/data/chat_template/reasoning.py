@@ -1,0 +1,98 @@
+"""Thoughts that stand in an answer's text, as ``<think>...</think>`` at its start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+
+from ftcore.api.samples import Message
+from ftcore.errors import RowError
+
+Tags = tuple[str, str]
+"""What opens and what closes a thought."""
+THINK: Tags = ("<think>", "</think>")
+_TAG = r"(<[^<>\s]+>|\[/?\w+\]|◁/?\w+▷)"
+_LAST_TAG, _FIRST_TAG = re.compile(_TAG + r"\s*$"), re.compile(r"\s*" + _TAG)
+
+
+def parted(text: str, tags: Sequence[Tags] = (THINK,)) -> tuple[str | None, str]:
+    """The thought at the start of a text, None where there is none, and what follows it.
+
+    Line breaks around both are the template's (as in Qwen3's, which parts such texts itself).
+    """
+    for opening, closing in tags:
+        if opening in text and (found := _thought(opening, closing).match(text)):
+            return found[1].strip("\n"), text[found.end() :].lstrip("\n")
+    return None, text
+
+
+@cache
+def _thought(opening: str, closing: str) -> re.Pattern[str]:
+    return re.compile(rf"\s*{re.escape(opening)}(.*?){re.escape(closing)}", re.DOTALL)
+
+
+def tags_between(before: str, after: str) -> tuple[Tags, ...]:
+    """The tags that a template writes around a thought, ``<think>`` among them in any case.
+
+    The second has to close the first, as ``[/THINK]`` does ``[THINK]``.
+
+    Args:
+        before, after: what it writes before and after the thought.
+    """
+    opening, closing = _LAST_TAG.search(before), _FIRST_TAG.match(after)
+    own = (opening[1], closing[1]) if opening and closing else THINK
+    # tokens that also stand elsewhere, as gpt-oss' <|message|> and <|end|>, are no tags of thoughts: text may hold them
+    paired = own[1].replace("/", "", 1) == own[0] != own[1]
+    return (THINK, own) if paired and own != THINK else (THINK,)
+
+
+def with_reasoning(messages: Iterable[Message], tags: Sequence[Tags] = (THINK,)) -> tuple[Message, ...]:
+    """Answers with their thoughts in ``reasoning``, for templates that write ``reasoning_content``.
+
+    Other templates get the text as it is: the thought is then part of the answer, and nothing is lost.
+    """
+    return tuple(_parted(message, tags) for message in messages)
+
+
+def without_thoughts(messages: Iterable[Message], tags: Sequence[Tags] = (THINK,)) -> tuple[Message, ...]:
+    """Answers without their thoughts, wherever these stand.
+
+    Raises:
+        RowError: nothing is left of an answer that is to be trained.
+    """
+    return tuple(_bare(number, message, tags) for number, message in enumerate(messages))
+
+
+def thought_of(message: Message, tags: Sequence[Tags] = (THINK,)) -> str:
+    """What is thought before an answer; empty where nothing is."""
+    if message.role != "assistant":
+        return ""
+    thought = parted(message.content, tags)[0] if message.reasoning is None else message.reasoning
+    return (thought or "").strip()
+
+
+def holds(text: str, thought: str, answer: str) -> bool:
+    """Whether a thought stands in a text, before the answer; blanks may be other ones there."""
+    before = text[: text.rfind(answer)] if answer and answer in text else text
+    return thought in before or "".join(thought.split()) in "".join(before.split())
+
+
+def _bare(number: int, message: Message, tags: Sequence[Tags]) -> Message:
+    if message.role != "assistant":
+        return message
+    thought, content = parted(message.content, tags)
+    if thought is None and message.reasoning is None:
+        return message
+    if message.train != 0 and not (content.strip() or message.tool_calls):
+        reason = f"answer {number + 1} is nothing but a thought, and enable_thinking is false"
+        raise RowError(reason, field=f"messages[{number}]", cure="remove the row, or leave enable_thinking out")
+    return replace(message, reasoning=None, content=content)
+
+
+def _parted(message: Message, tags: Sequence[Tags]) -> Message:
+    if message.role != "assistant" or message.reasoning is not None:
+        return message
+    thought, content = parted(message.content, tags)
+    return message if thought is None else replace(message, reasoning=thought, content=content)

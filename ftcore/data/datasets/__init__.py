@@ -1,0 +1,1 @@
+"""Tokenised rows as a dataset: packed, mixed, in pairs."""

@@ -1,0 +1,190 @@
+"""Packs: several sequences in one item, together at most ``cutoff_len`` tokens.
+
+A pack is nothing but rows that stand in one batch whatever the batch size: they lie end to end, each with positions of
+its own, and none sees another. So packed and unpacked epochs train the same tokens with the same weights; what changes
+is which of them share a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ftcore.api.option_groups import DataOptions
+from ftcore.api.samples import Place, Text
+from ftcore.data.datasets.token_dataset import TokenDataset
+from ftcore.data.storage.arrays import Ints, combined
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+
+
+def packs(plan: Plan) -> bool:
+    """Whether the plan's rows are packed: as ``packing`` or ``neat_packing`` says, else as its stage does."""
+    if plan.data.packing is not None:
+        return plan.data.packing
+    return plan.data.neat_packing or bool(plan.stage.component.packs)
+
+
+def splits(plan: Plan) -> bool:
+    """Whether documents go on in the next pack where one is full; only then are they not cut at ``cutoff_len``."""
+    return packs(plan) and plan.stage.component.samples == (Text.__name__,) and plan.data.packing_split is not False
+
+
+def uncut(plan: Plan) -> DataOptions:
+    """The plan's data options, without ``cutoff_len`` where documents are not cut at it."""
+    return plan.data.model_copy(update={"cutoff_len": sys.maxsize}) if splits(plan) else plan.data
+
+
+class Segments(NamedTuple):
+    """Which pieces of which rows make which packs.
+
+    Args:
+        rows: ``[S]``, the row of each piece.
+        starts, ends: ``[S]``, its tokens.
+        packs: ``[P + 1]``: pack i is pieces ``packs[i]`` to ``packs[i + 1]``.
+    """
+
+    rows: Ints
+    starts: Ints
+    ends: Ints
+    packs: Ints
+
+
+def fill(lengths: npt.NDArray[Any], size: int) -> Segments:
+    """Whole rows in packs: the longest first, each into the pack that it fills best.
+
+    Args:
+        lengths: tokens of each row, none above ``size``.
+        size: tokens of a pack.
+    """
+    assert not len(lengths) or lengths.max() <= size
+    of_row = np.empty(len(lengths), dtype=np.int64)
+    free: list[list[int]] = [[] for _ in range(size + 1)]  # tokens that are left -> packs
+    there, count = 0, 0  # the bit of every number that is left in some pack
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[row])
+        fitting = there >> length
+        left = length + (fitting & -fitting).bit_length() - 1 if fitting else size
+        if fitting:
+            pack = free[left].pop()
+            if not free[left]:
+                there &= ~(1 << left)
+        else:
+            pack, count = count, count + 1
+        of_row[row] = pack
+        if left > length:
+            free[left - length].append(pack)
+            there |= 1 << (left - length)
+    # Packs in the order of their first rows, and rows in theirs: without shuffling that is nearly the files' order.
+    first = np.full(count, len(lengths))
+    np.minimum.at(first, of_row, np.arange(len(lengths)))
+    rank = np.argsort(np.argsort(first, kind="stable"), kind="stable")
+    rows = np.argsort(rank[of_row], kind="stable") if count else np.zeros(0, dtype=np.int64)
+    sizes = np.bincount(rank[of_row], minlength=count) if count else np.zeros(0, dtype=np.int64)
+    return Segments(
+        rows, np.zeros_like(rows), np.asarray(lengths, dtype=np.int64)[rows], np.concatenate([[0], np.cumsum(sizes)])
+    )
+
+
+def fill_and_split(lengths: npt.NDArray[Any], size: int) -> Segments:
+    """Rows one after the other in full packs: where one is full, the row goes on in the next.
+
+    A piece that goes on begins with the last token of the piece before, which is only read there: so the same tokens
+    are predicted as without packs, each from what precedes it in its own pack.
+
+    Args:
+        lengths: tokens of each row.
+        size: tokens of a pack, at least 2.
+    """
+    rows, starts, ends, bounds, used = [], [], [], [0], 0
+    for row, length in enumerate(lengths.tolist()):
+        start = 0
+        while True:
+            end = min(length, start + size - used)
+            if end - start >= min(2, length - start):  # a single token of many has nothing to predict
+                rows.append(row)
+                starts.append(start)
+                ends.append(end)
+                used += end - start
+                if end == length:
+                    break
+                start = end - 1
+            bounds.append(len(rows))
+            used = 0
+    if len(rows) > bounds[-1]:
+        bounds.append(len(rows))
+    return Segments(*(np.array(one, dtype=np.int64) for one in (rows, starts, ends, bounds)))
+
+
+class PackedDataset:
+    """P packs of the rows of a dataset.
+
+    Args:
+        dataset: the rows.
+        segments: the packs.
+    """
+
+    def __init__(self, dataset: TokenDataset, segments: Segments) -> None:
+        self.dataset, self.segments = dataset, segments
+
+    @classmethod
+    def of(cls, dataset: TokenDataset, size: int, *, split: bool) -> PackedDataset:
+        """The dataset's rows in packs of so many tokens.
+
+        Args:
+            dataset: the rows.
+            size: tokens of a pack.
+            split: whether rows go on in the next pack.
+        """
+        return cls(dataset, (fill_and_split if split else fill)(dataset.lengths, size))
+
+    def __len__(self) -> int:
+        return len(self.segments.packs) - 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``input_ids`` int32 and ``weights`` float32 ``[T]``, end to end; ``lengths`` ``[n]`` of the n pieces, and
+        ``index`` ``[n]``, their rows' numbers.
+        """
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"pack {index} of {len(self)}")
+        pieces = slice(int(self.segments.packs[index]), int(self.segments.packs[index + 1]))
+        rows, starts, ends = (array[pieces] for array in self.segments[:3])
+        items = [self.dataset[row] for row in rows.tolist()]
+        spans = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        cut = list(zip(items, spans, strict=True))
+        return {
+            "input_ids": np.concatenate([item["input_ids"][span] for item, span in cut]),
+            "weights": np.concatenate([item["weights"][span] for item, span in cut]),
+            "lengths": ends - starts,
+            "index": rows,
+        }
+
+    has_images = False
+    """Rows with images are not packed."""
+
+    @property
+    def places(self) -> Sequence[Place]:
+        """Where each row came from; pieces are numbered by their rows."""
+        return self.dataset.places
+
+    @cached_property
+    def lengths(self) -> Ints:
+        """Tokens of each pack, ``[P]``."""
+        before = np.concatenate([[0], np.cumsum(self.segments.ends - self.segments.starts)])
+        return np.diff(before[self.segments.packs])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over what is trained together."""
+        digest = hashlib.sha256()
+        for array in self.segments:
+            digest.update(np.ascontiguousarray(array).data)
+        return combined([self.dataset.fingerprint, digest.hexdigest()])

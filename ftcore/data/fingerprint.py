@@ -1,0 +1,124 @@
+"""What a tokenised dataset depends on, and nothing else: the name under which it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ftcore.api.samples
+from ftcore.api.components import DatasetFormat
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.data.datasets.packing import splits
+from ftcore.data.multimodal.media_files import MediaFolders
+from ftcore.data.sources.resolve import DatasetSpec, data_files
+from ftcore.utils.hashing import file_sha256, sampled_sha256
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+    from ftcore.api.registry import Offer
+
+WITHOUT_EFFECT = frozenset(
+    {
+        *("dataset", "eval_dataset", "dataset_dir"),  # the files' bytes count, not where they are
+        *("max_samples",),  # in "rows", with the dataset's own limit
+        *("default_system", "enable_thinking", "preserve_thinking"),  # in "template"
+        *("template_check", "on_bad_row", "max_bad_rows", "val_size", "disable_shuffling"),  # about rows as they are
+        *("mix_strategy", "interleave_probs", "packing", "neat_packing", "packing_split"),  # in "whole documents"
+        *("streaming", "buffer_size"),  # when a row is tokenised
+        *("overwrite_cache", "tokenized_path", "preprocessing_num_workers", "preprocessing_batch_size"),
+    }
+)
+"""Options of `DataOptions` that do not change what a row becomes. One that is not listed here counts."""
+_PACKAGES = ("ftcore", "jinja2", "tokenizers", "transformers")
+
+
+def key_parts(
+    spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str, *, questions: bool = False
+) -> dict[str, str]:
+    """Name of what counts -> its value, or a digest of it.
+
+    Args:
+        spec: the dataset; of one on the hub only the name is known, and of a streamed one samples of its bytes.
+        plan: the run's.
+        renderer: template and tokenizer.
+        kind: what is kept of a row.
+        questions: whether conversations need no last answer.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    drawn = f"{spec.num_samples} drawn with seed {plan.training.seed}, " if spec.num_samples else ""
+    backend = renderer.tokenizer.backend_tokenizer
+    options = {name: value for name, value in plan.data.model_dump(mode="json").items() if name not in WITHOUT_EFFECT}
+    parts: dict[str, Any] = {
+        "files": digest(_content(spec, plan)),
+        "rows": f"{drawn}{plan.data.max_samples or 'all'}",
+        "format": {"name": spec.format, "columns": spec.columns, "tags": spec.tags, "ranking": spec.ranking},
+        "kind": [kind, *plan.stage.component.samples, *["Question"] * questions],
+        "whole documents": splits(plan),
+        "images": _images(plan, renderer),
+        "template": digest([renderer.source, renderer.stop, renderer.variables, renderer.stop_ids]),
+        "tokenizer": digest([backend.to_str(), renderer.tokenizer.eos_token_id]),
+        "formats": sorted(f"{offer.full_name} {offer.version} {_code(offer)}" for offer in _formats(plan)),
+        "code": _own_code(),
+        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        **options,
+    }
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in parts.items()}
+
+
+def _images(plan: Plan, renderer: Renderer) -> str:
+    """How images are read and where they are looked for: their paths are kept, not their bytes."""
+    if renderer.pictures is None:
+        return "not read"
+    folders = [str(folder.resolve()) for folder in MediaFolders.of(plan).folders]
+    return digest([renderer.pictures.fingerprint, folders])
+
+
+def _content(spec: DatasetSpec, plan: Plan) -> list[str | None]:
+    if spec.path is None:
+        return [spec.hub_id, spec.subset, spec.folder, spec.split]
+    known = sampled_sha256 if plan.data.streaming else file_sha256
+    return [known(path) for path in data_files(spec)]
+
+
+def digest(value: Any) -> str:
+    """sha256 of a value of JSON's kinds, shortened to 32 digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What is not the same, one line each."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} was {before.get(name, 'not set')}, now it is {now.get(name, 'not set')}" for name in names]
+
+
+def _formats(plan: Plan) -> Iterable[Offer[DatasetFormat]]:
+    """All of them: which one reads a dataset shows in its rows."""
+    return plan.plugins.of(DatasetFormat)
+
+
+def _code(offer: Offer[DatasetFormat]) -> str:
+    """Versions stay the same while one writes a plugin: its code is looked at too."""
+    try:
+        file = Path(inspect.getfile(type(offer.component)))
+    except (TypeError, OSError):  # made on the spot, in a test or an interpreter
+        return ""
+    return _sources(file.parent if (file.parent / "__init__.py").is_file() else file)
+
+
+def _own_code() -> str:
+    return digest([_sources(Path(__file__).parent), _sources(Path(ftcore.api.samples.__file__)), sys.version_info[:2]])
+
+
+@cache
+def _sources(path: Path) -> str:
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+    return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])

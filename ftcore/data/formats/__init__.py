@@ -1,0 +1,1 @@
+"""Which dataset format has rows, and which samples a stage takes."""

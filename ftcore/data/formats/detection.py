@@ -1,0 +1,237 @@
+"""Rows as samples: which format a dataset has, what a stage reads of it, and every row read by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from ftcore.api.components import DatasetFormat, Stage
+from ftcore.api.samples import Place, Sample
+from ftcore.data.formats.sample_kinds import NAMES, QUESTIONS, Reading, as_text, only_prompts, readings
+from ftcore.data.multimodal.media_files import MediaFolders
+from ftcore.data.pipeline.row_sampling import Sampling, sampling_of
+from ftcore.data.sources.readers import Row, read_dataset
+from ftcore.data.sources.resolve import DatasetSpec
+from ftcore.errors import Problem, RowError, UsageError, listed, quoted, short
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+    from ftcore.api.registry import Offer, Plugins
+
+_LOOKED_AT = 100
+"""Rows that are looked at until one tells how the dataset is to be read: the first ones may be damaged."""
+
+_MOST = 500
+"""Characters of what a format says of a row: it may quote what stands in the row."""
+
+Samples = Iterator[tuple[Place, Sample | RowError]]
+
+
+def read_samples(
+    spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None, *, questions: bool = False
+) -> Samples:
+    """Every row of a dataset as a sample that the plan's stage eats, or as what is wrong with it.
+
+    Args:
+        spec: the dataset.
+        plan: the run's.
+        sampling: of the dataset, where it is known; see `limited_rows`.
+        questions: whether conversations need no last answer; see `ftcore.data.preprocessing.questions`.
+
+    Raises:
+        UsageError: see `open_rows`.
+    """
+    rows, read = open_rows(spec, plan, sampling, questions=questions)
+    yield from ((place, read(row)) for place, row in rows)
+
+
+def open_rows(
+    spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None, *, questions: bool = False
+) -> tuple[Iterator[tuple[Place, Row]], Callable[[Row], Sample | RowError]]:
+    """The rows of a dataset, as many as the plan wants, and what makes each a sample that its stage eats.
+
+    Args:
+        spec: the dataset.
+        plan: the run's.
+        sampling: of the dataset, where it is known; see `limited_rows`.
+        questions: whether conversations need no last answer; see `ftcore.data.preprocessing.questions`.
+
+    Raises:
+        UsageError: the dataset cannot be read as a whole, is empty, its format is unknown, or it holds nothing that
+            the stage eats. What is wrong further on is raised by the rows' iterator.
+    """
+    rows = limited_rows(spec, plan, sampling)
+    first: list[tuple[Place, Row]] = []
+    reading: Reading | None = None
+    refusal: UsageError | None = None
+    for place, row in islice(rows, _LOOKED_AT):
+        first.append((place, row))
+        if isinstance(row, RowError):
+            continue
+        try:
+            found = find_reading(spec, row, plan.plugins, plan.stage.component, questions=questions)
+        except UsageError as error:
+            refusal = refusal or error
+            continue
+        if _reads(found, row):  # a row with a column missing may look like another format's
+            reading = found
+            break
+        reading = reading or found
+    if not first:
+        where = str(spec.path or spec.hub_id)
+        raise UsageError(
+            Problem(f"dataset {quoted(spec.name)} has no rows", where, "write rows into it, or leave it out")
+        )
+    if reading is None:
+        if refusal is not None:
+            raise refusal
+        return ((place, row) for place, row in chain(first, rows) if isinstance(row, RowError)), _unread
+    return chain(first, rows), partial(_sample, reading, MediaFolders.of(plan, spec.columns))
+
+
+def _unread(row: Row) -> RowError:
+    assert isinstance(row, RowError)  # no other came through
+    return row
+
+
+def limited_rows(spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None) -> Iterator[tuple[Place, Row]]:
+    """The rows of a dataset, as many as the plan wants: the first ones, or with ``num_samples`` those that are drawn.
+
+    These keep the order of the dataset; one that is drawn several times comes so often, one right after the other (see
+    `ftcore.data.pipeline.row_sampling.counted`). Where the sampling is not given it is made here, which reads the dataset once more.
+    """
+    rows = read_dataset(spec, streaming=plan.data.streaming, max_row_bytes=plan.data.max_row_bytes)
+    sampling = sampling or sampling_of(spec, plan)
+    return sampling.rows(rows) if sampling else islice(rows, plan.data.max_samples)
+
+
+def _sample(reading: Reading, folders: MediaFolders, row: Row) -> Sample | RowError:
+    if isinstance(row, RowError):
+        return row
+    try:
+        return folders.resolved(reading.read(row))
+    except RowError as error:
+        return error
+
+
+def find_reading(
+    spec: DatasetSpec, row: Mapping[str, Any], plugins: Plugins, stage: Stage, *, questions: bool = False
+) -> Reading:
+    """How the dataset is read for a stage: by the format that its description names, else by the one that fits.
+
+    Args:
+        spec: the dataset.
+        row: a row of it, whose columns tell.
+        plugins: what is installed.
+        stage: its ``samples`` say what is wanted, the first kind first; none takes whatever there is.
+        questions: whether conversations are wanted that need no last answer.
+
+    Raises:
+        UsageError: no format fits, several do, the description gives columns or tags that the format does not have,
+            or the dataset holds nothing that the stage eats.
+    """
+    offers = _candidates(spec, frozenset(row), plugins)
+    wanted = ("Question",) if questions else stage.samples or tuple(NAMES)
+    asks = any(kind in QUESTIONS for kind in wanted)
+    found = [(offer, list(readings(spec, offer.component, row, questions=asks))) for offer in offers]
+    for kind in wanted:
+        fitting = [(offer, reading) for offer, ways in found for reading in ways if reading.kind == kind]
+        if not fitting and kind == "Text":
+            fitting = [(offer, as_text(ways[0])) for offer, ways in found if only_prompts(ways)]
+        if fitting:
+            return _only_one(spec, row, fitting)
+    kinds = {reading.kind for _, ways in found for reading in ways} - QUESTIONS.keys()
+    raise UsageError(_wrong_kind(spec, row, kinds, plugins, stage))
+
+
+def _candidates(spec: DatasetSpec, columns: frozenset[str], plugins: Plugins) -> Sequence[Offer[DatasetFormat]]:
+    if spec.format is not None:
+        offer = plugins.find(DatasetFormat, spec.format, spec.where)
+        if problems := _unknown_roles(spec, offer.component):
+            raise UsageError(problems)
+        return [offer]
+    offers = plugins.of(DatasetFormat)
+    fitting = [
+        offer
+        for offer in offers
+        if not _unknown_roles(spec, offer.component)
+        and offer.component.matches(_standard_names(spec, offer.component, columns))
+    ]
+    if fitting:
+        return fitting
+    known = "; ".join(f"{offer.component.name} ({offer.component.summary})" for offer in offers)
+    message = f"dataset {quoted(spec.name)}: no format fits the columns {listed(sorted(columns))}"
+    hint = f"formats: {known}; other names go into columns in dataset_info.json"
+    raise UsageError(Problem(message, str(spec.path or spec.hub_id), hint))
+
+
+def _only_one(
+    spec: DatasetSpec, row: Mapping[str, Any], fitting: Sequence[tuple[Offer[DatasetFormat], Reading]]
+) -> Reading:
+    """Of several formats the one that can read the row; of several such, the one that is meant by default."""
+    if len(fitting) > 1:
+        fitting = [(offer, reading) for offer, reading in fitting if _reads(reading, row)] or fitting
+    if len(fitting) > 1:
+        fitting = [(offer, reading) for offer, reading in fitting if offer.component.default] or fitting
+    if len(fitting) > 1:
+        raise UsageError(_several(spec, frozenset(row), [offer for offer, _ in fitting]))
+    return fitting[0][1]
+
+
+def _reads(reading: Reading, row: Mapping[str, Any]) -> bool:
+    try:
+        reading.read(row)
+    except RowError:
+        return False
+    return True
+
+
+def _several(spec: DatasetSpec, columns: frozenset[str], offers: Sequence[Offer[DatasetFormat]]) -> Problem:
+    names = " and ".join(sorted(offer.full_name for offer in offers))
+    message = f"dataset {quoted(spec.name)} with the columns {listed(sorted(columns))} fits several formats: {names}"
+    return Problem(message, str(spec.path or spec.hub_id), "write formatting in dataset_info.json")
+
+
+def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plugins: Plugins, stage: Stage) -> Problem:
+    told = [kind for kind in NAMES if kind in kinds and (kind != "Prompt" or len(kinds) == 1)]
+    holds = " and ".join(NAMES[kind] for kind in told) + (" without answers" if told == ["Prompt"] else "")
+    needs = " or ".join((NAMES | QUESTIONS)[kind] for kind in stage.samples)
+    message = f"dataset {quoted(spec.name)} (columns {listed(row)}) holds {holds}; stage {stage.name!r} needs {needs}"
+    others = [offer.component.name for offer in plugins.of(Stage) if set(offer.component.samples) & set(told)]
+    known = f": {', '.join(sorted(others))}" if others else ""
+    advice = [f"choose other data, or a stage that trains on such{known}"]
+    if "Feedback" in told and "Chat" in stage.samples:
+        advice.append('to read all of them as good answers give the column no name: "columns": {"kto_tag": ""}')
+    if told == ["Prompt"]:
+        advice.append('if a column holds the answers, name it in dataset_info.json: "columns": {"response": ...}')
+    return Problem(message, str(spec.path or spec.hub_id), "; ".join(advice))
+
+
+def _standard_names(spec: DatasetSpec, chosen: DatasetFormat, columns: frozenset[str]) -> frozenset[str]:
+    """The columns, those that were told for a role under the names that the format gives them."""
+    told = {chosen.columns[role] for role, column in spec.columns.items() if column in columns}
+    return (columns - set(spec.columns.values())) | told
+
+
+def _unknown_roles(spec: DatasetSpec, chosen: DatasetFormat) -> list[Problem]:
+    problems = []
+    for what, given, known in (("column", spec.columns, chosen.columns), ("tag", spec.tags, chosen.tags)):
+        for role, name in given.items():
+            if name and role not in known:
+                message = f"dataset {quoted(spec.name)}: format {chosen.name!r} has no {what} {quoted(role)}"
+                problems.append(Problem(message, spec.where, f"it has {', '.join(known) or 'none'}"))
+    return problems
+
+
+def row_problem(place: Place, error: RowError) -> Problem:
+    """What is wrong with a row, with its place, field, value and cure, each of a length that can be read."""
+    reason = short(error.reason, _MOST)
+    message = reason if error.field in error.reason else f"{short(error.field, 200)}: {reason}"
+    if error.value is not None:
+        shown = short(json.dumps(error.value, ensure_ascii=False, default=repr))
+        if shown not in message and quoted(error.value) not in message:
+            message = f"{message}: {shown}"
+    return Problem(message, str(place), short(error.cure, _MOST))

@@ -1,0 +1,1 @@
+"""Images: files, the model's processor, placeholders in the text."""

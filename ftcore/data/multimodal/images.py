@@ -1,0 +1,331 @@
+"""Images in conversations: what stands in the text for each, and what the model gets of it.
+
+transformers' processors do the work: an image's placeholder becomes as many tokens as the model makes of it
+(``ProcessorMixin._process_images``), and the pixels become tensors. Both depend on the image's size, so images are
+opened twice: when rows are tokenised, and again when they are in a batch; what is kept between is the path.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ftcore.data.chat_template.renderer import Rendered, Span
+from ftcore.data.multimodal.image_files import open_image
+from ftcore.data.multimodal.media_files import PLACEHOLDERS
+from ftcore.errors import RowError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedTokenizerBase
+
+    from ftcore.api.option_groups import MediaOptions
+    from ftcore.api.plan import Plan
+
+log = logging.getLogger(__name__)
+
+PLACEHOLDER = PLACEHOLDERS["images"]
+OF_IMAGES = "of_images"
+_OF_TEXT = ("input_ids", "attention_mask", "labels")
+"""What a processor makes of text alone; the batch has it already."""
+
+
+class Picture(NamedTuple):
+    """An image file as it was when its row was tokenised."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: str) -> Picture:
+        """The file as it is now.
+
+        Raises:
+            OSError: it is gone.
+        """
+        found = Path(path).stat()
+        return cls(path, found.st_size, found.st_mtime_ns)
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is gone, or another one."""
+        try:
+            return Picture.of(self.path) != self
+        except OSError:
+            return True
+
+
+class Pictures:
+    """How a model reads images.
+
+    Args:
+        processor: transformers' processor of the model.
+        frame: what the model's own chat template writes for an image, the processor's token in it.
+        limits: the largest and smallest image.
+    """
+
+    def __init__(self, processor: Any, frame: str, limits: MediaOptions) -> None:
+        assert processor.image_token in frame
+        self.processor, self.frame, self.limits = processor, frame, limits
+
+    @classmethod
+    def of(cls, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Pictures | None:
+        """How the plan's model reads images; None where it does not, or where nobody knows how it is told of them."""
+        processor = plan.plugins.hook.ft_load_processor(plan=plan, tokenizer=tokenizer)
+        if processor is None:
+            return None
+        known = plan.family.component.image if plan.family else ""
+        # a family's models may come with another processor, whose token is another
+        frame = known if str(processor.image_token) in known else frame_of(processor)
+        if not frame:
+            name = plan.model.model_name_or_path
+            log.warning(
+                "the chat template of %s does not say how an image is written: rows with images are refused", name
+            )
+            return None
+        pictures = cls(processor, frame, plan.media)
+        try:
+            pictures.try_out()
+        except Exception as error:  # whatever a processor raises, no row with images can be read by it
+            name = type(processor).__name__
+            log.warning("%s cannot be used, so rows with images are refused: %s", name, _said(error))
+            return None
+        return pictures
+
+    def try_out(self) -> None:
+        """Reads one small image, as rows are read: what a processor lacks shows before any row."""
+        from PIL import Image
+
+        images = [Image.new("RGB", (64, 64), "grey")]
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(self.frame.replace(self.processor.image_token, self._texts(images)[0])).input_ids
+        self._made(images, np.array(ids), 0)
+
+    @cached_property
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """The tokens that stand for parts of images, and never for anything else; they are never trained."""
+        from PIL import Image
+
+        tokenizer = self.processor.tokenizer
+        written = self._texts([Image.new("RGB", (64, 64), "grey")])[0]
+        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special &= {*tokenizer(written, add_special_tokens=False).input_ids}
+        own = tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, None}
+        return np.array(sorted({own, *self.processor.image_token_ids, *special} - ends), dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over all that decides what an image becomes."""
+        config = self.processor.to_dict()
+        parts = [config, self.frame, self.limits.image_max_pixels, self.limits.image_min_pixels]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def placed(self, rendered: Rendered, paths: Sequence[str]) -> Rendered:
+        """The text with each ``<image>`` replaced by the tokens of its image, in their order.
+
+        Raises:
+            RowError: an image cannot be read, the processor refuses it, or the template does not write every
+                placeholder.
+        """
+        starts = _find_all(rendered.text, PLACEHOLDER)
+        if len(starts) != len(paths):
+            reason = f"the chat template writes {PLACEHOLDER} {len(starts)} times for {len(paths)} images"
+            raise RowError(reason, field="images", cure="choose the template that the model was made for")
+        images = [self._opened(path, f"images[{n}]") for n, path in enumerate(paths)]
+        try:
+            tokens = self._texts(images)
+        except Exception as error:  # each model's processor has its own way to refuse an image
+            raise self._refusal(images, paths, error) from error
+        texts = [self.frame.replace(self.processor.image_token, text) for text in tokens]
+        return _replaced(rendered, starts, texts, paths)
+
+    def inputs(self, pictures: Sequence[Picture], ids: npt.NDArray[Any], weights: npt.NDArray[Any]) -> dict[str, Any]:
+        """What a model is given beside the tokens of one row: all that its own processor makes for these tokens.
+
+        Args:
+            pictures: the row's images, in their order.
+            ids: its tokens, ``[T]``.
+            weights: their weights as targets, ``[T]``. Where the processor tells prompt from answer (PaliGemma, whose
+                prompt is read in both directions), the answer begins at the first token that is trained.
+
+        Returns:
+            The processor's tensors, such as ``pixel_values``, and `OF_IMAGES`, bool ``[1, T]``, true at tokens that
+            stand for parts of images.
+
+        Raises:
+            RowError: an image is gone or was changed after its row was tokenised.
+        """
+        for picture in pictures:
+            if picture.changed:
+                raise RowError(f"{picture.path} was changed or removed during the run", cure="start the run again")
+        images = [self._opened(picture.path, picture.path) for picture in pictures]
+        trained = np.flatnonzero(weights)
+        try:
+            return self._made(images, ids, int(trained[0]) if len(trained) else len(ids))
+        except Exception as error:
+            raise self._refusal(images, [picture.path for picture in pictures], error) from error
+
+    def _made(self, images: Sequence[Image], ids: npt.NDArray[Any], answer: int) -> dict[str, Any]:
+        """What the processor makes of a row with these tokens, of which ``answer`` come before the answer."""
+        import torch
+        from transformers import TensorType
+
+        processor = copy.copy(self.processor)
+        processor.tokenizer = _Tokenized(self.processor.tokenizer, ids.tolist(), answer)
+        made = processor(text=[self.frame * len(images)], images=list(images), return_tensors=TensorType.PYTORCH)
+        of_images = torch.from_numpy(np.isin(ids, self.tokens))[None]
+        return {name: value for name, value in made.items() if name not in _OF_TEXT} | {OF_IMAGES: of_images}
+
+    def _texts(self, images: Sequence[Image]) -> list[str]:
+        """What the processor writes for each image in place of its token."""
+        from transformers import TensorType
+
+        own, text = self.processor, self.frame * len(images)
+        asked = {"return_tensors": TensorType.PYTORCH, "return_text_replacement_offsets": True}
+        if replaced := own(text=[text], images=list(images), **asked).get("text_replacement_offsets"):
+            return [str(one["replacement"]) for one in replaced[0] if one["type"] == "image"]
+        # Mllama's does not tell
+        merged = own._merge_kwargs(tokenizer_init_kwargs=own.tokenizer.init_kwargs, return_tensors=TensorType.PYTORCH)
+        texts: list[str] = own._process_images([list(images)], **merged["images_kwargs"])[1]
+        return texts
+
+    def _refusal(self, images: Sequence[Image], paths: Sequence[str], error: Exception) -> RowError:
+        """What the processor has against these images, with the first that it does not take by itself."""
+        cure = "remove the row, or change the image"
+        for number, (image, path) in enumerate(zip(images, paths, strict=True)):
+            try:
+                self._texts([image])
+            except Exception as alone:
+                reason = f"the model's processor refuses {path}, {image.width} x {image.height}: {_said(alone)}"
+                return RowError(reason, field=f"images[{number}]", cure=cure)
+        reason = f"the model's processor refuses the row's images together: {_said(error)}"
+        return RowError(reason, field="images", cure=cure)
+
+    def _opened(self, path: str, field: str) -> Image:
+        return self._sized(open_image(path, field))
+
+    def _sized(self, image: Image) -> Image:
+        """Between ``image_min_pixels`` and ``image_max_pixels``, its shape kept, as LLaMA-Factory scales images."""
+        pixels = image.width * image.height
+        for over, limit in (
+            (pixels > self.limits.image_max_pixels, self.limits.image_max_pixels),
+            (pixels < self.limits.image_min_pixels, self.limits.image_min_pixels),
+        ):
+            if over:
+                factor = sqrt(limit / pixels)
+                return image.resize((max(int(image.width * factor), 1), max(int(image.height * factor), 1)))
+        return image
+
+
+def _said(error: Exception) -> str:
+    """What an exception of a library says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")[:300]
+
+
+class _Tokenized:
+    """Stands in a processor for its tokenizer, and answers with the tokens of a row that are there already.
+
+    Args:
+        tokenizer: the processor's own.
+        ids: the row's tokens.
+        answer: how many come before the answer.
+    """
+
+    def __init__(self, tokenizer: Any, ids: list[int], answer: int) -> None:
+        self._tokenizer, self._ids, self._answer = tokenizer, ids, answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any:
+        from transformers import BatchEncoding
+
+        made = {"input_ids": [self._ids], "attention_mask": [[1] * len(self._ids)]}
+        if kwargs.get("return_token_type_ids"):  # as a tokenizer numbers the two texts of a pair
+            made["token_type_ids"] = [[int(place >= self._answer) for place in range(len(self._ids))]]
+        # where pieces of the text are, which some processors ask for; these are the same alone as in the row
+        return BatchEncoding(made, self._tokenizer(text, add_special_tokens=False).encodings)
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Writes the processor's settings and its image processor's beside a model; the tokenizer is saved by itself."""
+    processor.image_processor.save_pretrained(folder)
+    settings = {name: value for name, value in processor.to_dict().items() if value is not None}
+    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def frame_of(processor: Any) -> str:
+    """What the model's own chat template writes for an image; empty where there is none, or one of text alone."""
+    token = str(processor.image_token)
+    if not (template := getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
+        return ""
+    parts = [{"type": "text", "text": "before"}, {"type": "image"}, {"type": "text", "text": "after"}]
+    try:
+        text = processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}], chat_template=template, tokenize=False
+        )
+    except Exception:  # a template of text alone may fail in any way that Jinja can
+        return ""
+    frame = text.partition("before")[2].partition("after")[0]
+    return frame if token in frame else ""
+
+
+def _find_all(text: str, part: str) -> list[int]:
+    starts, start = [], text.find(part)
+    while start >= 0:
+        starts.append(start)
+        start = text.find(part, start + len(part))
+    return starts
+
+
+def _replaced(rendered: Rendered, starts: Sequence[int], texts: Sequence[str], paths: Sequence[str]) -> Rendered:
+    """The text with other pieces in it, and every span where it then is."""
+    pieces, position = [], 0
+    for start, text in zip(starts, texts, strict=True):
+        pieces += [rendered.text[position:start], text]
+        position = start + len(PLACEHOLDER)
+    grown = np.cumsum([0, *(len(text) - len(PLACEHOLDER) for text in texts)])
+
+    def at(place: int) -> int:
+        return place + int(grown[np.searchsorted(starts, place, side="left")])
+
+    def moved(spans: Sequence[Span]) -> tuple[Span, ...]:
+        return tuple(Span(at(span.start), at(span.end), span.message) for span in spans)
+
+    inside = {start: start + len(PLACEHOLDER) for start in starts}  # LLaVA's placeholder is a control token itself
+    literal = tuple((at(start), at(end)) for start, end in rendered.literal if inside.get(start) != end)
+    text = "".join([*pieces, rendered.text[position:]])
+    return replace(
+        rendered, text=text, said=moved(rendered.said), read=moved(rendered.read), literal=literal, images=tuple(paths)
+    )
+
+
+Images = Mapping[int, Sequence[Picture]]
+"""Number of a row in a table -> its images; rows without are left out."""
+
+
+def as_lines(images: Images, before: int = 0) -> bytes:
+    """These as lines of JSON; ``before`` rows come before the first."""
+    return b"".join(
+        json.dumps([row + before, *(list(picture) for picture in pictures)]).encode() + b"\n"
+        for row, pictures in images.items()
+    )
+
+
+def from_lines(lines: bytes) -> Images:
+    """The other way round."""
+    rows = [json.loads(line) for line in lines.splitlines()]
+    return {row: tuple(Picture(*picture) for picture in pictures) for row, *pictures in rows}

@@ -1,0 +1,132 @@
+"""Images and videos beside conversations: where their files are, and that each placeholder has one."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftcore.api.samples import Chat, Feedback, Message, Preference, Sample, Text
+from ftcore.errors import RowError, quoted
+from ftcore.utils.cache_dir import is_there
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+
+PLACEHOLDERS = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
+"""What stands in the messages where an image, a video or an audio belongs."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFolders:
+    """Folders in which the media of rows are looked for, in this order.
+
+    Args:
+        folders: those of ``media_dir`` and ``dataset_dir``.
+        no_column: roles that the dataset's description gives no column: their placeholders are text.
+    """
+
+    folders: tuple[Path, ...]
+    no_column: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, plan: Plan, columns: Mapping[str, str] | None = None) -> MediaFolders:
+        """``media_dir``, where it is set, then ``dataset_dir``; ``columns`` as the dataset's description has them."""
+        named = (plan.data.media_dir, plan.data.dataset_dir)
+        folders = tuple(Path(name).expanduser() for name in named if name)
+        return cls(folders, frozenset(role for role, column in (columns or {}).items() if not column))
+
+    def resolved(self, sample: Sample) -> Sample:
+        """The sample with the paths of its files, and as many of these as placeholders.
+
+        Raises:
+            RowError: a file is missing, or there are more or fewer of them than placeholders.
+        """
+        if isinstance(sample, Preference):
+            prompt = self._chat(sample.prompt, (sample.chosen, sample.rejected))
+            return sample if prompt is sample.prompt else replace(sample, prompt=prompt)
+        if isinstance(sample, Feedback):
+            chat = self._chat(sample.chat)
+            return sample if chat is sample.chat else replace(sample, chat=chat)
+        if isinstance(sample, Text):
+            check_no_placeholder([sample.text], self.no_column)
+            return sample
+        return self._chat(sample)
+
+    def _chat(self, chat: Chat, answers: Sequence[Message] = ()) -> Chat:
+        given = {column: files for column, files in (("images", chat.images), ("videos", chat.videos)) if files}
+        check_no_placeholder(_texts((*chat.messages, *answers)), self.no_column | given.keys())
+        if not given:
+            return chat
+        for column, files in given.items():
+            placeholder = PLACEHOLDERS[column]
+            count = sum(message.content.count(placeholder) for message in chat.messages)
+            if count != len(files):
+                reason = f"{column} has {len(files)}, and the messages have {placeholder} {count} times"
+                raise RowError(reason, field=column, cure=f"write {placeholder} once where each of them belongs")
+            if any(placeholder in answer.content for answer in answers):
+                raise RowError(f"an answer holds {placeholder}", field=column, cure="write it into the prompt")
+        return replace(
+            chat,
+            images=tuple(self._path(name, f"images[{i}]") for i, name in enumerate(chat.images)),
+            videos=tuple(self._path(name, f"videos[{i}]") for i, name in enumerate(chat.videos)),
+        )
+
+    def _path(self, name: str, field: str) -> str:
+        for folder in self.folders:
+            path = folder / name
+            if is_there(path) and path.is_file():
+                return str(path)
+        looked = ", ".join(map(str, self.folders))
+        reason = f"there is no file {quoted(name, 200)}"
+        raise RowError(reason, field=field, cure=f"looked in {looked}; set media_dir to the folder that has it")
+
+
+def check_no_placeholder(texts: Iterable[str], without: Container[str] = ()) -> None:
+    """Refuses texts with a placeholder for which there is no file: the word itself would be read in its place.
+
+    Args:
+        texts: what is trained or asked.
+        without: roles whose placeholders are not looked for.
+
+    Raises:
+        RowError: with the role as its field.
+    """
+    wanted = [(role, placeholder) for role, placeholder in PLACEHOLDERS.items() if role not in without]
+    for text in texts:
+        for role, placeholder in wanted:
+            if placeholder in text:
+                reason = f"the text has {placeholder}, and the row has no {role}"
+                raise RowError(reason, field=role, cure=f"{_GIVE[role]}; {as_words(role)}")
+
+
+_GIVE = {
+    "images": "give the file in images, or remove <image>",
+    "videos": "give the file in videos, or remove <video>",
+    "audios": "audio is not read; remove the row, or <audio>",
+}
+
+
+def as_words(role: str) -> str:
+    """How a user says that a dataset has no files of this role, so that its placeholder is text."""
+    return f'where it is mere text write "columns": {{"{role}": ""}} for this dataset in dataset_info.json'
+
+
+def _texts(messages: Iterable[Message]) -> Iterator[str]:
+    for message in messages:
+        yield message.content
+        if message.reasoning:
+            yield message.reasoning
+
+
+def holds_media(sample: Sample) -> str:
+    """What a sample holds besides text, such as ``2 images``; empty when nothing."""
+    if isinstance(sample, Preference):
+        return holds_media(sample.prompt)
+    if isinstance(sample, Feedback):
+        return holds_media(sample.chat)
+    if not isinstance(sample, Chat):
+        return ""
+    counts = (("image", len(sample.images)), ("video", len(sample.videos)))
+    return " and ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts if count)

@@ -1,0 +1,1 @@
+"""All datasets of a run, loaded or streamed, in worker processes."""

@@ -1,0 +1,281 @@
+"""Rows that are tokenised while they are trained on, from data that is larger than memory and disk.
+
+The stream has no end: one pass over the data (an epoch) follows the other. Where it is, is said by a `Cursor`, which
+does not depend on how it got there, so that a run goes on exactly where it stopped, in whichever epoch that was. For
+that, rows are shuffled in windows, whose order seed, epoch and window alone decide: a buffer into which rows flow while
+others are drawn, as in ``datasets``, would have to be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ftcore.api.samples import Place, Sample
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.data.datasets.mixing import mixed
+from ftcore.data.datasets.packing import packs, splits, uncut
+from ftcore.data.fingerprint import key_parts
+from ftcore.data.formats.detection import open_rows, row_problem
+from ftcore.data.pipeline.dataset_job import Keep
+from ftcore.data.preprocessing.prepare import prepare
+from ftcore.data.row_stats import Accounting, Counts, bad_rows
+from ftcore.data.sources.readers import Row
+from ftcore.data.storage.arrays import KeptRow, Table
+from ftcore.data.tokenization.encoder import Encoder
+from ftcore.errors import Problem, RowError, UsageError
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+
+_AT_ONCE = 256
+"""Rows that are tokenised at a time: 0.1 s of work between two steps."""
+_PLACES = 1 << 16
+"""Rows whose places are remembered, for messages."""
+
+Read = Callable[[Row], Sample | RowError]
+
+
+class Cursor(NamedTuple):
+    """Where a stream is.
+
+    Args:
+        epoch: passes over the data that are done.
+        window: rows of this pass before the present window.
+        offset: rows of the window's order that are done.
+        start: tokens of the next row that are done, where packs split rows.
+    """
+
+    epoch: int = 0
+    window: int = 0
+    offset: int = 0
+    start: int = 0
+
+
+class _Streamed(NamedTuple):
+    """A row: as an item of a dataset, where it came from, and what was kept of it."""
+
+    item: dict[str, Any]
+    place: Place
+    parts: Sequence[KeptRow]
+
+
+class Stream:
+    """A plan's training rows, without end.
+
+    Args:
+        plan: with ``streaming``.
+        kind: the dataset class whose items these are.
+        keep: what is kept of a row.
+        renderer: template and tokenizer.
+        held_out: rows at the beginning of every pass that are left out: they are evaluated on.
+        plain: rows as they come, neither shuffled nor packed.
+
+    Attributes:
+        counts: what was read so far in the first pass, one for each dataset.
+    """
+
+    def __init__(
+        self, plan: Plan, kind: Any, keep: Keep, renderer: Renderer, held_out: int = 0, *, plain: bool = False
+    ) -> None:
+        self._plan, self._kind, self._keep, self._renderer, self._held_out = plan, kind, keep, renderer, held_out
+        self._packs = packs(plan) and not plain
+        self._shuffles = not (plan.data.disable_shuffling or plain)
+        self._encoder = Encoder(renderer.tokenizer)
+        self._known: OrderedDict[int, Place] = OrderedDict()
+        self.counts = [Counts(name=spec.name) for spec in plan.datasets]
+        self._counted = 0  # rows of the first pass that are in the counts: a batch may be asked for twice
+
+    @property
+    def places(self) -> OrderedDict[int, Place]:
+        """Where rows came from: their ``index`` -> the place, of those that were read last."""
+        return self._known
+
+    @property
+    def size(self) -> str:
+        """What is said where others say how many rows there are."""
+        return "a stream"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over all that decides the rows and their order; of files their sizes and samples of their bytes."""
+        data = self._plan.data
+        parts = [key_parts(spec, self._plan, self._renderer, self._keep.__name__) for spec in self._plan.datasets]
+        order = [
+            data.mix_strategy,
+            data.interleave_probs,
+            data.buffer_size,
+            self._held_out,
+            self._packs,
+            self._shuffles,
+        ]
+        return hashlib.sha256(json.dumps([parts, order]).encode()).hexdigest()
+
+    def items(self, cursor: Cursor) -> Iterator[tuple[dict[str, Any], Cursor]]:
+        """Each row, or pack of rows, with the cursor after it.
+
+        Raises:
+            UsageError: there is nothing to train on; bad rows, unless the plan leaves them out.
+        """
+        rows = self._rows(cursor)
+        return self._packed(rows, cursor) if self._packs else rows
+
+    def first_pass(self) -> Iterator[tuple[_Streamed, Cursor]]:
+        """The rows of one pass."""
+        return self._epoch(Cursor())
+
+    # ---- rows ----
+
+    def _rows(self, cursor: Cursor) -> Iterator[tuple[dict[str, Any], Cursor]]:
+        number = 0
+        epoch, skip, offset = cursor.epoch, cursor.window, cursor.offset
+        while True:
+            before, found = number, skip + offset
+            for row, after in self._epoch(Cursor(epoch, skip, offset)):
+                self._remember(number, row.place)
+                yield {**row.item, "index": number}, after
+                number += 1
+            if bad := bad_rows(self.counts, self._plan.data):
+                raise bad
+            if number == before and not found:
+                raise UsageError([Problem(f"dataset {one.name!r} has nothing to train on") for one in self.counts])
+            epoch, skip, offset = epoch + 1, 0, 0
+
+    def _epoch(self, cursor: Cursor) -> Iterator[tuple[_Streamed, Cursor]]:
+        rows = islice(self._raw(), self._held_out + cursor.window, None)
+        window, offset = cursor.window, cursor.offset
+        while batch := list(islice(rows, self._plan.data.buffer_size)):
+            order = self._order(len(batch), cursor.epoch, window)
+            for start in range(offset, len(order), _AT_ONCE):
+                chosen = order[start : start + _AT_ONCE]
+                known = self._known_rows(window + start, len(chosen)) if cursor.epoch == 0 else len(chosen)
+                for done, row in self._tokenised([batch[one] for one in chosen], known):
+                    yield row, Cursor(cursor.epoch, window, start + done + 1)
+            window, offset = window + len(batch), 0
+
+    def _known_rows(self, position: int, count: int) -> int:
+        """How many of so many rows of the first pass, from this position on, are counted already; now all are."""
+        known = min(max(self._counted - position, 0), count)
+        self._counted = max(self._counted, position + count)
+        return known
+
+    def _order(self, count: int, epoch: int, window: int) -> list[int]:
+        if not self._shuffles:
+            return list(range(count))
+        return np.random.default_rng([self._plan.training.seed, epoch, window]).permutation(count).tolist()
+
+    def _raw(self) -> Iterator[tuple[int, Read, Place, Row]]:
+        """All rows of a pass, mixed, each with its dataset's number."""
+        data = self._plan.data
+        sources = [partial(self._source, number) for number in range(len(self._plan.datasets))]
+        return mixed(sources, data.mix_strategy, data.interleave_probs, self._plan.training.seed)
+
+    def _source(self, number: int) -> Iterator[tuple[int, Read, Place, Row]]:
+        rows, read = open_rows(self._plan.datasets[number], self._plan)
+        return ((number, read, place, row) for place, row in rows)
+
+    def _tokenised(self, batch: Sequence[tuple[int, Read, Place, Row]], known: int) -> Iterator[tuple[int, _Streamed]]:
+        """The rows that are kept, each with its number in the batch, whose first ``known`` rows are counted already."""
+        samples = ((place, read(row)) for _, read, place, row in batch)
+        kept, again = [], [Counts(name=one.name) for one in self.counts]
+        for position, (place, row) in enumerate(prepare(samples, self._renderer, uncut(self._plan), self._encoder)):
+            of_dataset = (again if position < known else self.counts)[batch[position][0]]
+            if isinstance(row, RowError):
+                of_dataset.add_bad(row_problem(place, row))
+            else:
+                of_dataset.add(place, row)
+                if not row.untrainable:
+                    kept.append((position, place, self._keep(place, row)))
+        data, share = self._plan.data, self._plan.data.max_bad_rows
+        known_now = share is None or share >= 1 or share == 0  # any other share is known at the end of a pass
+        if known_now and (bad := bad_rows(self.counts, data) or bad_rows(again, data)):
+            raise bad
+        dataset = self._kind.over([Table.of([part for _, _, parts in kept for part in parts])])
+        for number, (position, place, parts) in enumerate(kept):
+            yield position, _Streamed(dataset[number], place, parts)
+
+    def _remember(self, number: int, place: Place) -> None:
+        self._known[number] = place
+        if len(self._known) > _PLACES:
+            self._known.popitem(last=False)
+
+    # ---- packs ----
+
+    def _packed(
+        self, rows: Iterator[tuple[dict[str, Any], Cursor]], cursor: Cursor
+    ) -> Iterator[tuple[dict[str, Any], Cursor]]:
+        """Packs of rows as they come: a row that does not fit begins the next pack, or goes on there.
+
+        How full packs are is of no consequence here: nothing is padded.
+        """
+        size, split = self._plan.data.cutoff_len, splits(self._plan)
+        pack: list[dict[str, Any]] = []
+        used, at, start = 0, cursor, cursor.start
+        for row, after in rows:
+            length = len(row["input_ids"])
+            while True:
+                end = min(length, start + size - used) if split else length
+                if end - start <= size - used and end - start >= min(2, length - start):
+                    pack.append(_piece(row, start, end))
+                    used += end - start
+                    if end == length:
+                        break
+                    start = end - 1  # read again, not trained: see `ftcore.data.datasets.packing.fill_and_split`
+                yield _together(pack), Cursor(*at[:3], start)
+                pack, used = [], 0
+            at, start = after, 0
+
+
+def _piece(row: dict[str, Any], start: int, end: int) -> dict[str, Any]:
+    return {"input_ids": row["input_ids"][start:end], "weights": row["weights"][start:end], "index": row["index"]}
+
+
+def _together(pack: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "input_ids": np.concatenate([piece["input_ids"] for piece in pack]),
+        "weights": np.concatenate([piece["weights"] for piece in pack]),
+        "lengths": np.array([len(piece["input_ids"]) for piece in pack]),
+        "index": np.array([piece["index"] for piece in pack]),
+    }
+
+
+class StreamAccounting(Accounting):
+    """What a stream has read so far."""
+
+    def summary(self) -> str:
+        """Before anything is read: nobody knows how much there is."""
+        names = ", ".join(counts.name for counts in self.train)
+        held_out = Accounting(eval=self.eval, split_off=self.split_off, notes=self.notes).summary()
+        return "\n".join([f"{names}: streamed, rows are counted as they are read", *filter(None, [held_out])])
+
+    def read_so_far(self) -> str:
+        """For the terminal, when the run has ended."""
+        return super().summary()
+
+
+def hold_out(stream: Stream, count: int) -> tuple[Table, int]:
+    """The first rows that can be trained on, to evaluate on them, and how many rows were read for them.
+
+    Args:
+        stream: a plain one.
+        count: how many.
+
+    Raises:
+        UsageError: nothing would be left to train on.
+    """
+    kept: list[KeptRow] = []
+    before = 0
+    for number, (row, after) in enumerate(stream.first_pass(), 1):
+        if number > count:
+            return Table.of(kept), before
+        kept += row.parts
+        before = after.window + after.offset
+    message = f"val_size {count:,} takes all rows: none is left to train on"
+    raise UsageError(Problem(message, hint="give a smaller val_size"))

@@ -1,0 +1,55 @@
+"""Raw text as tokens: a document with its borders, every token of it trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ftcore.api.samples import Text
+from ftcore.data.chat_template.renderer import Rendered, Renderer, check_text
+from ftcore.data.multimodal.images import Pictures
+from ftcore.data.tokenization.encoder import Encoded, Labelled
+from ftcore.data.tokenization.loss_reasons import Reason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ftcore.api.plan import Plan
+
+
+def renderer_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+    """What `ftcore.data.preprocessing.prepare.prepare` needs for the plan's stage: base models that read texts have no template.
+
+    Raises:
+        UsageError: see `Renderer.from_plan`.
+    """
+    if plan.stage.component.samples == (Text.__name__,):
+        return Renderer(tokenizer, "")
+    renderer = Renderer.from_plan(plan, tokenizer)
+    if plan.stage.component.sees:
+        renderer.pictures = Pictures.of(plan, tokenizer)
+    return renderer
+
+
+def document(renderer: Renderer, text: str) -> Rendered:
+    """The text between the tokenizer's begin-of-sequence token, where it writes one, and its end-of-sequence token.
+
+    Control tokens inside it are text.
+
+    Raises:
+        RowError: see `check_text`.
+    """
+    check_text(text)
+    start, end = renderer.borders
+    literal = tuple((first + len(start), last + len(start)) for first, last in renderer.controls_in(text))
+    return Rendered(f"{start}{text}{end}", (), literal=literal)
+
+
+def label_document(encoded: Encoded, rendered: Rendered, eos_token_id: int | None) -> Labelled:
+    """Weight 1 for every token. The first one, which nothing predicts, is never trained, as in conversations."""
+    weights = np.ones(len(encoded.ids), dtype=np.float32)
+    reasons = np.full(len(encoded.ids), Reason.TEXT, dtype=np.uint8)
+    if len(encoded.ids) and encoded.ids[-1] == eos_token_id:
+        reasons[-1] = Reason.END_OF_TURN
+    return Labelled(encoded, weights, reasons)

@@ -1,0 +1,1 @@
+"""Datasets as named, and their files read row by row."""

@@ -1,0 +1,237 @@
+"""Which files a run reads: names in ``dataset_info.json``, files, folders, hub ids; resolved without reading rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from ftcore.data.sources.dataset_info import INFO, Description, describe
+from ftcore.errors import Problem, listed, quoted, short
+from ftcore.utils.cache_dir import is_there
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
+"""What can be read, each also as ``.gz``."""
+
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""What ``datasets`` writes beside the Arrow files of a saved dataset, and beside the folders of its splits."""
+_A_FILE = "give a file, or a folder of files"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.].*)?", re.IGNORECASE)
+_SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """One dataset, described.
+
+    Args:
+        name: as the user wrote it.
+        path: the file or folder; None for a hub id.
+        hub_id: set when it is to be fetched.
+        format: name of the dataset format; None to find it from the columns.
+        columns: role -> column, as far as described.
+        tags: role -> key inside a column, as far as described.
+        ranking: whether rows are preferences.
+        subset: hub subset.
+        folder: hub folder that holds the data.
+        split: which split of a folder or hub dataset.
+        num_samples: so many rows are drawn at random; more than there are repeat rows.
+        where: the place that names it, such as ``x.yaml:12``.
+    """
+
+    name: str
+    path: Path | None
+    hub_id: str = ""
+    format: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    ranking: bool = False
+    subset: str | None = None
+    folder: str | None = None
+    split: str = "train"
+    num_samples: int | None = None
+    where: str = ""
+
+
+def resolve(
+    names: Sequence[str], *, dataset_dir: str | Path, where: str = "", evaluation: bool = False
+) -> tuple[tuple[DatasetSpec, ...], list[Problem]]:
+    """Each name as a dataset, and every mistake in the names and in their descriptions.
+
+    A name is looked up in ``dataset_info.json``, then as a file or folder (from the working directory, then from
+    ``dataset_dir``); what is left and looks like ``organisation/name`` is a hub id.
+
+    Args:
+        names: what ``dataset`` or ``eval_dataset`` lists.
+        dataset_dir: folder of ``dataset_info.json`` and of the files that it names.
+        where: the place that lists the names, such as ``x.yaml:12``.
+        evaluation: whether they are to be evaluated on: of a folder with splits, ``validation`` is meant then.
+    """
+    folder = Path(dataset_dir)
+    if not names:
+        return (), []
+    described, problems = describe(folder)
+    broken = bool(problems)
+    specs = []
+    for name in names:
+        found = _resolve(name, folder, described, where)
+        if isinstance(found, DatasetSpec):
+            if evaluation and has_split(found, "validation"):
+                found = replace(found, split="validation")
+            specs.append(found)
+            problems += split_problems(found)
+        elif name in described or not broken:  # what a damaged dataset_info.json describes is not unknown
+            problems += found
+    return tuple(specs), problems
+
+
+def _resolve(
+    name: str, folder: Path, described: Mapping[str, Description], where: str
+) -> DatasetSpec | Sequence[Problem]:
+    if name in described:
+        return _described(name, described[name], folder, where)
+    for path in filter(is_there, (Path(name), folder / name)):
+        if path.is_dir() or (path.is_file() and _suffix(path)):
+            return DatasetSpec(name=name, path=path, where=where)
+        return [_not_data(name, path, where)]
+    if _HUB_ID.fullmatch(name) and not _suffix(Path(name)):
+        return DatasetSpec(name=name, path=None, hub_id=name, where=where)
+    return [Problem(f"no dataset {quoted(name)}", where, _near(name, folder, described))]
+
+
+def _described(name: str, entry: Description, folder: Path, where: str) -> DatasetSpec | Sequence[Problem]:
+    if entry.problems:
+        return entry.problems
+    path = None
+    if not entry.hub_id:
+        path = folder / entry.file_name
+        if not is_there(path):
+            near = get_close_matches(entry.file_name, _files(folder), n=3)
+            hint = f"near names there: {', '.join(near)}" if near else f"files there: {listed(_files(folder))}"
+            return [
+                Problem(
+                    f"dataset {quoted(name)} names {short(str(path), 200)}, which does not exist", entry.where, hint
+                )
+            ]
+        if not path.is_dir() and not (path.is_file() and _suffix(path)):
+            return [_not_data(name, path, entry.where)]
+    return DatasetSpec(
+        name=name,
+        path=path,
+        hub_id=entry.hub_id,
+        format=entry.formatting,
+        columns=entry.columns,
+        tags=entry.tags,
+        ranking=entry.ranking,
+        subset=entry.subset,
+        folder=entry.folder,
+        split=entry.split,
+        num_samples=entry.num_samples,
+        where=where,
+    )
+
+
+def data_files(spec: DatasetSpec) -> tuple[Path, ...]:
+    """The files of the dataset's split, sorted; of a folder without split files, all of them are ``train``."""
+    assert spec.path is not None  # hub datasets have no files here
+    if not spec.path.is_dir():
+        return (spec.path,)
+    splits = _splits(spec.path)
+    return tuple(splits.get(spec.split, ())) if splits else tuple(_data_files(spec.path))
+
+
+def has_split(spec: DatasetSpec, split: str) -> bool:
+    """Whether the dataset is a folder that holds files of this split."""
+    return spec.path is not None and spec.path.is_dir() and split in _splits(spec.path)
+
+
+def split_problems(spec: DatasetSpec) -> list[Problem]:
+    """What is wrong with a folder: no data, a split that is missing, files that belong to no split."""
+    if spec.path is None or not spec.path.is_dir():
+        return []
+    files, splits = _data_files(spec.path), _splits(spec.path)
+    if odd := [
+        entry for entry in sorted(spec.path.iterdir()) if _suffix(entry) and not entry.is_file() and not entry.is_dir()
+    ]:
+        return [_not_data(spec.name, entry, spec.where) for entry in odd]
+    if not files and not splits:
+        return [Problem(f"folder {spec.path} holds no data", spec.where, f"data files end in {', '.join(SUFFIXES)}")]
+    if not splits:
+        return []
+    problems = []
+    if spec.split not in splits:
+        hint = f"splits there: {', '.join(splits)}"
+        problems.append(Problem(f"folder {spec.path} has no {quoted(spec.split)} split", spec.where, hint))
+    strays = [file.name for file in files if not _split_of(file)]
+    if strays:
+        message = f"folder {spec.path} holds files of splits and others: {listed(strays)}"
+        problems.append(Problem(message, spec.where, "rename the others to train-..., or move them away"))
+    return problems
+
+
+def _splits(folder: Path) -> dict[str, list[Path]]:
+    splits: dict[str, list[Path]] = {}
+    if (folder / _SAVED_SPLITS).is_file():
+        for part in sorted(part for part in folder.iterdir() if _is_saved(part)):
+            splits.setdefault(_split_of(part) or part.name, []).extend(_data_files(part))
+        return splits
+    for file in _data_files(folder):
+        if split := _split_of(file):
+            splits.setdefault(split, []).append(file)
+    return splits
+
+
+def _split_of(file: Path) -> str:
+    found = _SPLIT.fullmatch(file.name)
+    return _SAME_SPLIT.get(found[1].lower(), found[1].lower()) if found else ""
+
+
+def _data_files(folder: Path) -> list[Path]:
+    others = {INFO, _SAVED_SPLITS, _SAVED} if _is_saved(folder) or (folder / _SAVED_SPLITS).is_file() else {INFO}
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.name not in others and _suffix(file))
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether ``Dataset.save_to_disk`` wrote the folder; rows may be called state.json as well."""
+    try:
+        state = json.loads((folder / _SAVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(state, dict) and "_data_files" in state
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that says how to read the file, without ``.gz``; empty when it is none of ours."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def _not_data(name: str, path: Path, where: str) -> Problem:
+    if path.is_symlink() and not path.exists():
+        return Problem(
+            f"dataset {quoted(name)}: {path} is a link that leads nowhere", where, "make it point to the file"
+        )
+    if not path.is_file():
+        return Problem(f"dataset {quoted(name)}: {path} is neither a file nor a folder", where, _A_FILE)
+    return Problem(
+        f"dataset {quoted(name)}: cannot tell the format of {path}", where, f"data files end in {', '.join(SUFFIXES)}"
+    )
+
+
+def _near(name: str, folder: Path, described: Mapping[str, Description]) -> str:
+    files = _files(folder)
+    if near := get_close_matches(name, [*described, *files], n=3):
+        return f"did you mean {' or '.join(near)}?"
+    if described:
+        return f"{folder / INFO} describes {listed(sorted(described))}"
+    if not folder.is_dir():
+        return f"dataset_dir {quoted(str(folder), 200)} is not a folder; give a file, or set dataset_dir"
+    return f"there is no {folder / INFO}; files there: {listed(files)}"
+
+
+def _files(folder: Path) -> list[str]:
+    return [file.name for file in _data_files(folder)] if folder.is_dir() else []

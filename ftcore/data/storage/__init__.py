@@ -1,0 +1,1 @@
+"""Arrays on disk and the cache of tokens."""

@@ -1,0 +1,222 @@
+"""Tokenised datasets kept between runs: found by their content, shared by processes, checked before they are used."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.api.samples import Place
+from ftcore.data.fingerprint import differences, digest
+from ftcore.data.row_stats import Counts
+from ftcore.data.storage.arrays import ARRAYS, MappedTable, TableWriter, read_table
+from ftcore.errors import Problem, RunError, UsageError
+from ftcore.utils.cache_dir import cache_root
+from ftcore.utils.file_lock import take
+from ftcore.utils.hashing import file_sha256
+from ftcore.utils.ownership import listed
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+
+_FORMAT = 2
+_MANIFEST = "manifest.json"
+
+Fill = Callable[[TableWriter, Counts], None]
+"""Writes a dataset's rows and counts them."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where a plan's tokenised datasets are.
+
+    Args:
+        root: the folder; None to keep nothing.
+        named: the folder is the user's ``tokenized_path``: what does not fit is refused, not made again.
+        overwrite: what is there is made again.
+        locking: the option ``use_file_locking``.
+    """
+
+    root: Path | None
+    named: bool = False
+    overwrite: bool = False
+    locking: bool = True
+
+    @classmethod
+    def of(cls, plan: Plan) -> Store:
+        """``tokenized_path``, else the cache, if it can be written."""
+        overwrite, locking = plan.data.overwrite_cache, plan.training.use_file_locking
+        if plan.data.tokenized_path:
+            return cls(Path(plan.data.tokenized_path).expanduser(), named=True, overwrite=overwrite, locking=locking)
+        root = cache_root() / "data"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return cls(None)
+        return cls(root if os.access(root, os.W_OK) else None, overwrite=overwrite, locking=locking)
+
+    def table(
+        self, name: str, parts: Mapping[str, str] | None, files: Sequence[str], fill: Fill, counts: Counts
+    ) -> MappedTable:
+        """A dataset's table, from the store or made anew, and its counts.
+
+        Args:
+            name: of the dataset, for messages and for its folder in ``tokenized_path``.
+            parts: see `ftcore.data.fingerprint.key_parts`; None where nobody knows what the dataset's content is.
+            files: names that its places are to have.
+            fill: makes it.
+            counts: is filled.
+
+        Raises:
+            UsageError: what ``tokenized_path`` holds was made from something else.
+            RunError: the disk is full, or its file system has no locks.
+        """
+        if self.root is None or parts is None:
+            return _made_to_go(files, fill, counts)
+        plain = re.sub(r"[^\w.-]+", "-", name).strip("-")
+        folder = self.root / (plain if self.named else digest([_FORMAT, dict(parts)]))
+        with _locked(self.root, folder.name, self.locking):
+            if self.named and self.overwrite:
+                _refuse_strange(folder, name)
+            found = None if self.overwrite else _read(folder, parts, files, counts)
+            if found is None and self.named and not self.overwrite:
+                _refuse_others(folder, name, parts)
+            return _made(folder, parts, files, fill, counts) if found is None else found  # one of no rows is false
+
+
+def _read(folder: Path, parts: Mapping[str, str], files: Sequence[str], counts: Counts) -> MappedTable | None:
+    """What is kept in a folder; None where it is not there, not whole, or of something else."""
+    manifest = _manifest(folder)
+    if manifest is None or manifest["parts"] != dict(parts):
+        return None
+    try:
+        if any(file_sha256(folder / name) != known for name, known in manifest["sha256"].items()):
+            return None
+    except OSError:
+        return None
+    table = read_table(folder, files, manifest["sha256"])
+    if any(picture.changed for pictures in table.images.values() for picture in pictures):
+        return None
+    _take_counts(counts, manifest["counts"], files)
+    return table
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The folder's manifest; None where there is none that is whole."""
+    try:
+        sealed = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        whole = sealed["seal"] == digest(sealed["content"]) and set(sealed["content"]["sha256"]) == set(ARRAYS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return sealed["content"] if whole else None
+
+
+def _made(folder: Path, parts: Mapping[str, str], files: Sequence[str], fill: Fill, counts: Counts) -> MappedTable:
+    """Fills a folder beside the final one and moves it there: what has the final name is whole."""
+    staged = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed: the lock is ours
+    try:
+        staged.mkdir(parents=True)
+        with TableWriter(staged, files) as writer:
+            fill(writer, counts)
+            digests = writer.digests()
+        content = {"parts": dict(parts), "sha256": digests, "counts": _counts(counts, files)}
+        (staged / _MANIFEST).write_text(json.dumps({"content": content, "seal": digest(content)}), encoding="utf-8")
+        for path in staged.iterdir():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.rename(folder)
+    except OSError as error:
+        free = f"free some space, or set FT_CACHE to a folder on another disk (it is {cache_root()})"
+        raise RunError(f"tokens cannot be written to {folder}: {error.strerror or error}; {free}") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return read_table(folder, files, digests)
+
+
+def _made_to_go(files: Sequence[str], fill: Fill, counts: Counts) -> MappedTable:
+    """A table in a folder that goes with it."""
+    folder = Path(tempfile.mkdtemp(prefix="ft-"))
+    try:
+        with TableWriter(folder, files) as writer:
+            fill(writer, counts)
+        table = read_table(folder, files, writer.digests())
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(table, shutil.rmtree, folder, ignore_errors=True)
+    return table
+
+
+def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
+    if not folder.exists():
+        return
+    manifest = _manifest(folder)
+    changed = differences(manifest["parts"], parts) if manifest else []
+    why = "; ".join(changed) or "it is damaged, an image was changed, or it is not what ft wrote"
+    message = f"tokenized_path: {folder} does not hold dataset {name!r} as this run needs it: {why}"
+    hint = "write another tokenized_path, or overwrite_cache: true to make it anew"
+    raise UsageError(Problem(message, hint=hint))
+
+
+def _refuse_strange(folder: Path, name: str) -> None:
+    """What is made anew takes the folder's place: nothing but ft's own files may go with it."""
+    if not folder.is_dir():
+        return
+    if strange := sorted(path.name for path in folder.iterdir() if path.name not in (*ARRAYS, _MANIFEST)):
+        message = f"tokenized_path: {folder} holds files that ft did not write ({listed(strange)})"
+        hint = f"write another tokenized_path; overwrite_cache: true makes dataset {name!r} anew there"
+        raise UsageError(Problem(message, hint=hint))
+
+
+@contextmanager
+def _locked(root: Path, name: str, locking: bool) -> Iterator[None]:
+    """One process at a time makes a dataset; the others wait and find it made. The lock ends with its process."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        stream = (root / f".{name}.lock").open("a")
+    except OSError as error:
+        raise UsageError(f"{root} cannot be written: {error.strerror or error}") from error
+    with stream:
+        take(stream, root, wait=True, locking=locking)
+        yield
+
+
+def _counts(counts: Counts, files: Sequence[str]) -> dict[str, Any]:
+    """Counts in JSON's kinds. Files are numbered: where they lie is not part of the content."""
+    numbers = {field.name: getattr(counts, field.name) for field in fields(counts) if field.type == "int"}
+    bad = [[_without(problem.where, files), problem.message, problem.hint] for problem in counts.bad]
+    untrainable = {
+        why: [[files.index(place.file), place.row, place.line] for place in places]
+        for why, places in counts.untrainable.items()
+    }
+    thoughtless = [[files.index(place.file), place.row, place.line] for place in counts.thoughtless_places]
+    return {**numbers, "bad": bad, "untrainable": untrainable, "thoughtless_places": thoughtless}
+
+
+def _take_counts(counts: Counts, content: Mapping[str, Any], files: Sequence[str]) -> None:
+    for field in fields(counts):
+        if field.type == "int":
+            setattr(counts, field.name, content[field.name])
+    counts.bad += [Problem(message, _within(where, files), hint) for where, message, hint in content["bad"]]
+    for why, places in content["untrainable"].items():
+        counts.untrainable[why] = [Place(files[file], row, line) for file, row, line in places]
+    counts.thoughtless_places = [Place(files[file], row, line) for file, row, line in content["thoughtless_places"]]
+
+
+def _without(where: str, files: Sequence[str]) -> list[Any]:
+    file = max((file for file in files if where.startswith(file)), key=len)
+    return [files.index(file), where[len(file) :]]
+
+
+def _within(where: Sequence[Any], files: Sequence[str]) -> str:
+    return f"{files[where[0]]}{where[1]}"

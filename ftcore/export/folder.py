@@ -1,0 +1,80 @@
+"""The folder of an export: written beside, moved into place, and never over anything but an earlier export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ftcore.errors import Problem, RunError, UsageError
+from ftcore.runner.artifacts import file_hash
+from ftcore.utils.files import staged_folder, write_json
+
+MANIFEST = "ft_export.json"
+FORMAT = 1
+_MARGIN = 1 << 24
+"""Room for what is no weights: tokenizer, configuration, metadata."""
+
+
+def check_folder(folder: Path, where: str) -> None:
+    """Refuses a folder that holds anything which no export wrote.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if not folder.exists():
+        return
+    hint = "write another export_dir"
+    if not folder.is_dir():
+        raise UsageError(Problem(f"export_dir {folder} is a file", where, hint))
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if not present:
+        return
+    if (written := _written(folder)) is None:
+        raise UsageError(Problem(f"export_dir {folder} holds files that are no export of ft", where, hint))
+    if strange := sorted(present - written):
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        reason = f"export_dir {folder} holds files that no export wrote: {', '.join(strange[:3])}{more}"
+        raise UsageError(Problem(reason, where, hint))
+
+
+def _written(folder: Path) -> set[str] | None:
+    """What the export that lies there wrote; None where none does."""
+    try:
+        return {MANIFEST, *json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuses to begin what the disk has no room for.
+
+    Raises:
+        RunError: with the bytes needed and free.
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed + _MARGIN:
+        raise RunError(f"export_dir {folder} needs {needed + _MARGIN:,} bytes, and {free:,} are free")
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder beside it to write into, which takes its place when nothing was raised."""
+    try:
+        with staged_folder(folder) as temporary:
+            yield temporary
+    except OSError as error:
+        raise RunError(f"the export could not be written to {folder.resolve()}: {error}") from error
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Writes ``ft_export.json``: the facts, and size and sha256 of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_hash(path)} for path in files
+    }
+    write_json(folder / MANIFEST, {"format": FORMAT, **facts, "files": listed})

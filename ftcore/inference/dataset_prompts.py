@@ -1,0 +1,112 @@
+"""Datasets as prompts: of every conversation the model gives the last answer anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from ftcore.api.components import Stage
+from ftcore.api.inference_types import Prompt
+from ftcore.api.plan import Plan
+from ftcore.api.samples import Chat, Feedback, Message, Place, Preference, Sample
+from ftcore.data.formats.detection import read_samples, row_problem
+from ftcore.data.multimodal.media_files import holds_media
+from ftcore.data.pipeline.row_sampling import counted
+from ftcore.data.row_stats import Counts, bad_rows
+from ftcore.data.sources.resolve import DatasetSpec, resolve
+from ftcore.errors import RowError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asking(Stage):
+    """What the loaders are told: every kind of sample that begins with a prompt is welcome."""
+
+    samples: ClassVar[tuple[str, ...]] = ("AnyQuestion",)
+
+    def trainer(self, run: Any) -> Any:
+        raise NotImplementedError
+
+    def datasets(self, run: Any) -> Any:
+        raise NotImplementedError
+
+
+def dataset_prompts(
+    names: str, plan: Plan, system: str | None
+) -> tuple[list[Mapping[str, Any]], list[Prompt], list[str]]:
+    """Rows, prompts, and what is to be told of rows that were left out.
+
+    A row has ``messages`` (the prompt), ``tools`` where there are any, ``place``, and where the dataset has an answer
+    ``label``, that answer, of a preference the chosen one.
+
+    Args:
+        names: as in the option ``dataset``.
+        plan: ``dataset_dir``, ``max_samples``, ``on_bad_row``, ``max_bad_rows`` and ``media_dir`` are used.
+        system: of conversations that have no system message.
+
+    Raises:
+        UsageError: with every mistake in names and rows.
+    """
+    listed = [name for part in names.split(",") if (name := part.strip())]
+    specs, problems = resolve(listed, dataset_dir=plan.data.dataset_dir, where="--dataset")
+    if problems:
+        raise UsageError(problems)
+    asking = replace(plan, stage=replace(plan.stage, component=_Asking(name="ft generate", summary="")))
+    rows: list[Mapping[str, Any]] = []
+    prompts: list[Prompt] = []
+    counts = [_read(spec, asking, system, rows, prompts) for spec in specs]
+    if refused := bad_rows(counts, plan.data):
+        raise refused
+    return rows, prompts, [line for one in counts if one.bad for line in _left_out(one)]
+
+
+def _read(
+    spec: DatasetSpec, plan: Plan, system: str | None, rows: list[Mapping[str, Any]], prompts: list[Prompt]
+) -> Counts:
+    counts = Counts(name=spec.name)
+    for place, sample, _ in counted(read_samples(spec, plan)):  # one answer, however often the row is drawn
+        try:
+            row, prompt = _asked(place, sample, system)
+        except RowError as error:
+            counts.add_bad(row_problem(place, error))
+            continue
+        counts.rows += 1
+        rows.append(row)
+        prompts.append(prompt)
+    return counts
+
+
+def _asked(place: Place, sample: Sample | RowError, system: str | None) -> tuple[Mapping[str, Any], Prompt]:
+    if isinstance(sample, RowError):
+        raise sample
+    if media := holds_media(sample):
+        raise RowError(f"the row has {media}, and answers are given to text only", cure="remove such rows")
+    chat, label = _split(sample)
+    messages = chat.messages
+    if system is not None and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
+    row: dict[str, Any] = {"place": str(place), "messages": [message.as_dict() for message in messages]}
+    if chat.tools:
+        row["tools"] = [dict(tool) for tool in chat.tools]
+    if label is not None:
+        row["label"] = label.content
+        if label.tool_calls:
+            row["label_tool_calls"] = [dict(call) for call in label.tool_calls]
+    return row, Prompt(messages, chat.tools, place=str(place))
+
+
+def _split(sample: Sample) -> tuple[Chat, Message | None]:
+    """The prompt, and the answer where there is one."""
+    if isinstance(sample, Preference):
+        return sample.prompt, sample.chosen
+    chat = sample.chat if isinstance(sample, Feedback) else sample
+    assert isinstance(chat, Chat)  # the loaders were asked for nothing else
+    if chat.messages[-1].role != "assistant":
+        return chat, None
+    if len(chat.messages) == 1:
+        raise RowError("the conversation has nothing before its answer", cure="remove the row")
+    return replace(chat, messages=chat.messages[:-1]), chat.messages[-1]
+
+
+def _left_out(counts: Counts) -> list[str]:
+    return [f"{counts.name}: {len(counts.bad):,} of {counts.rows:,} rows left out", *map(str, counts.bad[:5])]

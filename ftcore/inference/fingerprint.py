@@ -1,0 +1,67 @@
+"""What answers depend on, as plain facts: two runs with the same facts give the same answers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftcore.api.plan import Plan
+from ftcore.models.files import model_files, source_of
+from ftcore.utils.hashing import file_sha256
+
+READ = ("tokenizer*", "*.jinja", "generation_config.json")
+"""Files of a model's folder, besides its weights, by which it reads and stops."""
+PACKAGES = ("ftcore", "torch", "transformers", "tokenizers", "peft")
+DATA = ("cutoff_len", "default_system", "enable_thinking", "preserve_thinking")
+"""Options of the data that shape a prompt."""
+NOT = ("hf_hub_token", "cache_dir")
+"""Options of the model that say how it is fetched."""
+
+
+def facts(plan: Plan, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Facts by name.
+
+    Args:
+        plan: of the answers.
+        inputs: what is answered or scored, in its order; anything that JSON or ``repr`` shows whole.
+    """
+    found: dict[str, Any] = {"sha256 of the inputs": _digest(inputs)}
+    found |= {f"sha256 of {name}": digest for name, digest in {**model_files(plan), **_beside(plan)}.items()}
+    found |= _options(plan)
+    offers = [selected for selected in (plan.engine, plan.family, plan.template) if selected is not None]
+    found |= {f"version of {selected.full_name}": selected.version for selected in offers}
+    if plan.template:
+        found["sha256 of the template"] = hashlib.sha256(plan.template.component.source().encode()).hexdigest()
+    return found | {f"version of {name}": importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _options(plan: Plan) -> Mapping[str, Any]:
+    owners = ("model", "generation", "selection")
+    kinds = (plan.method, plan.engine)
+    components = tuple(f"{kind.component.kind} {kind.component.name}" for kind in kinds)
+    found = {
+        name: bound.value
+        for name, bound in sorted(plan.options.items())
+        if (bound.owner in (*owners, *components) or name in DATA) and name not in NOT
+    }
+    found["per_device_eval_batch_size"] = plan.training.per_device_eval_batch_size
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+def _digest(inputs: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for one in inputs:
+        digest.update(json.dumps(one, default=repr, sort_keys=True).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _beside(plan: Plan) -> dict[str, str]:
+    folder = Path(source_of(plan))
+    files = {file for pattern in READ for file in folder.glob(pattern) if file.is_file()}
+    return {file.name: file_sha256(file) for file in sorted(files)}

@@ -1,0 +1,86 @@
+"""Where a model and its adapters lie, and what is in their files: a path stays, and its content may not."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftcore.config.validation.core import place
+from ftcore.errors import Problem, UsageError
+from ftcore.utils.hashing import file_sha256
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+
+_DECIDING = ("config.json", "adapter_config.json", "*.index.json", "*.safetensors", "*.py")
+"""Files that decide what a model computes; tokenizer and template are held by what they make of the rows."""
+
+
+def source_of(plan: Plan) -> str:
+    """The folder or hub id to load from; a plugin's model is fetched on first use.
+
+    Raises:
+        UsageError: the plugin that offers it names a function that does not exist.
+    """
+    if plan.source is not None:
+        module, _, function = plan.source.fetch.partition(":")
+        try:
+            fetch = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            reason = f"the plugin that offers {plan.source.name} names {plan.source.fetch!r}, which cannot be imported"
+            raise UsageError(Problem(f"{reason}: {error}", place(plan, "model_name_or_path"))) from error
+        return str(fetch())
+    name = str(plan.model.model_name_or_path)
+    folder = Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
+
+
+def base_files(plan: Plan) -> dict[str, str]:
+    """Name -> sha256 of the base model's files; empty where it is neither in a folder nor in the hub's cache.
+
+    They are remembered (see `file_sha256`); the first time 1.2 GB are read in a second.
+    """
+    return _files(_folder(source_of(plan), "config.json", plan, plan.model.model_revision))
+
+
+def beside_model(plan: Plan, name: str) -> Path | None:
+    """A file of the base model, in its folder or in the hub's cache; None where it is not there."""
+    folder = _folder(source_of(plan), "config.json", plan, plan.model.model_revision)
+    return folder / name if folder is not None and (folder / name).is_file() else None
+
+
+def model_files(plan: Plan) -> dict[str, str]:
+    """The same of the base model and of all adapters on it, these under ``ADAPTER/NAME``."""
+    found = base_files(plan)
+    for name in plan.model.adapter_name_or_path:
+        folder = _folder(str(Path(name).expanduser()), "adapter_config.json", plan, None)
+        found |= {f"{name}/{file}": digest for file, digest in _files(folder).items()}
+    return found
+
+
+def weights_of(files: Mapping[str, str]) -> set[str]:
+    """The digests of those files that hold weights."""
+    return {digest for name, digest in files.items() if name.endswith(".safetensors")}
+
+
+def _folder(name: str, file: str, plan: Plan, revision: str | None) -> Path | None:
+    """A folder, or the snapshot in the hub's cache that has this file."""
+    if (folder := Path(name)).is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file, cache_dir=plan.model.cache_dir, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _files(folder: Path | None) -> dict[str, str]:
+    if folder is None:
+        return {}
+    files = sorted({file for pattern in _DECIDING for file in folder.glob(pattern) if file.is_file()})
+    return {file.name: file_sha256(file) for file in files}

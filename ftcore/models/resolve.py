@@ -1,0 +1,122 @@
+"""Which model a name means, and its config.json, without the network: a plugin's, a folder's, or the hub cache's."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftcore.api.components import ModelFamily, ModelSource
+from ftcore.api.registry import Offer, Plugins
+from ftcore.errors import Problem
+from ftcore.models.model_config import folder_problems
+from ftcore.utils.json_files import read_object
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What a model name means.
+
+    Args:
+        source: set when a plugin offers it.
+        config: config.json, or None where only the network knows it.
+        family: the family that offers it, if a plugin does.
+    """
+
+    source: ModelSource | None = None
+    config: Mapping[str, Any] | None = None
+    family: Offer[ModelFamily] | None = None
+
+
+def locate(name: str, plugins: Plugins, where: str, cache_dir: str | None = None) -> tuple[Located, list[Problem]]:
+    """What ``model_name_or_path`` means, or why it means nothing."""
+    offered = [
+        (offer, source)
+        for offer in plugins.of(ModelFamily)
+        for source in offer.component.models
+        if name in (source.name, f"{offer.distribution}:{source.name}")
+    ]
+    if len(offered) == 1:
+        offer, source = offered[0]
+        return Located(source, source.config, offer), []
+    if offered:
+        names = " or ".join(f"{offer.distribution}:{source.name}" for offer, source in offered)
+        return Located(), [Problem(f"model {name!r} is offered more than once", where, f"write {names}")]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path, name, where)
+    if path.exists():
+        return Located(), [Problem(f"model {name!r} is a file, not a folder", where)]
+    if HUB_ID.fullmatch(name):
+        return _cached(name, cache_dir, where)
+    return Located(), [Problem(f"there is no model {name!r}", where, _near(name, plugins))]
+
+
+def _folder(path: Path, name: str, where: str) -> tuple[Located, list[Problem]]:
+    file = path / "config.json"
+    if not file.is_file():
+        is_adapter = (path / "adapter_config.json").is_file()
+        hint = "it is an adapter: write it as adapter_name_or_path" if is_adapter else "is it a model's folder?"
+        return Located(), [Problem(f"{name} has no config.json", where, hint)]
+    try:
+        config = read_object(file)
+    except ValueError as error:
+        return Located(), [Problem(f"{file} {error}", where)]
+    problems = folder_problems(path, config, where)
+    return Located(config=None if problems else config), problems
+
+
+def _near(name: str, plugins: Plugins) -> str:
+    names = [source.name for offer in plugins.of(ModelFamily) for source in offer.component.models]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return (
+        f"write a folder, a hub id, or a model that a plugin offers ({', '.join(sorted(names)) or 'none is installed'})"
+    )
+
+
+def _cached(name: str, cache_dir: str | None, where: str) -> tuple[Located, list[Problem]]:
+    """A hub model with its config.json, if it was downloaded before."""
+    for file in _snapshot_files(name, "config.json", cache_dir):
+        try:
+            config = read_object(file)
+        except ValueError:
+            continue
+        problems = folder_problems(file.parent, config, where)
+        return Located(config=None if problems else config), problems
+    return Located(), []
+
+
+def cached_file(name: str, file: str, cache_dir: str | None) -> Path | None:
+    """A file of a hub model or adapter that was downloaded before."""
+    return next(iter(_snapshot_files(name, file, cache_dir)), None)
+
+
+def _snapshot_files(name: str, file: str, cache_dir: str | None) -> list[Path]:
+    """A file in all snapshots of the hub's cache (its layout is huggingface_hub's)."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(cache_dir or os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return sorted((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob(f"*/{file}"))
+
+
+def choose_family(
+    located: Located, name: str, plugins: Plugins, where: str
+) -> tuple[Offer[ModelFamily] | None, list[Problem]]:
+    """The family that fits best; None when none does; a tie between distributions is a problem, never a guess."""
+    if located.family:
+        return located.family, []
+    offers = plugins.of(ModelFamily)
+    scores = [offer.component.matches(located.config or {}, name) for offer in offers]
+    best = max(scores, default=0)
+    found = [offer for offer, score in zip(offers, scores, strict=True) if score == best > 0]
+    if len(found) < 2:
+        return (found[0] if found else None), []
+    names = " or ".join(sorted(offer.full_name for offer in found))
+    return None, [Problem(f"more than one model family fits {name!r}", where, f"write model_family: {names}")]

@@ -1,0 +1,1 @@
+"""A plan carried out: the run, its folder and its records."""

@@ -1,0 +1,116 @@
+"""What a run leaves beside its weights: the manifest, the results, the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.api.plan import Plan
+from ftcore.models.files import base_files
+from ftcore.utils.files import write_json, write_whole
+from ftcore.utils.ownership import RUN_MANIFEST as MANIFEST
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+PACKAGES = ("accelerate", "ftcore", "peft", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def manifest(
+    plan: Plan,
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that is needed to know what made the weights, and to talk to them in the way in which they were trained.
+
+    How the run goes and ends is added by `ftcore.runner.run_record.RunRecord`.
+    """
+    from ftcore.cli.plan import as_dict
+
+    source = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    return {
+        "format": FORMAT,
+        "status": "",
+        **as_dict(plan),
+        "model": {
+            "name_or_path": plan.model.model_name_or_path,
+            "revision": plan.model.model_revision,
+            "vocabulary": plan.model.vocabulary,
+            "files": base_files(plan),
+        },
+        "adapter": plan.method.component.saves_adapter,
+        "adapters_beneath": list(plan.method.component.beneath(plan)),
+        "template": {
+            "name": plan.template.component.name if plan.template else None,
+            "full_name": plan.template.full_name if plan.template else None,
+            "sha256": hashlib.sha256(source.encode()).hexdigest(),
+        },
+        "data": {
+            "default_system": plan.data.default_system,
+            "files": data_hashes(plan),
+        },
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "plugins": {plugin.id: plugin.version for plugin in plan.plugins.listed if plugin.status == "ok"},
+        "counts": dict(counts),
+        "metrics": {},
+    }
+
+
+def data_hashes(plan: Plan) -> dict[str, str]:
+    """Dataset -> sha256 of its file or folder; of streamed ones, which take hours to read, samples of their bytes."""
+    from ftcore.data.sources.resolve import data_files
+    from ftcore.utils.hashing import file_sha256, sampled_sha256
+
+    hashes = {spec.name: file_hash(spec.path) for spec in plan.eval_datasets if spec.path}
+    for spec in plan.datasets:
+        if spec.path and plan.data.streaming:
+            hashes[spec.name] = "samples " + " ".join(map(sampled_sha256, data_files(spec)))
+        elif spec.path:
+            hashes[spec.name] = file_sha256(spec.path) if spec.path.is_file() else file_hash(spec.path)
+    return hashes
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, or over the names and bytes of a folder's files."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file()):
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_results(folder: Path, results: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+    """``train_results.json`` and so on, by name, where there are any, and of all together ``all_results.json``."""
+    together: dict[str, Any] = {}
+    for name, metrics in results.items():
+        if metrics:
+            write_json(folder / f"{name}_results.json", metrics)
+            together |= metrics
+    write_json(folder / "all_results.json", together)
+    return together
+
+
+def read_manifest(folder: Path) -> bytes | None:
+    """``ft_run.json`` as it is; None where there is none."""
+    file = folder / MANIFEST
+    return file.read_bytes() if file.is_file() else None
+
+
+def put_back(folder: Path, content: bytes | None) -> None:
+    """Makes ``ft_run.json`` what `read_manifest` found."""
+    if content is None:
+        (folder / MANIFEST).unlink()
+    else:
+        write_whole(folder / MANIFEST, content)
+
+
+def write_manifest(folder: Path, value: Mapping[str, Any]) -> None:
+    """``ft_run.json``."""
+    write_json(folder / MANIFEST, value)

@@ -1,0 +1,125 @@
+"""What is served: a model, and adapters beside it, each under its name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.errors import Problem, UsageError
+from ftcore.inference.sessions import Session, open_session
+from ftcore.serving.bounds import Bounds
+from ftcore.serving.preparing import Preparer
+from ftcore.serving.tool_call_formats import Notation
+from ftcore.serving.tool_calls import learn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ftcore.api.components import Generator, Judge
+    from ftcore.api.inference_types import Prompt
+    from ftcore.api.plan import Plan
+    from ftcore.inference.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """One name of ``/v1/models``.
+
+    Args:
+        name: how requests name it.
+        plan: its options.
+        generator: answers; None for a reward model.
+        judge: scores; None for a model that answers.
+        renderer: makes its prompts.
+        notation: of its tool calls.
+        bounds: of conversations.
+        preparer: makes the tokens of its prompts; shared by all that are served.
+        created: when it was loaded, in seconds since 1970.
+    """
+
+    name: str
+    plan: Plan
+    bounds: Bounds
+    preparer: Preparer
+    generator: Generator | None
+    judge: Judge | None = None
+    renderer: Renderer | None = None
+    notation: Notation | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def opener(self) -> Callable[[], Session]:
+        """Opens sessions of ``serve_batch`` places."""
+        assert self.generator is not None
+        return partial(open_session, self.generator, self.plan.serving.serve_batch, self._count)
+
+    def _count(self, prompt: Prompt) -> int:
+        if prompt.ids is not None:
+            return len(prompt.ids)
+        assert self.renderer is not None
+        return len(self.renderer.prompt_ids(prompt.messages, prompt.tools))
+
+
+def load(targets: Mapping[str, Target], *, force: bool = False) -> dict[str, Served]:
+    """Loads what is to be served; what lies on one base model shares it where the engine can.
+
+    Raises:
+        UsageError: when one of them cannot be served.
+    """
+    for target in targets.values():
+        check(target.plan)
+        target.check(force=force)
+    plans = {name: target.plan for name, target in targets.items()}
+    scoring = [name for name, plan in plans.items() if plan.stage.component.head != "causal_lm"]
+    if scoring and len(plans) > 1:
+        reason = f"{scoring[0]} scores: a reward model is served alone"
+        raise UsageError(Problem(reason, hint="start a server for each"))
+    if scoring:
+        (name,) = scoring
+        plan = plans[name]
+        judge = plan.engine.component.judge(plan)
+        bounds = Bounds.of(plan.serving, plan.data.cutoff_len)
+        return {name: Served(name=name, plan=plan, bounds=bounds, preparer=Preparer({}), generator=None, judge=judge)}
+    return _load_answering(plans)
+
+
+def _load_answering(plans: Mapping[str, Plan]) -> dict[str, Served]:
+    """The preparer first: what it forks need not hold the model."""
+    renderers = {
+        name: Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan)) for name, plan in plans.items()
+    }
+    for renderer in renderers.values():
+        _ = renderer.thinks  # a template that does not end is told now
+    notations = {name: learn(renderer) for name, renderer in renderers.items()}
+    preparer = Preparer(renderers)
+    try:
+        generators = next(iter(plans.values())).engine.component.load_all(plans)
+    except BaseException:
+        preparer.close()
+        raise
+    return {
+        name: Served(
+            name=name,
+            plan=plans[name],
+            bounds=Bounds.of(plans[name].serving, generator.context),
+            preparer=preparer,
+            generator=generator,
+            renderer=renderers[name],
+            notation=notations[name],
+        )
+        for name, generator in generators.items()
+    }
+
+
+def check(plan: Plan) -> None:
+    """Refuses what a server cannot do.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if plan.generation.num_beams > 1:
+        where = plan.options["num_beams"].origin if "num_beams" in plan.options else ""
+        raise UsageError(Problem("answers that are served have one beam", where, "write num_beams: 1"))

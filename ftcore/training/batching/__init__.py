@@ -1,0 +1,1 @@
+"""Batches: samplers, token budgets, collators, shared prefixes."""

@@ -1,0 +1,127 @@
+"""Rows of tokens into one batch without padding: sequences end to end, labels already shifted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ftcore.errors import Problem, RowError, RunError
+
+if TYPE_CHECKING:
+    from ftcore.data.multimodal.images import Pictures
+
+IGNORED = -100
+
+Batch = dict[str, Any]
+"""What `collate` returns."""
+
+
+def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """The rows as one batch of N tokens.
+
+    Args:
+        rows: ``input_ids`` int32 ``[L]``, ``weights`` float32 ``[L]`` (a token's weight as a target; 0: not trained)
+            and ``index``, the row's number in its dataset; a pack of n rows has ``lengths`` ``[n]`` besides, and their
+            numbers in ``index``.
+
+    Returns:
+        ``input_ids``, ``position_ids``, ``labels`` int64 ``[1, N]``; ``labels[0, i]`` is the token that follows i in
+        its own sequence, -100 where it is not trained or where the sequence ends. ``weights`` float32 ``[1, N]``,
+        the label's weight. ``positions`` int64 ``[T]``: where labels are. ``cu_seqlens`` int32 ``[rows + 1]``,
+        ``max_len`` int, ``index`` list of int.
+    """
+    rows = [piece for row in rows for piece in _pieces(row)]
+    lengths = [len(row["input_ids"]) for row in rows]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.concatenate([np.asarray(row["input_ids"], dtype=np.int64) for row in rows])
+    weights = np.zeros(len(ids), dtype=np.float32)
+    labels = np.full(len(ids), IGNORED, dtype=np.int64)
+    for row, start, end in zip(rows, starts[:-1], starts[1:], strict=True):
+        weights[start : end - 1] = row["weights"][1:]
+        labels[start : end - 1] = ids[start + 1 : end]
+    labels[weights == 0] = IGNORED
+    return {
+        "input_ids": torch.from_numpy(ids)[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        "labels": torch.from_numpy(labels)[None],
+        "weights": torch.from_numpy(weights)[None],
+        "positions": torch.from_numpy(np.flatnonzero(weights)),
+        "cu_seqlens": torch.from_numpy(starts.astype(np.int32)),
+        "max_len": max(lengths),
+        "index": [int(row["index"]) for row in rows],
+    }
+
+
+def tokens_read(batch: Batch) -> int:
+    """Tokens of the batch's sequences, those that several share once for each."""
+    shared = (end - start for ranges in batch.get("prefixes", ()) for start, end in ranges)
+    return int(batch["input_ids"].numel()) + sum(shared)
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device."""
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    return moved | {"images": [on_device(one, device) for one in batch["images"]]} if "images" in batch else moved
+
+
+class ImageCollator:
+    """`collate` for rows of which some have images, ``images``; packs have none.
+
+    A batch with images has ``images`` besides: of each row what `Pictures.inputs` gives; empty where it has none.
+    """
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """The rows as one batch."""
+        batch = collate(rows)
+        if any("images" in row for row in rows):
+            batch["images"] = [self._inputs(row) for row in rows]
+        return batch
+
+    def _inputs(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self.pictures.inputs(row["images"], row["input_ids"], row["weights"]) if "images" in row else {}
+        except RowError as error:
+            raise RunError(str(Problem(error.reason, hint=error.cure))) from error
+
+
+def collate_joined(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """The same with each pack as one sequence: its rows see those before them, and their first tokens are predicted.
+
+    ``index`` has the number of each pack's first row.
+    """
+    return collate(
+        [{**row, "lengths": [len(row["input_ids"])], "index": np.atleast_1d(row["index"])[:1]} for row in rows]
+    )
+
+
+def _pieces(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a pack; a row that is none is the only one."""
+    if "lengths" not in row:
+        yield row
+        return
+    ends = np.cumsum(row["lengths"]).tolist()
+    for start, end, index in zip([0, *ends[:-1]], ends, row["index"], strict=True):
+        yield {"input_ids": row["input_ids"][start:end], "weights": row["weights"][start:end], "index": index}
+
+
+def padded(batch: Batch) -> dict[str, torch.Tensor]:
+    """The same batch one sequence a row, padded on the right, for models that cannot take sequences end to end.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``rows`` and ``columns`` ``[T]``, where the labels are.
+    """
+    assert "prefixes" not in batch
+    starts, positions = batch["cu_seqlens"].long(), batch["positions"]
+    lengths = starts.diff()
+    columns = torch.arange(batch["max_len"], device=starts.device)
+    mask = columns[None] < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long, device=starts.device)
+    ids[mask] = batch["input_ids"][0]
+    rows = torch.searchsorted(starts, positions, right=True) - 1
+    return {"input_ids": ids, "attention_mask": mask.long(), "rows": rows, "columns": positions - starts[rows]}

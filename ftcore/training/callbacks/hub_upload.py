@@ -1,0 +1,171 @@
+"""Uploads of what a run trains to the Hugging Face hub: with its checkpoints, and at its end.
+
+An upload never costs a run its result. What cannot be reached at the start is asked again at the end; only a token that
+may not write ends the run before its first step.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import TrainerCallback
+
+from ftcore.api.plan import Plan
+from ftcore.config.validation.hub import repository, token
+from ftcore.data.pipeline.quarantine import FILE as QUARANTINE
+from ftcore.errors import RunError
+from ftcore.utils.ownership import BACKUP, LOCK, RUN_LOG, foreign_files
+
+OF_RUNS = ("_*", ".tmp-*", "checkpoint-*", LOCK, QUARANTINE, RUN_LOG, f"*{BACKUP}")
+"""What of a run's folder stays here, with all that ft did not write: rows that were put aside, and lines that quote
+rows, may be anybody's."""
+STATES = (
+    "MANIFEST.json",
+    "optimizer*",
+    "scheduler*",
+    "scaler*",
+    "progress*",
+    "extra*",
+    "random-*",
+    "trainer_state.json",
+)
+"""What a checkpoint has beside the weights and the tokenizer."""
+_REFUSED = (401, 403)
+
+
+class Uploads(TrainerCallback):
+    """One run's uploads, by its first process.
+
+    Args:
+        plan: of the run.
+        say: takes a line for the user.
+    """
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self.plan, self.options, self.say = plan, plan.hub, say
+        self.api = HfApi(token=token(plan))
+        self.repository = ""
+        self.running: list[tuple[str, Path, Future[Any]]] = []
+
+    # ---- when the trainer says so ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            try:
+                self._make_repository()
+            except Exception as error:
+                if refused(error):
+                    raise RunError(f"push_to_hub: the hub refuses {repository(self.plan)}: {_cause(error)}") from error
+                self.say(f"push_to_hub: {_cause(error)}; the run goes on, and uploads what it trained at its end")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.options.hub_strategy != "end" and self.repository:
+            self._checkpoint(self.plan.output_dir / f"checkpoint-{state.global_step}")
+
+    # ---- uploads ----
+
+    def _make_repository(self) -> None:
+        url = self.api.create_repo(repository(self.plan), private=self.options.hub_private_repo, exist_ok=True)
+        if self.options.hub_revision is not None:
+            self.api.create_branch(url.repo_id, branch=self.options.hub_revision, exist_ok=True)
+        self.repository = url.repo_id
+
+    def _checkpoint(self, folder: Path) -> None:
+        self._settle(wait=False)
+        if self.running and not self.options.hub_always_push:
+            self.say(
+                f"{folder.name} is not uploaded: {self.running[0][0]} still is; hub_always_push: true does not ask"
+            )
+            return
+        kept = _linked(folder)
+        strategy = self.options.hub_strategy
+        self._start(folder.name, kept, ignore_patterns=list(STATES))
+        if strategy in ("checkpoint", "all_checkpoints"):
+            name = "last-checkpoint" if strategy == "checkpoint" else folder.name
+            self._start(f"{folder.name} as {name}", kept, path_in_repo=name, delete_patterns="*")
+
+    def _start(self, what: str, folder: Path, **options: Any) -> None:
+        future = self.api.upload_folder(
+            repo_id=self.repository,
+            folder_path=folder,
+            commit_message=f"Training in progress, {what}",
+            revision=self.options.hub_revision,
+            run_as_future=True,
+            **options,
+        )
+        self.running.append((what, folder, future))
+
+    def _settle(self, *, wait: bool) -> None:
+        """Names uploads that failed, and forgets those that are done."""
+        left = []
+        for what, folder, future in self.running:
+            if not wait and not future.done():
+                left.append((what, folder, future))
+            elif (error := future.exception()) is not None:
+                self.say(f"{what} could not be uploaded: {_cause(error)}; the run goes on")
+        still = {folder for _, folder, _ in left}
+        for folder in {folder for _, folder, _ in self.running} - still:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.running = left
+
+    def finish(self) -> None:
+        """Uploads the run's folder as it is now.
+
+        Raises:
+            RunError: when it cannot be; the folder is whole, and the message says how to upload it later.
+        """
+        folder = self.plan.output_dir
+        self._settle(wait=True)
+        try:
+            if not self.repository:
+                self._make_repository()
+            self.api.upload_folder(
+                repo_id=self.repository,
+                folder_path=folder,
+                commit_message="End of training",
+                revision=self.options.hub_revision,
+                ignore_patterns=[*OF_RUNS, *_patterns(foreign_files(folder))],
+            )
+        except Exception as error:
+            name = self.repository or repository(self.plan)
+            later = f"hf upload {name} {shlex.quote(str(folder))} --exclude 'checkpoint-*'"
+            raise RunError(
+                f"what was trained is in {folder}, and could not be uploaded to {name}: {_cause(error)}; later: {later}"
+            ) from error
+        self.say(f"uploaded to {self.repository}")
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    """Files and folders of these names, and what is in the folders."""
+    return [pattern for name in names for pattern in (glob.escape(name), f"{glob.escape(name)}/*")]
+
+
+def refused(error: BaseException) -> bool:
+    """Whether the hub knows the request and does not allow it."""
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in _REFUSED
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _linked(folder: Path) -> Path:
+    """The same files under another name, so that the run may delete the checkpoint while it is uploaded."""
+    kept = folder.parent / f".tmp-hub-{folder.name}-{os.getpid()}"
+    shutil.rmtree(kept, ignore_errors=True)
+    try:
+        shutil.copytree(folder, kept, copy_function=os.link)
+    except (OSError, shutil.Error):  # a file system without hard links
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(folder, kept)
+    return kept

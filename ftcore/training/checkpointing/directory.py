@@ -1,0 +1,295 @@
+"""Checkpoints that are whole or not there.
+
+Files are written into ``.tmp-<step>-<pid>``, flushed to the disk, listed with size and sha256 in ``MANIFEST.json``, and
+the folder is then renamed to ``checkpoint-<step>``. Whoever reads takes only folders whose manifest holds, so a process
+may be killed at any moment. sha256 of 0.54 GB takes 0.45 s where writing it takes 1.4 s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ftcore.errors import Problem, RunError, UsageError
+from ftcore.utils.files import flush
+from ftcore.utils.ownership import MANIFEST, canonical, is_staged, named_checkpoints, not_ours, seal_of
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+class DamagedError(RunError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What must be the same for a run to go on: option or thing -> its value as text.
+
+    Args:
+        values: these decide.
+        causes: thing -> what it is made from, named where that thing is another one; of no weight by itself.
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    causes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all of it."""
+        return hashlib.sha256(canonical(dict(self.values))).hexdigest()
+
+    def differences(self, now: Setting) -> list[Problem]:
+        """Where another setting is not this one; of what is made from other things, each of these that differs."""
+        found = []
+        for name, then, new in _unequal(self.values, now.values):
+            causes = _unequal(self.causes.get(name, {}), now.causes.get(name, {}))
+            because = f" ({'; '.join(f'{cause} was {a}, now it is {b}' for cause, a, b in causes)})" if causes else ""
+            found.append(Problem(f"{name} was {then}, now it is {new}{because}"))
+        return found
+
+
+def _unequal(then: Mapping[str, str], now: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    pairs = ((name, then.get(name, "unset"), now.get(name, "unset")) for name in sorted({*then, *now}))
+    return [(name, before, after) for name, before, after in pairs if before != after]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint's MANIFEST.json says.
+
+    Args:
+        step: optimizer steps done.
+        files: relative name -> size in bytes and sha256.
+        setting: of the run that wrote it.
+        resumable: whether it holds more than the weights.
+        versions: distribution -> version, for the records.
+    """
+
+    step: int
+    files: Mapping[str, tuple[int, str]]
+    setting: Setting
+    resumable: bool
+    versions: Mapping[str, str]
+
+    def dump(self) -> str:
+        """The file's text, sealed with a digest of itself."""
+        content = {
+            "format": FORMAT,
+            "step": self.step,
+            "resumable": self.resumable,
+            "plan": self.setting.digest,
+            "setting": dict(self.setting.values),
+            "causes": {name: dict(found) for name, found in self.setting.causes.items()},
+            "versions": dict(self.versions),
+            "files": {name: {"size": size, "sha256": digest} for name, (size, digest) in self.files.items()},
+        }
+        return json.dumps(content | {"seal": seal_of(content)}, indent=1)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a checkpoint, itself checked.
+
+        Raises:
+            DamagedError: when it is missing, altered, or of a format that this version does not know.
+        """
+        file = folder / MANIFEST
+        try:
+            content = json.loads(file.read_bytes())
+            seal = content.pop("seal")
+        except FileNotFoundError:
+            raise DamagedError(f"{file} is missing") from None
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise DamagedError(f"{file} is damaged") from None
+        if seal != seal_of(content):
+            raise DamagedError(f"{file} is damaged")
+        if content["format"] != FORMAT:
+            raise DamagedError(f"{file} has format {content['format']}, this version reads {FORMAT}")
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+        setting = Setting(content["setting"], content.get("causes", {}))
+        return cls(content["step"], files, setting, content["resumable"], content["versions"])
+
+
+def stage(output_dir: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint's files into."""
+    folder = output_dir / f".tmp-{step}-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit(staged: Path, step: int, setting: Setting, *, resumable: bool, versions: Mapping[str, str]) -> Path:
+    """Seals a staged folder and moves it into place.
+
+    Returns:
+        ``checkpoint-<step>``, which has been read back and found whole.
+
+    Raises:
+        RunError: when what lies there is not ft's.
+    """
+    files = {}
+    for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+        flush(file)
+        files[file.relative_to(staged).as_posix()] = (file.stat().st_size, _sha256(file))
+    manifest = staged / MANIFEST
+    manifest.write_text(Manifest(step, files, setting, resumable, versions).dump(), encoding="utf-8")
+    for path in (manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
+        flush(path)
+    final = staged.parent / f"checkpoint-{step}"
+    if final.is_symlink() or final.exists():  # an earlier run's, or one found damaged: out of the way in one move
+        if reason := not_ours(final):
+            raise RunError(f"{final} {reason}, and is not replaced; move it away: the same command goes on then")
+        remove(final)
+    staged.rename(final)
+    flush(final.parent)
+    verify(final)
+    return final
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest of a checkpoint of which every file is as it was written.
+
+    Raises:
+        DamagedError: naming the first file that is not.
+    """
+    manifest = Manifest.read(folder)
+    for name, (size, digest) in manifest.files.items():
+        file = folder / name
+        try:
+            found = file.stat().st_size
+            whole = found == size and _sha256(file) == digest
+        except FileNotFoundError:  # also where a run deletes it at this moment
+            raise DamagedError(f"{file} is missing") from None
+        if found != size:
+            raise DamagedError(f"{file} has {found} bytes, not {size}")
+        if not whole:
+            raise DamagedError(f"{file} is damaged: its sha256 is not the manifest's")
+    return manifest
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Folders named like checkpoints, whole or not, by step; links to folders are not followed."""
+    return [path for path in named_checkpoints(output_dir) if path.is_dir() and not path.is_symlink()]
+
+
+def earlier_checkpoints(output_dir: Path) -> list[Path]:
+    """Those that ft wrote, with nothing else in them."""
+    return [path for path in checkpoints(output_dir) if not not_ours(path)]
+
+
+def find_resumable(output_dir: Path, setting: Setting, *, force: bool = False) -> Path | None:
+    """The newest whole checkpoint to go on from; damaged ones are named in a warning and passed over.
+
+    Args:
+        output_dir: of the run.
+        setting: of the run.
+        force: take one of another setting, with every difference as a warning.
+
+    Raises:
+        UsageError: when it was written under another setting, with every difference.
+    """
+    listed = checkpoints(output_dir)
+    for folder in reversed(listed):
+        try:
+            manifest = verify(folder)
+        except DamagedError as error:
+            log.warning("%s; the checkpoint before it is taken", error)
+            continue
+        if not manifest.resumable:
+            log.warning("%s holds weights only (save_only_model); it cannot be resumed from", folder)
+            continue
+        check_setting(folder, manifest, setting, force=force)
+        return folder
+    if checkpoints(output_dir) != listed:  # a run that goes on has deleted those listed, after it wrote a newer one
+        return find_resumable(output_dir, setting, force=force)
+    return None
+
+
+def check_setting(folder: Path, manifest: Manifest, setting: Setting, *, force: bool = False) -> None:
+    """Refuses a checkpoint of another run; with ``force``, only warns.
+
+    Raises:
+        UsageError: with every difference.
+    """
+    differences = manifest.setting.differences(setting)
+    if differences and force:
+        for difference in differences:
+            log.warning("going on from %s all the same: %s", folder, difference)
+    elif differences:
+        hint = "undo the change, start anew in another output_dir, or go on all the same with ft run --force"
+        raise UsageError([Problem(f"this run cannot go on from {folder}", hint=hint), *differences])
+
+
+def clean(output_dir: Path) -> None:
+    """Removes what runs that are gone left half written or half deleted; the run holds the folder's lock."""
+    for left in filter(is_staged, output_dir.glob(".tmp-*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink()
+
+
+def prune(output_dir: Path, limit: int | None, best: Path | None, last: int | None = None) -> None:
+    """Keeps the newest ``limit`` checkpoints; the best and the last whole one always stay. Call it after `commit`.
+
+    What ft did not write, and checkpoints that hold something which it did not, are not counted and stay.
+
+    Args:
+        output_dir: of the run.
+        limit: how many stay; None for all.
+        best: stays.
+        last: step of the newest one. Those of higher steps are left from an earlier run, and count as older than all.
+    """
+    if limit is None:
+        return
+    whole = [folder for folder in earlier_checkpoints(output_dir) if _looks_whole(folder)]
+    if last is not None:
+        whole.sort(key=lambda folder: (_step(folder) <= last, _step(folder)))
+    kept = {folder.resolve() for folder in whole[-1:]}
+    if best is not None:
+        kept.add(best.resolve())
+    for folder in reversed(whole):
+        if len(kept) < limit:
+            kept.add(folder.resolve())
+    for folder in whole:
+        if folder.resolve() not in kept:
+            remove(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _looks_whole(folder: Path) -> bool:
+    """A cheap `verify`: manifest, names and sizes."""
+    try:
+        manifest = Manifest.read(folder)
+    except DamagedError:
+        return False
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, (size, _) in manifest.files.items()
+    )
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint; a kill in between leaves no half of one under its name."""
+    doomed = folder.parent / f".tmp-0-{os.getpid()}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,237 @@
+"""What a checkpoint holds beside the weights, and what must be the same for a run to go on from it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+
+from ftcore.api.plan import Plan
+from ftcore.data.pipeline.streaming import Cursor
+from ftcore.errors import RunError
+from ftcore.models.files import model_files
+from ftcore.runner.artifacts import data_hashes
+from ftcore.training.checkpointing import directory
+from ftcore.training.checkpointing.directory import Setting
+from ftcore.training.checkpointing.safe_serialization import load_tree, save_tree
+from ftcore.training.kernels import matmul, matmul_autotune
+from ftcore.utils.ownership import sealed_manifest
+
+_TRAINING = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+)
+_WITHOUT_EFFECT = ("dataloader_", "ddp_", "eval_", "log", "project", "run_name", "save_", "trackio_", "use_cpu")
+"""Beginnings of TrainingArguments' fields that change no weight."""
+
+
+def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Setting:
+    """All that decides the run's weights: options, components with their versions, models' files, template, rows."""
+    values: dict[str, Any] = {"processes": processes, "disable_shuffling": plan.data.disable_shuffling}
+    for name in ("model_name_or_path", "model_revision", "adapter_name_or_path"):
+        values[name] = getattr(plan.model, name)
+    values |= plan.model.vocabulary
+    values |= {name: getattr(plan.training, name) for name in _TRAINING}
+    values |= {name: value for name, value in plan.transformers.items() if not name.startswith(_WITHOUT_EFFECT)}
+    if plan.training.cache_frozen_prefix is False:
+        values["cache_frozen_prefix"] = False  # what is kept was computed row by row, which differs in the last bits
+    if plan.training.compiler is not None:
+        values["torch_compile"] = plan.training.compiler
+    if plan.training.tokens_per_batch is not None:
+        values["tokens_per_batch"] = plan.training.tokens_per_batch
+    if plan.training.label_smoothing_factor:
+        values["label_smoothing_factor"] = plan.training.label_smoothing_factor
+    if plan.training.dataloader_drop_last:
+        values["dataloader_drop_last"] = True
+    for name in ("tokens_per_pass", "share_prompt"):
+        if getattr(plan.training, name) != "auto":
+            values[name] = getattr(plan.training, name)
+    values |= {"compute dtype": plan.precision.compute, "trained dtype": plan.precision.trained}
+    for selected in (plan.stage, plan.method, plan.optimizer):
+        kind = selected.component.kind
+        values[kind] = f"{selected.full_name} {selected.version}"
+        values |= {f"{kind} {name}": value for name, value in selected.options.model_dump(mode="json").items()}
+    values["chat template"] = _digest(str(getattr(tokenizer, "chat_template", None)).encode())
+    digest = getattr(dataset, "fingerprint", "") or fingerprint(dataset)
+    values["training rows"] = f"{getattr(dataset, 'size', None) or f'{len(dataset)} rows'}, {digest[:16]}"
+    models = {"model files": plan} | {
+        f"{name} files": other for name, other in plan.stage.component.beside(plan).items()
+    }
+    files = {name: model_files(other) for name, other in models.items()}
+    values |= {name: _digest(json.dumps(found).encode()) for name, found in files.items()}
+    causes = {name: {file: digest[:16] for file, digest in found.items()} for name, found in files.items()}
+    causes["training rows"] = _data_causes(plan)
+    return Setting(_texts(values), {name: _texts(found) for name, found in causes.items()})
+
+
+def _data_causes(plan: Plan) -> dict[str, Any]:
+    """What the rows are made from: data options, and the files' contents."""
+    options = plan.data.model_dump(mode="json").items()
+    causes = {name: value for name, value in options if not name.startswith(("overwrite_", "preprocessing_"))}
+    hashes = data_hashes(plan)
+    return causes | {spec.name: hashes[spec.name][:32] for spec in plan.datasets if spec.name in hashes}
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(value, default=str) for name, value in values.items()}
+
+
+def fingerprint(dataset: Any) -> str:
+    """sha256 over every array and number of every row, for datasets that have no ``fingerprint`` of their own."""
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        for name, value in sorted(dataset[index].items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, for the records."""
+    return {
+        name: importlib.metadata.version(name) for name in ("ftcore", "torch", "transformers", "peft", "accelerate")
+    }
+
+
+def random_state() -> dict[str, Any]:
+    """Every global random state: Python, numpy, torch and its CUDA devices."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts back what `random_state` returned."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_snapshot(trainer: Any, folder: Path) -> None:
+    """Writes optimizer, scheduler, scaler, and what was summed up since the last log line."""
+    save_tree(folder, "optimizer", trainer.optimizer.state_dict())
+    save_tree(folder, "scheduler", trainer.lr_scheduler.state_dict())
+    progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
+    progress["meters"], progress["guard"] = trainer.meters.sums, trainer.guard.state()
+    progress["prefix"] = trainer.scorer.prefix is not None and trainer.scorer.prefix.on
+    progress["products"] = asdict(matmul.used())
+    if trainer.streamed is not None:
+        progress["cursor"] = tuple(trainer.streamed.cursor)
+    save_tree(folder, "progress", progress)
+    if extra := trainer.extra_state():
+        save_tree(folder, "extra", extra)
+    if trainer.accelerator.scaler is not None:
+        save_tree(folder, "scaler", trainer.accelerator.scaler.state_dict())
+
+
+def load_snapshot(trainer: Any, folder: Path) -> None:
+    """Puts back optimizer, scheduler and scaler.
+
+    Raises:
+        RunError: when the optimizer is of another shape, which only a forced resume meets.
+    """
+    try:
+        trainer.optimizer.load_state_dict(load_tree(folder, "optimizer"))
+    except (KeyError, ValueError) as error:
+        raise RunError(f"the optimizer's state in {folder} does not fit this run: {error}") from error
+    trainer.lr_scheduler.load_state_dict(load_tree(folder, "scheduler"))
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(load_tree(folder, "scaler"))
+
+
+def load_progress(trainer: Any, folder: Path) -> bool:
+    """Puts back what was summed up since the last log line; steps of an earlier run count in no mean of this.
+
+    Returns:
+        Whether the run was stopped in an evaluation.
+    """
+    progress = load_tree(folder, "progress")
+    trainer._tr_loss = progress["loss"].to(trainer.args.device)
+    trainer.meters.sums.update(progress["meters"])
+    trainer.guard.load(progress["guard"])
+    matmul.use(_products_of(progress))
+    trainer._globalstep_last_logged = progress["logged"]
+    go_on_with_prefix(trainer, progress.get("prefix", False))
+    if trainer.streamed is not None:
+        number = trainer.state.global_step * trainer.args.gradient_accumulation_steps
+        trainer.streamed.resume(number, Cursor(*progress["cursor"]))
+    if (folder / "extra.json").is_file():
+        trainer.load_extra_state(load_tree(folder, "extra"))
+    trainer._total_loss_scalar = -trainer._tr_loss.item()
+    return bool(progress["evaluating"])
+
+
+def go_on_with_prefix(trainer: Any, used: bool) -> None:
+    """Computes the frozen layers row by row, or in batches, as the steps before the checkpoint did.
+
+    Args:
+        trainer: whose scorer may have a prefix.
+        used: whether it was in use.
+    """
+    prefix = trainer.scorer.prefix
+    if prefix is None or prefix.on == used:
+        return
+    prefix.on = used
+    how = "row by row, and not kept" if used else "in batches"
+    trainer.reports.say(f"the frozen layers are computed {how}: so they were before the checkpoint, to the bit")
+
+
+def _products_of(progress: Mapping[str, Any]) -> matmul.Products:
+    """torch's own where the checkpoint is from before there was a choice."""
+    return matmul.Products(**progress.get("products", {}))
+
+
+def kept_products(plan: Plan) -> matmul.Products | None:
+    """The choice of products in the checkpoint that a run will go on from, known before it is loaded.
+
+    What is computed before that, such as a reference's log-probabilities, is then computed as it was the first time.
+    """
+    wanted, anew = plan.training.resume_from_checkpoint, plan.training.overwrite_output_dir
+    folders: list[Path] = []
+    if wanted in (True, "auto") or (wanted is None and not anew):
+        folders = [path for path in directory.checkpoints(plan.output_dir) if sealed_manifest(path)]
+    elif wanted not in (None, False, "never"):
+        folders = [Path(str(wanted))]
+    try:
+        return _products_of(load_tree(folders[-1], "progress")) if folders else None
+    except (OSError, ValueError, TypeError):
+        return None  # a damaged one is found out, and named, when it is to be gone on from
+
+
+def settle_products(trainer: Any) -> None:
+    """Takes products that are fast here, or the ones that the checkpoint was made with; the same in all processes."""
+    matmul_autotune.settle(trainer.args.device.type, kept_products(trainer.plan))
+    if trainer.args.world_size > 1:
+        chosen = [matmul.used()]
+        broadcast_object_list(chosen)
+        matmul.use(chosen[0])
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What a batch costs, for decisions on how it is computed."""

@@ -1,0 +1,60 @@
+"""What the tokens of a batch cost, by the model's shape and their places alone: the same on each resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ftcore.training.batching.collators import Batch
+from ftcore.training.cost_model.prefix import Cost
+from ftcore.training.kernels import matmul
+
+PAIR = {False: 2.4, True: 3.6}
+"""Time of a query and key, by operation, in units of a linear layer's: by torch's kernel where MKL multiplies (Zen 3),
+and by oneDNN's products (Zen 5: 67 ns for 9 heads of 64 forward and back, a linear layer 4 ps an operation)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Operations of a forward pass, which count as they last; the backward pass is taken to be in proportion.
+
+    Args:
+        token: of a token in the linear layers.
+        pair: operations of a query and a key that it sees.
+        label: of a token that is read.
+    """
+
+    token: float
+    pair: float
+    label: float
+
+    @classmethod
+    def of(cls, scorer: Any) -> Work:
+        """Of a scorer's model; of the layers alone that compute where others are kept (`ftcore.training.frozen_layer_cache.cache`)."""
+        config, cost, prefix = scorer.inner.config.get_text_config(), Cost.of(scorer.inner), scorer.prefix
+        kept = prefix.border / len(prefix.layers) if prefix is not None and prefix.on else 0.0
+        label = 2.0 * config.vocab_size * config.hidden_size if scorer.reads_vocabulary else 0.0
+        pair = 4.0 * cost.width * cost.layers
+        return cls(2.0 * cost.weights * (1 - kept), pair * (1 - kept), label)
+
+    def __call__(self, batch: Batch) -> npt.NDArray[np.floating[Any]]:
+        """Of each token, ``[N]``."""
+        found = self.token + PAIR[matmul.used().attention] * self.pair * visible(batch)
+        found[batch["positions"].numpy()] += self.label
+        return found
+
+
+def visible(batch: Batch) -> npt.NDArray[np.int64]:
+    """How many keys each token of a row sees, ``[N]``."""
+    starts = batch["cu_seqlens"].tolist()
+    before = batch.get("prefixes", ((),) * (len(starts) - 1))
+    return np.concatenate(
+        [
+            np.arange(1, end - start + 1) + sum(last - first for first, last in ranges)
+            for (start, end), ranges in zip(pairwise(starts), before, strict=True)
+        ]
+    )

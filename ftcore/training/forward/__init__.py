@@ -1,0 +1,1 @@
+"""The model's forward pass to losses, log-probabilities and rewards."""

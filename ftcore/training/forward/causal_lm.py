@@ -1,0 +1,377 @@
+"""From a batch to losses: which way through a model is both exact and cheapest, proven on the model itself."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from ftcore.data.multimodal.images import OF_IMAGES
+from ftcore.errors import UsageError
+from ftcore.training.attention import varlen
+from ftcore.training.batching.collators import Batch, collate, on_device, padded
+from ftcore.training.batching.shared_prefix import shared
+from ftcore.training.cost_model.prefix import Always
+from ftcore.training.forward.dependence import check_causal, check_images
+from ftcore.training.frozen_layer_cache.cache import FrozenPrefix
+from ftcore.training.losses.linear_cross_entropy import Head, nll_and_hits, token_logps, weighted_nll
+
+if TYPE_CHECKING:
+    from ftcore.training.parallel.cpu_threads.split_forward import Team
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference between two ways to the same logits, relative to the largest logit. Models' own eager
+attention takes its softmax in float32 even where they are in float64."""
+
+
+TOLD = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes", "side")
+"""What a decoder hands on to attention of a row of sequences."""
+
+
+class Scorer:
+    """Computes a causal language model's losses on the labels of a batch.
+
+    Args:
+        model: a transformers model with a vocabulary head, or a PeftModel around one.
+
+    Attributes:
+        packed: sequences go end to end through ``ft_varlen`` attention; else padded, with the model's own attention.
+        fused: hidden states go through `ftcore.training.losses.linear_cross_entropy`; else the model's own forward makes the logits, of the
+            trained positions only.
+        coarsest: dtype among the weights; results are no finer. Any of them may be in float32 because it is trained.
+        shares: a sequence may go on from the beginning of another one; packed only.
+        prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
+        plain: every layer's attention is the causal triangle of a sequence and what comes before it, nothing else.
+        team: computes one batch on all threads, in halves; None where a batch is computed as one.
+        last: the last layer, where it computes no more than is read (`ftcore.training.model_transforms.last_layer_pruning`); packed only.
+        compiled: backend and mode of the compiler of the decoder's layers (`ftcore.training.model_transforms.torch_compile`); None for none.
+        kernel: computes the head's losses in place of `ftcore.training.losses.linear_cross_entropy` (`ftcore.engine.cut`); None for none.
+        unseen: what has to be shown of a batch with images before one is computed (`ftcore.training.forward.dependence`); None
+            once it is.
+        smoothing: of the labels, in the losses; log-probabilities are without it.
+    """
+
+    reads_vocabulary = True
+    """Whether each label costs a product with the vocabulary."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.packed = self.shares = self.plain = False
+        self.prefix: FrozenPrefix | None = None
+        self.team: Team | None = None
+        self.last: nn.Module | None = None
+        self.compiled: tuple[str, str | None] | None = None
+        self.unseen: Callable[[Scorer, Batch, float], bool] | None = check_images
+        self.smoothing = 0.0
+        self.fused = self._head_module() is not None
+        dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
+        self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
+
+    def weighted_nll(self, batch: Batch) -> torch.Tensor:
+        """Weighted sum of the losses at the batch's labels, a scalar."""
+        return self.by_all(batch, self._weighted_nll).sum()
+
+    def _weighted_nll(self, batch: Batch) -> torch.Tensor:
+        labels, weights = self._labels(batch), batch["weights"][0, batch["positions"]]
+        if self.fused:
+            return weighted_nll(self.hidden(batch), self.head(), labels, weights, self.smoothing)[None]
+        return (self._own_losses(self._own_logits(batch), labels) * weights).sum()[None]
+
+    def logps(self, batch: Batch) -> torch.Tensor:
+        """Log-probabilities ``[T]`` of the batch's labels."""
+        return self.by_all(batch, self._logps)
+
+    def _logps(self, batch: Batch) -> torch.Tensor:
+        labels = self._labels(batch)
+        return token_logps(self.hidden(batch), self.head(), labels) if self.fused else self._own_logps(batch, labels)
+
+    def by_all(self, batch: Batch, outputs: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
+        """What ``outputs`` makes of a batch, by the team where it takes it."""
+        return outputs(batch) if self.team is None or not self.team.takes(batch) else self.team(batch, outputs)
+
+    def nll_and_hits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses ``[T]`` of the batch's labels, and whether each is the likeliest token, bool ``[T]``; no gradients."""
+        labels = self._labels(batch)
+        if self.fused:
+            return nll_and_hits(self.hidden(batch), self.head(), labels, self.smoothing)
+        logits = self._own_logits(batch)
+        return self._own_losses(logits, labels), logits.argmax(-1) == labels
+
+    def _own_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logps = logits.log_softmax(-1)
+        chosen = logps.gather(1, labels[:, None])[:, 0]
+        return -(chosen if not self.smoothing else torch.lerp(chosen, logps.mean(-1), self.smoothing))
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """The decoder's last hidden states ``[T, H]`` at the positions that have a label."""
+        if "images" in batch:
+            self._see(batch)
+            kept = [
+                self.inner.base_model(**one, use_cache=False).last_hidden_state[0, at]
+                for one, at, _ in self.sequences(batch)
+            ]
+            return torch.cat(kept)
+        if self.prefix is not None:
+            return self.prefix.run(batch, self.last is not None)
+        return hidden_states(self.inner.get_decoder(), batch, packed=self.packed, trimmed=self.last is not None)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Logits ``[T, V]`` at the positions that have a label, by the way that is in use; for small batches."""
+        return self.head().logits(self.hidden(batch)) if self.fused else self._own_logits(batch)
+
+    def layers(self) -> nn.ModuleList | None:
+        """The stack of the decoder's layers; None where it is no plain stack."""
+        count = self.inner.config.get_text_config().num_hidden_layers
+        found = [one for one in self.inner.get_decoder().children() if isinstance(one, nn.ModuleList)]
+        stacks = [one for one in found if len(one) == count]
+        return stacks[0] if len(stacks) == 1 else None
+
+    def head(self) -> Head:
+        """The vocabulary head as a formula."""
+        module = self._head_module()
+        assert module is not None
+        config = self.inner.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return Head(module.weight, module.bias, scale, softcap)
+
+    def _head_module(self) -> nn.Linear | None:
+        """The head where it is a plain linear layer; PEFT's trained copy of it where there is one and it is in use."""
+        module = self.inner.get_output_embeddings()
+        if hasattr(module, "modules_to_save"):
+            off = module.disable_adapters
+            module = module.original_module if off else module.modules_to_save[module.active_adapter]
+        return module if type(module) is nn.Linear else None
+
+    def _labels(self, batch: Batch) -> torch.Tensor:
+        return batch["labels"][0, batch["positions"]]
+
+    def _own_logps(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+        return self._own_logits(batch).log_softmax(-1).gather(1, labels[:, None])[:, 0]
+
+    def _own_logits(self, batch: Batch) -> torch.Tensor:
+        """The model's own logits, ``[T, V]``, in float32 or float64."""
+        if "images" in batch:
+            self._see(batch)
+            logits = torch.cat(
+                [
+                    self.model(**one, use_cache=False, logits_to_keep=at).logits[0]
+                    for one, at, _ in self.sequences(batch)
+                ]
+            )
+        elif self.packed:
+            logits = self.model(**flat_inputs(batch), logits_to_keep=batch["positions"]).logits[0]
+        else:
+            inputs = padded(batch)
+            rows, columns = inputs.pop("rows"), inputs.pop("columns")
+            # one set of columns for all rows is what transformers takes: the union of those that a row needs
+            keep, where = columns.unique(return_inverse=True)
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[rows, where]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def sequences(self, batch: Batch) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]:
+        """Each sequence of a batch with images: what the whole model is given, the places ``[n]`` of its labels, and
+        which of its tokens stand for parts of images, bool ``[L]``.
+
+        One by one, so that the model itself gives its tokens their places, which images change, and its attention its
+        mask: some models let the parts of an image see each other, or a whole prompt.
+        """
+        wanted = _arguments(self.inner)
+        starts, positions = batch["cu_seqlens"].tolist(), batch["positions"]
+        for start, end, images in zip(starts, starts[1:], batch["images"], strict=False):
+            ids = batch["input_ids"][:, start:end]
+            of_images = images.get(OF_IMAGES, torch.zeros_like(ids))[0].bool()
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
+            inputs.setdefault("mm_token_type_ids", of_images.long()[None])
+            at = positions[(positions >= start) & (positions < end)] - start
+            yield {name: value for name, value in inputs.items() if name in wanted}, at, of_images
+
+    def logits_of(self, inputs: Mapping[str, Any], at: torch.Tensor) -> torch.Tensor:
+        """Logits ``[n, V]`` of one of the `sequences` at these places."""
+        if self.fused:
+            return self.head().logits(self.inner.base_model(**inputs, use_cache=False).last_hidden_state[0, at])
+        return self.model(**inputs, use_cache=False, logits_to_keep=at).logits[0].float()
+
+    def _see(self, batch: Batch) -> None:
+        """Shows on the first batches with images that they are seen, and the answer is not."""
+        if self.unseen is not None:
+            with evaluating(self.model):
+                shown = self.unseen(self, batch, TOLERANCE[self.coarsest])
+            self.unseen = None if shown else self.unseen
+
+    def choose(self) -> None:
+        """Takes the packed, fused and shared way as far as a probe shows that it gives the model's own logits.
+
+        The model's own padded forward on two short sequences is the arbiter, so a model that keeps state along the
+        row, or makes its logits in a way unknown here, is found out and computed as its authors wrote it. What most
+        models can do, all of it at once, is tried first: each pass reads all weights.
+
+        Raises:
+            UsageError: the model predicts tokens from those that follow them.
+        """
+        short, whole = self.probe(), self.placed(_probe(self.inner, beginnings=True))
+        own_attention = self.inner.config._attn_implementation
+        with evaluating(self.model):
+            expected = self._own_logits(whole)
+            check_causal(self, whole, expected, _COMMON, TOLERANCE[self.coarsest])
+            expected = expected[torch.isin(whole["positions"], short["positions"])]
+            hoped = self.fused
+            if self._tries(short, expected, fused=hoped, shares=True):
+                return
+            self.inner.set_attn_implementation(own_attention)
+            self.fused = hoped and _same(_tried(self, short), expected, self.coarsest)
+            if not self.fused:
+                log.warning("the model makes its logits in its own way: its forward is used instead of the fused head")
+            if self.fused != hoped and self._tries(short, expected, fused=self.fused, shares=True):
+                return
+            if self._tries(short, expected, fused=self.fused, shares=False):
+                return
+            self.inner.set_attn_implementation(own_attention)
+            log.warning("the model needs its own attention: batches are padded")
+            self._check_unpadded()
+
+    def _check_unpadded(self) -> None:
+        """Where nothing is padded, transformers leaves the mask out and causality to the attention kernel.
+
+        PaliGemma's text model tells the kernel that it is not causal: a token then sees all that follow. Eager
+        attention is always given the mask.
+        """
+        even, tolerance = self.placed(_probe(self.inner, beginnings=True, even=True)), TOLERANCE[self.coarsest]
+        try:
+            check_causal(self, even, self.logits(even), _COMMON, tolerance)
+        except UsageError:
+            self.inner.set_attn_implementation("eager")
+            check_causal(self, even, self.logits(even), _COMMON, tolerance)
+
+    def _tries(self, short: Batch, expected: torch.Tensor, *, fused: bool, shares: bool) -> bool:
+        """Whether the sequences can go end to end, and one from another's beginning; if so it is as is said here."""
+        self.fused, self.packed, self.shares = fused, self._can_pack() and (self.can_share or not shares), shares
+        if self.packed:
+            self.inner.set_attn_implementation(varlen.NAME)
+            batch = self.placed(shared(_probe(self.inner), Always())) if shares else short
+            with varlen.watched() as plain:
+                self.packed = _same(_tried(self, batch), expected, self.coarsest)
+            self.plain = self.packed and all(plain)
+        self.shares = self.packed and shares
+        return self.packed
+
+    def probe(self) -> Batch:
+        """Two short sequences, on the model's device."""
+        return self.placed(_probe(self.inner))
+
+    def glimpse(self) -> Batch:
+        """The shortest batch that has a label, on the model's device."""
+        row = {"input_ids": np.array([5, 7], np.int32), "weights": np.ones(2, np.float32), "index": 0}
+        return self.placed(collate([row]))
+
+    def placed(self, batch: Batch) -> Batch:
+        """A batch on the model's device, with ``positions`` where this scorer reads the model's outputs."""
+        return self.read_at(on_device(batch, self.inner.device))
+
+    def read_at(self, batch: Batch) -> Batch:
+        """The batch with ``positions`` where this scorer reads the model's outputs: where labels are."""
+        return batch
+
+    @property
+    def can_share(self) -> bool:
+        """Whether it is worth trying that a sequence goes on from another one's beginning."""
+        return True
+
+    def _can_pack(self) -> bool:
+        """What a short probe cannot show: attention in chunks, or a state that runs along the sequence."""
+        config = self.inner.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
+        return kinds <= {"full_attention", "sliding_attention"} and not getattr(config, "attention_chunk_size", None)
+
+
+def hidden_states(decoder: Any, batch: Batch, *, packed: bool, trimmed: bool = False) -> torch.Tensor:
+    """A decoder's last hidden states ``[T, H]`` at the positions that have a label.
+
+    Args:
+        decoder: what ``get_decoder`` returns; with ``ft_varlen`` attention where it is packed.
+        batch: on its device.
+        packed: sequences go end to end through it; else padded.
+        trimmed: its last layer gives no more than these.
+    """
+    if packed and trimmed:
+        return cast("torch.Tensor", decoder(**flat_inputs(batch), labelled=batch["positions"]).last_hidden_state[0])
+    if packed:
+        states = decoder(**flat_inputs(batch)).last_hidden_state
+        return states[0, batch["positions"]]
+    inputs = padded(batch)
+    rows, columns = inputs.pop("rows"), inputs.pop("columns")
+    return decoder(**inputs, use_cache=False).last_hidden_state[rows, columns]
+
+
+def flat_inputs(batch: Batch) -> dict[str, Any]:
+    """A batch as a decoder with ``ft_varlen`` attention takes it."""
+    starts, longest = batch["cu_seqlens"], batch["max_len"]
+    told = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+    told |= {name: batch[name] for name in ("prefixes", "side") if name in batch}
+    return {**told, "input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+
+
+_COMMON = 4
+"""Tokens with which both sequences of a probe begin."""
+
+
+def _probe(model: Any, *, beginnings: bool = False, even: bool = False) -> Batch:
+    """Two sequences, of 9 and 8 tokens, of which 4 are the same; every position but these of the second is labelled.
+
+    Args:
+        model: of whose vocabulary they are.
+        beginnings: label these as well.
+        even: both are of 8 tokens.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    one, other = ((np.arange(length, dtype=np.int32) * 37 + 11 * length) % vocabulary for length in (9, 8))
+    later = np.ones(8, np.float32)
+    later[: _COMMON + 1] = beginnings
+    first = one[:8] if even else one
+    second = np.concatenate([one[:_COMMON], other[_COMMON:]])
+    rows = zip((first, second), (np.ones(len(first), np.float32), later), strict=True)
+    return collate([{"input_ids": ids, "weights": weight, "index": 0} for ids, weight in rows])
+
+
+def _arguments(model: Any) -> set[str]:
+    """What a model takes with images; its base model's, and what it hands on to that by name."""
+    parameters = inspect.signature(model.base_model.forward).parameters
+    names = {name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
+    return names if len(names) == len(parameters) else names | inspect.signature(model.forward).parameters.keys()
+
+
+def _tried(scorer: Scorer, batch: Batch) -> torch.Tensor | None:
+    """The logits, or None where the model's code does not take the call."""
+    try:
+        return scorer.logits(batch)
+    except (varlen.UnsupportedAttentionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        log.warning("%s: %s", type(error).__name__, error)
+        return None
+
+
+def _same(logits: torch.Tensor | None, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    # the logits are float32 whatever they were made in
+    if logits is None or logits.shape != expected.shape:
+        return False
+    return bool((logits - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max())
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Dropout off and no gradients, and the model back in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,103 @@
+"""What a model's outputs must depend on, and must not: an answer on its images, no token on those that follow it.
+
+Both are found out on the model itself, whatever its type: a wrong class, a wrong argument or a wrong mask shows here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ftcore.errors import Problem, UsageError
+from ftcore.training.batching.collators import Batch
+
+if TYPE_CHECKING:
+    from ftcore.training.forward.causal_lm import Scorer
+
+COMPARED = 8
+"""Labels of a row with images at which outputs are compared: the last ones."""
+
+
+def check_causal(scorer: Scorer, batch: Batch, logits: torch.Tensor, common: int, tolerance: float) -> None:
+    """Refuses a model whose logits at a token depend on the tokens after it.
+
+    Args:
+        scorer: of the model.
+        batch: two sequences that begin with the same tokens and go on with others.
+        logits: ``[T, V]`` at the batch's labels.
+        common: how many tokens both begin with; where these have no labels there is nothing to compare.
+        tolerance: of a difference, relative to the largest logit.
+
+    Raises:
+        UsageError: it does.
+    """
+    positions, second = batch["positions"], int(batch["cu_seqlens"][1])
+    one = logits[positions < common]
+    other = logits[(positions >= second) & (positions < second + common)]
+    if one.shape == other.shape and _moved(one, other, tolerance):
+        raise UsageError(_leaks(scorer))
+
+
+def check_images(scorer: Scorer, batch: Batch, tolerance: float) -> bool:
+    """Refuses a model whose outputs do not depend on a row's images, or depend on the answer that is to be predicted.
+
+    Other pixels have to change the logits at the labels that follow the first image; another token at the end of the
+    answer must not. One row is taken, and three forward passes over it, without gradients.
+
+    Args:
+        scorer: of the model, in evaluation mode.
+        batch: on the model's device.
+        tolerance: as in `check_causal`.
+
+    Returns:
+        Whether the batch has a row of which this can be told: one with a label after an image.
+
+    Raises:
+        UsageError: as above.
+    """
+    for (inputs, at, of_images), images in zip(scorer.sequences(batch), batch["images"], strict=True):
+        if images and not of_images.any():
+            raise UsageError(_blind(scorer, "has no token that stands for one"))
+        at = at[at > int(of_images.nonzero()[0])][-COMPARED:] if images else at[:0]
+        if not len(at):
+            continue
+        expected = scorer.logits_of(inputs, at)
+        others = {name: _noise(value) if value.is_floating_point() else value for name, value in inputs.items()}
+        if all(others[name] is inputs[name] for name in inputs):
+            raise UsageError(_blind(scorer, "takes none of what its processor makes of an image"))
+        if torch.equal(scorer.logits_of(others, at), expected):
+            raise UsageError(_blind(scorer, "gives the same loss for any image"))
+        if _moved(_after(scorer, inputs, at, of_images), expected, tolerance):
+            raise UsageError(_leaks(scorer))
+        return True
+    return False
+
+
+def _after(scorer: Scorer, inputs: dict[str, Any], at: torch.Tensor, of_images: torch.Tensor) -> torch.Tensor:
+    """Logits at the same places with another token after the last of them: one of the row, and of text."""
+    ids, last = inputs["input_ids"].clone(), int(at[-1]) + 1
+    others = ids[0][~of_images & (ids[0] != ids[0, last])]
+    if len(others):
+        ids[0, last] = others[-1]
+    return scorer.logits_of(inputs | {"input_ids": ids}, at)
+
+
+def _noise(value: torch.Tensor) -> torch.Tensor:
+    """Other numbers of the same shape, the same ones each time; the run's random state stays as it is."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(value.shape, generator=generator).to(value)
+
+
+def _moved(logits: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool(len(expected) and (logits - expected).abs().max() > tolerance * expected.abs().max())
+
+
+def _leaks(scorer: Scorer) -> Problem:
+    reason = f"{type(scorer.inner).__name__} predicts a token from tokens that follow it: the answer would be an input"
+    return Problem(reason, hint="choose a causal language model, which predicts from left to right")
+
+
+def _blind(scorer: Scorer, what: str) -> Problem:
+    reason = f"the rows have images, and {type(scorer.inner).__name__} {what}"
+    return Problem(reason, hint="choose a model that reads images, or remove the images from the rows")

@@ -1,0 +1,111 @@
+"""A model that scores: one number for each sequence, read at its last token, and the trainer over pairs of them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ftcore.runner.run import Run
+from ftcore.training.batching.collators import Batch
+from ftcore.training.batching.pairs import collate_pairs
+from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.trainer import FtTrainer
+
+
+class RewardScorer(Scorer):
+    """Computes the scores of a transformers sequence-classification model with one label.
+
+    `hidden` gathers the last tokens before the head, so that nothing else goes through it.
+    """
+
+    reads_vocabulary = False
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.fused = hasattr(self.inner, "score")
+
+    def rewards(self, batch: Batch) -> torch.Tensor:
+        """Scores of the batch's sequences, ``[S]``, in float32 (float64 where the model is)."""
+        return self.logits(self.ended(batch))
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Scores at ``positions``, one for each sequence, by the way that is in use."""
+        return self.by_all(batch, self._scores) if self.fused else self._own_logits(batch)
+
+    def _scores(self, batch: Batch) -> torch.Tensor:
+        hidden, head = self.hidden(batch), self.inner.score
+        with torch.autocast(hidden.device.type, enabled=False):  # 8 bits are few for a difference of two scores
+            # PEFT's wrapper answers for the copy in use; its first parameter is the original's, in another dtype
+            scores = head(hidden.to(head.weight.dtype))[:, 0]
+        return scores if scores.dtype == torch.float64 else scores.float()
+
+    def ended(self, batch: Batch) -> Batch:
+        """The batch with ``positions`` at the last token of each sequence that is no padding token.
+
+        That is where transformers reads the score (modeling_layers.py, GenericForSequenceClassification), also where
+        the padding token is the end-of-sequence token and ends a sequence.
+        """
+        padding = self.inner.config.get_text_config().pad_token_id
+        padding = -1 if padding is None else padding
+        starts, ids = batch["cu_seqlens"].tolist(), batch["input_ids"][0]
+        before = batch.get("prefixes", [()] * (len(starts) - 1))
+        ends = []
+        for own, ranges in zip(pairwise(starts), before, strict=True):
+            parts = [own, *reversed(ranges)]
+            written = [(start, (ids[start:end] != padding).nonzero()[:, 0]) for start, end in parts]
+            ends.append(next((start + int(found[-1]) for start, found in written if len(found)), parts[-1][0]))
+        return {**batch, "positions": torch.tensor(ends, device=ids.device)}
+
+    def read_at(self, batch: Batch) -> Batch:
+        return self.ended(batch)
+
+    @property
+    def can_share(self) -> bool:
+        return self.fused  # the model's own forward takes one sequence at a time
+
+    def _own_logits(self, batch: Batch) -> torch.Tensor:
+        """By the model's own forward, sequence by sequence: there is no padding that it could take for the end."""
+        starts = batch["cu_seqlens"].tolist()
+        half = self.coarsest.itemsize < 4
+        with torch.autocast(batch["input_ids"].device.type, dtype=self.coarsest if half else None, enabled=half):
+            scores = [
+                self.inner(batch["input_ids"][:, start:end], use_cache=False).logits[0, 0]
+                for start, end in pairwise(starts)
+            ]
+        together = torch.stack(scores)
+        return together if together.dtype == torch.float64 else together.float()
+
+
+class RewardTrainer(FtTrainer):
+    """Trains scores so that the chosen answer of each pair has the higher one (Bradley-Terry, as in 2009.01325).
+
+    Args:
+        run: plan, tokenizer, and a sequence-classification model with one label.
+        train: a `PairDataset`; None where the run only evaluates.
+        evaluation: the same; None for none.
+    """
+
+    def __init__(self, run: Run, *, train: Any, evaluation: Any = None) -> None:
+        config = run.model.config.get_text_config()
+        if config.pad_token_id is None:  # without one transformers scores one sequence at a time
+            config.pad_token_id = run.tokenizer.pad_token_id
+        super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
+
+    def make_scorer(self, model: Any) -> RewardScorer:
+        return RewardScorer(model)
+
+    def weight(self, batch: Batch) -> float:
+        return float(batch["pair_weights"].sum())
+
+    def loss_sum(self, batch: Batch) -> torch.Tensor:
+        chosen, rejected = self.scorer.rewards(batch).chunk(2)
+        weights = batch["pair_weights"]
+        self.note("accuracy", (chosen > rejected).double(), weights)
+        self.note("margin", chosen - rejected, weights)
+        self.note("rewards/chosen", chosen, weights)
+        self.note("rewards/rejected", rejected, weights)
+        losses = -functional.logsigmoid(chosen.double() - rejected.double())
+        return (losses * weights).sum()

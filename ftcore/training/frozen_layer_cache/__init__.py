@@ -1,0 +1,1 @@
+"""Outputs of layers below the first trainable one, computed once and kept."""

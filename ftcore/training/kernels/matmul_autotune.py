@@ -1,0 +1,138 @@
+"""Which products are the faster ones on this machine: measured once, kept in the cache folder and in checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from ftcore.training.attention import blocked
+from ftcore.training.kernels import matmul
+from ftcore.training.kernels.matmul import Products
+from ftcore.utils.cache_dir import cache_root
+from ftcore.utils.files import write_whole
+
+log = logging.getLogger(__name__)
+
+WORTH = 0.95
+"""oneDNN is taken where it needs less than this share of MKL's time: above that it may be noise. On a Zen 3, where it
+needs 1.12 of it, the best of six runs once said less than 0.97 beside other work, and the choice is kept for good."""
+TURNS = 9
+"""Measurements of each way."""
+_SHAPE = (512, 576, 1024)
+"""Rows, inputs and outputs of the products that are timed: 0.6 GF, 6 ms on a fast core, 20 on a slow one."""
+_HEADS = (9, 3, 64, 512)
+"""Query heads, key heads, their size and tokens of the attention that is timed: 10 to 15 ms on a fast core."""
+
+
+def settle(device: str, kept: Products | None = None) -> None:
+    """Takes a checkpoint's choice or the faster products of this machine, from the cache folder or measured now."""
+    if device != "cpu" or matmul.onednn() is None or kept is not None:
+        matmul.use(kept or Products())
+        return
+    path, machine = cache_root() / "products.json", _machine()
+    known = _read(path)
+    if machine not in known:
+        with _one_thread():
+            known[machine] = asdict(_measured())
+        _write(path, known)
+    matmul.use(Products(**known[machine]))
+
+
+def _machine() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return ", ".join((platform.machine(), name, capability, f"torch {torch.__version__}"))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Two threads wait for each other, the longer the more other work there is, and MKL's wait longer than oneDNN's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured() -> Products:
+    """Both ways in turn: the median of their ratios, and that of their best times, have to agree.
+
+    None where the results differ by more than rounding.
+    """
+    rows, inputs, outputs = _SHAPE
+    x, weight, gradient = _random((rows, inputs), (outputs, inputs), (rows, outputs))
+    try:
+        with torch.no_grad():
+            forward = _faster(lambda: matmul.through(x, weight), Products(), Products(forward=True))
+            backward = _faster(lambda: matmul.back(gradient, weight), Products(), Products(backward=True))
+        by_torch, by_products = (Products(forward, backward, attention=taken) for taken in (False, True))
+        possible = forward and backward and blocked.available(x.device)
+        attention = possible and _faster(_attended(), by_torch, by_products)
+        return by_products if attention else by_torch
+    except RuntimeError as error:
+        log.warning("oneDNN's products are not used: %s", error)
+        return Products()
+
+
+def _attended() -> Callable[[], torch.Tensor]:
+    """Computes the gradients of one sequence's attention, one after the other in one tensor."""
+    heads, key_heads, size, tokens = _HEADS
+    query, key, value, gradient = (
+        tensor.transpose(1, 2)
+        for tensor in _random(*((1, tokens, count, size) for count in (heads, key_heads, key_heads, heads)))
+    )
+    leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
+    sequence = blocked.Span(slice(0, tokens))
+
+    def compute() -> torch.Tensor:
+        out = blocked.branched_attention(query, key, value, None, [sequence])
+        return torch.cat([part.flatten() for part in torch.autograd.grad(out, leaves, gradient.transpose(1, 2))])
+
+    return compute
+
+
+def _random(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    make = torch.Generator().manual_seed(0)
+    return [torch.randn(*shape, generator=make) for shape in shapes]
+
+
+def _faster(compute: Callable[[], torch.Tensor], usual: Products, other: Products) -> bool:
+    """Whether the other way is, and gives the same."""
+    spent: dict[Products, list[float]] = {usual: [], other: []}
+    results: dict[Products, torch.Tensor] = {}
+    for way in (usual, other) * TURNS:
+        with matmul.using(way):
+            begun = time.process_time()
+            results[way] = compute()
+            spent[way].append(time.process_time() - begun)
+    typical = median(one / less for one, less in zip(spent[other], spent[usual], strict=True))
+    same = torch.allclose(results[usual], results[other], rtol=1e-4, atol=1e-3)
+    return same and max(typical, min(spent[other]) / min(spent[usual])) < WORTH
+
+
+def _read(path: Path) -> dict[str, dict[str, bool]]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        # one of an earlier version lacks what is new: it is measured again
+        return {machine: choice for machine, choice in kept.items() if choice.keys() == asdict(Products()).keys()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write(path: Path, kept: dict[str, dict[str, bool]]) -> None:
+    """In one move; a folder that cannot be written costs a measurement the next time."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(kept, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,1 @@
+"""Losses over hidden states and sequences; no full logits."""

@@ -1,0 +1,1 @@
+"""Replacements of parts of a loaded model."""

@@ -1,0 +1,351 @@
+"""Norms, gated feed-forward layers and linear layers of a model on a CPU that keep less for the backward pass.
+
+What autograd keeps of transformers' own Llama layer is 10.6 thousand numbers per token at a hidden size of 576 (see
+`ftcore.resources.memory_model`); of these 5.8 remain: inputs of the norms, queries, keys, values and attention's result, and what comes
+out of the two products into the feed-forward layer. Norms and activations are computed again, block by block in the
+processor's cache; products of matrices are not. A module is taken by its structure and only if it computes, to
+rounding, what its formula here says; every other one stays as it is, and so does what autocast would cast (weights
+in float32 under autocast) or is on another device. In bfloat16 norms sum up in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from ftcore.training.forward.causal_lm import evaluating
+from ftcore.training.kernels import matmul, recompute
+
+BLOCK = 1 << 17
+"""Numbers of a tensor that are computed with at a time: half a megabyte in float32."""
+_DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
+"""What is computed with, and the largest difference from a module's own result, relative to its largest number."""
+
+
+def _blocks(rows: int, width: int) -> Iterator[slice]:
+    step = max(1, BLOCK // max(1, width))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+class _Norm(Function):
+    """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis; keeps x ``[N, H]`` and the roots ``[N, 1]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+        roots = x.new_empty(len(x), 1, dtype=_working(x))
+        for rows in _blocks(*x.shape):
+            torch.rsqrt(x[rows].to(roots.dtype).pow(2).mean(-1, keepdim=True).add_(eps), out=roots[rows])
+        ctx.save_for_backward(x, weight, roots)
+        ctx.mark_non_differentiable(roots)
+        return normed(x, roots, weight), roots
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, roots = ctx.saved_tensors
+        of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight, dtype=roots.dtype) if ctx.needs_input_grad[1] else None
+        for rows in _blocks(*x.shape):
+            unit = x[rows] * roots[rows]
+            if of_weight is not None:
+                of_weight += (gradient[rows] * unit).sum(0)
+            if of_x is not None:
+                into = (gradient[rows] * weight).to(roots.dtype)
+                along = (into * unit).mean(-1, keepdim=True)
+                torch.mul(into.sub_(unit.mul_(along)), roots[rows], out=of_x[rows])
+        return of_x, None if of_weight is None else of_weight.to(weight.dtype), None
+
+
+def _working(x: torch.Tensor) -> torch.dtype:
+    """In which sums over a row are made."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def normed(x: torch.Tensor, roots: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``weight * (x * roots)``: ``[N, H]``, ``[N, 1]``, ``[H]`` -> ``[N, H]``, each product rounded to x's dtype."""
+    out = torch.empty_like(x)
+    for rows in _blocks(*x.shape):
+        torch.mul(x[rows], roots[rows], out=out[rows]).mul_(weight)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """Of a feed-forward layer, element by element, times ``up``.
+
+    Args:
+        function: computes it.
+        silu: whether it is SiLU, whose kernels write where they are told: the same bits, and forward and back of 918
+            times 1,536 numbers in 2.1 ms instead of 2.7 (Zen 5).
+    """
+
+    function: Callable[..., torch.Tensor]
+    silu: bool
+
+    def into(self, gate: torch.Tensor, up: torch.Tensor, result: torch.Tensor) -> None:
+        """Puts ``act(gate) * up`` into ``result``."""
+        if self.silu:
+            torch.ops.aten.silu.out(gate, out=result)
+            result.mul_(up)
+        else:
+            torch.mul(self.function(gate), up, out=result)
+
+    def back(
+        self, gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor, of_gate: torch.Tensor, of_up: torch.Tensor
+    ) -> None:
+        """Puts the gradients of both into the last two."""
+        if self.silu:
+            torch.mul(gradient, up, out=of_gate)
+            torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
+            self.into(gate, gradient, of_up)
+            return
+        with torch.enable_grad():
+            part = gate.detach().requires_grad_()
+            active = self.function(part)
+        torch.mul(gradient, active.detach(), out=of_up)
+        of_gate.copy_(torch.autograd.grad(active, part, gradient * up)[0])
+
+
+class _Gated(Function):
+    """``act(gate) * up`` of ``[N, I]`` each, which are all that it keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: Activation) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.act = act
+        return gated(gate, up, act)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+        for rows in _blocks(*gate.shape):
+            ctx.act.back(gate[rows], up[rows], gradient[rows], of_gate[rows], of_up[rows])
+        return of_gate, of_up, None
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor, act: Activation) -> torch.Tensor:
+    """``act(gate) * up``, ``[N, I]``."""
+    out = torch.empty_like(gate)
+    for rows in _blocks(*gate.shape):
+        act.into(gate[rows], up[rows], out[rows])
+    return out
+
+
+class _Linear(Function):
+    """``x @ weight.T + bias`` of ``[..., in]``; keeps of its input the parts alone, and nothing for a frozen weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        kept: recompute.Kept,
+    ) -> torch.Tensor:
+        ctx.make, ctx.shape = kept.make, x.shape
+        ctx.save_for_backward(weight, *(kept.parts if ctx.needs_input_grad[1] else ()))
+        return matmul.through(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, *parts = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        of_x = matmul.back(flat, weight).view(ctx.shape) if needs[0] else None
+        of_weight = None
+        if needs[1]:
+            x = recompute.again(ctx.make, parts)
+            of_weight = flat.t() @ x.reshape(-1, x.shape[-1])
+        return of_x, of_weight, flat.sum(0) if needs[2] else None, None
+
+
+class LeanNorm:
+    """An RMS norm, by `_Norm`."""
+
+    _eps: float
+    _offset: float
+    _former: type
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        layer: Any = self
+        if args or kwargs or not matmul.plain(x, layer.weight):
+            return cast("torch.Tensor", super().forward(x, *args, **kwargs))  # type: ignore[misc]
+        weight = _weight(layer.weight, self._offset)
+        out, roots = _Norm.apply(x.reshape(-1, x.shape[-1]), weight, self._eps)
+        fixed = weight.detach()
+        shape = x.shape
+
+        def make(x: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
+            return normed(x.reshape(-1, shape[-1]), roots, fixed).view(shape)
+
+        return recompute.note(out.view(shape), make, x, roots)
+
+
+class LeanGate:
+    """A feed-forward layer of gate, up and down, by `_Gated`."""
+
+    _silu: bool
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        layer: Any = self
+        hooks = layer.act_fn._forward_hooks or layer.act_fn._forward_pre_hooks
+        if args or kwargs or hooks or not matmul.plain(x):
+            return cast("torch.Tensor", super().forward(x, *args, **kwargs))  # type: ignore[misc]
+        gate, up, act = layer.gate_proj(x), layer.up_proj(x), Activation(layer.act_fn.forward, self._silu)
+        flat = gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1])
+        shape = gate.shape
+
+        def make(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+            return gated(gate, up, act).view(shape)
+
+        out = _Gated.apply(*flat, act).view(shape)
+        return cast("torch.Tensor", layer.down_proj(recompute.note(out, make, *flat)))
+
+
+class LeanLinear:
+    """A linear layer, by `_Linear`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layer: Any = self
+        if not matmul.plain(x, layer.weight):
+            return cast("torch.Tensor", super().forward(x))  # type: ignore[misc]
+        return cast("torch.Tensor", _Linear.apply(x, layer.weight, layer.bias, recompute.kept(x)))
+
+
+def _weight(weight: torch.Tensor, offset: float) -> torch.Tensor:
+    """With what is added to it, in float32 at least: of 1 and a small number bfloat16 keeps the 1."""
+    return weight.to(_working(weight)) + offset if offset else weight
+
+
+def is_lean(module: nn.Module) -> bool:
+    """Whether a part of a module computes by a function of this file."""
+    return any(isinstance(part, LeanNorm | LeanGate | LeanLinear) for part in module.modules())
+
+
+@cache
+def _kind(kind: Any, way: Any) -> Any:
+    return type(f"Lean{kind.__name__}", (way, kind), {"__module__": kind.__module__})
+
+
+def _turn(module: Any, way: type) -> None:
+    kind: Any = type(module)
+    module.__class__ = _kind(kind, way)
+
+
+def make_lean(model: Any) -> dict[str, int]:
+    """Turns what is recognised into lean modules, in place; names, tensors and files stay.
+
+    Args:
+        model: a transformers model or a PeftModel around one; on another device than a CPU, or in float16, nothing is
+            changed.
+
+    Returns:
+        How many of each kind.
+    """
+    found = {"norms": 0, "gates": 0, "linears": 0}
+    head = model.get_output_embeddings()
+    apart = set() if head is None else set(head.modules())  # `ftcore.training.losses.linear_cross_entropy` computes it
+    gates: dict[Any, bool] = {}
+    with evaluating(model):
+        for module in list(model.modules()):
+            if isinstance(module, (LeanNorm, LeanGate, LeanLinear)):
+                continue
+            if (norm := _norm_of(module)) is not None:
+                kind: Any = module
+                kind._eps, kind._offset = norm
+                _turn(module, LeanNorm)
+                found["norms"] += 1
+            elif _is_gate(module, gates):
+                gate: Any = module
+                gate._silu = _is_silu(gate.act_fn)
+                _turn(module, LeanGate)
+                found["gates"] += 1
+            elif type(module) is nn.Linear and module not in apart and matmul.plain(module.weight):
+                _turn(module, LeanLinear)
+                found["linears"] += 1
+    return found
+
+
+def _norm_of(module: nn.Module) -> tuple[float, float] | None:
+    """``eps`` of an RMS norm and what is added to its weight (1 in Gemma); None for another module."""
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not (isinstance(weight, nn.Parameter) and weight.ndim == 1 and isinstance(eps, float)):
+        return None
+    if any(module.children()) or [name for name, _ in module.named_parameters()] != ["weight"]:
+        return None
+    if weight.dtype not in _DTYPES or weight.device.type != "cpu":
+        return None
+    x = _random(3, len(weight)).to(weight.dtype)
+    try:
+        own = module(x)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    for offset in (0.0, 1.0):
+        if _equal(_Norm.apply(x, _weight(weight, offset), eps)[0], own):
+            return eps, offset
+    return None
+
+
+def _is_gate(module: nn.Module, known: dict[Any, bool]) -> bool:
+    """Whether a module is ``down(act(gate(x)) * up(x))`` and nothing else.
+
+    Args:
+        known: what was found, for the next one of the same classes, sizes and settings: each layer has one, whose
+            products take 10 ms.
+    """
+    children = dict(module.named_children())
+    if not {"gate_proj", "up_proj", "down_proj"} <= children.keys() or not hasattr(module, "act_fn"):
+        return False
+    tensors = [*module.parameters()]
+    if any(
+        tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype not in _DTYPES)
+        for tensor in tensors
+    ):
+        return False
+    layer: Any = module
+    alike = tuple((type(one), *map(len, one.parameters(recurse=False)), *_scalars(one)) for one in module.modules())
+    if alike not in known:
+        known[alike] = _computes_gate(layer)
+    return known[alike]
+
+
+def _is_silu(act: nn.Module) -> bool:
+    x = torch.linspace(-30, 30, 1001)
+    return torch.equal(act(x), nn.functional.silu(x))
+
+
+def _scalars(module: nn.Module) -> list[tuple[str, Any]]:
+    """Settings of a module, as the sparsity of Gemma 3n's layers, which differs from one to the next."""
+    return sorted((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str))
+
+
+def _computes_gate(layer: Any) -> bool:
+    try:
+        dtypes = [tensor.dtype for tensor in layer.parameters() if tensor.is_floating_point()]
+        x = _random(3, layer.gate_proj.in_features)[None].to(min(dtypes, key=lambda dtype: dtype.itemsize))
+        formula = layer.down_proj(layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x))
+        return _equal(formula, layer(x))
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _random(*shape: int) -> torch.Tensor:
+    """The same each time, and no number taken from the run's own."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def _equal(own: torch.Tensor, theirs: Any) -> bool:
+    if not isinstance(theirs, torch.Tensor) or theirs.shape != own.shape or theirs.dtype != own.dtype:
+        return False
+    return bool((own - theirs).abs().max() <= _DTYPES[own.dtype] * theirs.abs().max())

@@ -1,0 +1,1 @@
+"""How the work of one step is spread."""

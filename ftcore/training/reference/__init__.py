@@ -1,0 +1,1 @@
+"""Reference models: start weights and cached log-probabilities."""

@@ -1,0 +1,418 @@
+"""The trainer that the stages share: exact losses over the global batch, whole checkpoints, honest logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, speed_metrics
+
+from ftcore.config.validation.core import place
+from ftcore.data.pipeline.streaming import Stream
+from ftcore.errors import Problem, RunError, UsageError
+from ftcore.runner.run import Run
+from ftcore.training.batching.collators import Batch, collate, tokens_read
+from ftcore.training.batching.samplers import EpochBatches, EpochLoader
+from ftcore.training.batching.shared_prefix import Shared
+from ftcore.training.batching.streaming_loader import StreamBatches, StreamLoader
+from ftcore.training.batching.token_budget import token_batches
+from ftcore.training.callbacks.early_stopping import stopped_early, stopping
+from ftcore.training.callbacks.hub_upload import Uploads
+from ftcore.training.callbacks.neftune import EmbeddingNoise
+from ftcore.training.callbacks.progress import Reports
+from ftcore.training.callbacks.signals import StopSignals
+from ftcore.training.checkpointing.resume import ResumableTrainer
+from ftcore.training.checkpointing.state import settle_products
+from ftcore.training.cost_model.prefix import sharing
+from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.model_transforms import capability_cache
+from ftcore.training.model_transforms.frozen_layers import choose_prefix
+from ftcore.training.model_transforms.fused_layers import make_lean
+from ftcore.training.model_transforms.last_layer_pruning import take_last
+from ftcore.training.model_transforms.torch_compile import compile_layers
+from ftcore.training.step.executor import SideBySide
+from ftcore.training.step.guard import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
+from ftcore.training.step.metrics import Meters, merged
+from ftcore.training.step.micro_batching import regrouped
+from ftcore.training.training_arguments import tensorboard_folder, training_arguments
+
+T = TypeVar("T")
+
+
+class FtTrainer(SideBySide, ResumableTrainer):
+    """Trains on the weighted mean of the losses of each global batch's labels.
+
+    A stage with another loss overrides `loss_sum` and `weight`, and `make_scorer` where the model has another head; the
+    mean, accumulation, evaluation, checkpoints, logs and signals stay. What `loss_sum` hands to `note` is in the log
+    lines as the mean since the line before, and in the evaluation's as the mean over the set.
+
+    Args:
+        run: plan, tokenizer and the model to which the method has been applied.
+        train: rows for `collate`, with ``places``; None where the run only evaluates.
+        evaluation: the same; None for none.
+        collator: instead of `collate`.
+        callbacks: further ones; those of plugins (``ft_callbacks``) come on top.
+    """
+
+    loss_is_scaled_for_ga = True
+    neftune_noise_alpha: float | None
+    optimizer: Any
+    control: Any
+    leaves_out = 0
+    """Rows of an epoch that fill no batch, as they were told."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        train: Any,
+        evaluation: Any = None,
+        collator: Any = collate,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.plan, self.tokenizer, self.phase = run.plan, run.tokenizer, run.phase
+        cached = run.model.config.use_cache if hasattr(run.model.config, "use_cache") else None
+        plugins = [callback for found in run.plan.plugins.hook.ft_callbacks(plan=run.plan) for callback in found]
+        self.reports = Reports(run.plan.output_dir, bar=not run.plan.transformers.get("disable_tqdm"))
+        self.uploads = Uploads(run.plan, self.reports.say) if run.plan.hub.push_to_hub else None
+        uploads = [] if self.uploads is None else [self.uploads]
+        with tensorboard_folder(run.plan):
+            super().__init__(
+                model=run.model,
+                args=training_arguments(run.plan),
+                data_collator=collator,
+                train_dataset=train,
+                eval_dataset=evaluation,
+                callbacks=[self.reports, *stopping(run.plan), *uploads, *callbacks, *plugins],
+            )
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True
+        if cached is not None:
+            run.model.config.use_cache = cached  # Trainer's own setting would be saved with the model
+        if run.plan.gradient_checkpointing:
+            recompute(run.model, run.plan.training.gradient_checkpointing_kwargs)
+        settle_products(self)
+        self.scorer = self.make_scorer(run.model)
+        with self.comparing(self.scorer):
+            capability_cache.choose(self.scorer)
+        make_lean(run.model)
+        take_last(self.scorer)
+        self.noise = self._noise()
+        self.data_collator = self.sharing(self.scorer)
+        self.meters = Meters()
+        self._measuring = self.meters
+        self.gather_crew()
+        compile_layers(self, self.scorer)
+        self.scorer.prefix = choose_prefix(self)
+        self.signals = StopSignals()
+        self.guard = StepGuard(self)
+
+    # ---- what a stage may override ----
+
+    def loss_sum(self, batch: Batch) -> torch.Tensor:
+        """Weighted sum of the losses of a micro-batch, a scalar with a gradient."""
+        return self.scorer.weighted_nll(batch)
+
+    def eval_loss_sum(self, batch: Batch) -> torch.Tensor:
+        """The same in an evaluation, where more may be noted."""
+        return self.loss_sum(batch)
+
+    def weight(self, batch: Batch) -> float:
+        """The total weight that `loss_sum` is over."""
+        return float(batch["weights"].sum(dtype=torch.float64))
+
+    def make_scorer(self, model: Any) -> Any:
+        """What computes the model's outputs."""
+        scorer = Scorer(model)
+        scorer.smoothing = self.plan.training.label_smoothing_factor
+        return scorer
+
+    def comparing(self, scorer: Any) -> AbstractContextManager[Any]:
+        """In which two ways through a scorer's model are compared."""
+        # weights of two dtypes need it; where all are float32 the ways are compared exactly
+        return self.accelerator.autocast() if scorer.coarsest.itemsize < 4 else nullcontext()
+
+    def sharing(self, scorer: Any, strict: bool = True) -> Shared:
+        """What makes batches for a scorer: the trainer's collator, common beginnings once (``share_prompt``).
+
+        Args:
+            scorer: of the trainer's model, or of one beside it.
+            strict: whether the option's demand is an error where the scorer's model cannot share.
+        """
+        own = self.data_collator
+        wish = self.plan.training.share_prompt
+        wish = "auto" if wish is True and not strict else wish
+        with self.comparing(scorer):
+            shares = sharing(scorer, wish, self.noise is not None)
+        return Shared(own.collate if isinstance(own, Shared) else own, shares)
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """Further values to log, from the means of what was noted."""
+        return {}
+
+    # ---- the loss ----
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """See `ResumableTrainer.train`; what cannot be trained at all is refused before the first step."""
+        self._check_labels()
+        try:
+            output = super().train(*args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise self.guard.too_large("outside the forward and backward passes") from error
+        self._show_averages()
+        if (line := stopped_early(self)) and self.args.should_save:
+            self.reports.say(line)
+        return output
+
+    def _check_labels(self) -> None:
+        wanted = {"training": self.train_dataset}
+        if self.args.eval_strategy != "no" and not isinstance(self.eval_dataset, dict):
+            wanted["evaluation"] = self.eval_dataset
+        for name, dataset in wanted.items():
+            if dataset is None or isinstance(dataset, Stream):
+                continue
+            if not something_to_train(dataset, self.data_collator, self.weight):
+                hint = "raise cutoff_len, or look at the rows with ft preview"
+                raise UsageError(
+                    Problem(f"no token of the {name} data has a label: its loss does not exist", hint=hint)
+                )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        batches, total = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = regrouped(self, batches)
+        self.guard.begin(batches, float(total))
+        return batches, total
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
+        total = torch.tensor(sum(self.weight(batch) for batch in batch_samples), dtype=torch.float64, device=device)
+        return self.accelerator.gather(total).sum()
+
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        once = super().training_step
+
+        def done(parts: Sequence[Batch]) -> list[torch.Tensor]:
+            if len(parts) > 1 and self.side_by_side:
+                return self.steps_side_by_side(model, parts, num_items_in_batch)
+            return [once(model, part, num_items_in_batch) for part in parts]
+
+        return self.guard.micro_batch(inputs, done)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        total = self._sum_through(model, inputs)
+        if not torch.isfinite(total) and self.guard.stops_at_losses:
+            raise NotFiniteError("loss", total.item(), inputs["index"])
+        # processes' gradients are averaged, the global batch's loss is a sum over them
+        return total * self.accelerator.num_processes / num_items_in_batch.to(total.dtype)
+
+    def _sum_through(self, model: Any, batch: Batch) -> torch.Tensor:
+        """`loss_sum` inside the wrapper (DDP), if there is one: its forward is what prepares the gradients' sums."""
+        if self.noise is not None:
+            self.noise.expect(batch)
+        with self.accelerator.autocast():
+            if model is self.model:
+                return self.loss_sum(batch)
+            own = self.model.forward
+
+            def through(batch: Batch) -> torch.Tensor:
+                self.model.forward = own
+                return self.loss_sum(batch)
+
+            self.model.forward = through
+            return model(batch)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return self.guard.check(super()._get_grad_norm(model, grad_norm))
+
+    def _noise(self) -> EmbeddingNoise | None:
+        """NEFTune by our own hook instead of transformers'."""
+        alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
+        return None if alpha is None else EmbeddingNoise(self.model.get_input_embeddings(), alpha)
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> EpochLoader | StreamLoader:
+        if isinstance(self.train_dataset, Stream):
+            count = self.args.max_steps * self.args.gradient_accumulation_steps
+            share = (self._train_batch_size, self.args.process_index, self.args.world_size)
+            self.streamed = StreamBatches(self.train_dataset, count, *share)
+            return StreamLoader(self.streamed, Keeping(self.data_collator), pin_memory=self._pins())
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        order = None if self.plan.data.disable_shuffling else seed
+        share = (order, self.args.process_index, self.args.world_size)
+        drops = self.args.dataloader_drop_last
+        batches = EpochBatches(len(self.train_dataset), self._train_batch_size, *share, whole=drops)
+        if (tokens := self.plan.training.tokens_per_batch) is not None:
+            batches = token_batches(self.train_dataset, tokens, self.args, order)
+        self._say_left_out(batches)
+        return self._loading(self.train_dataset, batches, Keeping(self.data_collator))
+
+    def _say_left_out(self, batches: EpochBatches) -> None:
+        """Of rows that fill no batch (``dataloader_drop_last``)."""
+        together = batches.size * batches.processes
+        if not batches.used:
+            message = f"dataloader_drop_last is true, and {batches.rows} rows fill no batch of {together}"
+            hint = "lower per_device_train_batch_size, or remove dataloader_drop_last"
+            raise UsageError(Problem(message, place(self.plan, "dataloader_drop_last"), hint))
+        left, told = batches.rows - batches.used, self.leaves_out
+        self.leaves_out = left
+        if left and told != left and self.args.should_save:
+            self.reports.say(f"dataloader_drop_last: {left} of {batches.rows} rows are left out in each epoch")
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        return self._loader(
+            self.eval_dataset if eval_dataset is None else eval_dataset, self.args.eval_batch_size, None
+        )
+
+    def _loader(self, dataset: Any, size: int, seed: int | None) -> EpochLoader:
+        batches = EpochBatches(len(dataset), size, seed, self.args.process_index, self.args.world_size)
+        return self._loading(dataset, batches, self.data_collator)
+
+    def _loading(self, dataset: Any, batches: EpochBatches, collator: Any) -> EpochLoader:
+        return EpochLoader(
+            dataset,
+            batches,
+            collate_fn=collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self._pins(),
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+
+    def _pins(self) -> bool:
+        return self.args.dataloader_pin_memory and torch.cuda.is_available()
+
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.model))
+            method = self.plan.method
+            found: dict[tuple[bool, float], dict[str, Any]] = {}
+            for name, tensor in self.model.named_parameters():
+                if tensor.requires_grad:
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    rate = method.component.learning_rate(method.options, name, tensor, self.args.learning_rate)
+                    key = (name not in decayed, rate)
+                    found.setdefault(key, {"params": [], "weight_decay": decay, "lr": rate})["params"].append(tensor)
+            # the run's own rate first: it is the one that is logged
+            first = sorted(found, key=lambda key: (key[0], key[1] != self.args.learning_rate))
+            groups = [found[key] for key in first]
+            self.optimizer = self.plan.optimizer.component.create_for(self.plan, self.model, groups)
+            # schedules that end at a rate of their own take this for the first one, whatever the groups have
+            self.optimizer.defaults["lr"] = self.args.learning_rate
+        return self.optimizer
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        """Counts what sequences are made of, whether or not they share it."""
+        count = torch.tensor(tokens_read(inputs), device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(count).sum())
+
+    def floating_point_ops(self, inputs: Batch) -> float:
+        if not hasattr(self, "_dense"):
+            self._dense = self.model.num_parameters(exclude_embeddings=True)
+        return 6.0 * inputs["input_ids"].numel() * self._dense
+
+    # ---- evaluation ----
+
+    def _show_averages(self) -> None:
+        """Schedule-free optimizers train other weights than those that are to be used."""
+        if callable(switch := getattr(self.optimizer, "eval", None)):
+            switch()
+
+    def evaluation_loop(
+        self,
+        dataloader: EpochLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """`eval_loss`, and the means of what was noted meanwhile."""
+        self.model.eval()
+        self._show_averages()
+        self._measuring = Meters()
+        with self.phase("evaluating"):
+            loss = self.eval_loss(dataloader)
+        measured, self._measuring = self._means(self._measuring), self.meters
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **measured}.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def eval_loss(self, dataloader: EpochLoader) -> float:
+        """Mean loss over all labels of the set, each as heavy as its weight."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad(), self.accelerator.autocast():
+            for loss, weight in self.each(self._evaluated, self.passing(dataloader)):
+                sums += torch.stack([loss, torch.tensor(weight).to(sums)])
+        total, weight = self.accelerator.reduce(sums, "sum").tolist()
+        if not weight:
+            raise RunError("the evaluation data has no token to be evaluated on: its mean loss does not exist")
+        return float(total / weight)
+
+    def _evaluated(self, batch: Batch) -> tuple[torch.Tensor, float]:
+        return self.eval_loss_sum(batch).double(), self.weight(batch)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
+            there = ", ".join(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
+            raise RunError(f"metric_for_best_model: the evaluation has no {wanted!r}; it has {there}")
+        return super()._determine_best_metric(metrics, trial)
+
+    def passing(self, dataloader: EpochLoader) -> Iterator[Batch]:
+        """The loader's batches on the device, to be evaluated; a signal stops the run between them."""
+        for batch in self.interruptible(dataloader):
+            yield self._prepare_inputs(batch)
+
+    def interruptible(self, parts: Iterable[T]) -> Iterator[T]:
+        """The parts of an evaluation; a signal stops the run between them."""
+        for part in parts:
+            yield part
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            if self.is_in_train:
+                self.evaluating = True
+                self.stop_if_asked()
+        self.evaluating = False
+
+    def _means(self, meters: Meters) -> dict[str, float]:
+        """What was noted in all processes, as means."""
+        means = merged(meters, self.args.world_size).means()
+        return means | self.derived(means)
+
+    # ---- logs ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.state.epoch is not None:
+            # transformers sees one epoch of max_steps; a stream knows how often it began anew
+            logs["epoch"] = self.streamed.cursor.epoch if self.streamed is not None else round(self.state.epoch, 6)
+        if start_time is not None:
+            tokens = self.state.num_input_tokens_seen - self._initial_num_input_tokens_seen
+            speed = speed_metrics("train", start_time, num_tokens=tokens)
+            logs["throughput"] = speed["train_tokens_per_second"]
+            logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
+        if "loss" in logs:
+            logs |= self._means(self.meters)
+            self.meters.clear()
+        self.guard.correct(logs)
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+
+def recompute(model: Any, arguments: Mapping[str, Any] | None = None) -> None:
+    """Keeps layers' inputs only and computes the rest again in the backward pass; non-reentrant, as LoRA needs.
+
+    Args:
+        model: of transformers.
+        arguments: of ``torch.utils.checkpoint`` besides.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({**(arguments or {}), "use_reentrant": False})

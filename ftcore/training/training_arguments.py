@@ -1,0 +1,111 @@
+"""From the plan to transformers' TrainingArguments: what our options are called there, and what the engine fixes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ftcore.api.plan import Plan
+from ftcore.config.hf_training_arguments import training_fields
+
+_SAME_NAME = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "lr_scheduler_type",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "ddp_timeout",
+    "logging_steps",
+    "save_strategy",
+    "save_steps",
+    "save_only_model",
+    "eval_strategy",
+    "eval_steps",
+    "dataloader_num_workers",
+    "dataloader_drop_last",
+)
+
+
+_OWN = ("accelerator_config", "bf16_full_eval", "disable_tqdm", "fp16_full_eval", "use_cpu")
+"""What ft reads itself, where transformers would do something else."""
+
+
+def training_arguments(plan: Plan) -> TrainingArguments:
+    """The plan as transformers' Trainer reads it."""
+    training = plan.training
+    fields: dict[str, Any] = {name: getattr(training, name) for name in _SAME_NAME}
+    fields |= {
+        "output_dir": str(plan.output_dir),
+        "warmup_steps": _warmup(training.warmup_steps, training.warmup_ratio),
+        "report_to": list(training.report_to),
+        "use_cpu": plan.on_cpu or not torch.cuda.is_available(),
+        "include_num_input_tokens_seen": "all",
+    }
+    if training.save_strategy == "best" or training.early_stopping_steps:
+        fields["metric_for_best_model"] = "loss"
+    fields |= {**_optimizer(plan), **passed_on(plan)}
+    fields |= _precision(plan) | {
+        "disable_tqdm": True,  # progress is ours (`ftcore.training.callbacks.progress`)
+        "logging_nan_inf_filter": False,  # it hides a loss that is not a number and steps on it
+        "remove_unused_columns": False,
+        # `ftcore.training.checkpointing.directory` prunes: transformers' own may delete the last checkpoint that is whole
+        "save_total_limit": None,
+        "restore_callback_states_from_checkpoint": True,
+    }
+    arguments = TrainingArguments(**fields)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one device; more are the launcher's to start
+    return arguments
+
+
+def passed_on(plan: Plan) -> dict[str, Any]:
+    """Fields that transformers reads; with a backend accelerate looks for other processes even where there are none."""
+    own = _OWN if int(os.environ.get("WORLD_SIZE") or 1) > 1 else (*_OWN, "ddp_backend")
+    return {name: value for name, value in plan.transformers.items() if name not in own}
+
+
+@contextmanager
+def tensorboard_folder(plan: Plan) -> Iterator[None]:
+    """While a trainer is made, its callback for tensorboard reads here where it is to write."""
+    name, folder = "TENSORBOARD_LOGGING_DIR", plan.training.logging_dir
+    before = os.environ.get(name)
+    if folder is not None:
+        os.environ[name] = folder
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop(name)
+            os.environ |= {} if before is None else {name: before}
+
+
+def _optimizer(plan: Plan) -> dict[str, Any]:
+    """What an optimizer has in common with transformers: its name, and the options that are fields there."""
+    known, component = training_fields(), plan.optimizer.component
+    names = [name for name in (component.name, *component.aliases) if name in known["optim"].choices]
+    values = {name: value for name, value in plan.optimizer.options.model_dump().items() if name in known}
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return fields | ({"optim": names[0]} if names else {})
+
+
+def _warmup(steps: float, ratio: float) -> float:
+    """transformers 5 has one field: from 1 on steps, below 1 a share of all steps, rounded up."""
+    return steps if steps > 0 else min(ratio, 1 - 1e-9)
+
+
+def _precision(plan: Plan) -> dict[str, bool]:
+    """Autocast where compute is in half precision and what is trained is not."""
+    mixed = plan.precision.compute != plan.precision.trained
+    return {
+        "bf16": mixed and plan.precision.compute == "bfloat16",
+        "fp16": mixed and plan.precision.compute == "float16",
+    }

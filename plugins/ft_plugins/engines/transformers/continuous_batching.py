@@ -1,0 +1,181 @@
+"""Continuous batching: prompts join the running batch at any token and leave it when they are answered.
+
+The idea is Orca's (Yu et al., OSDI 2022, section 3, iteration-level scheduling), on left-padded keys and values.
+transformers' own (`ContinuousBatchingManager`, 5.23) runs on the CPU too, but has one random state for all requests,
+tells the log-probability of the chosen token only, and holds one set of weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ft_plugins.engines.transformers.detokenizing import Detokenizer
+from ft_plugins.engines.transformers.kv_cache import Memory, joins
+from ft_plugins.engines.transformers.logprobs import scored
+from ft_plugins.engines.transformers.sampling import Chooser
+from ftcore.api.inference_types import Chunk, Prompt, Scored
+from ftcore.inference.row_isolation import isolated
+from ftcore.inference.sessions import Refused, Session
+
+if TYPE_CHECKING:
+    from ft_plugins.engines.transformers.generator import Task, TransformersGenerator
+
+__all__ = ["ContinuousSession", "joins"]
+
+
+@dataclass(eq=False)
+class _Row:
+    """An answer.
+
+    Args:
+        task: what is answered.
+        logprobs: see `Session.add`.
+        chooser: of its tokens.
+        detokenizer: of its text.
+        ids: its tokens so far.
+    """
+
+    task: Task
+    logprobs: int | None
+    chooser: Chooser
+    detokenizer: Detokenizer
+    ids: list[int] = field(default_factory=list)
+
+
+class ContinuousSession(Session):
+    """Answers side by side.
+
+    Args:
+        generator: its model, template and settings.
+        slots: answers at a time; further prompts wait.
+    """
+
+    def __init__(self, generator: TransformersGenerator, slots: int) -> None:
+        self.generator, self.model, self.slots = generator, generator.model, slots
+        self.memory = Memory(self.model.config)
+        self._waiting: list[_Row] = []
+        self._rows: list[_Row] = []
+        self._added = 0
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        # the vocabulary's projection of the last token alone
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+
+    def add(self, prompt: Prompt, logprobs: int | None = None) -> int:
+        """See `Session.add`."""
+        self._added += 1
+        task = self.generator.task(self._added, prompt)
+        detokenizer = Detokenizer(self.generator.tokenizer, task.settings.options.skip_special_tokens)
+        self._waiting.append(_Row(task, logprobs, Chooser(task, self.model.device), detokenizer))
+        return self._added
+
+    def drop(self, number: int) -> None:
+        """See `Session.drop`."""
+        self._waiting = [row for row in self._waiting if row.task.index != number]
+        self._keep([row for row in self._rows if row.task.index != number])
+
+    def step(self) -> Sequence[Chunk | Refused]:
+        """One prompt is read, if one waits and there is room; then every other answer gets its next token."""
+        with self.generator.active(), torch.inference_mode():
+            chunks = self._decode() if self._rows else []
+            if self._waiting and len(self._rows) < self.slots:
+                chunks += self._prefill()
+        return chunks
+
+    def _prefill(self) -> list[Chunk | Refused]:
+        """Reads a prompt, once for all that wait with the same tokens; what that raises is theirs."""
+        first = self._waiting[0].task
+        same = [row for row in self._waiting if row.task.ids == first.ids][: self.slots - len(self._rows)]
+        self._waiting = [row for row in self._waiting if row not in same]
+        try:
+            cache = self.memory.fresh()
+            ids = torch.tensor([first.ids], device=self.model.device)
+            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self._last)
+            self.memory.add(cache, len(first.ids), len(same))
+        except Exception as error:
+            return [Refused(row.task.index, error) for row in same]
+        self._rows += same
+        return self._told(same, [out.logits[0, -1].float()] * len(same))
+
+    def _decode(self) -> list[Chunk | Refused]:
+        """The next token of all rows; where their pass fails each has a pass of its own, and ends if that fails too."""
+        rows = list(self._rows)
+        passed = isolated(self._passed, range(len(rows)))
+        scores: list[torch.Tensor] = []
+        refused: list[Chunk | Refused] = []
+        going, memory = list[_Row](), Memory(self.model.config)
+        for row, found in zip(rows, passed, strict=True):
+            if isinstance(found, Exception):
+                refused.append(Refused(row.task.index, found))
+                continue
+            if found[0] is self.memory:  # the pass over all of them
+                memory = self.memory
+            else:
+                memory.join(found[0])
+            going.append(row)
+            scores.append(found[1])
+        self.memory, self._rows = memory, going
+        return refused + self._told(going, scores)
+
+    def _passed(self, numbers: Sequence[int]) -> list[tuple[Memory, torch.Tensor]]:
+        """A forward pass over some rows: of each the memory that it is in now, and its scores ``[vocabulary]``."""
+        memory = self.memory if len(numbers) == len(self._rows) else self.memory.part(numbers)
+        device = self.model.device
+        try:
+            inputs: dict[str, Any] = {
+                "input_ids": torch.tensor([[self._rows[number].ids[-1]] for number in numbers], device=device),
+                "attention_mask": memory.mask(device),
+                "position_ids": torch.tensor(memory.lengths, device=device)[:, None],
+            }
+            out = self.model(**inputs, past_key_values=memory.cache, use_cache=True, **self._last)
+            scores = out.logits[:, -1].float()
+        except Exception:
+            memory.undo_pass()
+            raise
+        memory.grow()
+        return [(memory, row) for row in scores]
+
+    def _told(self, rows: list[_Row], scores: Sequence[torch.Tensor]) -> list[Chunk | Refused]:
+        """Chooses the next token of these rows, and lets those that have ended go.
+
+        Args:
+            rows: in the order of the scores.
+            scores: of each ``[vocabulary]``, float32.
+        """
+        chunks = [self._tried(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)]
+        ended = {chunk.index for chunk in chunks if isinstance(chunk, Refused) or chunk.finish}
+        self._keep([row for row in self._rows if row.task.index not in ended])
+        return chunks
+
+    def _tried(self, row: _Row, scores: torch.Tensor) -> Chunk | Refused:
+        """The row's next chunk; whatever is raised on the way ends this row alone."""
+        try:
+            return self._next(row, scores)
+        except Exception as error:
+            return Refused(row.task.index, error)
+
+    def _next(self, row: _Row, scores: torch.Tensor) -> Chunk:
+        task, generator = row.task, self.generator
+        token = row.chooser.choose([*task.ids, *row.ids], scores)
+        row.ids.append(token)
+        hidden = generator.hidden(task, token)
+        text, told = "", tuple[Scored, ...]()
+        if not hidden:
+            text = row.detokenizer.add(token)
+            if row.logprobs is not None:
+                told = (scored(generator.tokenizer, scores, token, row.logprobs),)
+        stopped = token in generator.stop_ids
+        if not stopped and len(row.ids) < task.new_tokens:
+            return Chunk(task.index, text, "", len(task.ids), len(row.ids), told)
+        finish = "stop" if stopped else "length"
+        text += row.detokenizer.rest()
+        return Chunk(task.index, text, finish, len(task.ids), len(row.ids), told)
+
+    def _keep(self, rows: list[_Row]) -> None:
+        if len(rows) != len(self._rows):
+            self.memory.keep([self._rows.index(row) for row in rows])
+            self._rows = rows

@@ -1,0 +1,123 @@
+"""Several adapters on one base model, which is held once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ft_plugins.engines.transformers.engine import infer_dtype
+from ft_plugins.engines.transformers.generator import TransformersGenerator
+from ftcore.api.components import Generator
+from ftcore.config.validation.core import place
+from ftcore.data.chat_template.renderer import Renderer
+from ftcore.errors import Problem, UsageError
+from ftcore.models.adapters import adapter_folder
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+
+
+def load_shared(plans: Mapping[str, Plan]) -> Mapping[str, Generator]:
+    """Generators of plans that name one base model, and each at most one adapter on it.
+
+    The adapters stay beside the weights, and are switched when a generator computes; so one thread uses them all.
+
+    Raises:
+        UsageError: what one of them asks for cannot be shared.
+    """
+    first = next(iter(plans.values()))
+    _check(plans, first)
+    renderers = {
+        name: Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan)) for name, plan in plans.items()
+    }
+    _check_tokens(plans, renderers)
+    kwargs: dict[str, Any] = first.method.component.load_kwargs(first) | {"dtype": getattr(torch, infer_dtype(first))}
+    model = first.plugins.hook.ft_load_model(plan=first, kwargs=kwargs)
+    adapters = {name: plan.model.adapter_name_or_path[-1] for name, plan in plans.items() if _adapter(plan)}
+    # peft takes no dots in an adapter's name
+    numbers = {name: f"adapter{number}" for number, name in enumerate(adapters)}
+    for name, path in adapters.items():
+        model = _added(model, plans[name], path, numbers[name])
+    model = model.eval()
+    return {
+        name: TransformersGenerator(plan, model, renderers[name], _switch(model, numbers.get(name)))
+        for name, plan in plans.items()
+    }
+
+
+def _adapter(plan: Plan) -> str | None:
+    return next(iter(plan.model.adapter_name_or_path[-1:]), None)
+
+
+def _check(plans: Mapping[str, Plan], first: Plan) -> None:
+    problems = []
+    for name, plan in plans.items():
+        model, where = plan.model, place(plan, "adapter_name_or_path")
+        if (model.model_name_or_path, model.model_revision) != (
+            first.model.model_name_or_path,
+            first.model.model_revision,
+        ):
+            reason = f"{name} lies on {model.model_name_or_path}, and not on {first.model.model_name_or_path}"
+            problems.append(Problem(reason, where, "adapters that are served together have one base model"))
+        if len(model.adapter_name_or_path) > 1:
+            reason = f"{name} lies on further adapters, which would have to be merged into the base model of all"
+            problems.append(Problem(reason, where, "write it as one model with ft export, or serve it alone"))
+        if infer_dtype(plan) != infer_dtype(first):
+            problems.append(Problem(f"{name} would have another infer_dtype than the first", where))
+    if problems:
+        raise UsageError(problems)
+
+
+def _check_tokens(plans: Mapping[str, Plan], renderers: Mapping[str, Renderer]) -> None:
+    """Raises UsageError for adapters that were trained with tokens which the base model has not."""
+    problems = []
+    for name, plan in plans.items():
+        if plan.model.grows_vocabulary or len(getattr(renderers[name].tokenizer, "ft_new_tokens", ())) > 0:
+            reason = f"{name} has tokens of its own, which the base model of the others has not"
+            problems.append(Problem(reason, place(plan, "adapter_name_or_path"), "serve it alone"))
+    if problems:
+        raise UsageError(problems)
+
+
+def _added(model: Any, plan: Plan, path: str, number: str) -> Any:
+    from peft import PeftModel
+
+    folder = str(adapter_folder(plan, path))
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 asks by a name that transformers 5.23 calls deprecated
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            if not isinstance(model, PeftModel):
+                return PeftModel.from_pretrained(model, folder, adapter_name=number, is_trainable=False)
+            model.load_adapter(folder, adapter_name=number, is_trainable=False)
+    except (RuntimeError, ValueError) as error:
+        reason = f"adapter {path} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
+        raise UsageError(Problem(reason, hint="write the model that it was trained on")) from error
+    return model
+
+
+def _switch(model: Any, number: str | None) -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which the model has this adapter, or none."""
+    if not hasattr(model, "peft_config"):
+        return lambda: _nothing()
+
+    @contextmanager
+    def on() -> Iterator[None]:
+        if number is None:
+            with model.disable_adapter():
+                yield
+            return
+        if model.active_adapter != number:
+            model.set_adapter(number, inference_mode=True)
+        yield
+
+    return on
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,152 @@
+"""Direct preference optimisation: a loss on the log-probabilities of a pair's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ft_plugins.stages.references import (
+    ReferenceOptions,
+    reference_beside,
+    reference_loader,
+    reference_problems,
+)
+from ftcore.api.components import Stage
+from ftcore.config.validation.core import place
+from ftcore.errors import Problem
+
+if TYPE_CHECKING:
+    from ft_plugins.stages.dpo.objective import Objective, PairTrainer
+    from ftcore.api.plan import Plan
+    from ftcore.runner.run import Run
+
+WITHOUT_REFERENCE = ("orpo", "simpo", "sft")
+COMPARING = ("kto_pair", "aot", "aot_unpaired")
+SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "simpo")
+
+
+class PreferenceOptions(ReferenceOptions):
+    """The loss of a pair."""
+
+    pref_beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the model is held to the reference; in orpo, the weight of the odds ratio."""
+    pref_loss: Literal[
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "kto_pair",
+        "orpo",
+        "simpo",
+        "robust",
+        "exo_pair",
+        "nca_pair",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "aot_unpaired",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sft",
+        "sigmoid_norm",
+    ] = "sigmoid"
+    """Which loss; orpo, simpo and sft have no reference. kto_pair, aot and aot_unpaired compare pairs within a
+    micro-batch, so that ``per_device_train_batch_size`` is part of them."""
+    pref_ftx: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the chosen answer's negative log-likelihood per token, added to the loss."""
+    dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of pairs whose labels are taken to be wrong: for sigmoid, robust, exo_pair, aot, aot_unpaired, simpo."""
+    simpo_gamma: Annotated[float, Field(ge=0)] = 0.5
+    """The margin that simpo wants between the rewards of both answers."""
+    discopop_tau: Annotated[float, Field(gt=0)] = 0.05
+    """Temperature of discopop's mixture."""
+    ld_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Weight of log-probabilities past the length of the pair's shorter answer (LD-DPO, 2409.06411); unset, 1."""
+
+
+class DirectPreference(Stage):
+    """Makes the preferred answer likelier than the other one, in comparison with a reference."""
+
+    Options = PreferenceOptions
+    samples: ClassVar[tuple[str, ...]] = ("Preference",)
+    copies: ClassVar[float] = 2.0
+    smoothing_hint: ClassVar[str] = "write dpo_label_smoothing, which smooths which answer is the better one"
+
+    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+        """The reference that the file names."""
+        return reference_beside(plan)
+
+    def divides(self, plan: Plan) -> bool:
+        """Not where the loss compares pairs with each other."""
+        options = plan.stage.options
+        assert isinstance(options, PreferenceOptions)
+        return options.pref_loss not in COMPARING
+
+    def datasets(self, run: Run) -> Any:
+        """Prompts with two answers each."""
+        from ftcore.data.pipeline.loading import pair_datasets
+
+        return pair_datasets(run.plan, run.tokenizer)
+
+    def trainer(self, run: Run) -> PairTrainer:
+        """The engine's trainer of pairs with the loss of the options."""
+        from ft_plugins.stages.dpo.objective import PairTrainer
+
+        options = run.plan.stage.options
+        assert isinstance(options, PreferenceOptions)
+        return PairTrainer(
+            run,
+            train=run.data.train,
+            evaluation=run.data.eval,
+            objective=objective(options),
+            reference=reference_loader(run),
+        )
+
+
+def objective(options: PreferenceOptions) -> Objective:
+    """The loss of the options."""
+    from ft_plugins.stages.dpo.losses import LOSSES, Knobs, rewards
+    from ft_plugins.stages.dpo.objective import Objective, PairScores
+
+    name, loss = options.pref_loss, LOSSES[options.pref_loss]
+    knobs = Knobs(options.pref_beta, options.dpo_label_smoothing, options.simpo_gamma, options.discopop_tau)
+
+    def losses(scores: PairScores) -> Any:
+        own = loss(scores, knobs)
+        if not options.pref_ftx:
+            return own
+        return own - options.pref_ftx * scores.chosen_full / scores.chosen_length.clamp(min=1)
+
+    return Objective(
+        loss=losses,
+        rewards=lambda scores: rewards(name, scores, options.pref_beta),
+        reference=name not in WITHOUT_REFERENCE,
+        tail=1.0 if options.ld_alpha is None else options.ld_alpha,
+        compares=name in COMPARING,
+        per_token=name == "sft",
+    )
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """Options that the chosen loss has no use for, or lacks."""
+    options = plan.stage.options
+    assert isinstance(options, PreferenceOptions)
+    name = options.pref_loss
+    useless = {
+        "dpo_label_smoothing": options.dpo_label_smoothing > 0 and name not in SMOOTHED,
+        "simpo_gamma": options.simpo_gamma != PreferenceOptions().simpo_gamma and name != "simpo",
+        "discopop_tau": options.discopop_tau != PreferenceOptions().discopop_tau and name != "discopop",
+        "ld_alpha": options.ld_alpha is not None and name == "sft",
+        "pref_ftx": options.pref_ftx > 0 and name in ("orpo", "sft"),
+        "ref_model": options.ref_model is not None and name in WITHOUT_REFERENCE,
+        "ref_model_adapters": bool(options.ref_model_adapters) and name in WITHOUT_REFERENCE,
+    }
+    for option, wrong in useless.items():
+        if wrong:
+            yield Problem(f"pref_loss {name} has no use for {option}", place(plan, option), "drop it, or pref_loss")
+    if name == "exo_pair" and not options.dpo_label_smoothing:
+        hint = "its authors recommend 0.001"
+        yield Problem("pref_loss exo_pair needs dpo_label_smoothing above 0", place(plan, "pref_loss"), hint)
+    yield from reference_problems(plan)

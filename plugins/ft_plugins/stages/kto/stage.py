@@ -1,0 +1,82 @@
+"""Kahneman-Tversky optimisation: answers that are good or bad, each by itself (arXiv 2402.01306)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from ft_plugins.stages.references import (
+    ReferenceOptions,
+    reference_beside,
+    reference_loader,
+    reference_problems,
+)
+from ftcore.api.components import Stage
+
+if TYPE_CHECKING:
+    from ft_plugins.stages.kto.objective import FeedbackScores, FeedbackTrainer
+    from ftcore.api.plan import Plan
+    from ftcore.errors import Problem
+    from ftcore.runner.run import Run
+
+
+class FeedbackOptions(ReferenceOptions):
+    """The loss of an answer."""
+
+    pref_beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the model is held to the reference."""
+    pref_ftx: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of good answers' negative log-likelihood per token, added to the loss."""
+    kto_chosen_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of good answers' losses."""
+    kto_rejected_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of bad answers' losses. Balance both so that weight times number of rows is about the same."""
+
+
+class KahnemanTversky(Stage):
+    """Makes good answers likelier and bad ones less likely, in comparison with a reference."""
+
+    Options = FeedbackOptions
+    samples: ClassVar[tuple[str, ...]] = ("Feedback",)
+
+    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+        """The reference that the file names."""
+        return reference_beside(plan)
+
+    def datasets(self, run: Run) -> Any:
+        """Prompts with a marked answer each."""
+        from ftcore.data.pipeline.loading import feedback_datasets
+
+        return feedback_datasets(run.plan, run.tokenizer)
+
+    def trainer(self, run: Run) -> FeedbackTrainer:
+        """The engine's trainer of marked answers with the paper's loss."""
+        from ft_plugins.stages.kto.objective import FeedbackTrainer
+
+        options = run.plan.stage.options
+        assert isinstance(options, FeedbackOptions)
+        return FeedbackTrainer(
+            run,
+            train=run.data.train,
+            evaluation=run.data.eval,
+            loss=lambda scores: losses(scores, options),
+            scale=options.pref_beta,
+            reference=reference_loader(run),
+        )
+
+
+def losses(scores: FeedbackScores, options: FeedbackOptions) -> Any:
+    """Equations 6 and 7 of the paper, less the constant that TRL leaves out too: weights times ``1 - v / weight``."""
+    import torch
+
+    over = options.pref_beta * (scores.gain - scores.divergence)
+    good = options.kto_chosen_weight * (1 - torch.sigmoid(over))
+    good = good - options.pref_ftx * scores.logps / scores.length.clamp(min=1)
+    return torch.where(scores.good, good, options.kto_rejected_weight * (1 - torch.sigmoid(-over)))
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """A reference that does not exist."""
+    return reference_problems(plan)

@@ -1,0 +1,239 @@
+"""Proximal policy optimisation against a reward model (arXiv 1707.06347, 2009.01325)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ft_plugins.engines.transformers.reward_head import check_head
+from ft_plugins.stages.auxiliary_models import load_frozen
+from ft_plugins.stages.ppo import reward_models
+from ftcore.api.components import OptionGroup, Stage
+from ftcore.api.option_groups import Names
+from ftcore.config.validation.core import place
+from ftcore.errors import Problem
+
+if TYPE_CHECKING:
+    from ft_plugins.stages.ppo.trainer import PolicyTrainer, Score
+    from ftcore.api.plan import Plan
+    from ftcore.data.chat_template.renderer import Renderer
+    from ftcore.runner.run import Run
+
+PLAIN = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "num_beams": 1, "repetition_penalty": 1.0}
+"""Options of generation, and the only values at which log-probabilities are the policy's own."""
+
+
+class PpoOptions(OptionGroup):
+    """Rewards, rollouts and losses."""
+
+    reward_model: str | None = None
+    """What scores: with ``reward_model_type: lora`` the adapter that stage rm left, on ``model_name_or_path``; with
+    ``full`` a sequence-classification model of one label, with the policy's tokenizer and template; with ``api`` the
+    http address of one."""
+    reward_model_type: Literal["lora", "full", "api"] = "lora"
+    """What ``reward_model`` names."""
+    reward_api_timeout: Annotated[float, Field(gt=0)] = 60.0
+    """With ``api``: seconds for an answer."""
+    reward_api_retries: Annotated[int, Field(ge=0, le=10)] = 3
+    """With ``api``: tries after the first, when there is no answer or the server fails."""
+    reward_model_adapters: Names = ()
+    """With ``full``: adapters of stage rm on ``reward_model``."""
+    ppo_buffer_size: Annotated[int, Field(ge=1)] = 1
+    """Optimizer batches of prompts that are answered at a time."""
+    ppo_epochs: Annotated[int, Field(ge=1)] = 4
+    """Passes over these answers."""
+    ppo_score_norm: bool = False
+    """Bring scores to mean 0 and variance 1 by what was seen so far."""
+    ppo_score_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest absolute score, after norming."""
+    ppo_whiten_rewards: bool = False
+    """Bring each token's reward to variance 1 over the rollout."""
+    ppo_missing_eos_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """What an answer that ``max_new_tokens`` cut loses of its score."""
+    ppo_kl_coef: Annotated[float, Field(ge=0)] = 0.2
+    """Weight of each token's divergence from the reference, at first."""
+    ppo_adaptive_kl: bool = True
+    """Adapt the weight so that the divergence comes near ``ppo_target``; false keeps it."""
+    ppo_target: Annotated[float, Field(gt=0)] = 6.0
+    """Divergence of an answer that is aimed at."""
+    ppo_kl_horizon: Annotated[int, Field(ge=1)] = 10_000
+    """Answers in which the weight adapts."""
+    ppo_kl_estimator: Literal["k1", "k3"] = "k1"
+    """The log-ratio, or the estimate that is never negative."""
+    ppo_clip: Annotated[float, Field(gt=0)] = 0.2
+    """How far a token's probability may move from the rollout's, as a ratio, before it counts no more."""
+    ppo_value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """How far a value may move from the rollout's."""
+    ppo_value_coef: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the value loss."""
+    ppo_value_backbone: Literal["shared", "separate"] = "shared"
+    """What the value head reads: the policy's hidden states, which learn values then too; or those of a copy of the
+    policy that learns values alone. The copy shares what is frozen; it takes a second forward and backward pass."""
+    ppo_gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Discount."""
+    ppo_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Decay of generalised advantage estimation."""
+
+
+class ProximalPolicy(Stage):
+    """Samples answers and makes those likelier that a reward model scores well."""
+
+    Options = PpoOptions
+    samples: ClassVar[tuple[str, ...]] = ("Prompt",)
+    constant_rows: ClassVar[bool] = False
+
+    def longest(self, plan: Plan) -> int:
+        """A prompt and its answer."""
+        return plan.data.cutoff_len + plan.generation.max_new_tokens
+
+    def sequences(self, plan: Plan) -> float:
+        """Twice where values have a backbone of their own."""
+        return 2.0 if has_own_values(plan) else 1.0
+
+    def memory(self, plan: Plan) -> Mapping[str, int]:
+        """Reward model, value head and rollout."""
+        return reward_models.memory(plan, own_values=has_own_values(plan))
+
+    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+        """The reward model, unless it is an address."""
+        options: Any = plan.stage.options
+        return {} if options.reward_model_type == "api" else {"reward_model": reward_models.reward_plan(plan)}
+
+    def datasets(self, run: Run) -> Any:
+        """Prompts."""
+        from ftcore.data.pipeline.loading import chat_datasets
+
+        return chat_datasets(run.plan, run.tokenizer)
+
+    def trainer(self, run: Run) -> PolicyTrainer:
+        """The engine's trainer of policies."""
+        from ft_plugins.stages.ppo.rollout import Sampler
+        from ft_plugins.stages.ppo.trainer import PolicyTrainer, Proximal
+        from ftcore.data.chat_template.renderer import Renderer
+
+        plan, options = run.plan, run.plan.stage.options
+        assert isinstance(options, PpoOptions)
+        renderer = Renderer.from_plan(plan, run.tokenizer)
+        inner = run.model.get_base_model() if hasattr(run.model, "get_base_model") else run.model
+        pad = run.tokenizer.pad_token_id
+        stop_ids = renderer.stop_ids
+        pad = pad if pad is not None else min(stop_ids, default=0)
+        return PolicyTrainer(
+            run,
+            train=run.data.train,
+            evaluation=run.data.eval,
+            score=api_model(run) if options.reward_model_type == "api" else reward_model(run, renderer),
+            sampler=Sampler(inner, stop_ids, pad, plan.generation.max_new_tokens),
+            options=Proximal(
+                buffer=options.ppo_buffer_size,
+                epochs=options.ppo_epochs,
+                coefficient=options.ppo_kl_coef,
+                target=options.ppo_target if options.ppo_adaptive_kl else None,
+                horizon=options.ppo_kl_horizon,
+                estimator=options.ppo_kl_estimator,
+                clip=options.ppo_clip,
+                value_clip=options.ppo_value_clip,
+                value_weight=options.ppo_value_coef,
+                discount=options.ppo_gamma,
+                decay=options.ppo_lambda,
+                whiten_rewards=options.ppo_whiten_rewards,
+                norm_scores=options.ppo_score_norm,
+                clip_scores=options.ppo_score_clip,
+                missing_stop=options.ppo_missing_eos_penalty,
+                own_values=has_own_values(plan),
+            ),
+        )
+
+
+def has_own_values(plan: Plan) -> bool:
+    """Whether values come from a copy of the policy."""
+    options: Any = plan.stage.options
+    return bool(options.ppo_value_backbone == "separate")
+
+
+def reward_model(run: Run, renderer: Renderer) -> Score:
+    """Loads the reward model, which scores prompt and response as stage rm read them.
+
+    Raises:
+        UsageError: no such model, one that was trained on another base, reads other tokens, or has no trained head.
+        RunError: its vocabulary is another one.
+    """
+    from ft_plugins.stages.ppo.rollout import answered
+    from ftcore.training.batching.collators import collate, on_device
+    from ftcore.training.forward.reward import RewardScorer
+    from ftcore.training.model_transforms import capability_cache
+
+    reward_models.check_adapters(run.plan)
+    reward_models.check_tokens(run.plan, renderer)
+    judged = reward_models.reward_plan(run.plan)
+    model = load_frozen(judged, run.model, "reward_model").to(run.model.device)
+    check_head(judged, model, place(run.plan, "reward_model"), reward_models.HINT, "reward_model")
+    scorer = RewardScorer(model)
+    capability_cache.choose(scorer)
+    tail = after_answers(renderer)
+
+    def score(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Any:
+        whole = [[*response, *(tail if response[-1] in renderer.stop_ids else ())] for response in responses]
+        rows = [answered(prompt, response, 0) for prompt, response in zip(prompts, whole, strict=True)]
+        return scorer.rewards(on_device(collate(rows), model.device))
+
+    return score
+
+
+def api_model(run: Run) -> Score:
+    """Scores by what listens at the address ``reward_model``."""
+    import torch
+
+    from ft_plugins.stages.ppo.remote_reward import ask
+
+    options: Any = run.plan.stage.options
+
+    def score(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Any:
+        whole = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+        texts = run.tokenizer.batch_decode(whole, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        scores = ask(options.reward_model, texts, options.reward_api_timeout, options.reward_api_retries)
+        return torch.tensor(scores, dtype=torch.float64)
+
+    return score
+
+
+def after_answers(renderer: Renderer) -> list[int]:
+    """The tokens that the template writes behind the end of an answer."""
+    ids = reward_models.probe_ids(renderer, "!")
+    ends = [position for position, token in enumerate(ids) if token in renderer.stop_ids]
+    return ids[ends[-1] + 1 :] if ends else []
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """A reward model that is missing, and sampling that is not the policy's own."""
+    options = plan.stage.options
+    assert isinstance(options, PpoOptions)
+    if not options.reward_model:
+        hint = "write the folder that stage rm left, with reward_model_type: full where it is a whole model"
+        yield Problem("reward_model is missing", place(plan, "stage"), hint)
+    elif options.reward_model_type == "api":
+        if not options.reward_model.startswith(("http://", "https://")):
+            reason = f"reward_model: {options.reward_model} is no address"
+            yield Problem(reason, place(plan, "reward_model"), "write http://HOST:PORT/PATH")
+    else:
+        yield from reward_models.problems(plan)
+    for name in ("reward_api_timeout", "reward_api_retries"):
+        if options.reward_model_type != "api" and name in plan.options and plan.options[name].origin != "default":
+            yield Problem(f"{name} is for reward_model_type: api", place(plan, name), "drop it")
+    if options.reward_model_adapters and options.reward_model_type != "full":
+        hint = "write reward_model_type: full, or drop it"
+        yield Problem("reward_model_adapters is for full reward models", place(plan, "reward_model_adapters"), hint)
+    if has_own_values(plan) and not options.ppo_value_coef:
+        reason = "ppo_value_backbone: separate would learn nothing, as ppo_value_coef is 0"
+        yield Problem(reason, place(plan, "ppo_value_backbone"), "write shared, or a ppo_value_coef above 0")
+    for name, plain in PLAIN.items():
+        bound = plan.options.get(name)
+        if bound and bound.origin not in ("default", "family") and bound.value != plain:
+            reason = f"{name}: {bound.value}: stage ppo samples from the policy as it is"
+            yield Problem(
+                reason, place(plan, name), f"drop it; it belongs into a file for answering ({plain} is taken)"
+            )
+    if plan.generation.max_length is not None:
+        yield Problem("max_length has no effect in stage ppo", place(plan, "max_length"), "write max_new_tokens")

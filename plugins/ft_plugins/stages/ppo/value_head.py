@@ -1,0 +1,71 @@
+"""Values of states: a linear layer on the policy's hidden states, or on those of a copy that learns values alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ftcore.errors import RunError
+from ftcore.training.attention import varlen
+from ftcore.training.batching.collators import Batch
+from ftcore.training.forward.causal_lm import hidden_states
+
+
+class ValueHead(torch.nn.Linear):
+    """Values ``[T]`` of the states at a batch's labels, all 0 at first.
+
+    Args:
+        size: of a hidden state, H.
+        backbone: a decoder that makes the hidden states and is trained with the head; None for the policy's states.
+        packed: whether sequences go end to end through it, as they do through the policy.
+    """
+
+    def __init__(self, size: int, backbone: Any = None, *, packed: bool = False) -> None:
+        super().__init__(size, 1)
+        torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+        self.backbone, self.packed = backbone, packed
+        if backbone is not None and packed:
+            backbone.set_attn_implementation(varlen.NAME)
+
+    def forward(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+        """Of a batch on the device, and the policy's hidden states ``[T, H]``."""
+        if self.backbone is not None:
+            hidden = hidden_states(self.backbone, batch, packed=self.packed)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.to(self.weight.dtype))[:, 0]
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """What is trained, by name, sharing memory."""
+        return {name: tensor.detach().contiguous() for name, tensor in self.named_parameters() if tensor.requires_grad}
+
+    def load(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Reads back, in place and exactly, what `trained` returned.
+
+        Raises:
+            RunError: names or shapes differ.
+        """
+        own = self.trained()
+        differing = [name for name in sorted({*own, *saved}) if _shape(own.get(name)) != _shape(saved.get(name))]
+        if differing:
+            raise RunError(f"the checkpoint holds another value head than this run has: {differing[0]} differs")
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def copied_decoder(model: Any) -> Any:
+    """A copy of a model's decoder, adapters in it included, with trained parameters of its own.
+
+    What is frozen, and every buffer, is the model's.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = inner.get_decoder()
+    shared = [*(tensor for tensor in decoder.parameters() if not tensor.requires_grad), *decoder.buffers()]
+    return copy.deepcopy(decoder, {id(tensor): tensor for tensor in shared})
+
+
+def _shape(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)

@@ -1,0 +1,31 @@
+"""Reward modelling: a score for answers, learnt from pairs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ftcore.api.components import Stage
+
+if TYPE_CHECKING:
+    from ftcore.runner.run import Run
+    from ftcore.training.forward.reward import RewardTrainer
+
+
+class RewardModelling(Stage):
+    """Learns a score by which preferred answers come first; leaves a sequence-classification model of one label."""
+
+    samples: ClassVar[tuple[str, ...]] = ("Preference",)
+    head: ClassVar[str] = "sequence_classification"
+    copies: ClassVar[float] = 2.0
+
+    def datasets(self, run: Run) -> Any:
+        """Prompts with two answers each."""
+        from ftcore.data.pipeline.loading import pair_datasets
+
+        return pair_datasets(run.plan, run.tokenizer)
+
+    def trainer(self, run: Run) -> RewardTrainer:
+        """The engine's trainer of scores."""
+        from ftcore.training.forward.reward import RewardTrainer
+
+        return RewardTrainer(run, train=run.data.train, evaluation=run.data.eval)

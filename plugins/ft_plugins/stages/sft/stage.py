@@ -1,0 +1,114 @@
+"""Supervised fine-tuning: next-token loss on the assistants' turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from ft_plugins.stages.sft.text_metrics import missing_packages
+from ftcore.api.components import InferenceEngine, OptionGroup, Stage
+from ftcore.config.validation.core import place
+from ftcore.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan
+    from ftcore.runner.run import Run
+    from ftcore.training.trainer import FtTrainer
+
+
+class AccuracyOptions(OptionGroup):
+    """What is evaluated besides the loss."""
+
+    compute_accuracy: bool = False
+    """Whether evaluations count the labels that are the likeliest token: ``eval_accuracy``."""
+
+
+def token_trainer(run: Run, **more: Any) -> FtTrainer:
+    """The shared trainer, counting hits where the stage's options say so."""
+    from ft_plugins.stages.sft.token_accuracy import AccuracyTrainer
+    from ftcore.training.trainer import FtTrainer
+
+    options = run.plan.stage.options
+    assert isinstance(options, AccuracyOptions)
+    kind = AccuracyTrainer if options.compute_accuracy else FtTrainer
+    return kind(run, train=run.data.train, evaluation=run.data.eval, **more)
+
+
+class SupervisedOptions(AccuracyOptions):
+    """What is evaluated and predicted besides the loss."""
+
+    predict_with_generate: bool = False
+    """With ``do_predict``: answer the prompts of the evaluation data by the generation options, and hold the answers
+    against the data's, by BLEU-4 and ROUGE."""
+    generation_max_length: Annotated[int, Field(ge=1)] | None = None
+    """Of these answers: tokens of prompt and answer together, instead of ``max_length``; ``max_new_tokens`` wins."""
+    generation_num_beams: Annotated[int, Field(ge=1)] | None = None
+    """Of these answers: beams, instead of ``num_beams``."""
+
+
+class SupervisedFineTuning(Stage):
+    """Learns what assistants say in conversations."""
+
+    Options = SupervisedOptions
+    samples: ClassVar[tuple[str, ...]] = ("Chat",)
+    packs: ClassVar[bool | None] = False
+    streams: ClassVar[bool] = True
+    smooths_labels: ClassVar[bool] = True
+    predicts: ClassVar[bool] = True
+    sees: ClassVar[bool] = True
+
+    def datasets(self, run: Run) -> Any:
+        """Conversations tokenised, with a weight for each token."""
+        from ftcore.data.pipeline.loading import chat_datasets
+
+        data = chat_datasets(run.plan, run.tokenizer)
+        run.pictures = data.pictures
+        if run.plan.training.do_predict and data.eval is not None and data.eval.has_images:
+            message = "do_predict is true, and rows to predict have images, which generation does not see yet"
+            raise UsageError(Problem(message, place(run.plan, "do_predict"), "remove do_predict, or those rows"))
+        return data
+
+    def trainer(self, run: Run) -> FtTrainer:
+        """The shared trainer, reading images where the model does."""
+        from ftcore.training.batching.collators import ImageCollator
+
+        return token_trainer(run, **({"collator": ImageCollator(run.pictures)} if run.pictures else {}))
+
+    def predict(self, run: Run, trainer: Any) -> Mapping[str, float]:
+        """Answers the last turns of the evaluation data's conversations."""
+        from ft_plugins.stages.sft.predicting import predict
+
+        return predict(run, trainer)
+
+
+def predicting(plan: Plan) -> Plan:
+    """The plan with what the stage's options say of the answers in the place of the generation options."""
+    options = plan.stage.options
+    assert isinstance(options, SupervisedOptions)
+    own = {"max_length": options.generation_max_length, "num_beams": options.generation_num_beams}
+    update = {name: value for name, value in own.items() if value is not None}
+    return replace(plan, generation=plan.generation.model_copy(update=update))
+
+
+def problems(plan: Plan) -> Iterable[Problem]:
+    """A prediction that nothing is generated for, and the other way round; packages that are missing."""
+    options, training = plan.stage.options, plan.training
+    assert isinstance(options, SupervisedOptions)
+    if training.do_predict and not options.predict_with_generate:
+        hint = "write predict_with_generate: true; for the loss write do_eval: true"
+        yield Problem("do_predict is true, and nothing is generated", place(plan, "do_predict"), hint)
+    if options.predict_with_generate and not training.do_predict:
+        hint = "write do_predict: true, or remove it"
+        yield Problem(
+            "predict_with_generate is true, and do_predict is false", place(plan, "predict_with_generate"), hint
+        )
+    if training.do_predict and type(plan.engine.component).over is InferenceEngine.over:
+        name = plan.engine.component.name
+        reason = f"engine {name} only answers with models that it loads itself, not with that of a run"
+        yield Problem(reason, place(plan, "infer_backend"), "leave infer_backend out")
+    if training.do_predict and (missing := missing_packages()):
+        hint = f"pip install {' '.join(missing)}"
+        yield Problem("answers are measured by packages that are not installed", place(plan, "do_predict"), hint)
