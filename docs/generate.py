@@ -1,4 +1,5 @@
-"""Writes what is generated: docs/options.md, docs/cli.md and ftcore/config/hf_training_arguments.json. ``--check`` only compares.
+"""Writes what is generated: docs/options.md, docs/cli.md and ftcore/config/hf_training_arguments.json. ``--check`` only
+compares.
 
 python docs/generate.py [--check]
 """

@@ -128,7 +128,10 @@ def test_chunk_and_tile_are_the_engines() -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, ftcore.resources.memory_model; print(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, ftcore.resources.memory_model\n"
+        "print(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

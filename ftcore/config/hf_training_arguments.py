@@ -1,6 +1,7 @@
 """The fields of ``transformers.Seq2SeqTrainingArguments``, known without importing transformers (which costs seconds).
 
-``hf_training_arguments.json`` is written by ``docs/generate.py`` and a test keeps it equal to the installed transformers.
+``hf_training_arguments.json`` is written by ``docs/generate.py`` and a test keeps it equal to the installed
+transformers.
 """
 
 from __future__ import annotations

@@ -120,5 +120,5 @@ def _own_code() -> str:
 
 @cache
 def _sources(path: Path) -> str:
-    files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])

@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 
 MEMBERS = 2
-"""How many work side by side (`ftcore.training.parallel.cpu_threads.pool`); where there are more threads, each has its share of them."""
+"""How many work side by side (`ftcore.training.parallel.cpu_threads.pool`); where there are more threads, each has its
+share of them."""
 _M_ARENA_MAX = -8
 """glibc, malloc.h."""
 

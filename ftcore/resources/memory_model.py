@@ -17,10 +17,10 @@ adapters of rank r                  ``r * linear layers * b``; with dropout also
 experts, ``a`` of them per token    ``a * (h + 3i) * b`` in place of SwiGLU's, and ``a * (h + i) * b`` where trained
 ==================================  ======================================================================
 
-On a CPU, where what is trained needs no cast, `ftcore.training.model_transforms.fused_layers` keeps less: each norm's input once, trained or not;
-attention's result once, for itself and for the product after it; nothing of the other linear layers' inputs, as what
-norms and SwiGLU make is made again (``2h`` more where no norm stands before the linear layers); ``2i * b`` of SwiGLU
-where gate and up are two layers.
+On a CPU, where what is trained needs no cast, `ftcore.training.model_transforms.fused_layers` keeps less: each norm's
+input once, trained or not; attention's result once, for itself and for the product after it; nothing of the other
+linear layers' inputs, as what norms and SwiGLU make is made again (``2h`` more where no norm stands before the linear
+layers); ``2i * b`` of SwiGLU where gate and up are two layers.
 
 Scores (tokens x tokens) and logits (tokens x vocabulary) are never kept. With gradient checkpointing one ``h * b`` is
 kept per layer, and one layer at a time in full. Of layers under the lowest that is trained nothing is kept.
@@ -45,9 +45,11 @@ __all__ = ["Architecture", "Depth", "Estimate", "Need", "estimate"]
 
 BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHUNK_BYTES = 64 << 20
-"""Float32 logits of one chunk of positions (`ftcore.training.losses.linear_cross_entropy.CHUNK_BYTES`, which a test keeps equal)."""
+"""Float32 logits of one chunk of positions (`ftcore.training.losses.linear_cross_entropy.CHUNK_BYTES`, which a test
+keeps equal)."""
 TILE = (1536, 1024)
-"""Positions and tokens of a tile of a frozen head's logits on a CPU (`ftcore.training.losses.linear_cross_entropy.TILE`, likewise)."""
+"""Positions and tokens of a tile of a frozen head's logits on a CPU
+(`ftcore.training.losses.linear_cross_entropy.TILE`, likewise)."""
 RUNTIME_BYTES = 540 << 20
 """Resident memory of a process that trains next to nothing (470 MB), and the buffers of larger matrix products."""
 HOLES = {(True, False): 1.25, (False, False): 0.6, (True, True): 0.85, (False, True): 0.5}

@@ -58,7 +58,8 @@ def training_arguments(plan: Plan) -> TrainingArguments:
         "disable_tqdm": True,  # progress is ours (`ftcore.training.callbacks.progress`)
         "logging_nan_inf_filter": False,  # it hides a loss that is not a number and steps on it
         "remove_unused_columns": False,
-        # `ftcore.training.checkpointing.directory` prunes: transformers' own may delete the last checkpoint that is whole
+        # `ftcore.training.checkpointing.directory` prunes: transformers' own may delete the last checkpoint that is
+        # whole
         "save_total_limit": None,
         "restore_callback_states_from_checkpoint": True,
     }

@@ -101,7 +101,8 @@ def limited_rows(spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None
     """The rows of a dataset, as many as the plan wants: the first ones, or with ``num_samples`` those that are drawn.
 
     These keep the order of the dataset; one that is drawn several times comes so often, one right after the other (see
-    `ftcore.data.pipeline.row_sampling.counted`). Where the sampling is not given it is made here, which reads the dataset once more.
+    `ftcore.data.pipeline.row_sampling.counted`). Where the sampling is not given it is made here, which reads the
+    dataset once more.
     """
     rows = read_dataset(spec, streaming=plan.data.streaming, max_row_bytes=plan.data.max_row_bytes)
     sampling = sampling or sampling_of(spec, plan)

@@ -32,7 +32,8 @@ QUESTIONS = {
     "Question": "conversations, with or without the last answer",
     "AnyQuestion": "prompts, with or without an answer",
 }
-"""The same of rows that are asked (see `ftcore.data.preprocessing.questions`): a `Chat` that may lack its answer, or any prompt."""
+"""The same of rows that are asked (see `ftcore.data.preprocessing.questions`): a `Chat` that may lack its answer, or
+any prompt."""
 _CLASSES: Mapping[str, type] = {"Text": Text, "Chat": Chat, "Preference": Preference, "Feedback": Feedback}
 _APART = "write such rows into a dataset of their own"
 _SPECIAL = ("response", "chosen", "rejected", "kto_tag")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def renderer_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    """What `ftcore.data.preprocessing.prepare.prepare` needs for the plan's stage: base models that read texts have no template.
+    """What `ftcore.data.preprocessing.prepare.prepare` needs for the plan's stage: base models that read texts have no
+    template.
 
     Raises:
         UsageError: see `Renderer.from_plan`.

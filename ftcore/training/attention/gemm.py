@@ -1,9 +1,9 @@
 """Causal attention of a block of queries by products of matrices, on a CPU whose oneDNN is far faster than its MKL.
 
 torch's flash kernel for the CPU multiplies by MKL. Here the scores of a block are one product for all heads that share
-their keys, by `ftcore.training.kernels.matmul`; they are made again in the backward pass. Forward and backward in one thread
-of a Zen 5 (torch 2.13, 9 query and 3 key heads of 64, float32, ms, flash kernel and products): 300 tokens 6.2 and 5.5,
-420 10.8 and 9.0, 640 22.1 and 16.7, 1024 54 and 36, 2048 204 and 121.
+their keys, by `ftcore.training.kernels.matmul`; they are made again in the backward pass. Forward and backward in one
+thread of a Zen 5 (torch 2.13, 9 query and 3 key heads of 64, float32, ms, flash kernel and products): 300 tokens 6.2
+and 5.5, 420 10.8 and 9.0, 640 22.1 and 16.7, 1024 54 and 36, 2048 204 and 121.
 """
 
 from __future__ import annotations

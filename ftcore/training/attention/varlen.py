@@ -107,7 +107,8 @@ def varlen_attention(
         max_length_q: length of the longest sequence.
         prefixes: for each sequence the tokens of the row that come before its own, of sequences that lie before it;
             None where no sequence has any.
-        side: where another thread computes another part of the row; see `ftcore.training.parallel.cpu_threads.kv_exchange`.
+        side: where another thread computes another part of the row; see
+        `ftcore.training.parallel.cpu_threads.kv_exchange`.
 
     Returns:
         ``[1, N, heads, value size]`` and None.

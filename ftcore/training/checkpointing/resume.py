@@ -100,7 +100,8 @@ class ResumableTrainer(Trainer):
     # ---- what a stage may keep besides ----
 
     def extra_state(self) -> dict[str, Any]:
-        """What a resume needs beyond weights and optimizer (see `ftcore.training.checkpointing.safe_serialization`); empty for nothing."""
+        """What a resume needs beyond weights and optimizer (see `ftcore.training.checkpointing.safe_serialization`);
+        empty for nothing."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:

@@ -1,17 +1,18 @@
 """The prompt that both answers of a pair have is computed once: where that is exact, and where it pays.
 
 The batch then has ``[prompt, chosen]`` as one sequence and ``[last of the prompt, rejected]`` as another one, which
-goes on from the other tokens of that prompt (``after``, see `ftcore.training.batching.collators`): its positions restart at the
-branch, and its queries see the prompt's keys. The prompt's last token is there twice, because it predicts both answers'
-first tokens, and a place in a row has one label.
+goes on from the other tokens of that prompt (``after``, see `ftcore.training.batching.collators`): its positions
+restart at the branch, and its queries see the prompt's keys. The prompt's last token is there twice, because it
+predicts both answers' first tokens, and a place in a row has one label.
 
 What is saved is the linear layers' work on the prompt and its attention to itself. What is added is that each layer's
 attention of the rejected answer has its keys in two places, which are copied together and whose gradients are handed
-back (`ftcore.training.attention.blocked`), or goes under a mask. Measured on the CPU (one thread of an AMD EPYC with AVX-512,
-torch 2.13, forward and backward of one layer, smollm2's and two other shapes, prompts of 2 to 700 tokens, answers of 4
-to 700), in units of the time that the linear layers take for a multiplication and addition forward and back. That was
-with two parts merged by their logsumexps; in blocks the same beginnings pay (Zen 3, attention's ms shared less alone,
-and linear layers' ms saved: 7 before 701 10.7 and 1.3, 7 before 17 0.1 and 1.3, 30 before 400 2.3 and 5.5).
+back (`ftcore.training.attention.blocked`), or goes under a mask. Measured on the CPU (one thread of an AMD EPYC with
+AVX-512, torch 2.13, forward and backward of one layer, smollm2's and two other shapes, prompts of 2 to 700 tokens,
+answers of 4 to 700), in units of the time that the linear layers take for a multiplication and addition forward and
+back. That was with two parts merged by their logsumexps; in blocks the same beginnings pay (Zen 3, attention's ms
+shared less alone, and linear layers' ms saved: 7 before 701 10.7 and 1.3, 7 before 17 0.1 and 1.3, 30 before 400 2.3
+and 5.5).
 """
 
 from __future__ import annotations

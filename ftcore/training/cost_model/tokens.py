@@ -34,7 +34,8 @@ class Work:
 
     @classmethod
     def of(cls, scorer: Any) -> Work:
-        """Of a scorer's model; of the layers alone that compute where others are kept (`ftcore.training.frozen_layer_cache.cache`)."""
+        """Of a scorer's model; of the layers alone that compute where others are kept
+        (`ftcore.training.frozen_layer_cache.cache`)."""
         config, cost, prefix = scorer.inner.config.get_text_config(), Cost.of(scorer.inner), scorer.prefix
         kept = prefix.border / len(prefix.layers) if prefix is not None and prefix.on else 0.0
         label = 2.0 * config.vocab_size * config.hidden_size if scorer.reads_vocabulary else 0.0

@@ -44,17 +44,22 @@ class Scorer:
 
     Attributes:
         packed: sequences go end to end through ``ft_varlen`` attention; else padded, with the model's own attention.
-        fused: hidden states go through `ftcore.training.losses.linear_cross_entropy`; else the model's own forward makes the logits, of the
+        fused: hidden states go through `ftcore.training.losses.linear_cross_entropy`; else the model's own forward
+        makes the logits, of the
             trained positions only.
         coarsest: dtype among the weights; results are no finer. Any of them may be in float32 because it is trained.
         shares: a sequence may go on from the beginning of another one; packed only.
         prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
         plain: every layer's attention is the causal triangle of a sequence and what comes before it, nothing else.
         team: computes one batch on all threads, in halves; None where a batch is computed as one.
-        last: the last layer, where it computes no more than is read (`ftcore.training.model_transforms.last_layer_pruning`); packed only.
-        compiled: backend and mode of the compiler of the decoder's layers (`ftcore.training.model_transforms.torch_compile`); None for none.
-        kernel: computes the head's losses in place of `ftcore.training.losses.linear_cross_entropy` (`ftcore.engine.cut`); None for none.
-        unseen: what has to be shown of a batch with images before one is computed (`ftcore.training.forward.dependence`); None
+        last: the last layer, where it computes no more than is read
+        (`ftcore.training.model_transforms.last_layer_pruning`); packed only.
+        compiled: backend and mode of the compiler of the decoder's layers
+        (`ftcore.training.model_transforms.torch_compile`); None for none.
+        kernel: computes the head's losses in place of `ftcore.training.losses.linear_cross_entropy`
+        (`ftcore.engine.cut`); None for none.
+        unseen: what has to be shown of a batch with images before one is computed
+        (`ftcore.training.forward.dependence`); None
             once it is.
         smoothing: of the labels, in the losses; log-probabilities are without it.
     """

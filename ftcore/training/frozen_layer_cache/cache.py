@@ -121,7 +121,8 @@ class FrozenPrefix:
 
         Args:
             batch: what is computed.
-            trimmed: whether the last layer gives no more than these where it computes (`ftcore.training.model_transforms.last_layer_pruning`).
+            trimmed: whether the last layer gives no more than these where it computes
+            (`ftcore.training.model_transforms.last_layer_pruning`).
         """
         trimmed = trimmed and self.border < len(self.layers)
         asked = {"labelled": batch["positions"]} if trimmed else {}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import ftcore.training
 from ftcore.training.attention import varlen
 from ftcore.training.checkpointing.state import versions
 from ftcore.training.kernels import matmul
@@ -89,7 +90,7 @@ def _sources(scorer: Any, modules: list[nn.Module]) -> list[Any]:
     names = {kind.__module__ for one in (scorer, *modules) for kind in type(one).__mro__}
     names |= {name for name in sys.modules if name.startswith("transformers.") and name.count(".") < 3}
     files = {getattr(sys.modules.get(name), "__file__", None) for name in names}
-    written = {*(Path(file) for file in files if file), *Path(__file__).parent.glob("*.py")}
+    written = {*(Path(file) for file in files if file), *Path(ftcore.training.__file__).parent.rglob("*.py")}
     stamps = [[str(file), stamp_of(file)] for file in sorted(written)]
     return [[f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, modules)], stamps]
 

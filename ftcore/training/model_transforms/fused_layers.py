@@ -1,11 +1,11 @@
 """Norms, gated feed-forward layers and linear layers of a model on a CPU that keep less for the backward pass.
 
 What autograd keeps of transformers' own Llama layer is 10.6 thousand numbers per token at a hidden size of 576 (see
-`ftcore.resources.memory_model`); of these 5.8 remain: inputs of the norms, queries, keys, values and attention's result, and what comes
-out of the two products into the feed-forward layer. Norms and activations are computed again, block by block in the
-processor's cache; products of matrices are not. A module is taken by its structure and only if it computes, to
-rounding, what its formula here says; every other one stays as it is, and so does what autocast would cast (weights
-in float32 under autocast) or is on another device. In bfloat16 norms sum up in float32.
+`ftcore.resources.memory_model`); of these 5.8 remain: inputs of the norms, queries, keys, values and attention's
+result, and what comes out of the two products into the feed-forward layer. Norms and activations are computed again,
+block by block in the processor's cache; products of matrices are not. A module is taken by its structure and only if it
+computes, to rounding, what its formula here says; every other one stays as it is, and so does what autocast would cast
+(weights in float32 under autocast) or is on another device. In bfloat16 norms sum up in float32.
 """
 
 from __future__ import annotations

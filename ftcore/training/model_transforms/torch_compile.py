@@ -1,10 +1,10 @@
 """Decoder layers by torch's compiler (``torch_compile``), one piece of code for all of a class.
 
 So 30 layers take as long to compile as one, for batches of any length: some 10 s. Attention is not looked into
-(`ftcore.training.attention.varlen`), nor is what is generated. On a Zen 5 in bfloat16 a step of sft takes 0.89 of the CPU time
-with all of smollm2-135m trained, 0.95 with LoRA, whose layers are ft's own (docs/performance.md). In float32 on a CPU
-nothing is compiled: layers by `ftcore.training.model_transforms.fused_layers` took 0.59 of the CPU time of compiled ones, whose products are
-MKL's, and 0.93 of that of compiled ones with oneDNN's products.
+(`ftcore.training.attention.varlen`), nor is what is generated. On a Zen 5 in bfloat16 a step of sft takes 0.89 of the
+CPU time with all of smollm2-135m trained, 0.95 with LoRA, whose layers are ft's own (docs/performance.md). In float32
+on a CPU nothing is compiled: layers by `ftcore.training.model_transforms.fused_layers` took 0.59 of the CPU time of
+compiled ones, whose products are MKL's, and 0.93 of that of compiled ones with oneDNN's products.
 """
 
 from __future__ import annotations

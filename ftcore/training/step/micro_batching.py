@@ -2,8 +2,9 @@
 
 Activations are then those of a pass and not of the batch: sft lora of smollm2-135m, 1,418 tokens in 8 rows, float32,
 Zen 3, peaked at 2.09 GB in two passes one after the other and at 2.84 in one. On one thread a step took 13.1 CPU s
-instead of 13.8; four passes took 14.7. On several threads passes are done side by side (`ftcore.training.parallel.cpu_threads.pool`): 1,657
-tokens in two passes at a time peaked at 2.82 GB and took 0.83 of the CPU time of passes on both threads.
+instead of 13.8; four passes took 14.7. On several threads passes are done side by side
+(`ftcore.training.parallel.cpu_threads.pool`): 1,657 tokens in two passes at a time peaked at 2.82 GB and took 0.83 of
+the CPU time of passes on both threads.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ EVEN = 0.62
 times the tokens a second of one. A step of `rm` of which one had 0.72 took 12.0 s (15 CPU s)."""
 
 UNCUT = 0.55
-"""The same where the row is cut in two halves instead (`ftcore.training.parallel.cpu_threads.split_forward`). Six steps of `rm` whose pairs were more
-unlike, by turns: cut 0.85 of the CPU time and 0.86 of the time of all threads together; 0.59 cut instead of not: 0.85
-of the time."""
+"""The same where the row is cut in two halves instead (`ftcore.training.parallel.cpu_threads.split_forward`). Six steps
+of `rm` whose pairs were more unlike, by turns: cut 0.85 of the CPU time and 0.86 of the time of all threads together;
+0.59 cut instead of not: 0.85 of the time."""
 
 Passes = list[list[int]]
 """Of each pass its rows, by their place in the batch."""

@@ -1,4 +1,5 @@
-"""One row of sequences computed by a whole crew: cut in two where the work is even (`ftcore.training.parallel.cpu_threads.kv_exchange`).
+"""One row of sequences computed by a whole crew: cut in two where the work is even
+(`ftcore.training.parallel.cpu_threads.kv_exchange`).
 
 Where rows of a batch are of unlike length, two passes of whole rows would end at different times, and all threads
 together make fewer tokens a second than two halves beside each other (`ftcore.training.parallel.cpu_threads.pool`).
