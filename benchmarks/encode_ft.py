@@ -13,8 +13,8 @@ Side = tuple[list[int], list[int]]
 
 def main() -> None:
     """Plans the run and reads its data; nothing is trained."""
+    from ftcore.api.plan import Run
     from ftcore.config.planner import make_plan
-    from ftcore.runner.run import Run
 
     plan = make_plan(sys.argv[1])
     state = Run(plan=plan, tokenizer=plan.plugins.hook.ft_load_tokenizer(plan=plan))

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from ftcore.api import components as c
-    from ftcore.api.plan import Plan
+    from ftcore.api.plan import Plan, Result
     from ftcore.errors import Problem
-    from ftcore.runner.run import Result
 
 PROJECT = "ftcore"
 hookspec = pluggy.HookspecMarker(PROJECT)

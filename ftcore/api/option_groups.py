@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ftcore.api.components import OptionGroup
+from ftcore.api.component import OptionGroup
 from ftcore.resources.compilers import INDUCTOR
 
 

@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -28,6 +28,7 @@ from ftcore.api.components import (
     OptionGroup,
     Stage,
 )
+from ftcore.api.plan import Listed, RegisteredComponent
 from ftcore.errors import Problem, UsageError, quoted
 
 GROUP = "ftcore"
@@ -47,22 +48,6 @@ HOOKS: Mapping[type[Component], str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Offer(Generic[C]):
-    """A component and where it comes from."""
-
-    component: C
-    distribution: str
-    version: str
-    plugin: str
-    """Plugin id, ``distribution/entry-point``."""
-
-    @property
-    def full_name(self) -> str:
-        """``distribution:name``, unique whatever else is installed."""
-        return f"{self.distribution}:{self.component.name}"
-
-
-@dataclass(frozen=True, slots=True)
 class Candidate:
     """A plugin before it is loaded: ``load`` imports it."""
 
@@ -77,20 +62,12 @@ class Candidate:
         return f"{self.distribution}/{self.entry}"
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A plugin as listed: ``status`` is ``ok``, ``disabled`` or the problem."""
-
-    id: str
-    distribution: str
-    version: str
-    status: str
-
-
 class Plugins:
     """All that is installed: passed on, never global."""
 
-    def __init__(self, manager: pluggy.PluginManager, listed: Sequence[Listed], offers: Sequence[Offer[Any]]) -> None:
+    def __init__(
+        self, manager: pluggy.PluginManager, listed: Sequence[Listed], offers: Sequence[RegisteredComponent[Any]]
+    ) -> None:
         self.manager, self.listed, self.offers = manager, tuple(listed), tuple(offers)
 
     @property
@@ -103,11 +80,11 @@ class Plugins:
         """Plugins that could not be loaded, or not in full."""
         return tuple(plugin for plugin in self.listed if plugin.status not in ("ok", "disabled"))
 
-    def of(self, kind: type[C]) -> tuple[Offer[C], ...]:
+    def of(self, kind: type[C]) -> tuple[RegisteredComponent[C], ...]:
         """Every offer of one kind."""
         return tuple(offer for offer in self.offers if isinstance(offer.component, kind))
 
-    def find(self, kind: type[C], name: str, where: str = "") -> Offer[C]:
+    def find(self, kind: type[C], name: str, where: str = "") -> RegisteredComponent[C]:
         """The one offer that ``name`` selects: a name, an alias or a full name.
 
         Raises:
@@ -122,7 +99,7 @@ class Plugins:
             raise UsageError(_clash(f"{label} {quoted(name)} is offered by", found, where))
         raise UsageError(Problem(f"unknown {label} {quoted(name)}", where, self._what_exists(name, offers)))
 
-    def default(self, kind: type[C], where: str = "") -> Offer[C]:
+    def default(self, kind: type[C], where: str = "") -> RegisteredComponent[C]:
         """The offer that is used when nothing selects one.
 
         Raises:
@@ -144,7 +121,7 @@ class Plugins:
                 commands.setdefault(name, []).append((implementation.plugin_name, target))
         return commands
 
-    def _what_exists(self, name: str, offers: Sequence[Offer[Any]]) -> str:
+    def _what_exists(self, name: str, offers: Sequence[RegisteredComponent[Any]]) -> str:
         names = sorted({known for offer in offers for known in (offer.component.name, *offer.component.aliases)})
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         parts = [f"did you mean {', '.join(map(repr, near))}?"] if near else []
@@ -160,7 +137,7 @@ class Plugins:
         )
 
 
-def _clash(head: str, found: Sequence[Offer[Any]], where: str) -> Problem:
+def _clash(head: str, found: Sequence[RegisteredComponent[Any]], where: str) -> Problem:
     distributions = " and ".join(sorted({offer.distribution for offer in found}))
     names = " or ".join(sorted(offer.full_name for offer in found))
     return Problem(f"{head} {distributions}", where, f"write the full name: {names}")
@@ -190,7 +167,7 @@ def load(candidates: Iterable[Candidate] | None = None, disabled: Iterable[str] 
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     listed: list[Listed] = []
-    offers: list[Offer[Any]] = []
+    offers: list[RegisteredComponent[Any]] = []
     for candidate in installed() if candidates is None else candidates:
         if off & {candidate.id, candidate.distribution}:
             listed.append(Listed(candidate.id, candidate.distribution, candidate.version, "disabled"))
@@ -231,8 +208,8 @@ def _register(manager: pluggy.PluginManager, candidate: Candidate) -> list[str]:
     ]
 
 
-def _collect(manager: pluggy.PluginManager, candidate: Candidate) -> tuple[list[Offer[Any]], list[str]]:
-    offers: list[Offer[Any]] = []
+def _collect(manager: pluggy.PluginManager, candidate: Candidate) -> tuple[list[RegisteredComponent[Any]], list[str]]:
+    offers: list[RegisteredComponent[Any]] = []
     problems: list[str] = []
     for kind, hook in HOOKS.items():
         for implementation in getattr(manager.hook, hook).get_hookimpls():
@@ -247,7 +224,9 @@ def _collect(manager: pluggy.PluginManager, candidate: Candidate) -> tuple[list[
                 if wrong := _wrong(kind, component):
                     problems.append(f"{hook} offers {getattr(component, 'name', component)!r}: {wrong}")
                 else:
-                    offers.append(Offer(component, candidate.distribution, candidate.version, candidate.id))
+                    offers.append(
+                        RegisteredComponent(component, candidate.distribution, candidate.version, candidate.id)
+                    )
     return offers, problems
 
 

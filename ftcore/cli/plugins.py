@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from ftcore.api.components import KINDS
-from ftcore.api.registry import Listed, Offer, Plugins, load
+from ftcore.api.plan import Listed, RegisteredComponent
+from ftcore.api.registry import Plugins, load
 from ftcore.cli.common import echo_json, json_option, kind_names
 from ftcore.config.binding import option_info, owner_of
 from ftcore.errors import Problem, UsageError
@@ -58,7 +59,7 @@ def show(name: str, as_json: bool) -> None:
         _print(row)
 
 
-def names_of(offer: Offer[Any]) -> tuple[str, ...]:
+def names_of(offer: RegisteredComponent[Any]) -> tuple[str, ...]:
     """Whatever selects it."""
     return (offer.full_name, offer.component.name, *offer.component.aliases)
 
@@ -84,7 +85,7 @@ def plugin_row(plugin: Listed) -> dict[str, Any]:
     }
 
 
-def component_row(offer: Offer[Any], plugins: Plugins) -> dict[str, Any]:
+def component_row(offer: RegisteredComponent[Any], plugins: Plugins) -> dict[str, Any]:
     """One component for the list."""
     component = offer.component
     kind = next(kind for kind in KINDS if isinstance(component, kind))
@@ -105,7 +106,7 @@ def component_row(offer: Offer[Any], plugins: Plugins) -> dict[str, Any]:
     }
 
 
-def detail(offer: Offer[Any], plugins: Plugins) -> dict[str, Any]:
+def detail(offer: RegisteredComponent[Any], plugins: Plugins) -> dict[str, Any]:
     """One component whole, its options included."""
     component = offer.component
     owner = owner_of(component.kind, component.name)

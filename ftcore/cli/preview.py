@@ -13,12 +13,12 @@ from ftcore.cli.common import echo_json, file_and_overrides
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
+    from ftcore.api.dataset_spec import DatasetSpec
     from ftcore.api.plan import Plan
     from ftcore.api.samples import Place
     from ftcore.data.chat_template.renderer import Renderer
     from ftcore.data.preprocessing.prepare import Prepared
     from ftcore.data.row_stats import Counts
-    from ftcore.data.sources.resolve import DatasetSpec
 
 
 @click.command(name="preview")

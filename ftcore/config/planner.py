@@ -10,8 +10,8 @@ from typing import Any
 
 from ftcore.api.components import KINDS, ChatTemplate, Component, DatasetFormat, ModelFamily, OptionGroup
 from ftcore.api.option_groups import GROUPS, ModelOptions, TrainingOptions
-from ftcore.api.plan import Bound, Plan, Selected
-from ftcore.api.registry import Offer, Plugins, load
+from ftcore.api.plan import Bound, Plan, RegisteredComponent, Selected
+from ftcore.api.registry import Plugins, load
 from ftcore.config.binding import (
     TRANSFORMERS,
     Binding,
@@ -124,7 +124,7 @@ class _Planner:
         """Whether the model is one of the hub's that is not on this machine."""
         return self._located.source is None and self._located.config is None
 
-    def _family(self, located: Located) -> Offer[ModelFamily] | None:
+    def _family(self, located: Located) -> RegisteredComponent[ModelFamily] | None:
         if named := self._raw(ModelFamily.option):
             return self._find(ModelFamily, named)
         name = self._raw("model_name_or_path")
@@ -146,7 +146,7 @@ class _Planner:
             self.problems += error.problems
             return None
 
-    def _choose(self, kind: type[Component], family: Offer[ModelFamily] | None) -> Any:
+    def _choose(self, kind: type[Component], family: RegisteredComponent[ModelFamily] | None) -> Any:
         name = self._raw(kind.option)
         if kind is ChatTemplate and is_template_file(name):
             return self._template_file(name)
@@ -164,14 +164,14 @@ class _Planner:
             return None
         return self._find(kind, offer.full_name)
 
-    def _template_file(self, name: str) -> Offer[ChatTemplate] | None:
+    def _template_file(self, name: str) -> RegisteredComponent[ChatTemplate] | None:
         try:
             return read_template_file(name, self._where(ChatTemplate.option))
         except UsageError as error:
             self.problems += error.problems
             return None
 
-    def _claims(self, kind: type[Component]) -> list[tuple[Offer[Any], str]]:
+    def _claims(self, kind: type[Component]) -> list[tuple[RegisteredComponent[Any], str]]:
         """Components of a kind with the option that the file has of theirs."""
         return [
             (offer, written[0])
@@ -179,7 +179,7 @@ class _Planner:
             if (written := [name for name in offer.component.selected_by if self._raw(name) is not None])
         ]
 
-    def _claimed(self, kind: type[Component], claims: Sequence[tuple[Offer[Any], str]]) -> Any:
+    def _claimed(self, kind: type[Component], claims: Sequence[tuple[RegisteredComponent[Any], str]]) -> Any:
         offer, option = claims[0]
         if len(claims) == 1:
             return offer
@@ -188,7 +188,7 @@ class _Planner:
         self.problems.append(Problem(message, self._where(option), f"write {kind.option}: {' or '.join(names)}"))
         return None
 
-    def _bind(self, chosen: Mapping[str, Offer[Any]]) -> tuple[Binding, dict[str, OptionGroup] | None]:
+    def _bind(self, chosen: Mapping[str, RegisteredComponent[Any]]) -> tuple[Binding, dict[str, OptionGroup] | None]:
         unused = _unused(chosen, unknown=self._unseen())
         active: dict[str, type[OptionGroup]] = {name: group for name, group in GROUPS.items() if name not in unused}
         for kind, offer in chosen.items():
@@ -210,7 +210,7 @@ class _Planner:
     def _assemble(
         self,
         located: Located,
-        chosen: Mapping[str, Offer[Any] | None],
+        chosen: Mapping[str, RegisteredComponent[Any] | None],
         binding: Binding,
         groups: dict[str, OptionGroup],
     ) -> Plan:
@@ -247,7 +247,7 @@ class _Planner:
         return self._complete(plan)
 
     def _options(
-        self, chosen: Mapping[str, Offer[Any] | None], groups: Mapping[str, OptionGroup], binding: Binding
+        self, chosen: Mapping[str, RegisteredComponent[Any] | None], groups: Mapping[str, OptionGroup], binding: Binding
     ) -> dict[str, Bound]:
         options: dict[str, Bound] = {}
         for option, kind in selection_options().items():
@@ -262,7 +262,7 @@ class _Planner:
         return options | bound_options(active, binding)
 
     def _with_output_dir(
-        self, training: TrainingOptions, model: ModelOptions, chosen: Mapping[str, Offer[Any] | None]
+        self, training: TrainingOptions, model: ModelOptions, chosen: Mapping[str, RegisteredComponent[Any] | None]
     ) -> TrainingOptions:
         if training.output_dir:
             return training

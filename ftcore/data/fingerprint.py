@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import ftcore.api.samples
 from ftcore.api.components import DatasetFormat
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.datasets.packing import splits
 from ftcore.data.multimodal.media_files import MediaFolders
-from ftcore.data.sources.resolve import DatasetSpec, data_files
+from ftcore.data.sources.resolve import data_files
 from ftcore.utils.hashing import file_sha256, sampled_sha256
 
 if TYPE_CHECKING:
-    from ftcore.api.plan import Plan
-    from ftcore.api.registry import Offer
+    from ftcore.api.plan import Plan, RegisteredComponent
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -100,12 +100,12 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [f"{name} was {before.get(name, 'not set')}, now it is {now.get(name, 'not set')}" for name in names]
 
 
-def _formats(plan: Plan) -> Iterable[Offer[DatasetFormat]]:
+def _formats(plan: Plan) -> Iterable[RegisteredComponent[DatasetFormat]]:
     """All of them: which one reads a dataset shows in its rows."""
     return plan.plugins.of(DatasetFormat)
 
 
-def _code(offer: Offer[DatasetFormat]) -> str:
+def _code(offer: RegisteredComponent[DatasetFormat]) -> str:
     """Versions stay the same while one writes a plugin: its code is looked at too."""
     try:
         file = Path(inspect.getfile(type(offer.component)))

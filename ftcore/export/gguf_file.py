@@ -12,7 +12,6 @@ from math import pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class GgufFile:
         """
         from ftcore.export.gguf_vocabulary import read_vocabulary
 
-        where = place(plan, "export_gguf")
+        where = plan.where("export_gguf")
         try:
             import gguf  # noqa: F401
         except ModuleNotFoundError as error:

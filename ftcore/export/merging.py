@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 from ftcore.models.adapters import adapter_folder, fitting
 
@@ -57,7 +56,7 @@ def _dequantized(plan: Plan, model: Any) -> Any:
         kind = getattr(method, "quant_method", "unknown")
         reason = f"{plan.model.model_name_or_path} is quantised ({kind}), and that cannot be undone: {error}"
         hint = "name the model that it was quantised from"
-        raise UsageError(Problem(reason, place(plan, "model_name_or_path"), hint)) from error
+        raise UsageError(Problem(reason, plan.where("model_name_or_path"), hint)) from error
 
 
 def _merge(plan: Plan, model: Any, name: str) -> Any:
@@ -76,7 +75,7 @@ def _merge(plan: Plan, model: Any, name: str) -> Any:
     except (RuntimeError, ValueError) as error:
         reason = f"adapter {name} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
         hint = "write the model that it was trained on"
-        raise UsageError(Problem(reason, place(plan, "adapter_name_or_path"), hint)) from error
+        raise UsageError(Problem(reason, plan.where("adapter_name_or_path"), hint)) from error
     _untie(adapted.get_base_model(), BaseTunerLayer)
     for layer in adapted.modules():
         if isinstance(layer, BaseTunerLayer):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
@@ -48,14 +47,12 @@ def check_options(plan: Plan) -> Path:
         problems.append(Problem("export_dir is missing", plan.file, "write export_dir=FOLDER"))
     else:
         try:
-            check_folder(Path(options.export_dir).expanduser(), place(plan, "export_dir"))
+            check_folder(Path(options.export_dir).expanduser(), plan.where("export_dir"))
         except UsageError as error:
             problems += error.problems
     if options.export_legacy_format:
         hint = "pickled weights can run code and are not written; leave it out for safetensors"
-        problems.append(
-            Problem("export_legacy_format: true asks for pickle", place(plan, "export_legacy_format"), hint)
-        )
+        problems.append(Problem("export_legacy_format: true asks for pickle", plan.where("export_legacy_format"), hint))
     if problems:
         raise UsageError(problems)
     return Path(str(options.export_dir)).expanduser()

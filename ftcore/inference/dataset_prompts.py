@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ftcore.api.components import Stage
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.inference_types import Prompt
 from ftcore.api.plan import Plan
 from ftcore.api.samples import Chat, Feedback, Message, Place, Preference, Sample
@@ -14,7 +15,7 @@ from ftcore.data.formats.detection import read_samples, row_problem
 from ftcore.data.multimodal.media_files import holds_media
 from ftcore.data.pipeline.row_sampling import counted
 from ftcore.data.row_stats import Counts, bad_rows
-from ftcore.data.sources.resolve import DatasetSpec, resolve
+from ftcore.data.sources.resolve import resolve
 from ftcore.errors import RowError, UsageError
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 from ftcore.utils.hashing import file_sha256
 
@@ -30,7 +29,7 @@ def source_of(plan: Plan) -> str:
             fetch = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
             reason = f"the plugin that offers {plan.source.name} names {plan.source.fetch!r}, which cannot be imported"
-            raise UsageError(Problem(f"{reason}: {error}", place(plan, "model_name_or_path"))) from error
+            raise UsageError(Problem(f"{reason}: {error}", plan.where("model_name_or_path"))) from error
         return str(fetch())
     name = str(plan.model.model_name_or_path)
     folder = Path(name).expanduser()

@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 from ftcore.models.resolve import HUB_ID
 
@@ -169,10 +168,10 @@ def names(plan: Plan) -> Iterator[tuple[str, HubName]]:
     beside = plan.stage.component.beside(plan)
     for option, other in {"": plan, **beside}.items():
         if found := model_name(other):
-            yield place(plan, option or "model_name_or_path"), found
+            yield plan.where(option or "model_name_or_path"), found
         for name in other.model.adapter_name_or_path:
             if found := adapter_name(other, name):
-                yield place(plan, naming(plan, name) or option or "adapter_name_or_path"), found
+                yield plan.where(naming(plan, name) or option or "adapter_name_or_path"), found
     for spec in (*plan.datasets, *plan.eval_datasets):
         if spec.hub_id:
             yield spec.where, HubName(name=spec.hub_id, what="dataset")
@@ -224,7 +223,7 @@ def fetch_config(plan: Plan) -> bool:
     """
     if plan.config is not None or (name := model_name(plan)) is None:
         return False
-    if problem := name.problem(place(plan, naming(plan, name.name) or "model_name_or_path")):
+    if problem := name.problem(plan.where(naming(plan, name.name) or "model_name_or_path")):
         raise UsageError(problem)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError

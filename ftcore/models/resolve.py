@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.api.components import ModelFamily, ModelSource
-from ftcore.api.registry import Offer, Plugins
+from ftcore.api.plan import RegisteredComponent, Registry
 from ftcore.errors import Problem
 from ftcore.models.model_config import folder_problems
 from ftcore.utils.json_files import read_object
@@ -31,10 +31,10 @@ class Located:
 
     source: ModelSource | None = None
     config: Mapping[str, Any] | None = None
-    family: Offer[ModelFamily] | None = None
+    family: RegisteredComponent[ModelFamily] | None = None
 
 
-def locate(name: str, plugins: Plugins, where: str, cache_dir: str | None = None) -> tuple[Located, list[Problem]]:
+def locate(name: str, plugins: Registry, where: str, cache_dir: str | None = None) -> tuple[Located, list[Problem]]:
     """What ``model_name_or_path`` means, or why it means nothing."""
     offered = [
         (offer, source)
@@ -72,7 +72,7 @@ def _folder(path: Path, name: str, where: str) -> tuple[Located, list[Problem]]:
     return Located(config=None if problems else config), problems
 
 
-def _near(name: str, plugins: Plugins) -> str:
+def _near(name: str, plugins: Registry) -> str:
     names = [source.name for offer in plugins.of(ModelFamily) for source in offer.component.models]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
@@ -107,8 +107,8 @@ def _snapshot_files(name: str, file: str, cache_dir: str | None) -> list[Path]:
 
 
 def choose_family(
-    located: Located, name: str, plugins: Plugins, where: str
-) -> tuple[Offer[ModelFamily] | None, list[Problem]]:
+    located: Located, name: str, plugins: Registry, where: str
+) -> tuple[RegisteredComponent[ModelFamily] | None, list[Problem]]:
     """The family that fits best; None when none does; a tie between distributions is a problem, never a guess."""
     if located.family:
         return located.family, []

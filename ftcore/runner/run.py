@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ftcore.api.plan import Plan, Result, Run
 from ftcore.errors import RunError
 from ftcore.utils.ownership import RUN_LOG
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, Trainer
 
-    from ftcore.api.plan import Plan
-    from ftcore.data.multimodal.images import Pictures
     from ftcore.runner.run_record import RunRecord
-
-
-@dataclass(kw_only=True)
-class Run:
-    """The state of one run, handed to the stage. What is not loaded yet is None: tokenizer, data, model, in turn."""
-
-    plan: Plan
-    tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel = None
-    """The method has been applied: what is to be trained requires gradients."""
-    data: Any = None
-    """What the stage's ``datasets`` returned: ``train``, ``eval`` and ``accounting``."""
-    pictures: Pictures | None = None
-    """How images are read; None where the stage or the model sees none."""
-    phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
-    """``with run.phase("evaluating"):`` says in ``ft_run.json`` what the run does meanwhile."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What came of a run."""
-
-    output_dir: Path
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    counts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(plan: Plan) -> int:

@@ -10,10 +10,9 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, speed_metrics
 
-from ftcore.config.validation.core import place
+from ftcore.api.plan import Run
 from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, RunError, UsageError
-from ftcore.runner.run import Run
 from ftcore.training.batching.collators import Batch, collate, tokens_read
 from ftcore.training.batching.samplers import EpochBatches, EpochLoader
 from ftcore.training.batching.shared_prefix import Shared
@@ -259,7 +258,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
         if not batches.used:
             message = f"dataloader_drop_last is true, and {batches.rows} rows fill no batch of {together}"
             hint = "lower per_device_train_batch_size, or remove dataloader_drop_last"
-            raise UsageError(Problem(message, place(self.plan, "dataloader_drop_last"), hint))
+            raise UsageError(Problem(message, self.plan.where("dataloader_drop_last"), hint))
         left, told = batches.rows - batches.used, self.leaves_out
         self.leaves_out = left
         if left and told != left and self.args.should_save:

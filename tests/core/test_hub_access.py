@@ -232,8 +232,8 @@ def test_whatever_loads_from_the_hub_asks_first(
     from ft_plugins.engines.transformers.engine import load_adapted
     from ft_plugins.stages.ppo.reward_models import reward_plan
     from ft_plugins.stages.references import reference_plan
+    from ftcore.api.dataset_spec import DatasetSpec
     from ftcore.data.sources.readers import read_dataset
-    from ftcore.data.sources.resolve import DatasetSpec
     from ftcore.models.adapters import adapter_folder
 
     refuse(monkeypatch)

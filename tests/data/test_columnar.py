@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ft_plugins.formats import FORMATS
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.data.formats.detection import read_samples, row_problem
 from ftcore.data.pipeline.loading import chat_datasets
 from ftcore.data.sources.columnar import hub_row
 from ftcore.data.sources.readers import read_dataset, read_rows
-from ftcore.data.sources.resolve import DatasetSpec, resolve
+from ftcore.data.sources.resolve import resolve
 from ftcore.errors import RowError, UsageError
 from ftcore.models import hub_access
 

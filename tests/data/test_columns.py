@@ -12,9 +12,10 @@ import pytest
 
 from ft_plugins.formats import FORMATS
 from ftcore.api.components import DatasetFormat
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.data.formats.sample_kinds import readings
 from ftcore.data.sources.dataset_info import KEY_TAGS
-from ftcore.data.sources.resolve import DatasetSpec, resolve
+from ftcore.data.sources.resolve import resolve
 from ftcore.errors import RowError
 
 TURNS = (

@@ -10,9 +10,9 @@ import pytest
 
 from ft_plugins.formats import FORMATS
 from ftcore.api.components import DatasetFormat
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.samples import Chat, Message, Preference, Sample, Text
 from ftcore.data.formats.sample_kinds import readings
-from ftcore.data.sources.resolve import DatasetSpec
 from ftcore.errors import RowError
 
 INSTRUCTION, MESSAGES, SHAREGPT, COMPLETION, TEXT = FORMATS

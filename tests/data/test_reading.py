@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.data.formats.detection import row_problem
 from ftcore.data.sources import readers
 from ftcore.data.sources.json_rows import json_lines, json_values
 from ftcore.data.sources.readers import read_rows
-from ftcore.data.sources.resolve import DatasetSpec
 from ftcore.data.sources.text_window import TextWindow
 from ftcore.errors import RowError, UsageError
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.option_groups import DataOptions
 from ftcore.data.formats.detection import row_problem
 from ftcore.data.pipeline.loading import chat_datasets
 from ftcore.data.sources.json_rows import json_lines, json_values
 from ftcore.data.sources.readers import read_dataset, read_rows
-from ftcore.data.sources.resolve import DatasetSpec
 from ftcore.data.sources.row_size import MAX_ROW_BYTES, byte_count, size_of
 from ftcore.data.sources.text_window import TextWindow
 from ftcore.errors import RowError, UsageError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ftcore.data.sources.resolve import DatasetSpec, data_files, has_split, resolve
+from ftcore.api.dataset_spec import DatasetSpec
+from ftcore.data.sources.resolve import data_files, has_split, resolve
 
 
 def info(folder: Path, text: Any) -> None:

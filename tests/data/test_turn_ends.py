@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
+from ftcore.api.plan import Run
 from ftcore.api.samples import Chat, Message
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.chat_template.turn_ends import TurnEnds, model_stops
 from ftcore.errors import RowError
-from ftcore.runner.run import Run, set_ends
+from ftcore.runner.run import set_ends
 from ftcore.testing import CHATML, tiny_tokenizer
 
 GEMMA = (

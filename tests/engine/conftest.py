@@ -75,7 +75,7 @@ def run_of(plan_of: Callable[..., Plan]) -> Callable[..., Any]:
     """``run_of(dtype=..., **options)``: a run whose model is loaded and has its method applied."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ftcore.runner.run import Run
+    from ftcore.api.plan import Run
 
     def make(dtype: torch.dtype = torch.float32, **values: Any) -> Run:
         plan = plan_of(**values)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
 from ftcore.errors import RunError
-from ftcore.runner.run import Run
 from ftcore.training.trainer import FtTrainer
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
-from ftcore.runner.run import Run, leave_group
+from ftcore.runner.run import leave_group
 from ftcore.training.trainer import FtTrainer
 
 

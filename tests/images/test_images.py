@@ -17,11 +17,12 @@ from PIL import Image
 from seeing_models import KINDS, seeing_model
 
 from ft_plugins.models.processors import NAMING
+from ftcore.api.plan import Run
 from ftcore.cli import group
 from ftcore.config.planner import make_plan
 from ftcore.data.multimodal.images import Picture, Pictures, frame_of
 from ftcore.errors import RunError, UsageError
-from ftcore.runner.run import Run, load_model, run
+from ftcore.runner.run import load_model, run
 from ftcore.training.batching.collators import collate
 from ftcore.training.forward.causal_lm import Scorer
 

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ftcore.api.plan import Run
 from ftcore.cli import group
 from ftcore.config.planner import make_plan
 from ftcore.errors import UsageError
-from ftcore.runner.run import Run, load_model
+from ftcore.runner.run import load_model
 from ftcore.testing import tiny_tokenizer
 
 SMALL: dict[str, Any] = {

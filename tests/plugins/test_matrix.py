@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from ftcore.api.components import Method, Optimizer
+from ftcore.api.plan import Run
 from ftcore.api.registry import load
 from ftcore.config.planner import make_plan
 from ftcore.errors import UsageError
-from ftcore.runner.run import Run, load_model, use_template
+from ftcore.runner.run import load_model, use_template
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`:FutureWarning",  # peft 0.21's own

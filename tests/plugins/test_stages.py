@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
-from ftcore.runner.run import Run
 from ftcore.training.callbacks.progress import read_log
 
 

@@ -18,13 +18,14 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ft_plugins.templates.own_separators import SEPARATORS
 from ft_plugins.templates.separators import BOS, EOS, Separators
 from ftcore.api.components import ChatTemplate
+from ftcore.api.plan import Run
 from ftcore.api.registry import Plugins
 from ftcore.api.samples import Chat, Message
 from ftcore.cli.preview import command
 from ftcore.config.planner import make_plan
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.errors import UsageError
-from ftcore.runner.run import Run, use_template
+from ftcore.runner.run import use_template
 from ftcore.testing import tiny_tokenizer
 
 Write = Callable[..., Path]

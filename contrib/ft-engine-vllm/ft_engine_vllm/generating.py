@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from ft_plugins.engines.transformers.generation_settings import Settings
 from ftcore.api.components import Generator
 from ftcore.api.inference_types import Chunk, Prompt
-from ftcore.config.validation.core import place
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.errors import Problem, UsageError
 from ftcore.inference.row_isolation import failed_chunk, isolated
@@ -44,7 +43,7 @@ def load(plan: Plan) -> VllmGenerator:
     head = plan.stage.component.head
     if head != "causal_lm":
         reason = f"stage {plan.stage.component.name} makes a model that scores and does not answer"
-        raise UsageError(Problem(reason, place(plan, "stage"), "choose another run's model or adapter"))
+        raise UsageError(Problem(reason, plan.where("stage"), "choose another run's model or adapter"))
     if problems := [*_problems(plan)]:
         raise UsageError(problems)
     adapter = _adapter(plan)
@@ -53,11 +52,11 @@ def load(plan: Plan) -> VllmGenerator:
         request = importlib.import_module("vllm.lora.request")
     except ImportError as error:
         reason = f"vllm cannot be imported: {error}"
-        raise UsageError(Problem(reason, place(plan, "infer_backend"), "pip install 'ft-engine-vllm[vllm]'")) from error
+        raise UsageError(Problem(reason, plan.where("infer_backend"), "pip install 'ft-engine-vllm[vllm]'")) from error
     renderer = Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))
     if new := [renderer.tokenizer.decode([token]) for token in getattr(renderer.tokenizer, "ft_new_tokens", ())]:
         reason = f"vllm reads the model as it lies there, and the adapter has tokens of its own: {', '.join(new[:5])}"
-        raise UsageError(Problem(reason, place(plan, "adapter_name_or_path"), MERGE))
+        raise UsageError(Problem(reason, plan.where("adapter_name_or_path"), MERGE))
     lora = request.LoRARequest("adapter", 1, str(adapter.folder)) if adapter else None
     return VllmGenerator(plan, vllm.LLM(**arguments(plan, adapter)), vllm.SamplingParams, lora, renderer)
 
@@ -76,19 +75,19 @@ def _problems(plan: Plan) -> Iterator[Problem]:
         yield Problem(f"vllm reads the model as it lies there, and {names} would change it", plan.file, MERGE)
     if len(plan.model.adapter_name_or_path) > 1:
         reason = f"vllm takes one adapter, and there are {len(plan.model.adapter_name_or_path)}"
-        yield Problem(reason, place(plan, "adapter_name_or_path"), MERGE)
+        yield Problem(reason, plan.where("adapter_name_or_path"), MERGE)
     if plan.method.component.load_kwargs(plan):
         hint = "name a model that lies there quantised, or write infer_backend: huggingface"
         reason = (
             f"vllm reads the model as it lies there, and method {plan.method.component.name} would load it otherwise"
         )
-        yield Problem(reason, place(plan, "finetuning_type"), hint)
+        yield Problem(reason, plan.where("finetuning_type"), hint)
 
 
 def _adapter(plan: Plan) -> Adapter | None:
     if not plan.model.adapter_name_or_path:
         return None
-    name, where = plan.model.adapter_name_or_path[-1], place(plan, "adapter_name_or_path")
+    name, where = plan.model.adapter_name_or_path[-1], plan.where("adapter_name_or_path")
     folder = adapter_folder(plan, name)
     config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     unread = [key for key in UNREAD if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")

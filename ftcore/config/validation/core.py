@@ -18,12 +18,6 @@ MEMORY_SHARE = 0.9
 """Share of the memory that a run may fill before activations are recomputed instead of kept."""
 
 
-def place(plan: Plan, option: str) -> str:
-    """Where the user wrote an option, else the file."""
-    bound = plan.options.get(option)
-    return bound.origin if bound and bound.origin not in ("default", "family") else plan.file
-
-
 def precision(plan: Plan, machine: Hardware) -> tuple[Precision, list[Problem]]:
     """The dtypes of the run: what the file asks for, where the hardware has it; else float32.
 
@@ -33,9 +27,9 @@ def precision(plan: Plan, machine: Hardware) -> tuple[Precision, list[Problem]]:
     option = "fp16" if training.fp16 else "pure_bf16" if training.pure_bf16 else "bf16"
     if training.fp16 and (training.bf16 or training.pure_bf16):
         other = "bf16" if training.bf16 else "pure_bf16"
-        return Precision(), [Problem(f"{other} and fp16 are both true", place(plan, "fp16"), "keep one")]
+        return Precision(), [Problem(f"{other} and fp16 are both true", plan.where("fp16"), "keep one")]
     if training.pure_bf16 and training.bf16 is False:
-        return Precision(), [Problem("pure_bf16 is true and bf16 false", place(plan, "pure_bf16"), "keep one")]
+        return Precision(), [Problem("pure_bf16 is true and bf16 false", plan.where("pure_bf16"), "keep one")]
     if training.fp16:
         asked, there, lacks = "float16", machine.cuda is not None, f"{machine.name} computes float16 only on CUDA"
     elif training.bf16 or training.pure_bf16 or (training.bf16 is None and machine.bf16):
@@ -46,7 +40,7 @@ def precision(plan: Plan, machine: Hardware) -> tuple[Precision, list[Problem]]:
         return Precision(compute=asked, trained=asked if training.pure_bf16 else "float32"), []
     if training.strict_precision:
         hint = f"drop {option}, or strict_precision to train in float32"
-        return Precision(), [Problem(lacks, place(plan, option), hint)]
+        return Precision(), [Problem(lacks, plan.where(option), hint)]
     return Precision(reason=f"float32 instead of {asked}: {lacks}"), []
 
 
@@ -61,7 +55,7 @@ def check(plan: Plan) -> list[Problem]:
         *_check_compiler(plan),
         *_check_tokens_per_batch(plan),
         *_check_sharing(plan),
-        *output_folder.problems(plan, place(plan, "output_dir")),
+        *output_folder.problems(plan, plan.where("output_dir")),
         *_check_resume(plan),
         *_check_adapters(plan),
     ]
@@ -71,7 +65,7 @@ def _check_data(plan: Plan) -> Iterable[Problem]:
     training, data = plan.training, plan.data
     if training.do_train and not data.dataset:
         yield Problem(
-            "do_train is true, but there is no dataset", place(plan, "do_train"), "write dataset: NAME or a file"
+            "do_train is true, but there is no dataset", plan.where("do_train"), "write dataset: NAME or a file"
         )
     asked = {"eval_strategy": training.eval_strategy != "no", "do_eval": training.do_eval}
     asked |= {"do_predict": training.do_predict}
@@ -81,25 +75,25 @@ def _check_data(plan: Plan) -> Iterable[Problem]:
     if wants and not (data.eval_dataset or data.val_size or folders or any(spec.hub_id for spec in plan.datasets)):
         yield Problem(
             f"{wants} asks to {wants_to}, but there is nothing to evaluate on",
-            place(plan, wants),
+            plan.where(wants),
             "write val_size or eval_dataset",
         )
     if training.do_predict and not plan.stage.component.predicts:
         hint = "remove do_predict; do_eval evaluates"
-        yield Problem(f"stage {plan.stage.component.name!r} predicts nothing", place(plan, "do_predict"), hint)
+        yield Problem(f"stage {plan.stage.component.name!r} predicts nothing", plan.where("do_predict"), hint)
     if data.val_size and data.eval_dataset:
-        yield Problem("val_size and eval_dataset are both set", place(plan, "val_size"), "keep one")
+        yield Problem("val_size and eval_dataset are both set", plan.where("val_size"), "keep one")
     if data.train_on_prompt and data.mask_history:
-        yield Problem("train_on_prompt and mask_history contradict each other", place(plan, "mask_history"), "keep one")
+        yield Problem("train_on_prompt and mask_history contradict each other", plan.where("mask_history"), "keep one")
     if data.max_bad_rows is not None and data.on_bad_row == "fail":
         message = "max_bad_rows is set, and on_bad_row: fail takes none"
-        yield Problem(message, place(plan, "max_bad_rows"), "write on_bad_row: skip or quarantine")
+        yield Problem(message, plan.where("max_bad_rows"), "write on_bad_row: skip or quarantine")
     if data.val_size > 1 and data.val_size != int(data.val_size):
-        yield Problem(f"val_size: {data.val_size} is neither a share nor a number of rows", place(plan, "val_size"))
+        yield Problem(f"val_size: {data.val_size} is neither a share nor a number of rows", plan.where("val_size"))
 
 
 def _check_mixing(plan: Plan) -> Iterable[Problem]:
-    probabilities, where = plan.data.interleave_probs, place(plan, "interleave_probs")
+    probabilities, where = plan.data.interleave_probs, plan.where("interleave_probs")
     if probabilities is None:
         return
     if plan.data.mix_strategy == "concat":
@@ -116,14 +110,14 @@ def _check_packing(plan: Plan) -> Iterable[Problem]:
     data, stage = plan.data, plan.stage.component
     option = "packing" if data.packing else "neat_packing"
     if data.packing is False and data.neat_packing:
-        yield Problem("packing is false and neat_packing is true", place(plan, "neat_packing"), "keep one")
+        yield Problem("packing is false and neat_packing is true", plan.where("neat_packing"), "keep one")
     elif (data.packing or data.neat_packing) and stage.packs is None:
         hint = f"remove {option}; rows are never padded, so that nothing is lost"
-        yield Problem(f"{option}: stage {stage.name!r} cannot train on packs", place(plan, option), hint)
+        yield Problem(f"{option}: stage {stage.name!r} cannot train on packs", plan.where(option), hint)
     if data.packing_split and stage.samples != ("Text",):
         hint = "remove packing_split: conversations are never split"
         yield Problem(
-            f"packing_split is for raw texts, not for stage {stage.name!r}", place(plan, "packing_split"), hint
+            f"packing_split is for raw texts, not for stage {stage.name!r}", plan.where("packing_split"), hint
         )
 
 
@@ -141,7 +135,7 @@ def _check_prefix(plan: Plan) -> Iterable[Problem]:
     for why, holds in whys.items():
         if holds:
             message = f"cache_frozen_prefix is true, and {why}"
-            yield Problem(message, place(plan, "cache_frozen_prefix"), "write cache_frozen_prefix: auto, or false")
+            yield Problem(message, plan.where("cache_frozen_prefix"), "write cache_frozen_prefix: auto, or false")
 
 
 def _check_compiler(plan: Plan) -> Iterable[Problem]:
@@ -151,19 +145,19 @@ def _check_compiler(plan: Plan) -> Iterable[Problem]:
     backend, mode = plan.training.compiler
     if backend not in backends():
         message = f"there is no torch_compile_backend {backend!r}"
-        yield Problem(message, place(plan, "torch_compile_backend"), f"write one of {', '.join(backends())}")
+        yield Problem(message, plan.where("torch_compile_backend"), f"write one of {', '.join(backends())}")
     if mode is not None and backend != INDUCTOR:
         message = f"torch_compile_mode is of the backend inductor, not of {backend}"
-        yield Problem(message, place(plan, "torch_compile_mode"), "drop one of the two")
+        yield Problem(message, plan.where("torch_compile_mode"), "drop one of the two")
     if backend == INDUCTOR and plan.precision.compute != "float32" and cpp_compiler() is None:
         options = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
-        where = next((found for option in options if (found := place(plan, option)) != plan.file), plan.file)
+        where = next((found for option in options if (found := plan.where(option)) != plan.file), plan.file)
         message = "torch_compile needs a C++ compiler, and there is neither g++ nor what CXX names"
         yield Problem(message, where, "install g++, set CXX, or drop torch_compile")
 
 
 def _check_tokens_per_batch(plan: Plan) -> Iterable[Problem]:
-    where = place(plan, "tokens_per_batch")
+    where = plan.where("tokens_per_batch")
     if plan.training.tokens_per_batch is None:
         return
     if plan.options["per_device_train_batch_size"].origin not in ("default", "family"):
@@ -180,7 +174,7 @@ def _check_sharing(plan: Plan) -> Iterable[Problem]:
     """Noise that depends on each sequence, and one beginning for several."""
     if plan.training.share_prompt is True and plan.transformers.get("neftune_noise_alpha"):
         message = "share_prompt is true, and neftune_noise_alpha makes other noise for each sequence"
-        yield Problem(message, place(plan, "share_prompt"), "write share_prompt: auto, or drop neftune_noise_alpha")
+        yield Problem(message, plan.where("share_prompt"), "write share_prompt: auto, or drop neftune_noise_alpha")
 
 
 def _check_streaming(plan: Plan) -> Iterable[Problem]:
@@ -189,30 +183,30 @@ def _check_streaming(plan: Plan) -> Iterable[Problem]:
         return
     if not stage.streams:
         hint = "remove streaming; what is tokenised is kept on disk, not in memory"
-        yield Problem(f"stage {stage.name!r} cannot train on a stream", place(plan, "streaming"), hint)
+        yield Problem(f"stage {stage.name!r} cannot train on a stream", plan.where("streaming"), hint)
     if training.do_train and training.max_steps <= 0:
         hint = "write max_steps: nobody knows how long an epoch is"
-        yield Problem("streaming needs max_steps", place(plan, "streaming"), hint)
+        yield Problem("streaming needs max_steps", plan.where("streaming"), hint)
     for option in ("save_strategy", "eval_strategy"):
         if getattr(training, option) == "epoch":
             message = f"{option} is epoch, and a stream does not know where its epochs end"
-            yield Problem(message, place(plan, option), f"write {option}: steps")
+            yield Problem(message, plan.where(option), f"write {option}: steps")
     for spec in plan.datasets:
         if spec.num_samples:
             message = (
                 f"dataset {spec.name!r} has num_samples, and nobody knows of how many rows of a stream to draw them"
             )
             hint = "remove num_samples; max_samples takes the first rows, interleave_probs weights datasets"
-            yield Problem(message, place(plan, "streaming"), hint)
+            yield Problem(message, plan.where("streaming"), hint)
     if 0 < data.val_size < 1:
         message = f"val_size: {data.val_size:g} is a share, and nobody knows how long a stream is"
-        yield Problem(message, place(plan, "val_size"), "write a number of rows")
+        yield Problem(message, plan.where("val_size"), "write a number of rows")
     if data.on_bad_row == "quarantine":
         message = "on_bad_row is quarantine, and the rows of a stream are not read twice"
-        yield Problem(message, place(plan, "on_bad_row"), "write skip: they are counted and named all the same")
+        yield Problem(message, plan.where("on_bad_row"), "write skip: they are counted and named all the same")
     if data.tokenized_path:
         message = "tokenized_path is set, and the tokens of a stream are not kept"
-        yield Problem(message, place(plan, "tokenized_path"), "remove it, or streaming")
+        yield Problem(message, plan.where("tokenized_path"), "remove it, or streaming")
 
 
 def _check_resume(plan: Plan) -> Iterable[Problem]:
@@ -220,7 +214,7 @@ def _check_resume(plan: Plan) -> Iterable[Problem]:
     if isinstance(resume, str) and resume not in ("auto", "never") and not Path(resume).is_dir():
         yield Problem(
             f"there is no checkpoint {resume!r}",
-            place(plan, "resume_from_checkpoint"),
+            plan.where("resume_from_checkpoint"),
             "write auto, never, or a checkpoint's folder",
         )
 
@@ -236,14 +230,14 @@ def adapter_problems(plan: Plan, option: str, name: str) -> Iterable[Problem]:
     config = folder / "adapter_config.json"
     if folder.is_dir() and not config.is_file():
         hint = "write the folder of one, as a run with an adapter leaves it"
-        yield Problem(f"{name} is no adapter: it has no adapter_config.json", place(plan, option), hint)
+        yield Problem(f"{name} is no adapter: it has no adapter_config.json", plan.where(option), hint)
     elif folder.is_dir():
         try:
             read_object(config)
         except ValueError as error:
-            yield Problem(f"{config} {error}", place(plan, option), "is it an adapter's folder?")
+            yield Problem(f"{config} {error}", plan.where(option), "is it an adapter's folder?")
     elif not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") != 1):
-        yield Problem(f"there is no adapter {name!r}", place(plan, option), "write a folder or a hub id")
+        yield Problem(f"there is no adapter {name!r}", plan.where(option), "write a folder or a hub id")
 
 
 def warnings(plan: Plan) -> Iterable[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ftcore.api.plan import Plan
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 
@@ -17,18 +16,18 @@ def problems(plan: Plan) -> Iterable[Problem]:
     wanting |= {"load_best_model_at_end": best, "save_strategy": training.save_strategy == "best"}
     for option in (option for option, wanted in wanting.items() if wanted and training.eval_strategy == "no"):
         hint = "write eval_strategy: steps or epoch"
-        yield Problem(f"{option} goes by the evaluation, and there is none during training", place(plan, option), hint)
+        yield Problem(f"{option} goes by the evaluation, and there is none during training", plan.where(option), hint)
     if not best or training.eval_strategy == "no" or training.save_strategy == "best":
         return
     if training.save_strategy != training.eval_strategy:
         message = f"load_best_model_at_end: eval_strategy is {training.eval_strategy}, save_strategy differs"
         hint = f"write save_strategy: {training.eval_strategy}, or best"
-        yield Problem(message, place(plan, "load_best_model_at_end"), hint)
+        yield Problem(message, plan.where("load_best_model_at_end"), hint)
     elif training.save_strategy == "steps" and not _multiple(training.save_steps, evaluation_steps(plan)):
         every = evaluation_steps(plan)
         message = f"load_best_model_at_end: save_steps {training.save_steps:g} is no multiple of eval_steps {every:g}"
         hint = "write save_steps that is one, or save_strategy: best"
-        yield Problem(message, place(plan, "load_best_model_at_end"), hint)
+        yield Problem(message, plan.where("load_best_model_at_end"), hint)
 
 
 def evaluation_steps(plan: Plan) -> float:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 
 from ftcore.api.plan import Plan
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 _NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
@@ -22,12 +21,12 @@ def problems(plan: Plan) -> Iterable[Problem]:
     """Of a run that is to upload what it trains."""
     if not plan.hub.push_to_hub:
         return
-    where = place(plan, "push_to_hub")
+    where = plan.where("push_to_hub")
     name = repository(plan)
     parts = name.split("/")
     if len(parts) > 2 or not all(_NAME.fullmatch(part) for part in parts) or name.endswith(".git"):
         hint = "write hub_model_id: OWNER/NAME, of letters, digits, and . - _ between them"
-        yield Problem(f"the hub takes no repository named {name!r}", place(plan, "hub_model_id"), hint)
+        yield Problem(f"the hub takes no repository named {name!r}", plan.where("hub_model_id"), hint)
     if not plan.training.do_train:
         yield Problem(
             "push_to_hub is true, and nothing is trained", where, "write do_train: true, or remove push_to_hub"

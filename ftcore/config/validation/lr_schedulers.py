@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftcore.api.plan import Plan
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 
@@ -69,19 +68,19 @@ def problems(plan: Plan) -> Iterable[Problem]:
     schedule = SCHEDULES.get(name)
     if schedule is None:
         hint = f"write one of {', '.join(SCHEDULES)}"
-        yield Problem(f"there is no lr_scheduler_type {name!r}", place(plan, "lr_scheduler_type"), hint)
+        yield Problem(f"there is no lr_scheduler_type {name!r}", plan.where("lr_scheduler_type"), hint)
         return
     given = arguments(plan)
     if given is None:
-        yield Problem(f"{option} is no mapping of names to values", place(plan, option))
+        yield Problem(f"{option} is no mapping of names to values", plan.where(option))
         return
     if unknown := [key for key in given if key not in schedule.takes]:
         takes = f"it takes {', '.join(schedule.takes)}" if schedule.takes else "it takes none"
-        yield Problem(f"{option}: schedule {name} does not take {', '.join(unknown)}", place(plan, option), takes)
+        yield Problem(f"{option}: schedule {name} does not take {', '.join(unknown)}", plan.where(option), takes)
     if schedule.needs and not any(key in given for key in schedule.needs):
         needs = " or ".join(schedule.needs)
         hint = f"write {option}: {{{schedule.needs[0]}: ...}}"
-        yield Problem(f"schedule {name} needs {needs} in {option}", place(plan, "lr_scheduler_type"), hint)
+        yield Problem(f"schedule {name} needs {needs} in {option}", plan.where("lr_scheduler_type"), hint)
     if schedule.evaluates and plan.training.eval_strategy == "no" and plan.training.do_train:
         message = f"schedule {name} goes by the evaluation's metric, and there is no evaluation"
-        yield Problem(message, place(plan, "lr_scheduler_type"), "write eval_strategy: steps or epoch")
+        yield Problem(message, plan.where("lr_scheduler_type"), "write eval_strategy: steps or epoch")

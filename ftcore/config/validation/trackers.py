@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from packaging.requirements import Requirement
 
 from ftcore.api.plan import Plan
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 TRACKERS: Mapping[str, tuple[str, str]] = {
@@ -34,7 +33,7 @@ TRACKERS: Mapping[str, tuple[str, str]] = {
 
 def problems(plan: Plan) -> Iterable[Problem]:
     """Trackers that do not exist, or whose package is not installed."""
-    where = place(plan, "report_to")
+    where = plan.where("report_to")
     for name in plan.training.report_to:
         if name in ("none", "all"):
             continue

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.api.plan import Plan
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 from ftcore.resources import hardware
 
@@ -42,17 +41,17 @@ def notes(plan: Plan) -> Iterable[str]:
     training = plan.training
     if training.auto_find_batch_size:
         text = "where memory runs out, rows are computed half as many at a time, and steps stay those of the file"
-        yield f"{place(plan, 'auto_find_batch_size')}: auto_find_batch_size: {text}"
+        yield f"{plan.where('auto_find_batch_size')}: auto_find_batch_size: {text}"
     if training.logging_dir is not None and not {"tensorboard", "all"} & set(training.report_to):
         text = "it is tensorboard's folder, and report_to does not name tensorboard"
-        yield f"{place(plan, 'logging_dir')}: ignored: logging_dir: {text}"
+        yield f"{plan.where('logging_dir')}: ignored: logging_dir: {text}"
     if training.gradient_checkpointing_kwargs and training.recomputes is False:
         text = "activations are kept, not recomputed"
         option = "gradient_checkpointing_kwargs"
-        yield f"{place(plan, option)}: ignored: {option}: {text}"
+        yield f"{plan.where(option)}: ignored: {option}: {text}"
     if plan.transformers.get("accelerator_config"):
         text = "each process reads its own even share of every batch, in the order that seed and epoch decide"
-        yield f"{place(plan, 'accelerator_config')}: accelerator_config: {text}"
+        yield f"{plan.where('accelerator_config')}: accelerator_config: {text}"
 
 
 def _checkpointing(plan: Plan) -> Iterable[Problem]:
@@ -63,8 +62,8 @@ def _checkpointing(plan: Plan) -> Iterable[Problem]:
         message = (
             f"gradient_checkpointing and disable_gradient_checkpointing are both {value}, and contradict each other"
         )
-        yield Problem(message, place(plan, "gradient_checkpointing"), "remove one of them")
-    given, where = training.gradient_checkpointing_kwargs or {}, place(plan, "gradient_checkpointing_kwargs")
+        yield Problem(message, plan.where("gradient_checkpointing"), "remove one of them")
+    given, where = training.gradient_checkpointing_kwargs or {}, plan.where("gradient_checkpointing_kwargs")
     if unknown := [name for name in given if name not in _OF_CHECKPOINTS]:
         message = f"gradient_checkpointing_kwargs: torch.utils.checkpoint does not take {', '.join(unknown)}"
         yield Problem(message, where, f"it takes {', '.join(_OF_CHECKPOINTS)}")
@@ -75,7 +74,7 @@ def _checkpointing(plan: Plan) -> Iterable[Problem]:
 
 def _batches(plan: Plan) -> Iterable[Problem]:
     training, stage = plan.training, plan.stage.component
-    where = place(plan, "auto_find_batch_size")
+    where = plan.where("auto_find_batch_size")
     if training.auto_find_batch_size and not stage.divides(plan):
         message = "auto_find_batch_size is true, and this loss compares the rows of a batch, which stays whole"
         yield Problem(message, where, "remove auto_find_batch_size, and lower per_device_train_batch_size if need be")
@@ -84,14 +83,14 @@ def _batches(plan: Plan) -> Iterable[Problem]:
         yield Problem(message, where, "remove auto_find_batch_size, and lower per_device_train_batch_size if need be")
     if training.dataloader_drop_last and training.tokens_per_batch is not None:
         message = "dataloader_drop_last is true, and batches by tokens have no number of rows that they could lack"
-        yield Problem(message, place(plan, "dataloader_drop_last"), "remove dataloader_drop_last or tokens_per_batch")
+        yield Problem(message, plan.where("dataloader_drop_last"), "remove dataloader_drop_last or tokens_per_batch")
 
 
 def _smoothing(plan: Plan) -> Iterable[Problem]:
     stage = plan.stage.component
     if plan.training.label_smoothing_factor and not stage.smooths_labels:
         message = f"label_smoothing_factor spreads the weight of labels, and stage {stage.name!r} learns none"
-        yield Problem(message, place(plan, "label_smoothing_factor"), stage.smoothing_hint)
+        yield Problem(message, plan.where("label_smoothing_factor"), stage.smoothing_hint)
 
 
 def _loader(plan: Plan) -> Iterable[Problem]:
@@ -99,19 +98,19 @@ def _loader(plan: Plan) -> Iterable[Problem]:
     for option in ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
         if given.get(option) and not workers:
             message = f"{option} is for processes that load batches, and dataloader_num_workers is 0"
-            yield Problem(message, place(plan, option), f"write dataloader_num_workers: 1 or more, or remove {option}")
+            yield Problem(message, plan.where(option), f"write dataloader_num_workers: 1 or more, or remove {option}")
     context = given.get("dataloader_multiprocessing_context")
     if context not in (None, "fork", "spawn", "forkserver"):
         message = f"there is no dataloader_multiprocessing_context {context!r}"
-        yield Problem(message, place(plan, "dataloader_multiprocessing_context"), "write fork, spawn or forkserver")
+        yield Problem(message, plan.where("dataloader_multiprocessing_context"), "write fork, spawn or forkserver")
     factor = given.get("dataloader_prefetch_factor")
     if factor is not None and factor < 1:
         message = f"dataloader_prefetch_factor: {factor} is less than one batch"
-        yield Problem(message, place(plan, "dataloader_prefetch_factor"), "write dataloader_prefetch_factor: 2 or more")
+        yield Problem(message, plan.where("dataloader_prefetch_factor"), "write dataloader_prefetch_factor: 2 or more")
 
 
 def _accelerate(plan: Plan) -> Iterable[Problem]:
-    where = place(plan, "accelerator_config")
+    where = plan.where("accelerator_config")
     given = _read(plan.transformers.get("accelerator_config"))
     if isinstance(given, str):
         yield Problem(f"accelerator_config: {given}", where, "write a mapping, or a file of JSON that holds one")
@@ -153,30 +152,30 @@ def _logs(plan: Plan) -> Iterable[Problem]:
         value = getattr(training, option)
         if value is not None and value > 1 and value != int(value):
             message = f"{option}: {value:g} is neither a number of steps nor a share of them"
-            yield Problem(message, place(plan, option), f"write {option}: {int(value)}")
+            yield Problem(message, plan.where(option), f"write {option}: {int(value)}")
     if given.get("logging_strategy") == "epoch" and plan.data.streaming:
         message = "logging_strategy is epoch, and a stream does not know where its epochs end"
-        yield Problem(message, place(plan, "logging_strategy"), "write logging_strategy: steps")
+        yield Problem(message, plan.where("logging_strategy"), "write logging_strategy: steps")
     if given.get("eval_delay", 0) < 0:
-        yield Problem("eval_delay is less than 0", place(plan, "eval_delay"), "write eval_delay: 0")
+        yield Problem("eval_delay is less than 0", plan.where("eval_delay"), "write eval_delay: 0")
     if given.get("eval_on_start") and training.eval_strategy == "no":
         message = "eval_on_start is true, and there is no evaluation during training"
-        yield Problem(message, place(plan, "eval_on_start"), "write eval_strategy: steps or epoch")
+        yield Problem(message, plan.where("eval_on_start"), "write eval_strategy: steps or epoch")
     debug = given.get("debug") or ()
     for word in debug.split() if isinstance(debug, str) else debug:
         if word != "underflow_overflow":
             message = f"debug: {word!r} is not supported here"
-            yield Problem(message, place(plan, "debug"), "write debug: underflow_overflow, or remove debug")
+            yield Problem(message, plan.where("debug"), "write debug: underflow_overflow, or remove debug")
 
 
 def _device(plan: Plan) -> Iterable[Problem]:
     given = plan.transformers
     if given.get("torch_empty_cache_steps", 1) < 1:
         message = f"torch_empty_cache_steps: {given['torch_empty_cache_steps']} is no number of steps"
-        yield Problem(message, place(plan, "torch_empty_cache_steps"), "write torch_empty_cache_steps: 1 or more")
+        yield Problem(message, plan.where("torch_empty_cache_steps"), "write torch_empty_cache_steps: 1 or more")
     machine = hardware.machine(plan.on_cpu)
     if given.get("tf32") and (machine.cuda is None or machine.cuda < (8, 0)):
-        yield Problem(f"tf32 is true, and {machine.name} has no TF32", place(plan, "tf32"), "remove tf32")
+        yield Problem(f"tf32 is true, and {machine.name} has no TF32", plan.where("tf32"), "remove tf32")
     for option, dtype, short in (
         ("bf16_full_eval", "bfloat16", "bf16"),
         ("fp16_full_eval", "float16", "fp16"),
@@ -184,7 +183,7 @@ def _device(plan: Plan) -> Iterable[Problem]:
         there = machine.bf16 if short == "bf16" else machine.cuda is not None
         if given.get(option) and there and plan.precision.compute != dtype:
             message = f"{option} is true, and an evaluation computes as training does, here in {plan.precision.compute}"
-            yield Problem(message, place(plan, option), f"write {short}: true, or remove {option}")
+            yield Problem(message, plan.where(option), f"write {short}: true, or remove {option}")
         elif given.get(option) and not there and plan.training.strict_precision:
             message = f"{option} is true, and {machine.name} does not compute {dtype}"
-            yield Problem(message, place(plan, option), f"remove {option}, or strict_precision")
+            yield Problem(message, plan.where(option), f"remove {option}, or strict_precision")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore.api.components import ChatTemplate
 from ftcore.api.samples import Chat, Message
-from ftcore.config.validation.core import place
 from ftcore.data.chat_template.jinja_env import Compiled
 from ftcore.data.chat_template.layout_cache import Layouts
 from ftcore.data.chat_template.reasoning import (
@@ -131,10 +130,10 @@ class Renderer:
         stop: Sequence[str] = ()
         if plan.template is None:
             source = _own_source(plan, tokenizer)
-            name, where = "the tokenizer's own chat template", place(plan, "model_name_or_path")
+            name, where = "the tokenizer's own chat template", plan.where("model_name_or_path")
         else:
             template = plan.template.component
-            name, where = f"template {template.name!r}", place(plan, "template")
+            name, where = f"template {template.name!r}", plan.where("template")
             source, stop = template.source(), template.stop
             if stop and _token_id(tokenizer, stop[0]) is None:
                 where = plan.options["template"].origin if "template" in plan.options else ""

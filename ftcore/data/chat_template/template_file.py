@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.api.components import ChatTemplate
-from ftcore.api.registry import Offer
+from ftcore.api.plan import RegisteredComponent
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def is_template_file(name: Any) -> bool:
     return isinstance(name, str) and (name.endswith(SUFFIXES) or "/" in name or "\\" in name)
 
 
-def read_template_file(name: str, where: str) -> Offer[ChatTemplate]:
+def read_template_file(name: str, where: str) -> RegisteredComponent[ChatTemplate]:
     """The file as an offer of its own, ``file:<name>``; its stop token is found from what it writes.
 
     Args:
@@ -42,7 +42,7 @@ def read_template_file(name: str, where: str) -> Offer[ChatTemplate]:
         raise UsageError(Problem(f"{name} cannot be read: {error.strerror}", where)) from error
     _check_syntax(text, name, where)
     template = ChatTemplate(name=name, summary="a file of the user's", text=text)
-    return Offer(template, "file", "", "file")
+    return RegisteredComponent(template, "file", "", "file")
 
 
 def _check_syntax(text: str, name: str, where: str) -> None:

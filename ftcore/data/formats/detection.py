@@ -9,17 +9,16 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ftcore.api.components import DatasetFormat, Stage
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.samples import Place, Sample
 from ftcore.data.formats.sample_kinds import NAMES, QUESTIONS, Reading, as_text, only_prompts, readings
 from ftcore.data.multimodal.media_files import MediaFolders
 from ftcore.data.pipeline.row_sampling import Sampling, sampling_of
 from ftcore.data.sources.readers import Row, read_dataset
-from ftcore.data.sources.resolve import DatasetSpec
 from ftcore.errors import Problem, RowError, UsageError, listed, quoted, short
 
 if TYPE_CHECKING:
-    from ftcore.api.plan import Plan
-    from ftcore.api.registry import Offer, Plugins
+    from ftcore.api.plan import Plan, RegisteredComponent, Registry
 
 _LOOKED_AT = 100
 """Rows that are looked at until one tells how the dataset is to be read: the first ones may be damaged."""
@@ -119,7 +118,7 @@ def _sample(reading: Reading, folders: MediaFolders, row: Row) -> Sample | RowEr
 
 
 def find_reading(
-    spec: DatasetSpec, row: Mapping[str, Any], plugins: Plugins, stage: Stage, *, questions: bool = False
+    spec: DatasetSpec, row: Mapping[str, Any], plugins: Registry, stage: Stage, *, questions: bool = False
 ) -> Reading:
     """How the dataset is read for a stage: by the format that its description names, else by the one that fits.
 
@@ -148,7 +147,9 @@ def find_reading(
     raise UsageError(_wrong_kind(spec, row, kinds, plugins, stage))
 
 
-def _candidates(spec: DatasetSpec, columns: frozenset[str], plugins: Plugins) -> Sequence[Offer[DatasetFormat]]:
+def _candidates(
+    spec: DatasetSpec, columns: frozenset[str], plugins: Registry
+) -> Sequence[RegisteredComponent[DatasetFormat]]:
     if spec.format is not None:
         offer = plugins.find(DatasetFormat, spec.format, spec.where)
         if problems := _unknown_roles(spec, offer.component):
@@ -170,7 +171,7 @@ def _candidates(spec: DatasetSpec, columns: frozenset[str], plugins: Plugins) ->
 
 
 def _only_one(
-    spec: DatasetSpec, row: Mapping[str, Any], fitting: Sequence[tuple[Offer[DatasetFormat], Reading]]
+    spec: DatasetSpec, row: Mapping[str, Any], fitting: Sequence[tuple[RegisteredComponent[DatasetFormat], Reading]]
 ) -> Reading:
     """Of several formats the one that can read the row; of several such, the one that is meant by default."""
     if len(fitting) > 1:
@@ -190,13 +191,15 @@ def _reads(reading: Reading, row: Mapping[str, Any]) -> bool:
     return True
 
 
-def _several(spec: DatasetSpec, columns: frozenset[str], offers: Sequence[Offer[DatasetFormat]]) -> Problem:
+def _several(
+    spec: DatasetSpec, columns: frozenset[str], offers: Sequence[RegisteredComponent[DatasetFormat]]
+) -> Problem:
     names = " and ".join(sorted(offer.full_name for offer in offers))
     message = f"dataset {quoted(spec.name)} with the columns {listed(sorted(columns))} fits several formats: {names}"
     return Problem(message, str(spec.path or spec.hub_id), "write formatting in dataset_info.json")
 
 
-def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plugins: Plugins, stage: Stage) -> Problem:
+def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plugins: Registry, stage: Stage) -> Problem:
     told = [kind for kind in NAMES if kind in kinds and (kind != "Prompt" or len(kinds) == 1)]
     holds = " and ".join(NAMES[kind] for kind in told) + (" without answers" if told == ["Prompt"] else "")
     needs = " or ".join((NAMES | QUESTIONS)[kind] for kind in stage.samples)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftcore.api.components import DatasetFormat
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.samples import Chat, Feedback, Preference, Sample, Text
 from ftcore.data.multimodal.media_files import holds_media
 from ftcore.data.preprocessing.questions import as_question
 from ftcore.data.sources.dataset_info import KEY_TAGS
-from ftcore.data.sources.resolve import DatasetSpec
 from ftcore.errors import RowError
 
 Row = Mapping[str, Any]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.samples import Place, Sample
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.datasets.packing import uncut
@@ -17,7 +18,7 @@ from ftcore.data.pipeline.worker_pool import in_order, processes
 from ftcore.data.preprocessing.prepare import AnyPrepared, prepare
 from ftcore.data.row_stats import Counts
 from ftcore.data.sources.readers import Row
-from ftcore.data.sources.resolve import DatasetSpec, data_files
+from ftcore.data.sources.resolve import data_files
 from ftcore.data.storage.arrays import KeptRow, MappedTable, Table, TableWriter
 from ftcore.data.storage.cache import Store
 from ftcore.data.tokenization.encoder import Encoder

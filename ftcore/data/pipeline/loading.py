@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.samples import Place
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.datasets.preference_dataset import AnswerDataset, FeedbackDataset, PairDataset, answer_parts
@@ -19,7 +20,7 @@ from ftcore.data.preprocessing.documents import renderer_of
 from ftcore.data.preprocessing.prepare import AnyPrepared, Prepared
 from ftcore.data.preprocessing.questions import NO_ANSWER, predicts
 from ftcore.data.row_stats import Accounting, Counts, bad_rows
-from ftcore.data.sources.resolve import DatasetSpec, has_split
+from ftcore.data.sources.resolve import has_split
 from ftcore.data.storage.arrays import KeptRow, Table
 from ftcore.data.storage.cache import Store
 from ftcore.data.tokenization.encoder import Encoder

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.samples import Place
 from ftcore.data.sources.readers import read_dataset
-from ftcore.data.sources.resolve import DatasetSpec
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan

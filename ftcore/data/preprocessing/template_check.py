@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from ftcore.api.samples import Chat, Message
-from ftcore.config.validation.core import place
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.tokenization.encoder import encode
 from ftcore.errors import Problem, RowError, UsageError
@@ -78,7 +77,7 @@ def examine(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]
         return
     used = Renderer.from_plan(plan, tokenizer)
     name = plan.template.component.name if plan.template else "the tokenizer's own"
-    where = place(plan, "template")
+    where = plan.where("template")
     yield from _missing_tokens(used, name, where)
     yield from _ends(used, name, where)
     if plan.template is not None and tokenizer.chat_template:

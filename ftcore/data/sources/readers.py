@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.samples import Place
 from ftcore.data.sources import columnar
 from ftcore.data.sources.csv_rows import check_no_nul, separated_rows
 from ftcore.data.sources.json_rows import json_lines, json_values
-from ftcore.data.sources.resolve import DatasetSpec, data_files
+from ftcore.data.sources.resolve import data_files
 from ftcore.data.sources.row_size import MAX_ROW_BYTES, size_of, too_large
 from ftcore.data.sources.text_window import TextWindow
 from ftcore.errors import Problem, RowError, UsageError

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.data.sources.dataset_info import INFO, Description, describe
 from ftcore.errors import Problem, listed, quoted, short
 from ftcore.utils.cache_dir import is_there
@@ -22,39 +23,6 @@ _A_FILE = "give a file, or a folder of files"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.].*)?", re.IGNORECASE)
 _SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetSpec:
-    """One dataset, described.
-
-    Args:
-        name: as the user wrote it.
-        path: the file or folder; None for a hub id.
-        hub_id: set when it is to be fetched.
-        format: name of the dataset format; None to find it from the columns.
-        columns: role -> column, as far as described.
-        tags: role -> key inside a column, as far as described.
-        ranking: whether rows are preferences.
-        subset: hub subset.
-        folder: hub folder that holds the data.
-        split: which split of a folder or hub dataset.
-        num_samples: so many rows are drawn at random; more than there are repeat rows.
-        where: the place that names it, such as ``x.yaml:12``.
-    """
-
-    name: str
-    path: Path | None
-    hub_id: str = ""
-    format: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    ranking: bool = False
-    subset: str | None = None
-    folder: str | None = None
-    split: str = "train"
-    num_samples: int | None = None
-    where: str = ""
 
 
 def resolve(

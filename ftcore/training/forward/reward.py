@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ftcore.runner.run import Run
+from ftcore.api.plan import Run
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.pairs import collate_pairs
 from ftcore.training.forward.causal_lm import Scorer

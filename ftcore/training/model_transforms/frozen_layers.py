@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ftcore.config.validation.core import place
 from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.resources.memory_model import in_units
@@ -56,7 +55,7 @@ def choose_prefix(trainer: FtTrainer) -> FrozenPrefix | None:
     except _ImpossibleError as why:
         if wish is True:
             hint = "write cache_frozen_prefix: auto, or false"
-            where = place(trainer.plan, "cache_frozen_prefix")
+            where = trainer.plan.where("cache_frozen_prefix")
             raise UsageError(Problem(f"cache_frozen_prefix is true, and {why}", where, hint)) from why
         if prefix is not None:
             trainer.reports.say(f"what the frozen layers compute is not kept: {why}")

@@ -12,7 +12,6 @@ from ft_plugins.methods.full import Full
 from ft_plugins.methods.lora import Lora, LoraOptions
 from ft_plugins.methods.qlora import Qlora
 from ft_plugins.models.quantizers import quantized_by
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
@@ -25,20 +24,20 @@ MERGE = "merge all but the last with ft export, and name that model"
 def problems(plan: Plan) -> Iterable[Problem]:
     """Every one."""
     method, options = plan.method.component, plan.method.options
-    where = place(plan, "finetuning_type")
+    where = plan.where("finetuning_type")
     if isinstance(method, Nothing) and plan.training.do_train:
         yield Problem("finetuning_type none trains nothing, and do_train is true", where, "write lora, or do_eval")
     if isinstance(method, Full):
         yield from _whole_model(plan, where)
     if isinstance(options, FreezeOptions) and not (options.freeze_trainable_layers or options.freeze_extra_modules):
-        at = place(plan, "freeze_trainable_layers")
+        at = plan.where("freeze_trainable_layers")
         yield Problem(
             "freeze_trainable_layers: 0 leaves nothing to train", at, "write how many, or freeze_extra_modules"
         )
     if isinstance(options, LoraOptions):
         yield from _pissa(plan, options)
     if isinstance(method, Nothing) and quantized_by(plan) and len(plan.model.adapter_name_or_path) > 1:
-        yield Problem(ROUNDED, place(plan, "adapter_name_or_path"), MERGE)
+        yield Problem(ROUNDED, plan.where("adapter_name_or_path"), MERGE)
     if isinstance(method, Lora):
         yield from _quantized(plan, isinstance(method, Qlora))
 
@@ -46,7 +45,7 @@ def problems(plan: Plan) -> Iterable[Problem]:
 def _whole_model(plan: Plan, where: str) -> Iterable[Problem]:
     name = plan.method.component.name
     if plan.model.adapter_name_or_path and plan.training.do_train:
-        at = place(plan, "adapter_name_or_path")
+        at = plan.where("adapter_name_or_path")
         yield Problem(
             f"finetuning_type {name} takes no adapters",
             at,
@@ -58,7 +57,7 @@ def _whole_model(plan: Plan, where: str) -> Iterable[Problem]:
 
 def _pissa(plan: Plan, options: LoraOptions) -> Iterable[Problem]:
     fresh = options.create_new_adapter or not plan.model.adapter_name_or_path
-    at = place(plan, "pissa_init")
+    at = plan.where("pissa_init")
     if options.pissa_init and (isinstance(plan.method.component, Qlora) or quantized_by(plan)):
         hint = "drop it, or train with lora on a model that is not quantised"
         yield Problem("pissa_init takes weights apart, and these are quantised", at, hint)
@@ -66,9 +65,7 @@ def _pissa(plan: Plan, options: LoraOptions) -> Iterable[Problem]:
         hint = "drop it, or write create_new_adapter: true"
         yield Problem("pissa_init begins a new adapter, and adapter_name_or_path goes on with one", at, hint)
     if options.pissa_convert and not options.pissa_init:
-        yield Problem(
-            "pissa_convert without pissa_init has nothing to convert", place(plan, "pissa_convert"), "drop it"
-        )
+        yield Problem("pissa_convert without pissa_init has nothing to convert", plan.where("pissa_convert"), "drop it")
 
 
 def _quantized(plan: Plan, here: bool) -> Iterable[Problem]:
@@ -76,11 +73,11 @@ def _quantized(plan: Plan, here: bool) -> Iterable[Problem]:
     already = quantized_by(plan)
     if here and not already and find_spec("bitsandbytes") is None:
         yield Problem(
-            "quantised weights need bitsandbytes", place(plan, "quantization_bit"), "pip install 'ftcore[qlora]'"
+            "quantised weights need bitsandbytes", plan.where("quantization_bit"), "pip install 'ftcore[qlora]'"
         )
     if here and already:
-        at = place(plan, "quantization_bit")
+        at = plan.where("quantization_bit")
         hint = "drop quantization_bit and write finetuning_type: lora"
         yield Problem(f"the model is quantised already ({already})", at, hint)
     if (here or already) and plan.training.do_train and plan.method.component.beneath(plan):
-        yield Problem(ROUNDED, place(plan, "adapter_name_or_path"), MERGE)
+        yield Problem(ROUNDED, plan.where("adapter_name_or_path"), MERGE)

@@ -12,7 +12,6 @@ from ft_plugins.methods.full import Full
 from ft_plugins.methods.multimodal_freezing import Sight
 from ftcore.api.components import OptionGroup
 from ftcore.api.option_groups import Names
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Freeze(Full):
             for module in getattr(options, option):
                 if module != "all" and not set(module.split(".")) <= known:
                     hint = f"there are {', '.join(sorted(known))}"
-                    problems.append(Problem(f"{option}: the model has no {module!r}", place(plan, option), hint))
+                    problems.append(Problem(f"{option}: the model has no {module!r}", plan.where(option), hint))
         if problems:
             raise UsageError(problems)
 

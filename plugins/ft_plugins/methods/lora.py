@@ -25,7 +25,6 @@ from ft_plugins.methods.reach import counted, planned, saved_targets, taken_name
 from ft_plugins.models.quantizers import check_trainable
 from ftcore.api.components import Method, OptionGroup
 from ftcore.api.option_groups import Names
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 from ftcore.models.adapters import CONFIG, WEIGHTS, adapter_folder
 
@@ -111,7 +110,7 @@ class Lora(Method):
             adapted = with_adapter(model, last or self.config(plan, model))
         except ValueError as error:  # names that no layer has; experts with dropout
             reason = " ".join(str(error).split())
-            raise UsageError(Problem(f"peft refuses the adapter: {reason}", place(plan, "lora_target"))) from error
+            raise UsageError(Problem(f"peft refuses the adapter: {reason}", plan.where("lora_target"))) from error
         adapted.peft_config["default"].base_model_name_or_path = base_name(plan)
         for tensor in adapted.parameters():
             if tensor.requires_grad:

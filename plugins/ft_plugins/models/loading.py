@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.models.classes import automatic_class
 from ft_plugins.models.quantizers import quantized_by, reading
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 from ftcore.models import hub_access
 from ftcore.models.files import source_of
@@ -46,7 +45,7 @@ def hub_kwargs(plan: Plan) -> dict[str, Any]:
 
 def _where(plan: Plan) -> str:
     """The place that names the model: of a reference or reward model that of its option."""
-    return place(plan, hub_access.naming(plan, str(plan.model.model_name_or_path)) or "model_name_or_path")
+    return plan.where(hub_access.naming(plan, str(plan.model.model_name_or_path)) or "model_name_or_path")
 
 
 def load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
@@ -64,7 +63,7 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
         raise UsageError(_cannot_load(plan, "tokenizer", error)) from error
     if not tokenizer.is_fast:
         hint = "masks are made from the offsets that only fast tokenizers have; convert it to tokenizer.json"
-        raise UsageError(Problem("the model's tokenizer is a slow one", place(plan, "model_name_or_path"), hint))
+        raise UsageError(Problem("the model's tokenizer is a slow one", plan.where("model_name_or_path"), hint))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = _padding(tokenizer)
     return tokenizer
@@ -108,13 +107,13 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     if model.config.is_encoder_decoder:
         hint = "choose a causal language model; prompt and answer are one sequence here"
         reason = f"{type(model).__name__} is an encoder and a decoder"
-        raise UsageError(Problem(reason, place(plan, "model_name_or_path"), hint))
+        raise UsageError(Problem(reason, plan.where("model_name_or_path"), hint))
     # transformers would go on with random numbers in their place; only a scoring head may be new
     missing = sorted(name for name in found["missing_keys"] if not (scores and name.startswith("score.")))
     if missing:
         reason = f"{plan.model.model_name_or_path} lacks weights: {', '.join(missing[:3])}"
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UsageError(Problem(reason + more, place(plan, "model_name_or_path"), "fetch the model again"))
+        raise UsageError(Problem(reason + more, plan.where("model_name_or_path"), "fetch the model again"))
     model.ft_new_weights = tuple(sorted(found["missing_keys"]))
     if getattr(model, "quantization_method", None) == "bitsandbytes":
         from ft_plugins.methods.quantized import settle, use_tables

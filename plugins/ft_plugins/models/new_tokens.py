@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 from ftcore.models.adapters import adapter_folder, added_tokens, vocabulary_rows
 
@@ -51,7 +50,7 @@ def _add_of_adapters(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
                 reason = f"adapter {name} was trained with {text!r} as token {number:,}"
                 reason += f", and the vocabulary of {plan.model.model_name_or_path} ends at {len(tokenizer):,}"
                 hint = "write the model, and first the adapters, that it was trained on"
-                raise UsageError(Problem(reason, place(plan, "adapter_name_or_path"), hint))
+                raise UsageError(Problem(reason, plan.where("adapter_name_or_path"), hint))
             tokenizer.add_tokens([AddedToken(text, special=special, normalized=False)], special_tokens=special)
             whose[number], known[text] = (text, name), number
 
@@ -69,7 +68,7 @@ def _conflict(
     else:
         return None
     hint = "their added tokens must be the same: train the second one on the first, or use one of them"
-    return Problem(reason, place(plan, "adapter_name_or_path"), hint)
+    return Problem(reason, plan.where("adapter_name_or_path"), hint)
 
 
 def rows_needed(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 from ftcore.resources import hardware
 
@@ -45,7 +44,7 @@ def quantized_by(plan: Plan) -> str:
 
 def problems(plan: Plan) -> Iterable[Problem]:
     """A library that is not installed, or a GPU that is not there."""
-    method, where = quantized_by(plan), place(plan, "model_name_or_path")
+    method, where = quantized_by(plan), plan.where("model_name_or_path")
     modules = NEEDS.get(method, ())
     if missing := [module for module in modules if not _installed(module)]:
         names = " ".join(PACKAGES.get(module, module.replace(".", "-").replace("_", "-")) for module in modules)
@@ -91,4 +90,4 @@ def check_trainable(plan: Plan, model: Any) -> None:
         method = quantized_by(plan) or type(quantizer).__name__.removesuffix("HfQuantizer")
         reason = f"the model is quantised ({method}), and transformers cannot train adapters on such layers"
         hint = "take the model as it was before, with quantization_bit: 4 or 8 if it is too large"
-        raise UsageError(Problem(reason, place(plan, "model_name_or_path"), hint))
+        raise UsageError(Problem(reason, plan.where("model_name_or_path"), hint))

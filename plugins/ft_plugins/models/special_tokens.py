@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def replace_tokens(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
     missing = [
         Problem(
             f"{name} {token!r} is not one token of this model's tokenizer",
-            place(plan, name),
+            plan.where(name),
             f"leave it out to keep {getattr(tokenizer, name)!r}, or choose a token of its vocabulary",
         )
         for name, token in tokens.items()

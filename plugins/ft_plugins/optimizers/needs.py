@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ftcore.api.plan import Plan
-from ftcore.config.validation import core
 from ftcore.errors import Problem
 from ftcore.resources import hardware
 
@@ -38,7 +37,7 @@ class Package:
 def problems(plan: Plan) -> Iterable[Problem]:
     """Of the plan's optimizer: packages that are missing, and a device that it cannot do without."""
     optimizer = plan.optimizer.component
-    name, where = optimizer.name, core.place(plan, "optim")
+    name, where = optimizer.name, plan.where("optim")
     gpu = hardware.machine(plan.on_cpu).cuda is not None
     for package in getattr(optimizer, "packages", ()):
         if package.missing and not (gpu and package.cpu_only):

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -33,9 +32,9 @@ def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ..
         return replace(plan, model=plan.model.model_copy(update=changes))
     folder = Path(name).expanduser()
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise UsageError(Problem(f"{option} {name} is an adapter, not a model", place(plan, option), for_adapters))
+        raise UsageError(Problem(f"{option} {name} is an adapter, not a model", plan.where(option), for_adapters))
     changes |= {"model_name_or_path": name, "model_revision": "main"}
-    located, problems = locate(name, plan.plugins, place(plan, option), plan.model.cache_dir)
+    located, problems = locate(name, plan.plugins, plan.where(option), plan.model.cache_dir)
     if problems:
         raise UsageError(problems)
     model = plan.model.model_copy(update=changes)

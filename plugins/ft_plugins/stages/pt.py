@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ft_plugins.stages.sft.stage import AccuracyOptions, token_trainer
 from ftcore.api.components import Stage
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
-    from ftcore.api.plan import Plan
-    from ftcore.runner.run import Run
+    from ftcore.api.plan import Plan, Run
     from ftcore.training.trainer import FtTrainer
 
 
@@ -54,4 +52,4 @@ def problems(plan: Plan) -> Iterable[Problem]:
     assert isinstance(options, PretrainingOptions)
     if not options.isolate_documents and plan.data.packing is False:
         hint = "remove isolate_documents, or packing"
-        yield Problem("isolate_documents is false, and nothing is packed", place(plan, "isolate_documents"), hint)
+        yield Problem("isolate_documents is false, and nothing is packed", plan.where("isolate_documents"), hint)

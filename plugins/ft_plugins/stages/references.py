@@ -12,8 +12,7 @@ from ftcore.config.validation.core import adapter_problems
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
-    from ftcore.api.plan import Plan
-    from ftcore.runner.run import Run
+    from ftcore.api.plan import Plan, Run
 
 
 class ReferenceOptions(OptionGroup):

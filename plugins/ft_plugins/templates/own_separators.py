@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ft_plugins.templates.separators import BOS, Separators
 from ftcore.api.components import ChatTemplate, OptionGroup
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def check(plan: Plan) -> Iterable[Problem]:
         if there and value is None:
             message = f"{there[0]} is set, and {name} is missing"
         where = name if value is not None else there[0] if there else "template"
-        yield Problem(message, place(plan, where), f"write {name}: {examples[name]}")
+        yield Problem(message, plan.where(where), f"write {name}: {examples[name]}")
 
 
 def _before(token: str | None) -> str:

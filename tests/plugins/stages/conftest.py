@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from ftcore.api.plan import Run
 from ftcore.api.registry import Plugins
 from ftcore.config.planner import make_plan
-from ftcore.runner.run import Run
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.callbacks.signals import InterruptedRunError
 from ftcore.training.checkpointing import directory

@@ -6,8 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
-from ftcore.runner.run import Run, leave_group, load_model, use_template
+from ftcore.runner.run import leave_group, load_model, use_template
 
 
 def main() -> None:

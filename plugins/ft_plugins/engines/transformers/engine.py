@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.api.components import Generator, InferenceEngine, Judge
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 from ftcore.resources import hardware
 
@@ -28,7 +27,7 @@ class HuggingFace(InferenceEngine):
         head = plan.stage.component.head
         if head != "causal_lm":
             reason = f"stage {plan.stage.component.name} makes a model that scores and does not answer"
-            raise UsageError(Problem(reason, place(plan, "stage"), "choose another run's model or adapter"))
+            raise UsageError(Problem(reason, plan.where("stage"), "choose another run's model or adapter"))
         tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
         renderer = Renderer.from_plan(plan, tokenizer)
         return TransformersGenerator(plan, load_adapted(plan), renderer)
@@ -53,8 +52,8 @@ class HuggingFace(InferenceEngine):
         stage = plan.stage.component
         if stage.head != "sequence_classification":
             reason = f"stage {stage.name} makes a model that answers and does not score"
-            raise UsageError(Problem(reason, place(plan, "stage"), "choose the run of a reward model"))
-        where, hint = place(plan, "model_name_or_path"), "write what stage rm left"
+            raise UsageError(Problem(reason, plan.where("stage"), "choose the run of a reward model"))
+        where, hint = plan.where("model_name_or_path"), "write what stage rm left"
         if problems := list(head_problems(plan, where, hint)):
             raise UsageError(problems)
         from ft_plugins.engines.transformers.reward import TransformersJudge
@@ -87,7 +86,7 @@ def load_adapted(plan: Plan) -> PreTrainedModel:
     if quantized and len(names) > 1:
         hint = "merge all but the last with ft export, and name that model"
         reason = "adapters cannot be merged into quantised weights without rounding them anew"
-        raise UsageError(Problem(reason, place(plan, "adapter_name_or_path"), hint))
+        raise UsageError(Problem(reason, plan.where("adapter_name_or_path"), hint))
     for number, name in enumerate(names, start=1):
         model = _with_adapter(model, adapter_folder(plan, name), plan, name)
         if number < len(names) or (dtype == torch.float32 and not quantized):
@@ -103,7 +102,7 @@ def _with_adapter(model: Any, folder: Path, plan: Plan, name: str) -> Any:
     except (RuntimeError, ValueError) as error:
         reason = f"adapter {name} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
         raise UsageError(
-            Problem(reason, place(plan, "adapter_name_or_path"), "write the model that it was trained on")
+            Problem(reason, plan.where("adapter_name_or_path"), "write the model that it was trained on")
         ) from error
 
 

@@ -12,7 +12,6 @@ import torch
 from ft_plugins.engines.transformers.engine import infer_dtype
 from ft_plugins.engines.transformers.generator import TransformersGenerator
 from ftcore.api.components import Generator
-from ftcore.config.validation.core import place
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.errors import Problem, UsageError
 from ftcore.models.adapters import adapter_folder
@@ -56,7 +55,7 @@ def _adapter(plan: Plan) -> str | None:
 def _check(plans: Mapping[str, Plan], first: Plan) -> None:
     problems = []
     for name, plan in plans.items():
-        model, where = plan.model, place(plan, "adapter_name_or_path")
+        model, where = plan.model, plan.where("adapter_name_or_path")
         if (model.model_name_or_path, model.model_revision) != (
             first.model.model_name_or_path,
             first.model.model_revision,
@@ -78,7 +77,7 @@ def _check_tokens(plans: Mapping[str, Plan], renderers: Mapping[str, Renderer]) 
     for name, plan in plans.items():
         if plan.model.grows_vocabulary or len(getattr(renderers[name].tokenizer, "ft_new_tokens", ())) > 0:
             reason = f"{name} has tokens of its own, which the base model of the others has not"
-            problems.append(Problem(reason, place(plan, "adapter_name_or_path"), "serve it alone"))
+            problems.append(Problem(reason, plan.where("adapter_name_or_path"), "serve it alone"))
     if problems:
         raise UsageError(problems)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ftcore.runner.run import Run
+from ftcore.api.plan import Run
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.pairs import collate_pairs
 from ftcore.training.losses import sequence_reductions

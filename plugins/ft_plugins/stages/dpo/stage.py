@@ -14,13 +14,11 @@ from ft_plugins.stages.references import (
     reference_problems,
 )
 from ftcore.api.components import Stage
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
     from ft_plugins.stages.dpo.objective import Objective, PairTrainer
-    from ftcore.api.plan import Plan
-    from ftcore.runner.run import Run
+    from ftcore.api.plan import Plan, Run
 
 WITHOUT_REFERENCE = ("orpo", "simpo", "sft")
 COMPARING = ("kto_pair", "aot", "aot_unpaired")
@@ -145,8 +143,8 @@ def problems(plan: Plan) -> Iterable[Problem]:
     }
     for option, wrong in useless.items():
         if wrong:
-            yield Problem(f"pref_loss {name} has no use for {option}", place(plan, option), "drop it, or pref_loss")
+            yield Problem(f"pref_loss {name} has no use for {option}", plan.where(option), "drop it, or pref_loss")
     if name == "exo_pair" and not options.dpo_label_smoothing:
         hint = "its authors recommend 0.001"
-        yield Problem("pref_loss exo_pair needs dpo_label_smoothing above 0", place(plan, "pref_loss"), hint)
+        yield Problem("pref_loss exo_pair needs dpo_label_smoothing above 0", plan.where("pref_loss"), hint)
     yield from reference_problems(plan)

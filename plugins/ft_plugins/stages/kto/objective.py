@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftcore.api.plan import Run
 from ftcore.errors import Problem, UsageError
-from ftcore.runner.run import Run
 from ftcore.training.batching.collators import Batch, collate
 from ftcore.training.batching.pairs import answered
 from ftcore.training.batching.samplers import EpochLoader

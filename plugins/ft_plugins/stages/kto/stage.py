@@ -17,9 +17,8 @@ from ftcore.api.components import Stage
 
 if TYPE_CHECKING:
     from ft_plugins.stages.kto.objective import FeedbackScores, FeedbackTrainer
-    from ftcore.api.plan import Plan
+    from ftcore.api.plan import Plan, Run
     from ftcore.errors import Problem
-    from ftcore.runner.run import Run
 
 
 class FeedbackOptions(ReferenceOptions):

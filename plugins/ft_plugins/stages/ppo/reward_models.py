@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ft_plugins.engines.transformers.reward_head import head_problems
 from ft_plugins.stages.auxiliary_models import plan_with
 from ft_plugins.stages.rm.stage import RewardModelling
-from ftcore.config.validation.core import adapter_problems, place
+from ftcore.config.validation.core import adapter_problems
 from ftcore.errors import Problem, UsageError
 from ftcore.inference.manifest import adapter_config, read_trained
 from ftcore.models.files import base_files, weights_of
@@ -63,7 +63,7 @@ def problems(plan: Plan) -> Iterable[Problem]:
         found = [replace(problem, hint="write reward_model_type: full") for problem in found]
     yield from found
     if not found:
-        yield from head_problems(judged, place(plan, option if adapters else "reward_model"), HINT, "reward_model")
+        yield from head_problems(judged, plan.where(option if adapters else "reward_model"), HINT, "reward_model")
 
 
 def check_adapters(plan: Plan) -> None:
@@ -85,7 +85,7 @@ def check_adapters(plan: Plan) -> None:
     option = "reward_model" if options.reward_model_type == "lora" else "reward_model_adapters"  # type: ignore[attr-defined]
     folder = adapter_folder(plan, name)
     here = replace(judged, model=judged.model.model_copy(update={"adapter_name_or_path": (str(folder),)}))
-    if problems := list(head_problems(here, place(plan, option), HINT)):
+    if problems := list(head_problems(here, plan.where(option), HINT)):
         raise UsageError(problems)
     trained, base = read_trained(folder), str(base_name(judged))
     then, now = (weights_of(files) for files in (trained.files if trained else {}, base_files(judged)))
@@ -93,7 +93,7 @@ def check_adapters(plan: Plan) -> None:
         reason = f"{option} {name} was trained on a base with other weights ({trained.model}) than {base} has"
         if not plan.force:
             hint = "train it on this base, export it and write reward_model_type: full, or go on with ft run --force"
-            raise UsageError(Problem(reason, place(plan, option), hint))
+            raise UsageError(Problem(reason, plan.where(option), hint))
         log.warning("going on all the same: %s", reason)
     elif not (then and now) and (written := adapter_config(folder).get("base_model_name_or_path", base)) != base:
         log.warning("%s %s says that its base is %s, and is put on %s", option, name, written, base)
@@ -134,7 +134,7 @@ def check_tokens(plan: Plan, renderer: Renderer) -> None:
 
 def _other(plan: Plan, what: str, reason: str) -> Problem:
     hint = "train the reward model with the policy's tokenizer and template"
-    return Problem(f"reward_model has another {what}: {reason}", place(plan, "reward_model"), hint)
+    return Problem(f"reward_model has another {what}: {reason}", plan.where("reward_model"), hint)
 
 
 def probe_ids(renderer: Renderer, answer: str) -> list[int]:

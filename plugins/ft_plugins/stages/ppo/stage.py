@@ -12,14 +12,12 @@ from ft_plugins.stages.auxiliary_models import load_frozen
 from ft_plugins.stages.ppo import reward_models
 from ftcore.api.components import OptionGroup, Stage
 from ftcore.api.option_groups import Names
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
     from ft_plugins.stages.ppo.trainer import PolicyTrainer, Score
-    from ftcore.api.plan import Plan
+    from ftcore.api.plan import Plan, Run
     from ftcore.data.chat_template.renderer import Renderer
-    from ftcore.runner.run import Run
 
 PLAIN = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "num_beams": 1, "repetition_penalty": 1.0}
 """Options of generation, and the only values at which log-probabilities are the policy's own."""
@@ -169,7 +167,7 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
     reward_models.check_tokens(run.plan, renderer)
     judged = reward_models.reward_plan(run.plan)
     model = load_frozen(judged, run.model, "reward_model").to(run.model.device)
-    check_head(judged, model, place(run.plan, "reward_model"), reward_models.HINT, "reward_model")
+    check_head(judged, model, run.plan.where("reward_model"), reward_models.HINT, "reward_model")
     scorer = RewardScorer(model)
     capability_cache.choose(scorer)
     tail = after_answers(renderer)
@@ -212,28 +210,26 @@ def problems(plan: Plan) -> Iterable[Problem]:
     assert isinstance(options, PpoOptions)
     if not options.reward_model:
         hint = "write the folder that stage rm left, with reward_model_type: full where it is a whole model"
-        yield Problem("reward_model is missing", place(plan, "stage"), hint)
+        yield Problem("reward_model is missing", plan.where("stage"), hint)
     elif options.reward_model_type == "api":
         if not options.reward_model.startswith(("http://", "https://")):
             reason = f"reward_model: {options.reward_model} is no address"
-            yield Problem(reason, place(plan, "reward_model"), "write http://HOST:PORT/PATH")
+            yield Problem(reason, plan.where("reward_model"), "write http://HOST:PORT/PATH")
     else:
         yield from reward_models.problems(plan)
     for name in ("reward_api_timeout", "reward_api_retries"):
         if options.reward_model_type != "api" and name in plan.options and plan.options[name].origin != "default":
-            yield Problem(f"{name} is for reward_model_type: api", place(plan, name), "drop it")
+            yield Problem(f"{name} is for reward_model_type: api", plan.where(name), "drop it")
     if options.reward_model_adapters and options.reward_model_type != "full":
         hint = "write reward_model_type: full, or drop it"
-        yield Problem("reward_model_adapters is for full reward models", place(plan, "reward_model_adapters"), hint)
+        yield Problem("reward_model_adapters is for full reward models", plan.where("reward_model_adapters"), hint)
     if has_own_values(plan) and not options.ppo_value_coef:
         reason = "ppo_value_backbone: separate would learn nothing, as ppo_value_coef is 0"
-        yield Problem(reason, place(plan, "ppo_value_backbone"), "write shared, or a ppo_value_coef above 0")
+        yield Problem(reason, plan.where("ppo_value_backbone"), "write shared, or a ppo_value_coef above 0")
     for name, plain in PLAIN.items():
         bound = plan.options.get(name)
         if bound and bound.origin not in ("default", "family") and bound.value != plain:
             reason = f"{name}: {bound.value}: stage ppo samples from the policy as it is"
-            yield Problem(
-                reason, place(plan, name), f"drop it; it belongs into a file for answering ({plain} is taken)"
-            )
+            yield Problem(reason, plan.where(name), f"drop it; it belongs into a file for answering ({plain} is taken)")
     if plan.generation.max_length is not None:
-        yield Problem("max_length has no effect in stage ppo", place(plan, "max_length"), "write max_new_tokens")
+        yield Problem("max_length has no effect in stage ppo", plan.where("max_length"), "write max_new_tokens")

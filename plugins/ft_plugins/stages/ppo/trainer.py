@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from ft_plugins.stages.ppo import losses
 from ft_plugins.stages.ppo.rollout import COLUMNS, RolloutBatches, Sampler, answered, collate_responses
 from ft_plugins.stages.ppo.value_head import ValueHead, copied_decoder
+from ftcore.api.plan import Run
 from ftcore.errors import RunError
-from ftcore.runner.run import Run
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.samplers import EpochLoader
 from ftcore.training.forward.causal_lm import evaluating

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ftcore.api.components import Stage
 
 if TYPE_CHECKING:
-    from ftcore.runner.run import Run
+    from ftcore.api.plan import Run
     from ftcore.training.forward.reward import RewardTrainer
 
 

@@ -21,7 +21,7 @@ from ftcore.inference.answers import check_answered, collect
 from ftcore.utils.files import write_whole
 
 if TYPE_CHECKING:
-    from ftcore.runner.run import Run
+    from ftcore.api.plan import Run
 
 FILE = "generated_predictions.jsonl"
 

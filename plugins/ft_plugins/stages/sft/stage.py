@@ -10,12 +10,10 @@ from pydantic import Field
 
 from ft_plugins.stages.sft.text_metrics import missing_packages
 from ftcore.api.components import InferenceEngine, OptionGroup, Stage
-from ftcore.config.validation.core import place
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
-    from ftcore.api.plan import Plan
-    from ftcore.runner.run import Run
+    from ftcore.api.plan import Plan, Run
     from ftcore.training.trainer import FtTrainer
 
 
@@ -68,7 +66,7 @@ class SupervisedFineTuning(Stage):
         run.pictures = data.pictures
         if run.plan.training.do_predict and data.eval is not None and data.eval.has_images:
             message = "do_predict is true, and rows to predict have images, which generation does not see yet"
-            raise UsageError(Problem(message, place(run.plan, "do_predict"), "remove do_predict, or those rows"))
+            raise UsageError(Problem(message, run.plan.where("do_predict"), "remove do_predict, or those rows"))
         return data
 
     def trainer(self, run: Run) -> FtTrainer:
@@ -99,16 +97,16 @@ def problems(plan: Plan) -> Iterable[Problem]:
     assert isinstance(options, SupervisedOptions)
     if training.do_predict and not options.predict_with_generate:
         hint = "write predict_with_generate: true; for the loss write do_eval: true"
-        yield Problem("do_predict is true, and nothing is generated", place(plan, "do_predict"), hint)
+        yield Problem("do_predict is true, and nothing is generated", plan.where("do_predict"), hint)
     if options.predict_with_generate and not training.do_predict:
         hint = "write do_predict: true, or remove it"
         yield Problem(
-            "predict_with_generate is true, and do_predict is false", place(plan, "predict_with_generate"), hint
+            "predict_with_generate is true, and do_predict is false", plan.where("predict_with_generate"), hint
         )
     if training.do_predict and type(plan.engine.component).over is InferenceEngine.over:
         name = plan.engine.component.name
         reason = f"engine {name} only answers with models that it loads itself, not with that of a run"
-        yield Problem(reason, place(plan, "infer_backend"), "leave infer_backend out")
+        yield Problem(reason, plan.where("infer_backend"), "leave infer_backend out")
     if training.do_predict and (missing := missing_packages()):
         hint = f"pip install {' '.join(missing)}"
-        yield Problem("answers are measured by packages that are not installed", place(plan, "do_predict"), hint)
+        yield Problem("answers are measured by packages that are not installed", plan.where("do_predict"), hint)
