@@ -284,17 +284,16 @@ class Method(Component, ABC):
         """
         return rate
 
-    def reference(self, plan: Plan, model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]:
-        """Keeps what the model computes now, before it is trained, for stages that compare with it.
+    def reference(self, plan: Plan, model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]] | None:
+        """Contexts in which the model computes as it does now, before it is trained, for stages that compare with it.
 
-        Call it when `apply` has returned and before a checkpoint is read.
+        A stage asks by `ftcore.training.reference.start_weights.reference_of`, when `apply` has returned and before a
+        checkpoint is read.
 
         Returns:
-            Makes contexts in which the model computes as it did then; without gradients.
+            Makes such contexts, without gradients; None to have what is trained copied.
         """
-        from ftcore.training.reference.start_weights import kept_start
-
-        return kept_start(model)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

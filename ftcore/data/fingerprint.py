@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 import ftcore.api.samples
 from ftcore.api.components import DatasetFormat
 from ftcore.api.dataset_spec import DatasetSpec
+from ftcore.api.plan import Plan
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.datasets.packing import splits
 from ftcore.data.multimodal.media_files import MediaFolders
 from ftcore.data.sources.resolve import data_files
 from ftcore.utils.hashing import file_sha256, sampled_sha256
+
+if TYPE_CHECKING:
+    pass
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan, RegisteredComponent
@@ -122,3 +126,29 @@ def _own_code() -> str:
 def _sources(path: Path) -> str:
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+
+
+def data_hashes(plan: Plan) -> dict[str, str]:
+    """Dataset -> sha256 of its file or folder; of streamed ones, which take hours to read, samples of their bytes."""
+    from ftcore.data.sources.resolve import data_files
+    from ftcore.utils.hashing import file_sha256, sampled_sha256
+
+    hashes = {spec.name: file_hash(spec.path) for spec in plan.eval_datasets if spec.path}
+    for spec in plan.datasets:
+        if spec.path and plan.data.streaming:
+            hashes[spec.name] = "samples " + " ".join(map(sampled_sha256, data_files(spec)))
+        elif spec.path:
+            hashes[spec.name] = file_sha256(spec.path) if spec.path.is_file() else file_hash(spec.path)
+    return hashes
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, or over the names and bytes of a folder's files."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file()):
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

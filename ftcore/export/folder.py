@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ftcore.data.fingerprint import file_hash
 from ftcore.errors import Problem, RunError, UsageError
-from ftcore.runner.artifacts import file_hash
 from ftcore.utils.files import staged_folder, write_json
 
 MANIFEST = "ft_export.json"

@@ -74,7 +74,7 @@ def export(target: Target, *, force: bool = False) -> Exported:
     from ftcore.export import ollama
     from ftcore.export.merging import merged_model
     from ftcore.inference.generation_config import set_generation
-    from ftcore.inference.manifest import check_template
+    from ftcore.inference.target import check_template
 
     plan, place_ = target.plan, check_options(target.plan)
     target.warn()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.config.planner import make_plan
 from ftcore.config.reader import read_settings
 from ftcore.errors import Problem, UsageError
-from ftcore.inference.manifest import Trained, base_of, check_template, read_trained
 from ftcore.models.adapters import other_bases
 from ftcore.models.resolve import HUB_ID
+from ftcore.models.trained_run import Trained, base_of, read_trained
 from ftcore.utils.run_status import FAILED, RUNNING, STOPPED, lives, notice, read_status
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ftcore.api.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -208,3 +214,28 @@ def _trained(names: Any) -> Trained | None:
         return None
     folder = Path(found[-1]).expanduser()
     return read_trained(folder) if folder.is_dir() else None
+
+
+def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, trained: Trained) -> None:
+    """Refuses a template that is not the one trained with.
+
+    A default system message that the user sets is no other template: the comparison leaves it out.
+
+    Raises:
+        UsageError: naming both.
+    """
+    from ftcore.data.chat_template.renderer import Renderer
+
+    system = trained.values().get("default_system")
+    same = replace(plan, data=plan.data.model_copy(update={"default_system": system}))
+    if trained.sha256 == hashlib.sha256(b"").hexdigest():
+        return  # trained on plain text
+    source = Renderer.from_plan(same, tokenizer).source
+    if hashlib.sha256(source.encode()).hexdigest() == trained.sha256:
+        return
+    used = plan.template.full_name if plan.template else "the tokenizer's own"
+    was = trained.template or "the tokenizer's own"
+    what = f"template {used} is not what {trained.folder} was trained with"
+    hint = f"that was {was}" if was != used else "its source has changed since"
+    where = plan.options["template"].origin if "template" in plan.options else ""
+    raise UsageError(Problem(what, where if where != "default" else "", f"{hint}; --force takes it all the same"))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.errors import Problem, UsageError
-from ftcore.inference.manifest import read_trained
 from ftcore.models.files import base_files, weights_of
+from ftcore.models.trained_run import read_trained
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan

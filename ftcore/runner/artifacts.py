@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.api.plan import Plan
+from ftcore.data.fingerprint import data_hashes
 from ftcore.models.files import base_files
 from ftcore.utils.files import write_json, write_whole
 from ftcore.utils.ownership import RUN_MANIFEST as MANIFEST
@@ -29,7 +30,7 @@ def manifest(
 
     How the run goes and ends is added by `ftcore.runner.run_record.RunRecord`.
     """
-    from ftcore.cli.plan import as_dict
+    from ftcore.config.serialization import as_dict
 
     source = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     return {
@@ -58,32 +59,6 @@ def manifest(
         "counts": dict(counts),
         "metrics": {},
     }
-
-
-def data_hashes(plan: Plan) -> dict[str, str]:
-    """Dataset -> sha256 of its file or folder; of streamed ones, which take hours to read, samples of their bytes."""
-    from ftcore.data.sources.resolve import data_files
-    from ftcore.utils.hashing import file_sha256, sampled_sha256
-
-    hashes = {spec.name: file_hash(spec.path) for spec in plan.eval_datasets if spec.path}
-    for spec in plan.datasets:
-        if spec.path and plan.data.streaming:
-            hashes[spec.name] = "samples " + " ".join(map(sampled_sha256, data_files(spec)))
-        elif spec.path:
-            hashes[spec.name] = file_sha256(spec.path) if spec.path.is_file() else file_hash(spec.path)
-    return hashes
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, or over the names and bytes of a folder's files."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file()):
-        if path.is_dir():
-            digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def write_results(folder: Path, results: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:

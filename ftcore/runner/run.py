@@ -87,7 +87,7 @@ def leave_group() -> None:
 
 def announce(plan: Plan) -> None:
     """What the plan decided that the file does not say."""
-    from ftcore.cli.plan import batch_line
+    from ftcore.config.serialization import batch_line
 
     for line in plan.ignored:
         click.secho(line, dim=True)

@@ -229,7 +229,7 @@ def test_whatever_loads_from_the_hub_asks_first(
     monkeypatch: pytest.MonkeyPatch, write_config: Callable[..., Path], built_in: Plugins
 ) -> None:
     """Tokenizer, model, processor, adapter, dataset; and models beside the trained one at their option."""
-    from ft_plugins.engines.transformers.engine import load_adapted
+    from ft_plugins.engines.transformers.loading import load_adapted
     from ft_plugins.stages.ppo.reward_models import reward_plan
     from ft_plugins.stages.references import reference_plan
     from ftcore.api.dataset_spec import DatasetSpec

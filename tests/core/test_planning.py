@@ -13,9 +13,9 @@ import pytest
 from ftcore.api.components import ChatTemplate, ModelFamily, ModelSource, Optimizer, OptionGroup
 from ftcore.api.plan import Plan
 from ftcore.api.registry import Plugins
-from ftcore.cli.plan import batch_line, effective_tokens
 from ftcore.config.memory_planning import advice
 from ftcore.config.planner import make_plan
+from ftcore.config.serialization import batch_line, effective_tokens
 from ftcore.errors import Problem, UsageError
 from ftcore.resources import hardware
 from ftcore.resources.hardware import Hardware

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from ftcore.training.attention import blocked, gemm
-from ftcore.training.attention.blocked import BLOCK, Span, branched_attention
+from ftcore.training.attention.blocked import BLOCK, branched_attention
+from ftcore.training.attention.layout import Span
 from ftcore.training.kernels import matmul
 from ftcore.training.kernels.matmul import Products
 

@@ -242,7 +242,7 @@ def test_the_plan_wants_a_token_and_a_name(write_config: Any, monkeypatch: pytes
         "the hub takes no repository named 'a/b/c'",
     ]
     plan = make_plan(write_config(push_to_hub=True, hub_token=TOKEN))
-    from ftcore.cli.plan import as_dict
+    from ftcore.config.serialization import as_dict
 
     assert TOKEN not in json.dumps(as_dict(plan), default=str) + repr(plan.hub)
     monkeypatch.setattr(hub_checks, "offline", lambda: True)

@@ -18,7 +18,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, pr
 
 from ft_plugins.models.processors import _unchecked
 from ftcore.api.option_groups import MediaOptions
-from ftcore.data.chat_template.renderer import Rendered
+from ftcore.data.chat_template.rendered import Rendered
 from ftcore.data.multimodal.images import OF_IMAGES, Picture, Pictures
 from ftcore.errors import RowError
 from ftcore.testing import tiny_tokenizer

@@ -108,7 +108,7 @@ def test_adapters_with_and_without_tokens_are_merged_in_either_order(
     saved: Any, plan_of: Any, logits: Any, order: tuple[int, int], target: str
 ) -> None:
     """In export and at inference; what a plain one does to embedding or head leaves the new rows as they are."""
-    from ft_plugins.engines.transformers.engine import load_adapted
+    from ft_plugins.engines.transformers.loading import load_adapted
     from ftcore.export.merging import merged_model
 
     tokens = saved("tokens", add_tokens="<x>,<y>")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ftcore.errors import RunError, UsageError
+from ftcore.training.reference.start_weights import reference_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
 
@@ -168,7 +169,7 @@ def test_the_reference_is_the_model_as_it_was(
         options["pissa_init"] = True
     run = applied(**options)
     before = logits(run.model)
-    reference = run.method.reference(run.plan, run.model)
+    reference = reference_of(run.plan, run.model)
     shake(run.model)
     after = logits(run.model)
     assert not torch.allclose(before, after, atol=1e-2)
@@ -185,7 +186,7 @@ def test_the_reference_of_a_fused_head_is_the_frozen_one(applied: Any, shake: An
     run = applied(additional_target="lm_head")
     scorer = Scorer(run.model)
     first = scorer.head().weight.clone()
-    reference = run.method.reference(run.plan, run.model)
+    reference = reference_of(run.plan, run.model)
     shake(run.model)
     with reference():
         assert torch.equal(scorer.head().weight, first)

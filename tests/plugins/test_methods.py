@@ -279,7 +279,7 @@ def test_an_adapter_that_the_hub_does_not_give(
         plan.engine.component.load(plan_of(adapter_name_or_path="acme/tuned", template="chatml"))
     assert str(error.value) == f"command line: adapter_name_or_path: {said}"
     plan = plan_of(stage="ppo", reward_model="acme/tuned", template="chatml")
-    from ft_plugins.engines.transformers.engine import load_adapted
+    from ft_plugins.engines.transformers.loading import load_adapted
     from ft_plugins.stages.ppo.reward_models import reward_plan
 
     with pytest.raises(UsageError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from ftcore.data.chat_template.reasoning import (
     with_reasoning,
     without_thoughts,
 )
+from ftcore.data.chat_template.rendered import Rendered, Span
 from ftcore.data.chat_template.sentinels import Conversation, Marks, control_tokens, strings
 from ftcore.data.chat_template.turn_ends import TurnEnds, model_stops, special_tokens, turn_ends
 from ftcore.data.chat_template.unmarked import Unmarked
@@ -35,38 +36,6 @@ if TYPE_CHECKING:
 
     from ftcore.api.plan import Plan
     from ftcore.data.multimodal.images import Pictures
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Characters ``start`` to ``end`` (exclusive) of a text, and the message that they come from."""
-
-    start: int
-    end: int
-    message: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text.
-
-    Args:
-        text: what is tokenised.
-        messages: the turns, a default system message included.
-        said: what the model says, ends of turns included.
-        read: contents of the other messages; those that the template alters are not found.
-        literal: control tokens in contents, ``(start, end)``: they are encoded as text.
-        images: paths of the images whose tokens are in the text.
-        lost: numbers of answers that were given with a thought which is not in the text.
-    """
-
-    text: str
-    messages: tuple[Message, ...]
-    said: tuple[Span, ...] = ()
-    read: tuple[Span, ...] = ()
-    literal: tuple[tuple[int, int], ...] = ()
-    images: tuple[str, ...] = ()
-    lost: tuple[int, ...] = ()
 
 
 class Renderer:

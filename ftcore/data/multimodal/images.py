@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ftcore.data.chat_template.renderer import Rendered, Span
+from ftcore.data.chat_template.rendered import Rendered, Span
 from ftcore.data.multimodal.image_files import open_image
 from ftcore.data.multimodal.media_files import PLACEHOLDERS
 from ftcore.errors import RowError

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ftcore.api.samples import Text
-from ftcore.data.chat_template.renderer import Rendered, Renderer, check_text
+from ftcore.data.chat_template.rendered import Rendered
+from ftcore.data.chat_template.renderer import Renderer, check_text
 from ftcore.data.multimodal.images import Pictures
 from ftcore.data.tokenization.encoder import Encoded, Labelled
 from ftcore.data.tokenization.loss_reasons import Reason

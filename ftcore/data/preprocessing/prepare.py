@@ -10,7 +10,8 @@ import numpy as np
 
 from ftcore.api.option_groups import DataOptions
 from ftcore.api.samples import Chat, Feedback, Place, Preference, Sample, Text
-from ftcore.data.chat_template.renderer import Rendered, Renderer
+from ftcore.data.chat_template.rendered import Rendered
+from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.multimodal.media_files import holds_media
 from ftcore.data.preprocessing.documents import document, label_document
 from ftcore.data.preprocessing.questions import NO_ANSWER

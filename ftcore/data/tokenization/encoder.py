@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ftcore.api.samples import Message
-from ftcore.data.chat_template.renderer import Rendered, Span
+from ftcore.data.chat_template.rendered import Rendered, Span
 from ftcore.data.tokenization.loss_reasons import Reason
 from ftcore.data.tokenization.word_cache_bpe import WordCutter
 

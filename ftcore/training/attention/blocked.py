@@ -14,7 +14,6 @@ Where oneDNN multiplies far faster than MKL, `ftcore.training.attention.gemm` ta
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -23,38 +22,16 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ftcore.training.attention import gemm
+from ftcore.training.attention.layout import Span, add_parts
 
 if TYPE_CHECKING:
     from ftcore.training.parallel.cpu_threads.kv_exchange import Loan, Side
 
-Prefixes = Sequence[Sequence[tuple[int, int]]]
-"""For each sequence the tokens of the row, ``start`` to ``end``, that it sees besides its own, in their order."""
 
 BLOCK = 64
 """Queries that torch's kernel takes at a time; where there are more threads than heads, more of them."""
 _FORWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One sequence: its tokens in the row, and those that come before them for its queries.
-
-    Args:
-        own: its tokens.
-        before: the prefix's, of sequences that lie before it; empty for none.
-    """
-
-    own: slice
-    before: tuple[slice, ...] = ()
-
-
-def spans(lengths: Sequence[int], prefixes: Prefixes) -> Iterator[Span]:
-    """The sequences of a row."""
-    start = 0
-    for length, ranges in zip(lengths, prefixes, strict=True):
-        yield Span(slice(start, start + length), tuple(slice(first, last) for first, last in ranges))
-        start += length
 
 
 def available(device: torch.device) -> bool:
@@ -232,12 +209,6 @@ def _parts(found: Sequence[tuple[torch.Tensor, Sequence[slice]]]) -> torch.Tenso
     """These tokens of each, one after the other; as a view where they lie together."""
     parts = [tensor[:, :, some] for tensor, tokens in found for some in tokens]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-
-
-def add_parts(total: torch.Tensor, tokens: Sequence[slice], values: torch.Tensor) -> None:
-    """Adds, in place, what stands for what `_parts` took."""
-    for some, part in zip(tokens, values.split([some.stop - some.start for some in tokens], 2), strict=True):
-        total[:, :, some] += part
 
 
 def _computing(dtype: torch.dtype) -> torch.dtype:

@@ -20,7 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
-from ftcore.training.attention.blocked import Prefixes, branched_attention, serves, spans
+from ftcore.training.attention.blocked import branched_attention, serves
+from ftcore.training.attention.layout import Prefixes, spans
 from ftcore.training.parallel.cpu_threads.kv_exchange import Side
 
 NAME = "ft_varlen"

@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 from ftcore.api.plan import Plan
 
 if TYPE_CHECKING:
-    from ftcore.training.trainer import FtTrainer
+    from ftcore.training.context import TrainingContext
 
 _KEPT = ("without", "best_step")
 
@@ -50,7 +50,7 @@ def stopping(plan: Plan) -> Sequence[TrainerCallback]:
     return [] if patience is None else [EarlyStopping(patience)]
 
 
-def stopped_early(trainer: FtTrainer) -> str:
+def stopped_early(trainer: TrainingContext) -> str:
     """A line for the user, if the run ended early."""
     found = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStopping)]
     state = trainer.state

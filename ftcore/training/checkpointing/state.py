@@ -16,10 +16,10 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from ftcore.api.plan import Plan
+from ftcore.data.fingerprint import data_hashes
 from ftcore.data.pipeline.streaming import Cursor
 from ftcore.errors import RunError
 from ftcore.models.files import model_files
-from ftcore.runner.artifacts import data_hashes
 from ftcore.training.checkpointing import directory
 from ftcore.training.checkpointing.directory import Setting
 from ftcore.training.checkpointing.safe_serialization import load_tree, save_tree

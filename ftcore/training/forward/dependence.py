@@ -5,21 +5,32 @@ Both are found out on the model itself, whatever its type: a wrong class, a wron
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 
 from ftcore.errors import Problem, UsageError
 from ftcore.training.batching.collators import Batch
 
-if TYPE_CHECKING:
-    from ftcore.training.forward.causal_lm import Scorer
-
 COMPARED = 8
 """Labels of a row with images at which outputs are compared: the last ones."""
 
 
-def check_causal(scorer: Scorer, batch: Batch, logits: torch.Tensor, common: int, tolerance: float) -> None:
+class Probed(Protocol):
+    """What is asked; `ftcore.training.forward.causal_lm.Scorer` is it."""
+
+    inner: Any
+    """The model without wrappers."""
+
+    def sequences(self, batch: Batch) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]:
+        """Each sequence: the model's arguments, the places of its labels, which tokens stand for images."""
+
+    def logits_of(self, inputs: Mapping[str, Any], at: torch.Tensor) -> torch.Tensor:
+        """Logits ``[n, V]`` at these places."""
+
+
+def check_causal(scorer: Probed, batch: Batch, logits: torch.Tensor, common: int, tolerance: float) -> None:
     """Refuses a model whose logits at a token depend on the tokens after it.
 
     Args:
@@ -39,7 +50,7 @@ def check_causal(scorer: Scorer, batch: Batch, logits: torch.Tensor, common: int
         raise UsageError(_leaks(scorer))
 
 
-def check_images(scorer: Scorer, batch: Batch, tolerance: float) -> bool:
+def check_images(scorer: Probed, batch: Batch, tolerance: float) -> bool:
     """Refuses a model whose outputs do not depend on a row's images, or depend on the answer that is to be predicted.
 
     Other pixels have to change the logits at the labels that follow the first image; another token at the end of the
@@ -74,7 +85,7 @@ def check_images(scorer: Scorer, batch: Batch, tolerance: float) -> bool:
     return False
 
 
-def _after(scorer: Scorer, inputs: dict[str, Any], at: torch.Tensor, of_images: torch.Tensor) -> torch.Tensor:
+def _after(scorer: Probed, inputs: dict[str, Any], at: torch.Tensor, of_images: torch.Tensor) -> torch.Tensor:
     """Logits at the same places with another token after the last of them: one of the row, and of text."""
     ids, last = inputs["input_ids"].clone(), int(at[-1]) + 1
     others = ids[0][~of_images & (ids[0] != ids[0, last])]
@@ -93,11 +104,11 @@ def _moved(logits: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bo
     return bool(len(expected) and (logits - expected).abs().max() > tolerance * expected.abs().max())
 
 
-def _leaks(scorer: Scorer) -> Problem:
+def _leaks(scorer: Probed) -> Problem:
     reason = f"{type(scorer.inner).__name__} predicts a token from tokens that follow it: the answer would be an input"
     return Problem(reason, hint="choose a causal language model, which predicts from left to right")
 
 
-def _blind(scorer: Scorer, what: str) -> Problem:
+def _blind(scorer: Probed, what: str) -> Problem:
     reason = f"the rows have images, and {type(scorer.inner).__name__} {what}"
     return Problem(reason, hint="choose a model that reads images, or remove the images from the rows")

@@ -1,4 +1,4 @@
-"""A model that scores: one number for each sequence, read at its last token, and the trainer over pairs of them."""
+"""A model that scores: one number for each sequence, read at its last token."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from ftcore.api.plan import Run
 from ftcore.training.batching.collators import Batch
-from ftcore.training.batching.pairs import collate_pairs
 from ftcore.training.forward.causal_lm import Scorer
-from ftcore.training.trainer import FtTrainer
 
 
 class RewardScorer(Scorer):
@@ -77,35 +73,3 @@ class RewardScorer(Scorer):
             ]
         together = torch.stack(scores)
         return together if together.dtype == torch.float64 else together.float()
-
-
-class RewardTrainer(FtTrainer):
-    """Trains scores so that the chosen answer of each pair has the higher one (Bradley-Terry, as in 2009.01325).
-
-    Args:
-        run: plan, tokenizer, and a sequence-classification model with one label.
-        train: a `PairDataset`; None where the run only evaluates.
-        evaluation: the same; None for none.
-    """
-
-    def __init__(self, run: Run, *, train: Any, evaluation: Any = None) -> None:
-        config = run.model.config.get_text_config()
-        if config.pad_token_id is None:  # without one transformers scores one sequence at a time
-            config.pad_token_id = run.tokenizer.pad_token_id
-        super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
-
-    def make_scorer(self, model: Any) -> RewardScorer:
-        return RewardScorer(model)
-
-    def weight(self, batch: Batch) -> float:
-        return float(batch["pair_weights"].sum())
-
-    def loss_sum(self, batch: Batch) -> torch.Tensor:
-        chosen, rejected = self.scorer.rewards(batch).chunk(2)
-        weights = batch["pair_weights"]
-        self.note("accuracy", (chosen > rejected).double(), weights)
-        self.note("margin", chosen - rejected, weights)
-        self.note("rewards/chosen", chosen, weights)
-        self.note("rewards/rejected", rejected, weights)
-        losses = -functional.logsigmoid(chosen.double() - rejected.double())
-        return (losses * weights).sum()

@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from ftcore.training.attention import blocked
+from ftcore.training.attention import blocked, layout
 from ftcore.training.kernels import matmul
 from ftcore.training.kernels.matmul import Products
 from ftcore.utils.cache_dir import cache_root
@@ -94,7 +94,7 @@ def _attended() -> Callable[[], torch.Tensor]:
         for tensor in _random(*((1, tokens, count, size) for count in (heads, key_heads, key_heads, heads)))
     )
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
-    sequence = blocked.Span(slice(0, tokens))
+    sequence = layout.Span(slice(0, tokens))
 
     def compute() -> torch.Tensor:
         out = blocked.branched_attention(query, key, value, None, [sequence])

@@ -24,7 +24,7 @@ from ftcore.training.kernels import matmul
 from ftcore.utils.cache_dir import cache_root
 
 if TYPE_CHECKING:
-    from ftcore.training.trainer import FtTrainer
+    from ftcore.training.context import TrainingContext
 
 _FORMAT = 2  # in bfloat16 on a CPU layers and attention were others before
 
@@ -33,7 +33,7 @@ class _ImpossibleError(Exception):
     """Why nothing can be kept."""
 
 
-def choose_prefix(trainer: FtTrainer) -> FrozenPrefix | None:
+def choose_prefix(trainer: TrainingContext) -> FrozenPrefix | None:
     """What the option asks for: the frozen prefix, in use and with a place to keep it in; None for none.
 
     Where there is one and no room for it, it is returned but not in use: a resumed run goes on as it began.
@@ -65,7 +65,7 @@ def choose_prefix(trainer: FtTrainer) -> FrozenPrefix | None:
     return prefix
 
 
-def _passes(trainer: FtTrainer) -> float:
+def _passes(trainer: TrainingContext) -> float:
     """How often the training rows are gone through."""
     arguments, constant = trainer.args, trainer.plan.stage.component.constant_rows
     if arguments.max_steps <= 0 or isinstance(trainer.train_dataset, Stream) or not constant:
@@ -73,7 +73,7 @@ def _passes(trainer: FtTrainer) -> float:
     return arguments.max_steps * arguments.gradient_accumulation_steps / max(len(trainer.get_train_dataloader()), 1)
 
 
-def _proven(trainer: FtTrainer) -> FrozenPrefix:
+def _proven(trainer: TrainingContext) -> FrozenPrefix:
     """The model's layers under the border, shown to be the only thing that the layers above are given."""
     scorer = trainer.scorer
     if isinstance(trainer.train_dataset, Stream):
@@ -108,7 +108,7 @@ def border_of(layers: nn.ModuleList) -> int:
     return next((number for number, found in enumerate(trained) if found), len(layers))
 
 
-def _prove(trainer: FtTrainer, prefix: FrozenPrefix) -> None:
+def _prove(trainer: TrainingContext, prefix: FrozenPrefix) -> None:
     """Three passes over two short sequences: with gradients and dropout, without, and in two halves."""
     probe, tolerance = trainer.scorer.probe(), TOLERANCE[trainer.scorer.coarsest]
     trainer.model.train()
@@ -132,7 +132,7 @@ def _prove(trainer: FtTrainer, prefix: FrozenPrefix) -> None:
     prefix.proof = own.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _name(trainer: FtTrainer, prefix: FrozenPrefix) -> str:
+def _name(trainer: TrainingContext, prefix: FrozenPrefix) -> str:
     """Digest of all that decides what the prefix computes, to the last bit.
 
     Weights, and what they make of two short sequences, which holds what is kept beside them, such as scales of
@@ -168,7 +168,7 @@ def _tokens(*datasets: Any) -> int:
     return total
 
 
-def _store(trainer: FtTrainer, name: str, needed: int) -> RowStore:
+def _store(trainer: TrainingContext, name: str, needed: int) -> RowStore:
     """Where rows are kept, marked as used as long as it is there."""
     root, limit = cache_root() / "prefix", int(trainer.plan.training.frozen_prefix_size * 1e9)
     locking = trainer.plan.training.use_file_locking

@@ -32,7 +32,7 @@ from ftcore.training.model_transforms.frozen_layers import border_of
 from ftcore.training.model_transforms.fused_layers import is_lean
 
 if TYPE_CHECKING:
-    from ftcore.training.trainer import FtTrainer
+    from ftcore.training.context import TrainingContext
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def _options(backend: str, mode: str | None) -> dict[str, Any] | None:
     return {**(list_mode_options(mode, dynamic=True) if mode else {}), "fallback_random": True}
 
 
-def compile_layers(trainer: FtTrainer, scorer: Any) -> None:
+def compile_layers(trainer: TrainingContext, scorer: Any) -> None:
     """Has a scorer's decoder layers compiled, in place, where the option asks for it and they then compute the same.
 
     Layers under the lowest trained one stay as they are: nothing goes back through them, and what they compute may be
@@ -148,7 +148,7 @@ def compile_layers(trainer: FtTrainer, scorer: Any) -> None:
     trainer.reports.say(f"torch_compile: {f'nothing is compiled: {why}' if why else done}")
 
 
-def _compiled(trainer: FtTrainer, scorer: Scorer, layers: nn.ModuleList, backend: str, mode: str | None) -> str:
+def _compiled(trainer: TrainingContext, scorer: Scorer, layers: nn.ModuleList, backend: str, mode: str | None) -> str:
     """Compiles and tries; why layers stay as they are, empty where they do not."""
     computed = getattr(torch, trainer.plan.precision.compute)
     close = max(TOLERANCE[scorer.coarsest], TOLERANCE[computed])

@@ -18,7 +18,7 @@ from ftcore.training.kernels import matmul
 from ftcore.training.step.micro_batching import ROWS, parts, passes
 
 if TYPE_CHECKING:
-    from ftcore.training.trainer import FtTrainer
+    from ftcore.training.context import TrainingContext
 
 _KEPT = ("most", "skipped", "since_logged", "steps_since_logged")
 
@@ -55,7 +55,7 @@ class StepGuard:
         rows_in_step: numbers of the rows of the step that is under way.
     """
 
-    def __init__(self, trainer: FtTrainer) -> None:
+    def __init__(self, trainer: TrainingContext) -> None:
         self.trainer = trainer
         self.most: int | None = None
         self.skipped = self.untrained = self.rows_seen = 0

@@ -17,7 +17,7 @@ from ftcore.training.batching.collators import Batch
 from ftcore.training.parallel.cpu_threads.pool import FEWEST
 
 if TYPE_CHECKING:
-    from ftcore.training.trainer import FtTrainer
+    from ftcore.training.context import TrainingContext
 
 ROWS = "rows"
 """A batch's rows as the dataset gave them, kept beside it so that it can be taken apart."""
@@ -38,7 +38,7 @@ Passes = list[list[int]]
 """Of each pass its rows, by their place in the batch."""
 
 
-def token_limit(trainer: FtTrainer) -> int | None:
+def token_limit(trainer: TrainingContext) -> int | None:
     """Tokens of a pass, at most; None where batches stay whole.
 
     Processes that average gradients do so in each backward pass, and would wait for each other where one has more of
@@ -51,7 +51,7 @@ def token_limit(trainer: FtTrainer) -> int | None:
     return trainer.plan.training.pass_tokens(trainer.args.device.type == "cpu")
 
 
-def passes(trainer: FtTrainer, batch: Batch, most: int | None) -> Passes:
+def passes(trainer: TrainingContext, batch: Batch, most: int | None) -> Passes:
     """How a batch's rows are divided into passes; nothing but rows, options and threads decides it, so that a resume
     does alike.
 
@@ -77,7 +77,7 @@ def passes(trainer: FtTrainer, batch: Batch, most: int | None) -> Passes:
     return balanced(sizes, limit, most)
 
 
-def regrouped(trainer: FtTrainer, batches: list[Batch]) -> list[Batch]:
+def regrouped(trainer: TrainingContext, batches: list[Batch]) -> list[Batch]:
     """Micro-batches of a step; where passes are done side by side, rows of small ones lie in the first of them.
 
     One row at a time, accumulated, is then done two rows at a time. Each of the batches stays what it is but for
@@ -183,7 +183,7 @@ def _filled(sizes: Sequence[int], limit: int, most: int) -> Passes:
     return [list(range(*ends)) for ends in zip(starts, [*starts[1:], len(sizes)], strict=True)]
 
 
-def _cost(trainer: FtTrainer, row: Mapping[str, Any]) -> tuple[int, float]:
+def _cost(trainer: TrainingContext, row: Mapping[str, Any]) -> tuple[int, float]:
     """What a row adds to ``input_ids``, and its work by itself, which is asked for where passes go side by side.
 
     Of pairs the collator knows whether they share their prompt.
@@ -196,7 +196,7 @@ def _cost(trainer: FtTrainer, row: Mapping[str, Any]) -> tuple[int, float]:
     return tokens, float(tokens) if work is None else float(work(batch).sum())
 
 
-def _apart(trainer: FtTrainer, whole: Batch, loads: Sequence[float]) -> list[float]:
+def _apart(trainer: TrainingContext, whole: Batch, loads: Sequence[float]) -> list[float]:
     """Work of each row without what it shares with all others, which is done once in each pass: a system prompt."""
     work = trainer.work
     if work is None:
@@ -205,12 +205,12 @@ def _apart(trainer: FtTrainer, whole: Batch, loads: Sequence[float]) -> list[flo
     return [max(0.0, load - shared) for load in loads]
 
 
-def parts(trainer: FtTrainer, batch: Batch, most: int | None = None) -> list[Batch]:
+def parts(trainer: TrainingContext, batch: Batch, most: int | None = None) -> list[Batch]:
     """The passes of a batch, as batches without rows of their own; one that has no rows is one pass."""
     return [part(trainer, batch, rows) for rows in passes(trainer, batch, most)] if ROWS in batch else [batch]
 
 
-def part(trainer: FtTrainer, batch: Batch, taken: Sequence[int]) -> Batch:
+def part(trainer: TrainingContext, batch: Batch, taken: Sequence[int]) -> Batch:
     """These rows of a batch as one of their own, without its rows."""
     rows = [batch[ROWS][row] for row in taken]
     if len(rows) == len(batch[ROWS]) and REGROUPED not in batch:

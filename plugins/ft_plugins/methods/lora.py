@@ -243,7 +243,7 @@ class Lora(Method):
             return options.loraplus_lr_embedding
         return rate * options.loraplus_lr_ratio if "lora_B" in name or tensor.ndim == 1 else rate
 
-    def reference(self, plan: Plan, model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]:
+    def reference(self, plan: Plan, model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]] | None:
         """The base model, its merged adapters among it; with the adapter as it is now where that does something."""
         options = self._options(plan)
         fresh = options.create_new_adapter or not plan.model.adapter_name_or_path

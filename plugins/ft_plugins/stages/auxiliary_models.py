@@ -52,7 +52,7 @@ def load_frozen(plan: Plan, trained: Any, what: str) -> Any:
     Raises:
         RunError: its vocabulary is of another size.
     """
-    from ft_plugins.engines.transformers.engine import load_adapted
+    from ft_plugins.engines.transformers.loading import load_adapted
 
     model = load_adapted(plan).requires_grad_(False)
     sizes = [one.config.get_text_config().vocab_size for one in (model, trained)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ft_plugins.stages.sft.stage import AccuracyOptions, token_trainer
+from ft_plugins.stages.sft.options import AccuracyOptions
+from ft_plugins.stages.sft.stage import token_trainer
 from ftcore.api.components import Stage
 from ftcore.errors import Problem
 

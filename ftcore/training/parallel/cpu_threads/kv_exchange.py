@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ftcore.training.attention.blocked import Prefixes, add_parts
+from ftcore.training.attention.layout import Prefixes, add_parts
 from ftcore.training.batching.collators import Batch
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]

@@ -8,24 +8,21 @@ tells the log-probability of the chosen token only, and holds one set of weights
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from ft_plugins.engines.transformers.detokenizing import Detokenizer
-from ft_plugins.engines.transformers.kv_cache import Memory, joins
+from ft_plugins.engines.transformers.kv_cache import Memory
 from ft_plugins.engines.transformers.logprobs import scored
 from ft_plugins.engines.transformers.sampling import Chooser
+from ft_plugins.engines.transformers.task import Task
 from ftcore.api.inference_types import Chunk, Prompt, Scored
 from ftcore.inference.row_isolation import isolated
 from ftcore.inference.sessions import Refused, Session
-
-if TYPE_CHECKING:
-    from ft_plugins.engines.transformers.generator import Task, TransformersGenerator
-
-__all__ = ["ContinuousSession", "joins"]
 
 
 @dataclass(eq=False)
@@ -47,6 +44,21 @@ class _Row:
     ids: list[int] = field(default_factory=list)
 
 
+class Answering(Protocol):
+    """What a session asks of its generator; `ft_plugins.engines.transformers.generator.TransformersGenerator` is it."""
+
+    model: Any
+    tokenizer: Any
+    stop_ids: frozenset[int]
+    active: Callable[[], AbstractContextManager[None]]
+
+    def task(self, index: int, prompt: Prompt) -> Task:
+        """The prompt, ready to be answered."""
+
+    def hidden(self, task: Task, token: int) -> bool:
+        """Whether a token is left out of the text."""
+
+
 class ContinuousSession(Session):
     """Answers side by side.
 
@@ -55,7 +67,7 @@ class ContinuousSession(Session):
         slots: answers at a time; further prompts wait.
     """
 
-    def __init__(self, generator: TransformersGenerator, slots: int) -> None:
+    def __init__(self, generator: Answering, slots: int) -> None:
         self.generator, self.model, self.slots = generator, generator.model, slots
         self.memory = Memory(self.model.config)
         self._waiting: list[_Row] = []

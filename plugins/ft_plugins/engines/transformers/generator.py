@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from ft_plugins.engines.transformers.detokenizing import Detokenizer
 from ft_plugins.engines.transformers.generation_settings import Settings
 from ft_plugins.engines.transformers.sampling import FiniteScores
+from ft_plugins.engines.transformers.task import Task
 from ftcore.api.inference_types import Chunk, Prompt
 from ftcore.api.plan import Plan
 from ftcore.data.chat_template.renderer import Renderer
@@ -25,33 +25,6 @@ from ftcore.inference.sessions import BatchingGenerator, Session
 
 NOT_SHORTER = 2.0
 """Prompts share a batch while the longest is at most this many times the shortest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One prompt, ready.
-
-    Args:
-        index: of the prompt.
-        ids: its tokens.
-        settings: how it is answered.
-        new_tokens: limit of the answer.
-        seed: for sampling.
-    """
-
-    index: int
-    ids: tuple[int, ...]
-    settings: Settings
-    new_tokens: int
-    seed: int | None
-
-    @property
-    def batchable(self) -> tuple[Any, ...]:
-        """Prompts with the same value may share a batch."""
-        seed = self.seed if self.settings.samples else None
-        # a repetition penalty would also count the tokens that pad
-        length = len(self.ids) if self.settings.options.repetition_penalty != 1 else None
-        return (self.settings, self.new_tokens, seed, length)
 
 
 class TransformersGenerator(BatchingGenerator):
@@ -83,7 +56,8 @@ class TransformersGenerator(BatchingGenerator):
 
     def session(self, slots: int) -> Session | None:
         """Answers side by side; none where a model remembers more than keys and values (sliding windows, states)."""
-        from ft_plugins.engines.transformers.continuous_batching import ContinuousSession, joins
+        from ft_plugins.engines.transformers.continuous_batching import ContinuousSession
+        from ft_plugins.engines.transformers.kv_cache import joins
 
         return ContinuousSession(self, slots) if joins(self.model) else None
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ft_plugins.engines.transformers.engine import infer_dtype
 from ft_plugins.engines.transformers.generator import TransformersGenerator
+from ft_plugins.engines.transformers.loading import infer_dtype
 from ftcore.api.components import Generator
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.errors import Problem, UsageError

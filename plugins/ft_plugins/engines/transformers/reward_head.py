@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.errors import Problem, UsageError
-from ftcore.inference.manifest import adapter_config
+from ftcore.models.trained_run import adapter_config
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan

@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 from ftcore.errors import RunError
 
 if TYPE_CHECKING:
-    from ft_plugins.engines.transformers.generator import Task
+    from ft_plugins.engines.transformers.task import Task
 
 
 def check_scores(scores: torch.Tensor) -> None:

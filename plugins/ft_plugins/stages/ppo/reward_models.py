@@ -13,8 +13,8 @@ from ft_plugins.stages.auxiliary_models import plan_with
 from ft_plugins.stages.rm.stage import RewardModelling
 from ftcore.config.validation.core import adapter_problems
 from ftcore.errors import Problem, UsageError
-from ftcore.inference.manifest import adapter_config, read_trained
 from ftcore.models.files import base_files, weights_of
+from ftcore.models.trained_run import adapter_config, read_trained
 from ftcore.resources.memory_model import BYTES, Architecture
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.samplers import EpochLoader
 from ftcore.training.forward.causal_lm import evaluating
 from ftcore.training.losses.linear_cross_entropy import token_logps
+from ftcore.training.reference.start_weights import reference_of
 from ftcore.training.step.micro_batching import ROWS
 from ftcore.training.trainer import FtTrainer, recompute
 
@@ -98,7 +99,7 @@ class PolicyTrainer(FtTrainer):
         backbone = copied_decoder(run.model) if options.own_values else None
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_responses)
         self.options, self.score, self.sampler = options, score, sampler
-        self.reference = run.plan.method.component.reference(run.plan, run.model)
+        self.reference = reference_of(run.plan, run.model)
         size = run.model.config.get_text_config().hidden_size
         if backbone is not None and run.plan.gradient_checkpointing:
             recompute(backbone, run.plan.training.gradient_checkpointing_kwargs)

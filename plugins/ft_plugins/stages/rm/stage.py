@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ftcore.api.components import Stage
 
 if TYPE_CHECKING:
+    from ft_plugins.stages.rm.objective import RewardTrainer
     from ftcore.api.plan import Run
-    from ftcore.training.forward.reward import RewardTrainer
 
 
 class RewardModelling(Stage):
@@ -26,6 +26,6 @@ class RewardModelling(Stage):
 
     def trainer(self, run: Run) -> RewardTrainer:
         """The engine's trainer of scores."""
-        from ftcore.training.forward.reward import RewardTrainer
+        from ft_plugins.stages.rm.objective import RewardTrainer
 
         return RewardTrainer(run, train=run.data.train, evaluation=run.data.eval)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ft_plugins.stages.sft.options import SupervisedOptions
 from ftcore.api.inference_types import Prompt
 from ftcore.api.samples import Chat, Place
 from ftcore.data.chat_template.reasoning import with_reasoning
@@ -19,6 +20,9 @@ from ftcore.data.pipeline.row_sampling import counted
 from ftcore.data.preprocessing.questions import NO_ANSWER
 from ftcore.inference.answers import check_answered, collect
 from ftcore.utils.files import write_whole
+
+if TYPE_CHECKING:
+    from ftcore.api.plan import Plan, Run
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Run
@@ -50,8 +54,6 @@ def predict(run: Run, trainer: Any) -> dict[str, float]:
 
     from accelerate.utils import gather_object
     from transformers.trainer_utils import speed_metrics
-
-    from ft_plugins.stages.sft.stage import predicting
 
     start = time.time()
     plan, processes = run.plan, trainer.accelerator
@@ -131,3 +133,12 @@ def _write(run: Run, questions: Sequence[Question], texts: Sequence[str]) -> Non
         for question, text in zip(questions, texts, strict=True)
     ]
     write_whole(run.plan.output_dir / FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def predicting(plan: Plan) -> Plan:
+    """The plan with what the stage's options say of the answers in the place of the generation options."""
+    options = plan.stage.options
+    assert isinstance(options, SupervisedOptions)
+    own = {"max_length": options.generation_max_length, "num_beams": options.generation_num_beams}
+    update = {name: value for name, value in own.items() if value is not None}
+    return replace(plan, generation=plan.generation.model_copy(update=update))

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
-
+from ft_plugins.stages.sft.options import AccuracyOptions, SupervisedOptions
 from ft_plugins.stages.sft.text_metrics import missing_packages
-from ftcore.api.components import InferenceEngine, OptionGroup, Stage
+from ftcore.api.components import InferenceEngine, Stage
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan, Run
     from ftcore.training.trainer import FtTrainer
-
-
-class AccuracyOptions(OptionGroup):
-    """What is evaluated besides the loss."""
-
-    compute_accuracy: bool = False
-    """Whether evaluations count the labels that are the likeliest token: ``eval_accuracy``."""
 
 
 def token_trainer(run: Run, **more: Any) -> FtTrainer:
@@ -33,18 +24,6 @@ def token_trainer(run: Run, **more: Any) -> FtTrainer:
     assert isinstance(options, AccuracyOptions)
     kind = AccuracyTrainer if options.compute_accuracy else FtTrainer
     return kind(run, train=run.data.train, evaluation=run.data.eval, **more)
-
-
-class SupervisedOptions(AccuracyOptions):
-    """What is evaluated and predicted besides the loss."""
-
-    predict_with_generate: bool = False
-    """With ``do_predict``: answer the prompts of the evaluation data by the generation options, and hold the answers
-    against the data's, by BLEU-4 and ROUGE."""
-    generation_max_length: Annotated[int, Field(ge=1)] | None = None
-    """Of these answers: tokens of prompt and answer together, instead of ``max_length``; ``max_new_tokens`` wins."""
-    generation_num_beams: Annotated[int, Field(ge=1)] | None = None
-    """Of these answers: beams, instead of ``num_beams``."""
 
 
 class SupervisedFineTuning(Stage):
@@ -80,15 +59,6 @@ class SupervisedFineTuning(Stage):
         from ft_plugins.stages.sft.predicting import predict
 
         return predict(run, trainer)
-
-
-def predicting(plan: Plan) -> Plan:
-    """The plan with what the stage's options say of the answers in the place of the generation options."""
-    options = plan.stage.options
-    assert isinstance(options, SupervisedOptions)
-    own = {"max_length": options.generation_max_length, "num_beams": options.generation_num_beams}
-    update = {name: value for name, value in own.items() if value is not None}
-    return replace(plan, generation=plan.generation.model_copy(update=update))
 
 
 def problems(plan: Plan) -> Iterable[Problem]:

@@ -6,9 +6,8 @@ conversation in another form is refused.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,7 @@ from ftcore.utils.json_files import read_object
 from ftcore.utils.ownership import RUN_MANIFEST as MANIFEST
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from ftcore.api.plan import Plan
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,28 +105,3 @@ def adapter_config(adapter: Path) -> Mapping[str, Any]:
         return read_object(adapter / "adapter_config.json")
     except ValueError:
         return {}
-
-
-def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, trained: Trained) -> None:
-    """Refuses a template that is not the one trained with.
-
-    A default system message that the user sets is no other template: the comparison leaves it out.
-
-    Raises:
-        UsageError: naming both.
-    """
-    from ftcore.data.chat_template.renderer import Renderer
-
-    system = trained.values().get("default_system")
-    same = replace(plan, data=plan.data.model_copy(update={"default_system": system}))
-    if trained.sha256 == hashlib.sha256(b"").hexdigest():
-        return  # trained on plain text
-    source = Renderer.from_plan(same, tokenizer).source
-    if hashlib.sha256(source.encode()).hexdigest() == trained.sha256:
-        return
-    used = plan.template.full_name if plan.template else "the tokenizer's own"
-    was = trained.template or "the tokenizer's own"
-    what = f"template {used} is not what {trained.folder} was trained with"
-    hint = f"that was {was}" if was != used else "its source has changed since"
-    where = plan.options["template"].origin if "template" in plan.options else ""
-    raise UsageError(Problem(what, where if where != "default" else "", f"{hint}; --force takes it all the same"))
