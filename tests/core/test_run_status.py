@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ftcore.errors import Problem, RunError, UsageError
+from ftcore.runner import run_record
 from ftcore.runner.run_record import RunRecord, cause_of, recorded
 from ftcore.training.callbacks.signals import InterruptedRunError
 from ftcore.utils import run_status
