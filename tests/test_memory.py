@@ -146,8 +146,8 @@ def saved_bytes(config: dict[str, Any], adapter: bool, dtype: str, dropout: floa
 
     from ft_plugins.methods.fused import fuse
     from ftcore.training.batching.collators import collate
-    from ftcore.training.forward.causal_lm import Scorer
-    from ftcore.training.model_transforms.fused_layers import make_lean
+    from ftcore.training.forward.causal_lm import CausalLMForward
+    from ftcore.training.model_transforms.fused_layers import fuse_layers
 
     special: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]](**config | special))
@@ -159,10 +159,10 @@ def saved_bytes(config: dict[str, Any], adapter: bool, dtype: str, dropout: floa
         for tensor in model.parameters():
             tensor.data = tensor.data.float() if tensor.requires_grad else tensor.data
         fuse(model)
-    scorer = Scorer(model)
+    scorer = CausalLMForward(model)
     scorer.choose()
     assert scorer.packed
-    make_lean(model)
+    fuse_layers(model)
     model.train()
     weights = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
     rows = [

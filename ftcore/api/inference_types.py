@@ -31,7 +31,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Likely:
+class TokenLogprob:
     """A token and how likely the model finds it, before temperature and the like.
 
     Args:
@@ -46,11 +46,11 @@ class Likely:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredToken:
     """A token of an answer, and the likeliest tokens in its place, the likeliest first."""
 
-    token: Likely
-    top: tuple[Likely, ...] = ()
+    token: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +73,5 @@ class Chunk:
     finish: str = ""
     prompt_tokens: int = 0
     tokens: int = 0
-    scored: tuple[Scored, ...] = ()
+    scored: tuple[ScoredToken, ...] = ()
     error: str = ""

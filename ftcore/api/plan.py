@@ -491,7 +491,8 @@ class Run:
     data: Any = None
     """What the stage's ``datasets`` returned: ``train``, ``eval`` and ``accounting``."""
     pictures: Any = None
-    """How images are read (`ftcore.data.multimodal.images.Pictures`); None where the stage or the model sees none."""
+    """How images are read (`ftcore.data.multimodal.images.ImageReader`); None where the stage or the model sees
+    none."""
     phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
     """``with run.phase("evaluating"):`` says in ``ft_run.json`` what the run does meanwhile."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftcore.cli.model_arguments import Words, names_a_model, system_messages
+from ftcore.cli.model_arguments import ModelArguments, names_a_model, system_messages
 from ftcore.errors import Problem, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ A space before a slash makes it text."""
 @names_a_model
 @click.option("--system", metavar="TEXT", help="System message; unset, the template's own.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Makes answers repeatable.")
-def command(words: Words, system: str | None, seed: int | None) -> None:
+def command(words: ModelArguments, system: str | None, seed: int | None) -> None:
     """Talk to a model, with or without an adapter.
 
     FILE is a training file: then the talk is with what its run left, else with its base model. The chat template and

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ftcore.cli.common import echo_json, json_option
-from ftcore.cli.model_arguments import Words, names_a_model
+from ftcore.cli.model_arguments import ModelArguments, names_a_model
 from ftcore.runner.console_log import surviving
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command(name="export")
 @names_a_model
 @json_option
-def command(words: Words, as_json: bool) -> None:
+def command(words: ModelArguments, as_json: bool) -> None:
     """Writes base model and adapters as one model into export_dir, with the chat template and stop tokens set.
 
     The result loads in transformers, vLLM and Ollama (Modelfile); export_gguf=q8_0 (or f16, f32) writes a file for
@@ -32,11 +32,11 @@ def command(words: Words, as_json: bool) -> None:
         _export(words, target, as_json)
 
 
-def _export(words: Words, target: Target, as_json: bool) -> None:
+def _export(words: ModelArguments, target: Target, as_json: bool) -> None:
     from ftcore.export.model_export import export
-    from ftcore.runner.run import quieten
+    from ftcore.runner.run import silence_libraries
 
-    quieten()
+    silence_libraries()
     if not as_json:
         click.echo(f"exporting {target}")
     done = export(target, force=words.force)
@@ -51,7 +51,7 @@ def _export(words: Words, target: Target, as_json: bool) -> None:
     click.echo(f"{done.parameters:,} parameters in {done.dtype}, written to {done.folder}")
 
 
-def _check_finished(words: Words, target: Target) -> None:
+def _check_finished(words: ModelArguments, target: Target) -> None:
     """A training file whose run has left nothing yet: its base model alone is not what is meant."""
     from ftcore.config.reader import read_settings
     from ftcore.errors import Problem, UsageError

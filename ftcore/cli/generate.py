@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftcore.cli.model_arguments import Words, names_a_model
+from ftcore.cli.model_arguments import ModelArguments, names_a_model
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.runner.console_log import surviving
 
 if TYPE_CHECKING:
     from ftcore.api.inference_types import Prompt
-    from ftcore.cli.output_writer import Lines, Work
+    from ftcore.cli.output_writer import Lines, OutputWriter
     from ftcore.inference.answers import Answer
     from ftcore.inference.target import Target
 
@@ -26,7 +26,7 @@ WINDOW = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Request:
     """Where prompts come from.
 
     Args:
@@ -55,7 +55,9 @@ class Asked:
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Of sampling; unset, the option seed.")
 @click.option("--score", is_flag=True, help="Score the conversations of --input by a reward model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an answer.")
-def command(words: Words, output: Path | None, overwrite: bool, score: bool, as_json: bool, **asked: Any) -> None:
+def command(
+    words: ModelArguments, output: Path | None, overwrite: bool, score: bool, as_json: bool, **asked: Any
+) -> None:
     """Answers prompts: those of --prompt, --input and --dataset, or what standard input holds.
 
     A line of --input is {"prompt": "..."} or {"messages": [...]}, with "system", "tools", "settings" (such as
@@ -65,7 +67,7 @@ def command(words: Words, output: Path | None, overwrite: bool, score: bool, as_
     With --score each line is {"messages": [...]} up to an assistant's turn, and what comes out is the line with
     "score" and "tokens".
     """
-    said = Asked(**asked)
+    said = Request(**asked)
     if score and (
         said.source is None or said.texts or said.dataset or said.system is not None or said.seed is not None
     ):
@@ -92,7 +94,7 @@ def command(words: Words, output: Path | None, overwrite: bool, score: bool, as_
         work.to_terminal(as_json)
 
 
-def _questions(words: Words, said: Asked) -> tuple[Target, list[Mapping[str, Any]], list[Prompt]]:
+def _questions(words: ModelArguments, said: Request) -> tuple[Target, list[Mapping[str, Any]], list[Prompt]]:
     """The model, and rows with their prompts."""
     from ftcore.inference.prompts import read_prompts, text_prompt
 
@@ -118,8 +120,10 @@ def _questions(words: Words, said: Asked) -> tuple[Target, list[Mapping[str, Any
     return target, rows, [prompt if prompt.seed is not None else replace(prompt, seed=seed) for prompt in prompts]
 
 
-def _answer_work(words: Words, target: Target, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt]) -> Work:
-    from ftcore.cli.output_writer import Work
+def _answer_work(
+    words: ModelArguments, target: Target, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt]
+) -> OutputWriter:
+    from ftcore.cli.output_writer import OutputWriter
 
     failed: list[Problem] = []
 
@@ -141,7 +145,7 @@ def _answer_work(words: Words, target: Target, rows: Sequence[Mapping[str, Any]]
 
     size = target.plan.training.per_device_eval_batch_size * WINDOW
     inputs = [[row, asdict(replace(prompt, place=""))] for row, prompt in zip(rows, prompts, strict=True)]
-    return Work(what="answers", plan=target.plan, inputs=inputs, window=size, load=load, failed=failed)
+    return OutputWriter(what="answers", plan=target.plan, inputs=inputs, window=size, load=load, failed=failed)
 
 
 def _stream(generator: Any, prompts: Sequence[Prompt]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
+class ModelArguments:
     """The command line as far as it names a model.
 
     Args:
@@ -47,16 +47,16 @@ class Words:
 
     def load(self, target: Target) -> Any:
         """The generator, without what libraries print of their own accord."""
-        from ftcore.runner.run import quieten
+        from ftcore.runner.run import silence_libraries
 
-        quieten()
+        silence_libraries()
         return target.load(force=self.force)
 
     def judge(self, target: Target) -> Judge:
         """The same with a reward model, which scores."""
-        from ftcore.runner.run import quieten
+        from ftcore.runner.run import silence_libraries
 
-        quieten()
+        silence_libraries()
         return target.judge(force=self.force)
 
 
@@ -71,7 +71,7 @@ def names_a_model(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(words: tuple[str, ...], model: str | None, adapters: tuple[str, ...], force: bool, **more: Any) -> Any:
         has_file = bool(words) and "=" not in words[0]
         file, overrides = (words[0], words[1:]) if has_file else (None, words)
-        parsed = Words(file=file, overrides=overrides, model=model, adapters=adapters, force=force)
+        parsed = ModelArguments(file=file, overrides=overrides, model=model, adapters=adapters, force=force)
         return command(words=parsed, **more)
 
     return wrapped

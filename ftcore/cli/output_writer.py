@@ -20,7 +20,7 @@ Lines = Callable[[int, int], Sequence[tuple[str, str]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class OutputWriter:
     """What is written.
 
     Args:

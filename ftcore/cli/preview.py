@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ftcore.api.samples import Place
     from ftcore.data.chat_template.renderer import Renderer
     from ftcore.data.preprocessing.prepare import Prepared
-    from ftcore.data.row_stats import Counts
+    from ftcore.data.row_stats import RowCounts
 
 
 @click.command(name="preview")
@@ -58,7 +58,7 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
     from ftcore.data.preprocessing.documents import renderer_of
     from ftcore.data.preprocessing.questions import predicts
     from ftcore.data.preprocessing.template_check import check_template
-    from ftcore.data.row_stats import Accounting, Counts, bad_rows
+    from ftcore.data.row_stats import RowCounts, RowStats, bad_rows
 
     tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
     if tokenizer is None:
@@ -68,8 +68,8 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
         show_packs(plan, tokenizer, rows, as_json=as_json)
         return
     renderer = renderer_of(plan, tokenizer)
-    train = [Counts(name=spec.name) for spec in plan.datasets]
-    held_out = [Counts(name=spec.name) for spec in plan.eval_datasets]
+    train = [RowCounts(name=spec.name) for spec in plan.datasets]
+    held_out = [RowCounts(name=spec.name) for spec in plan.eval_datasets]
     pairs = zip((*plan.datasets, *plan.eval_datasets), (*train, *held_out), strict=True)
     show_one = _show_json if as_json else Terminal().show
     for number, (spec, counts) in enumerate(pairs):
@@ -77,7 +77,7 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
         for place, row, times in _rows(plan, renderer, spec, counts, 0 if stats else rows, questions=asked):
             if not stats:
                 show_one(place, row, times)
-    accounting = Accounting(tuple(train), tuple(held_out))
+    accounting = RowStats(tuple(train), tuple(held_out))
     if as_json and stats:
         echo_json(accounting.as_dict())
     elif not as_json:
@@ -87,7 +87,7 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
 
 
 def _rows(
-    plan: Plan, renderer: Renderer, spec: DatasetSpec, counts: Counts, most: int, *, questions: bool
+    plan: Plan, renderer: Renderer, spec: DatasetSpec, counts: RowCounts, most: int, *, questions: bool
 ) -> Iterator[tuple[Place, Any, int]]:
     """The rows, each with how often it is taken."""
     from ftcore.data.datasets.packing import uncut

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcore.cli.model_arguments import Words
+from ftcore.cli.model_arguments import ModelArguments
 
 if TYPE_CHECKING:
-    from ftcore.cli.output_writer import Lines, Work
+    from ftcore.cli.output_writer import Lines, OutputWriter
 
 WINDOW = 64
 """Batches that are scored before their scores are written."""
 
 
-def score_work(words: Words, source: Path) -> Work:
+def score_work(words: ModelArguments, source: Path) -> OutputWriter:
     """Scores of the conversations of ``source``: each line with ``score`` and ``tokens``."""
-    from ftcore.cli.output_writer import Work
+    from ftcore.cli.output_writer import OutputWriter
     from ftcore.inference.prompts import read_conversations
 
     rows, chats, places = read_conversations(source)
@@ -39,4 +39,4 @@ def score_work(words: Words, source: Path) -> Work:
         return lines
 
     size = target.plan.training.per_device_eval_batch_size * WINDOW
-    return Work(what="scores", plan=target.plan, inputs=rows, window=size, load=load)
+    return OutputWriter(what="scores", plan=target.plan, inputs=rows, window=size, load=load)

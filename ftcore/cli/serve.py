@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ftcore.cli.model_arguments import Words, names_a_model
+from ftcore.cli.model_arguments import ModelArguments, names_a_model
 from ftcore.errors import Problem, UsageError
 from ftcore.runner.console_log import surviving
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--host", metavar="H", help="Address to listen on: serve_host.")
 @click.option("--port", metavar="P", type=click.IntRange(0, 65535), help="Port to listen on: serve_port.")
 @click.option("--score", is_flag=True, help="The model is a reward model: it scores at /v1/score.")
-def command(words: Words, host: str | None, port: int | None, score: bool) -> None:
+def command(words: ModelArguments, host: str | None, port: int | None, score: bool) -> None:
     """Serves a model to OpenAI's clients, until SIGTERM or Ctrl-C.
 
     FILE is a training file: then what its run left is served, else its base model. --adapter NAME=A serves an adapter
@@ -35,7 +35,7 @@ def command(words: Words, host: str | None, port: int | None, score: bool) -> No
         _serve(targets, force=words.force)
 
 
-def find_targets(words: Words, adapters: Mapping[str, str], *, score: bool = False) -> dict[str, Target]:
+def find_targets(words: ModelArguments, adapters: Mapping[str, str], *, score: bool = False) -> dict[str, Target]:
     """Name -> what is served under it: the model that the words name, then adapters.
 
     Raises:
@@ -57,7 +57,7 @@ def find_targets(words: Words, adapters: Mapping[str, str], *, score: bool = Fal
     return dict(found)
 
 
-def _parted(words: Words, host: str | None, port: int | None) -> tuple[Words, dict[str, str]]:
+def _parted(words: ModelArguments, host: str | None, port: int | None) -> tuple[ModelArguments, dict[str, str]]:
     """The words without NAME=A, and these; ``--host`` and ``--port`` as the options that they are."""
     named: dict[str, str] = {}
     plain = []
@@ -75,7 +75,7 @@ def _parted(words: Words, host: str | None, port: int | None) -> tuple[Words, di
 
 
 def _serve(targets: Mapping[str, Target], *, force: bool) -> None:
-    from ftcore.runner.run import quieten
+    from ftcore.runner.run import silence_libraries
 
     options = next(iter(targets.values())).plan.serving
     try:
@@ -85,7 +85,7 @@ def _serve(targets: Mapping[str, Target], *, force: bool) -> None:
         raise UsageError(Problem(reason, hint="pip install 'ftcore[serve]'")) from error
     key = api_key(options)
     taken = listen(options)
-    quieten()
+    silence_libraries()
     from ftcore.serving.app import create_app
     from ftcore.serving.served_models import load
 

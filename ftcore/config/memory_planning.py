@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ftcore.resources import hardware
-from ftcore.resources.hardware import MEMBERS
+from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.resources.memory_model import BYTES, Architecture, Depth, Estimate, Need, estimate, in_units
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             rows=training.per_device_train_batch_size,
             batch_tokens=training.tokens_per_batch,
             pass_tokens=training.pass_tokens(heap) if divides else None,
-            together=MEMBERS if divides and heap and _side_by_side(plan, 4 * trainable <= parameters) else 1,
+            together=NUM_WORKERS if divides and heap and _side_by_side(plan, 4 * trainable <= parameters) else 1,
             cutoff_len=stage.longest(plan),
             copies=stage.sequences(plan),
             gradient_checkpointing=plan.gradient_checkpointing,
@@ -114,7 +114,9 @@ def _side_by_side(plan: Plan, trains_little: bool) -> bool:
     """Whether `ftcore.training.step.executor` will do passes of a step two at a time, as far as it can be told."""
     method = plan.method.component
     noise = plan.transformers.get("neftune_noise_alpha") or method.drops_inputs(method.effective(plan))
-    return hardware.threads() >= MEMBERS and plan.training.tokens_per_pass is not False and trains_little and not noise
+    return (
+        hardware.threads() >= NUM_WORKERS and plan.training.tokens_per_pass is not False and trains_little and not noise
+    )
 
 
 def advice(plan: Plan) -> str:

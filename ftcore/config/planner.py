@@ -39,7 +39,7 @@ from ftcore.config.validation import (
 )
 from ftcore.data.chat_template.template_file import is_template_file, read_template_file
 from ftcore.errors import Problem, UsageError, quoted
-from ftcore.models.resolve import Located, choose_family, locate
+from ftcore.models.resolve import ResolvedModel, choose_family, resolve_model
 from ftcore.resources import hardware
 
 SELECTED_KINDS = [kind for kind in KINDS if kind not in (DatasetFormat, ModelFamily)]
@@ -80,7 +80,7 @@ class _Planner:
     plugins: Plugins
     settings: dict[str, Setting]
     problems: list[Problem] = field(default_factory=list)
-    _located: Located = field(default_factory=Located)
+    _located: ResolvedModel = field(default_factory=ResolvedModel)
 
     def plan(self) -> Plan | None:
         self.settings, problems = rename(self.settings, self.plugins)
@@ -104,7 +104,7 @@ class _Planner:
     def _where(self, name: str) -> str:
         return self.settings[name].where if name in self.settings else self.file
 
-    def _locate(self) -> Located:
+    def _locate(self) -> ResolvedModel:
         name = self._raw("model_name_or_path")
         if not isinstance(name, str) or not name:
             missing = (
@@ -112,9 +112,9 @@ class _Planner:
             )
             hint = "write a folder, a hub id, or a model that a plugin offers"
             self.problems.append(Problem(missing, self._where("model_name_or_path"), hint))
-            return Located()
+            return ResolvedModel()
         cache = self._raw("cache_dir")
-        located, problems = locate(
+        located, problems = resolve_model(
             name, self.plugins, self._where("model_name_or_path"), cache if isinstance(cache, str) else None
         )
         self.problems += problems
@@ -124,7 +124,7 @@ class _Planner:
         """Whether the model is one of the hub's that is not on this machine."""
         return self._located.source is None and self._located.config is None
 
-    def _family(self, located: Located) -> RegisteredComponent[ModelFamily] | None:
+    def _family(self, located: ResolvedModel) -> RegisteredComponent[ModelFamily] | None:
         if named := self._raw(ModelFamily.option):
             return self._find(ModelFamily, named)
         name = self._raw("model_name_or_path")
@@ -209,7 +209,7 @@ class _Planner:
 
     def _assemble(
         self,
-        located: Located,
+        located: ResolvedModel,
         chosen: Mapping[str, RegisteredComponent[Any] | None],
         binding: Binding,
         groups: dict[str, OptionGroup],

@@ -18,7 +18,7 @@ _LISTED = 5
 
 
 @dataclass(kw_only=True)
-class Counts:
+class RowCounts:
     """One dataset, counted while it is read.
 
     ``rows == kept + dropped + untrainable``, and ``tokens == used + cut + left``. A row that ``num_samples`` takes
@@ -89,7 +89,7 @@ class Counts:
             self.thoughtless_rows += 1
             self.thoughtless_places = [*self.thoughtless_places, place][:SHOWN]
 
-    def merge(self, more: Counts) -> None:
+    def merge(self, more: RowCounts) -> None:
         """Adds what was counted of further rows."""
         for field_ in fields(self):
             if field_.type == "int":
@@ -162,11 +162,11 @@ def _first(found: Sequence[object]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Accounting:
+class RowStats:
     """All datasets of a run."""
 
-    train: tuple[Counts, ...] = ()
-    eval: tuple[Counts, ...] = ()
+    train: tuple[RowCounts, ...] = ()
+    eval: tuple[RowCounts, ...] = ()
     split_off: int = 0
     """Rows that ``val_size`` took from training."""
     notes: tuple[str, ...] = ()
@@ -190,7 +190,7 @@ class Accounting:
         return "\n".join([*lines, *self.notes])
 
 
-def bad_rows(counts: Sequence[Counts], options: DataOptions) -> UsageError | None:
+def bad_rows(counts: Sequence[RowCounts], options: DataOptions) -> UsageError | None:
     """The bad rows that the options do not allow, as one error: the first ones in full, the others counted."""
     if options.on_bad_row == "fail":
         hint = "correct them, or set on_bad_row: skip to leave them out and count them"
@@ -203,7 +203,7 @@ def bad_rows(counts: Sequence[Counts], options: DataOptions) -> UsageError | Non
     return _refused(over, f"max_bad_rows is {most:g}, and there are {named}")
 
 
-def _refused(counts: Sequence[Counts], hint: str) -> UsageError | None:
+def _refused(counts: Sequence[RowCounts], hint: str) -> UsageError | None:
     problems = [problem for one in counts for problem in _once(one.bad)]
     if not problems:
         return None

@@ -14,7 +14,7 @@ from ftcore.api.samples import Chat, Feedback, Message, Place, Preference, Sampl
 from ftcore.data.formats.detection import read_samples, row_problem
 from ftcore.data.multimodal.media_files import holds_media
 from ftcore.data.pipeline.row_sampling import counted
-from ftcore.data.row_stats import Counts, bad_rows
+from ftcore.data.row_stats import RowCounts, bad_rows
 from ftcore.data.sources.resolve import resolve
 from ftcore.errors import RowError, UsageError
 
@@ -63,8 +63,8 @@ def dataset_prompts(
 
 def _read(
     spec: DatasetSpec, plan: Plan, system: str | None, rows: list[Mapping[str, Any]], prompts: list[Prompt]
-) -> Counts:
-    counts = Counts(name=spec.name)
+) -> RowCounts:
+    counts = RowCounts(name=spec.name)
     for place, sample, _ in counted(read_samples(spec, plan)):  # one answer, however often the row is drawn
         try:
             row, prompt = _asked(place, sample, system)
@@ -109,5 +109,5 @@ def _split(sample: Sample) -> tuple[Chat, Message | None]:
     return replace(chat, messages=chat.messages[:-1]), chat.messages[-1]
 
 
-def _left_out(counts: Counts) -> list[str]:
+def _left_out(counts: RowCounts) -> list[str]:
     return [f"{counts.name}: {len(counts.bad):,} of {counts.rows:,} rows left out", *map(str, counts.bad[:5])]

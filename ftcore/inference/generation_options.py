@@ -11,7 +11,7 @@ from ftcore.config.reader import from_mapping
 from ftcore.errors import Problem, UsageError
 
 
-def override(base: GenerationOptions, overrides: Mapping[str, Any] | None) -> GenerationOptions:
+def override_options(base: GenerationOptions, overrides: Mapping[str, Any] | None) -> GenerationOptions:
     """The options with these values in place of their own; null leaves one as it is.
 
     Raises:

@@ -13,7 +13,7 @@ from ftcore.api.samples import ROLES, Chat, Message, Place
 from ftcore.data.formats.detection import row_problem
 from ftcore.data.multimodal.media_files import PLACEHOLDERS, check_no_placeholder
 from ftcore.errors import Problem, RowError, UsageError, quoted
-from ftcore.inference.generation_options import override
+from ftcore.inference.generation_options import override_options
 from ftcore.utils.strict_json import RepeatedKeyError, loads
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ def _prompt(row: Any, system: str | None) -> Prompt:
         raise _BadRowError(f"seed must be of 64 bits, not {quoted(seed)}")
     tools = _objects(tools, "tools")
     try:
-        override(GenerationOptions(), settings)
+        override_options(GenerationOptions(), settings)
     except UsageError as error:
         raise _BadRowError("settings: " + "; ".join(map(str, error.problems))) from error
     if "prompt" in row:

@@ -22,7 +22,7 @@ MARK, WINDOW, LINES = "ft_partial", "answers at a time", "answers"
 """Keys of the first line."""
 
 
-class Partial:
+class ResumableOutput:
     """An open file of this kind; see `open_partial`.
 
     Attributes:
@@ -56,7 +56,7 @@ def partial_of(output: Path) -> Path:
 @contextmanager
 def open_partial(
     output: Path, facts: Mapping[str, Any], count: int, window: int, *, locking: bool = True
-) -> Iterator[Partial]:
+) -> Iterator[ResumableOutput]:
     """Begins the file, or goes on with what lies there.
 
     Args:
@@ -78,7 +78,7 @@ def open_partial(
         _lock(stream, path, locking)
         with _telling(path):
             begin, done = _begun(stream, path, facts)
-        partial = Partial(output, stream, begin, done)
+        partial = ResumableOutput(output, stream, begin, done)
         try:
             yield partial
         finally:

@@ -20,7 +20,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class ResolvedModel:
     """What a model name means.
 
     Args:
@@ -34,7 +34,9 @@ class Located:
     family: RegisteredComponent[ModelFamily] | None = None
 
 
-def locate(name: str, plugins: Registry, where: str, cache_dir: str | None = None) -> tuple[Located, list[Problem]]:
+def resolve_model(
+    name: str, plugins: Registry, where: str, cache_dir: str | None = None
+) -> tuple[ResolvedModel, list[Problem]]:
     """What ``model_name_or_path`` means, or why it means nothing."""
     offered = [
         (offer, source)
@@ -44,32 +46,32 @@ def locate(name: str, plugins: Registry, where: str, cache_dir: str | None = Non
     ]
     if len(offered) == 1:
         offer, source = offered[0]
-        return Located(source, source.config, offer), []
+        return ResolvedModel(source, source.config, offer), []
     if offered:
         names = " or ".join(f"{offer.distribution}:{source.name}" for offer, source in offered)
-        return Located(), [Problem(f"model {name!r} is offered more than once", where, f"write {names}")]
+        return ResolvedModel(), [Problem(f"model {name!r} is offered more than once", where, f"write {names}")]
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(path, name, where)
     if path.exists():
-        return Located(), [Problem(f"model {name!r} is a file, not a folder", where)]
+        return ResolvedModel(), [Problem(f"model {name!r} is a file, not a folder", where)]
     if HUB_ID.fullmatch(name):
         return _cached(name, cache_dir, where)
-    return Located(), [Problem(f"there is no model {name!r}", where, _near(name, plugins))]
+    return ResolvedModel(), [Problem(f"there is no model {name!r}", where, _near(name, plugins))]
 
 
-def _folder(path: Path, name: str, where: str) -> tuple[Located, list[Problem]]:
+def _folder(path: Path, name: str, where: str) -> tuple[ResolvedModel, list[Problem]]:
     file = path / "config.json"
     if not file.is_file():
         is_adapter = (path / "adapter_config.json").is_file()
         hint = "it is an adapter: write it as adapter_name_or_path" if is_adapter else "is it a model's folder?"
-        return Located(), [Problem(f"{name} has no config.json", where, hint)]
+        return ResolvedModel(), [Problem(f"{name} has no config.json", where, hint)]
     try:
         config = read_object(file)
     except ValueError as error:
-        return Located(), [Problem(f"{file} {error}", where)]
+        return ResolvedModel(), [Problem(f"{file} {error}", where)]
     problems = folder_problems(path, config, where)
-    return Located(config=None if problems else config), problems
+    return ResolvedModel(config=None if problems else config), problems
 
 
 def _near(name: str, plugins: Registry) -> str:
@@ -82,7 +84,7 @@ def _near(name: str, plugins: Registry) -> str:
     )
 
 
-def _cached(name: str, cache_dir: str | None, where: str) -> tuple[Located, list[Problem]]:
+def _cached(name: str, cache_dir: str | None, where: str) -> tuple[ResolvedModel, list[Problem]]:
     """A hub model with its config.json, if it was downloaded before."""
     for file in _snapshot_files(name, "config.json", cache_dir):
         try:
@@ -90,8 +92,8 @@ def _cached(name: str, cache_dir: str | None, where: str) -> tuple[Located, list
         except ValueError:
             continue
         problems = folder_problems(file.parent, config, where)
-        return Located(config=None if problems else config), problems
-    return Located(), []
+        return ResolvedModel(config=None if problems else config), problems
+    return ResolvedModel(), []
 
 
 def cached_file(name: str, file: str, cache_dir: str | None) -> Path | None:
@@ -107,7 +109,7 @@ def _snapshot_files(name: str, file: str, cache_dir: str | None) -> list[Path]:
 
 
 def choose_family(
-    located: Located, name: str, plugins: Registry, where: str
+    located: ResolvedModel, name: str, plugins: Registry, where: str
 ) -> tuple[RegisteredComponent[ModelFamily] | None, list[Problem]]:
     """The family that fits best; None when none does; a tie between distributions is a problem, never a guess."""
     if located.family:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-MEMBERS = 2
+NUM_WORKERS = 2
 """How many work side by side (`ftcore.training.parallel.cpu_threads.pool`); where there are more threads, each has its
 share of them."""
 _M_ARENA_MAX = -8
@@ -72,10 +72,10 @@ def share_heap() -> None:
 
     What is free in one heap is of no use to another one. sft lora of smollm2-135m, 1,835 tokens at a time in two
     threads, peaked at 2.7 GB instead of 3.1 in the same time (docs/performance.md). Before there are other threads:
-    a heap that is there stays. More threads than `MEMBERS` might wait for each other; that was not measured. Who sets
-    glibc's own ``MALLOC_ARENA_MAX`` has chosen.
+    a heap that is there stays. More threads than `NUM_WORKERS` might wait for each other; that was not measured. Who
+    sets glibc's own ``MALLOC_ARENA_MAX`` has chosen.
     """
-    if threads() <= MEMBERS and "MALLOC_ARENA_MAX" not in os.environ:
+    if threads() <= NUM_WORKERS and "MALLOC_ARENA_MAX" not in os.environ:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 

@@ -28,20 +28,20 @@ def run(plan: Plan) -> int:
     from ftcore.config.validation.output_folder import unwritable
     from ftcore.runner.console_log import ConsoleLog
     from ftcore.utils.file_lock import locked
-    from ftcore.utils.gc_tuning import collecting_seldom
+    from ftcore.utils.gc_tuning import relaxed_gc
 
     with ConsoleLog() as console:
-        announce(plan)
+        print_summary(plan)
         if not (plan.training.do_train or plan.training.do_eval or plan.training.do_predict):
             return 0
         if line := unwritable(plan.output_dir):
             raise RunError(line)
-        with collecting_seldom():
-            state = ready(plan)
+        with relaxed_gc():
+            state = prepare(plan)
         with locked(plan.output_dir, locking=plan.training.use_file_locking):
             console.write_to(plan.output_dir / RUN_LOG)
             _run_locked(state)
-        leave_group()
+        destroy_process_group()
     return 0
 
 
@@ -49,27 +49,27 @@ def _run_locked(state: Run) -> None:
     """What is done while the folder is the run's own."""
     from ftcore.runner import artifacts
     from ftcore.runner.run_record import recorded
-    from ftcore.utils.gc_tuning import collecting_seldom
+    from ftcore.utils.gc_tuning import relaxed_gc
 
     plan = state.plan
     facts = artifacts.manifest(plan, state.tokenizer, state.data.accounting.as_dict())
     with recorded(plan.output_dir, facts) as record:
         state.phase = record.during
-        with collecting_seldom():
+        with relaxed_gc():
             load_model(state)
             trainer = plan.stage.component.trainer(state)
-        carry_out(state, trainer, record)
+        execute(state, trainer, record)
 
 
-def ready(plan: Plan) -> Run:
+def prepare(plan: Plan) -> Run:
     """A run with its tokenizer and its data; without the model."""
     from ftcore.utils import gc_tuning
 
-    quieten()
+    silence_libraries()
     from ftcore.data.preprocessing.template_check import check_template
 
     state = Run(plan=plan, tokenizer=plan.plugins.hook.ft_load_tokenizer(plan=plan))
-    gc_tuning.keep()
+    gc_tuning.freeze_gc()
     check_template(plan, state.tokenizer)
     state.data = plan.stage.component.datasets(state)
     click.echo(state.data.accounting.summary())
@@ -77,7 +77,7 @@ def ready(plan: Plan) -> Run:
     return state
 
 
-def leave_group() -> None:
+def destroy_process_group() -> None:
     """Ends what processes of one run share; left to the interpreter, gloo's threads now and then abort its exit."""
     from torch import distributed
 
@@ -85,7 +85,7 @@ def leave_group() -> None:
         distributed.destroy_process_group()
 
 
-def announce(plan: Plan) -> None:
+def print_summary(plan: Plan) -> None:
     """What the plan decided that the file does not say."""
     from ftcore.config.serialization import batch_line
 
@@ -103,7 +103,7 @@ def warn(line: str) -> None:
     click.echo(click.style("warning: ", fg="yellow") + line)
 
 
-def quieten() -> None:
+def silence_libraries() -> None:
     """Turns off what libraries print of their own accord, and puts off what they import and may not use.
 
     Warnings stay. transformers imports peft, which imports bitsandbytes, and that torch's compiler: 1.4 CPU seconds of
@@ -111,10 +111,10 @@ def quieten() -> None:
     """
     import os
 
-    from ftcore.utils.lazy_imports import put_off
+    from ftcore.utils.lazy_imports import defer_import
 
     for name in ("bitsandbytes", "datasets"):
-        put_off(name)
+        defer_import(name)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from transformers.utils import logging
 
@@ -186,7 +186,7 @@ def last_evaluation(trainer: Trainer) -> dict[str, Any] | None:
     return None
 
 
-def carry_out(state: Run, trainer: Trainer, record: RunRecord) -> None:
+def execute(state: Run, trainer: Trainer, record: RunRecord) -> None:
     """Trains, evaluates, and writes the run's files."""
     from ftcore.data.pipeline.quarantine import write_quarantine
     from ftcore.runner import artifacts

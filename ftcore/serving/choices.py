@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ftcore.api.inference_types import Chunk, Likely, Scored
+from ftcore.api.inference_types import Chunk, ScoredToken, TokenLogprob
 from ftcore.serving.stops import StopText
-from ftcore.serving.tool_call_formats import Calls, Notation
+from ftcore.serving.tool_call_formats import Calls, ToolCallFormat
 from ftcore.serving.tool_calls import CallText
 
 
@@ -26,7 +26,7 @@ class Piece:
     """
 
     text: str = ""
-    scored: Sequence[Scored] = ()
+    scored: Sequence[ScoredToken] = ()
     calls: Sequence[Mapping[str, Any]] = ()
     finish: str | None = None
 
@@ -41,12 +41,12 @@ class Choice:
     """
 
     def __init__(
-        self, stops: Sequence[str] = (), notation: Notation | None = None, tools: Sequence[Mapping[str, Any]] = ()
+        self, stops: Sequence[str] = (), notation: ToolCallFormat | None = None, tools: Sequence[Mapping[str, Any]] = ()
     ) -> None:
         self._stops = StopText(stops)
         self._calls = CallText(notation, tools) if notation and tools else None
         self._read, self._shown = 0, 0
-        self._scored: list[tuple[int, Scored]] = []
+        self._scored: list[tuple[int, ScoredToken]] = []
         self.tokens, self.prompt_tokens = 0, 0
         self.finish: str | None = None
 
@@ -78,7 +78,7 @@ class Choice:
         scored = self._due(self._shown if self._stops.found and not calls else self._read + 1)
         return Piece(text, scored, [_call(name, values) for name, values in calls], self.finish)
 
-    def _due(self, end: int) -> list[Scored]:
+    def _due(self, end: int) -> list[ScoredToken]:
         """Tokens whose text begins before this place and that have not been told."""
         count = sum(start < end for start, _ in self._scored)
         due, self._scored = self._scored[:count], self._scored[count:]
@@ -90,7 +90,7 @@ class Whole:
     """Pieces put together."""
 
     text: str = ""
-    scored: list[Scored] = field(default_factory=list)
+    scored: list[ScoredToken] = field(default_factory=list)
     calls: list[Mapping[str, Any]] = field(default_factory=list)
     finish: str | None = None
 
@@ -102,13 +102,13 @@ class Whole:
         self.finish = piece.finish or self.finish
 
 
-def logprobs(scored: Sequence[Scored]) -> dict[str, Any]:
+def logprobs(scored: Sequence[ScoredToken]) -> dict[str, Any]:
     """As OpenAI's clients read them."""
     content = [_likely(one.token) | {"top_logprobs": [_likely(other) for other in one.top]} for one in scored]
     return {"content": content, "refusal": None}
 
 
-def _likely(token: Likely) -> dict[str, Any]:
+def _likely(token: TokenLogprob) -> dict[str, Any]:
     # JSON has no infinity; -9999.0 is what OpenAI documents for tokens that are out of the question
     value = max(token.logprob, -9999.0)
     return {"token": token.text, "logprob": value, "bytes": None if token.bytes is None else list(token.bytes)}

@@ -13,7 +13,7 @@ from ftcore.errors import Problem, UsageError
 from ftcore.inference.sessions import Session, open_session
 from ftcore.serving.bounds import Bounds
 from ftcore.serving.preparing import Preparer
-from ftcore.serving.tool_call_formats import Notation
+from ftcore.serving.tool_call_formats import ToolCallFormat
 from ftcore.serving.tool_calls import learn
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Served:
     generator: Generator | None
     judge: Judge | None = None
     renderer: Renderer | None = None
-    notation: Notation | None = None
+    notation: ToolCallFormat | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def opener(self) -> Callable[[], Session]:

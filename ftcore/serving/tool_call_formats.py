@@ -17,7 +17,7 @@ Tools = Sequence[Mapping[str, Any]]
 _NAME = re.compile(r"\s*([\w.-]+)")
 
 
-class Notation(Protocol):
+class ToolCallFormat(Protocol):
     """How a template writes calls."""
 
     @property
@@ -45,7 +45,7 @@ class JsonCalls:
     key: str
 
     def read(self, text: str, tools: Tools) -> Calls | None:
-        """See `Notation.read`."""
+        """See `ToolCallFormat.read`."""
         return _listed(after(text, self.begin), self._one, self.between, self.end)
 
     def _one(self, text: str) -> tuple[Call | None, str]:
@@ -71,7 +71,7 @@ class NamedCalls:
     end: str
 
     def read(self, text: str, tools: Tools) -> Calls | None:
-        """See `Notation.read`."""
+        """See `ToolCallFormat.read`."""
         return _listed(after(text, self.begin), self._one, self.between, self.end)
 
     def _one(self, text: str) -> tuple[Call | None, str]:
@@ -102,7 +102,7 @@ class MarkedCalls:
     bare_end: str | None
 
     def read(self, text: str, tools: Tools) -> Calls | None:
-        """See `Notation.read`; a value is what the tool's schema says, and text where it says nothing."""
+        """See `ToolCallFormat.read`; a value is what the tool's schema says, and text where it says nothing."""
         types = {tool["function"]["name"]: _types(tool["function"]) for tool in tools}
         rest, calls = after(text, self.begin), Calls()
         mark = self.again

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore.api.samples import Chat, Message
 from ftcore.serving.stops import overlap
-from ftcore.serving.tool_call_formats import Calls, JsonCalls, MarkedCalls, NamedCalls, Notation, Tools
+from ftcore.serving.tool_call_formats import Calls, JsonCalls, MarkedCalls, NamedCalls, ToolCallFormat, Tools
 
 if TYPE_CHECKING:
     from ftcore.data.chat_template.renderer import Renderer
@@ -39,12 +39,12 @@ _KINDS: dict[type, dict[str, Any]] = {
 }
 
 
-def learn(renderer: Renderer) -> Notation | None:
+def learn(renderer: Renderer) -> ToolCallFormat | None:
     """How the renderer's template writes calls; None where it has no tools, or a notation that is not understood."""
     written = {name: text for name, calls in PROBES.items() if (text := _written(renderer, calls)) is not None}
     if "one" not in written:
         return None
-    makers: tuple[Callable[[dict[str, str]], Notation | None], ...] = (_json, _named, _marked)
+    makers: tuple[Callable[[dict[str, str]], ToolCallFormat | None], ...] = (_json, _named, _marked)
     for make in makers:
         notation = make(written)
         if notation and all(notation.read(text, _TOOLS) == PROBES[name] for name, text in written.items()):
@@ -60,7 +60,7 @@ class CallText:
         tools: that the model was offered; what calls another is text.
     """
 
-    def __init__(self, notation: Notation, tools: Tools) -> None:
+    def __init__(self, notation: ToolCallFormat, tools: Tools) -> None:
         self.notation, self.tools = notation, tools
         self._mark = next(iter(notation.begin.split()), "")
         self._held, self._inside = "", not self._mark
@@ -110,7 +110,7 @@ def _written(renderer: Renderer, calls: Calls) -> str | None:
     return shown.rpartition("</think>")[2].strip()
 
 
-def _json(written: dict[str, str]) -> Notation | None:
+def _json(written: dict[str, str]) -> ToolCallFormat | None:
     one, two = written["one"], written.get("two")
     if (found := _call_object(one, 0)) is None:
         return None
@@ -132,7 +132,7 @@ def _call_object(text: str, start: int) -> tuple[int, int, str] | None:
     return None
 
 
-def _named(written: dict[str, str]) -> Notation | None:
+def _named(written: dict[str, str]) -> ToolCallFormat | None:
     one, two = written["one"], written.get("two")
     if (found := _named_object(one)) is None:
         return None
@@ -158,7 +158,7 @@ def _decoded(text: str, at: int) -> tuple[Any, int]:
         return None, at
 
 
-def _marked(written: dict[str, str]) -> Notation | None:
+def _marked(written: dict[str, str]) -> ToolCallFormat | None:
     parts = _cut(written["one"], FIRST[0], "key_one", "value one", "key_two", "value two")
     if parts is None or len({*parts[1:4:2], parts[2]}) < 2 or not all(part.strip() for part in parts[1:]):
         return None

@@ -15,33 +15,33 @@ from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.training.batching.collators import Batch, collate, tokens_read
 from ftcore.training.batching.samplers import EpochBatches, EpochLoader
-from ftcore.training.batching.shared_prefix import Shared
+from ftcore.training.batching.shared_prefix import PrefixSharingCollator
 from ftcore.training.batching.streaming_loader import StreamBatches, StreamLoader
 from ftcore.training.batching.token_budget import token_batches
-from ftcore.training.callbacks.early_stopping import stopped_early, stopping
-from ftcore.training.callbacks.hub_upload import Uploads
-from ftcore.training.callbacks.neftune import EmbeddingNoise
-from ftcore.training.callbacks.progress import Reports
+from ftcore.training.callbacks.early_stopping import early_stopping_callbacks, stopped_early
+from ftcore.training.callbacks.hub_upload import HubUploadCallback
+from ftcore.training.callbacks.neftune import NeftuneNoise
+from ftcore.training.callbacks.progress import ProgressCallback
 from ftcore.training.callbacks.signals import StopSignals
 from ftcore.training.checkpointing.resume import ResumableTrainer
-from ftcore.training.checkpointing.state import settle_products
-from ftcore.training.cost_model.prefix import sharing
-from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.checkpointing.state import choose_matmul
+from ftcore.training.cost_model.prefix import sharing_rule
+from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.model_transforms import capability_cache
-from ftcore.training.model_transforms.frozen_layers import choose_prefix
-from ftcore.training.model_transforms.fused_layers import make_lean
-from ftcore.training.model_transforms.last_layer_pruning import take_last
+from ftcore.training.model_transforms.frozen_layers import choose_frozen_layer_cache
+from ftcore.training.model_transforms.fused_layers import fuse_layers
+from ftcore.training.model_transforms.last_layer_pruning import prune_last_layer
 from ftcore.training.model_transforms.torch_compile import compile_layers
-from ftcore.training.step.executor import SideBySide
-from ftcore.training.step.guard import Keeping, NotFiniteError, StepGuard, out_of_memory, something_to_train
-from ftcore.training.step.metrics import Meters, merged
+from ftcore.training.step.executor import MicroBatchExecutor
+from ftcore.training.step.guard import KeepRowsCollator, NotFiniteError, StepGuard, out_of_memory, something_to_train
+from ftcore.training.step.metrics import MetricAccumulator, merged
 from ftcore.training.step.micro_batching import regrouped
 from ftcore.training.training_arguments import tensorboard_folder, training_arguments
 
 T = TypeVar("T")
 
 
-class FtTrainer(SideBySide, ResumableTrainer):
+class FtTrainer(MicroBatchExecutor, ResumableTrainer):
     """Trains on the weighted mean of the losses of each global batch's labels.
 
     A stage with another loss overrides `loss_sum` and `weight`, and `make_scorer` where the model has another head; the
@@ -75,8 +75,8 @@ class FtTrainer(SideBySide, ResumableTrainer):
         self.plan, self.tokenizer, self.phase = run.plan, run.tokenizer, run.phase
         cached = run.model.config.use_cache if hasattr(run.model.config, "use_cache") else None
         plugins = [callback for found in run.plan.plugins.hook.ft_callbacks(plan=run.plan) for callback in found]
-        self.reports = Reports(run.plan.output_dir, bar=not run.plan.transformers.get("disable_tqdm"))
-        self.uploads = Uploads(run.plan, self.reports.say) if run.plan.hub.push_to_hub else None
+        self.reports = ProgressCallback(run.plan.output_dir, bar=not run.plan.transformers.get("disable_tqdm"))
+        self.uploads = HubUploadCallback(run.plan, self.reports.say) if run.plan.hub.push_to_hub else None
         uploads = [] if self.uploads is None else [self.uploads]
         with tensorboard_folder(run.plan):
             super().__init__(
@@ -85,27 +85,27 @@ class FtTrainer(SideBySide, ResumableTrainer):
                 data_collator=collator,
                 train_dataset=train,
                 eval_dataset=evaluation,
-                callbacks=[self.reports, *stopping(run.plan), *uploads, *callbacks, *plugins],
+                callbacks=[self.reports, *early_stopping_callbacks(run.plan), *uploads, *callbacks, *plugins],
             )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
         if cached is not None:
             run.model.config.use_cache = cached  # Trainer's own setting would be saved with the model
         if run.plan.gradient_checkpointing:
-            recompute(run.model, run.plan.training.gradient_checkpointing_kwargs)
-        settle_products(self)
+            enable_recomputation(run.model, run.plan.training.gradient_checkpointing_kwargs)
+        choose_matmul(self)
         self.scorer = self.make_scorer(run.model)
         with self.comparing(self.scorer):
-            capability_cache.choose(self.scorer)
-        make_lean(run.model)
-        take_last(self.scorer)
+            capability_cache.probe_capabilities(self.scorer)
+        fuse_layers(run.model)
+        prune_last_layer(self.scorer)
         self.noise = self._noise()
         self.data_collator = self.sharing(self.scorer)
-        self.meters = Meters()
+        self.meters = MetricAccumulator()
         self._measuring = self.meters
         self.gather_crew()
         compile_layers(self, self.scorer)
-        self.scorer.prefix = choose_prefix(self)
+        self.scorer.prefix = choose_frozen_layer_cache(self)
         self.signals = StopSignals()
         self.guard = StepGuard(self)
 
@@ -125,7 +125,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
 
     def make_scorer(self, model: Any) -> Any:
         """What computes the model's outputs."""
-        scorer = Scorer(model)
+        scorer = CausalLMForward(model)
         scorer.smoothing = self.plan.training.label_smoothing_factor
         return scorer
 
@@ -134,7 +134,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
         # weights of two dtypes need it; where all are float32 the ways are compared exactly
         return self.accelerator.autocast() if scorer.coarsest.itemsize < 4 else nullcontext()
 
-    def sharing(self, scorer: Any, strict: bool = True) -> Shared:
+    def sharing(self, scorer: Any, strict: bool = True) -> PrefixSharingCollator:
         """What makes batches for a scorer: the trainer's collator, common beginnings once (``share_prompt``).
 
         Args:
@@ -145,8 +145,8 @@ class FtTrainer(SideBySide, ResumableTrainer):
         wish = self.plan.training.share_prompt
         wish = "auto" if wish is True and not strict else wish
         with self.comparing(scorer):
-            shares = sharing(scorer, wish, self.noise is not None)
-        return Shared(own.collate if isinstance(own, Shared) else own, shares)
+            shares = sharing_rule(scorer, wish, self.noise is not None)
+        return PrefixSharingCollator(own.collate if isinstance(own, PrefixSharingCollator) else own, shares)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """Further values to log, from the means of what was noted."""
@@ -229,10 +229,10 @@ class FtTrainer(SideBySide, ResumableTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return self.guard.check(super()._get_grad_norm(model, grad_norm))
 
-    def _noise(self) -> EmbeddingNoise | None:
+    def _noise(self) -> NeftuneNoise | None:
         """NEFTune by our own hook instead of transformers'."""
         alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
-        return None if alpha is None else EmbeddingNoise(self.model.get_input_embeddings(), alpha)
+        return None if alpha is None else NeftuneNoise(self.model.get_input_embeddings(), alpha)
 
     # ---- data ----
 
@@ -241,7 +241,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
             count = self.args.max_steps * self.args.gradient_accumulation_steps
             share = (self._train_batch_size, self.args.process_index, self.args.world_size)
             self.streamed = StreamBatches(self.train_dataset, count, *share)
-            return StreamLoader(self.streamed, Keeping(self.data_collator), pin_memory=self._pins())
+            return StreamLoader(self.streamed, KeepRowsCollator(self.data_collator), pin_memory=self._pins())
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order = None if self.plan.data.disable_shuffling else seed
         share = (order, self.args.process_index, self.args.world_size)
@@ -250,7 +250,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
         if (tokens := self.plan.training.tokens_per_batch) is not None:
             batches = token_batches(self.train_dataset, tokens, self.args, order)
         self._say_left_out(batches)
-        return self._loading(self.train_dataset, batches, Keeping(self.data_collator))
+        return self._loading(self.train_dataset, batches, KeepRowsCollator(self.data_collator))
 
     def _say_left_out(self, batches: EpochBatches) -> None:
         """Of rows that fill no batch (``dataloader_drop_last``)."""
@@ -339,7 +339,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
         """`eval_loss`, and the means of what was noted meanwhile."""
         self.model.eval()
         self._show_averages()
-        self._measuring = Meters()
+        self._measuring = MetricAccumulator()
         with self.phase("evaluating"):
             loss = self.eval_loss(dataloader)
         measured, self._measuring = self._means(self._measuring), self.meters
@@ -382,7 +382,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
                 self.stop_if_asked()
         self.evaluating = False
 
-    def _means(self, meters: Meters) -> dict[str, float]:
+    def _means(self, meters: MetricAccumulator) -> dict[str, float]:
         """What was noted in all processes, as means."""
         means = merged(meters, self.args.world_size).means()
         return means | self.derived(means)
@@ -406,7 +406,7 @@ class FtTrainer(SideBySide, ResumableTrainer):
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
 
-def recompute(model: Any, arguments: Mapping[str, Any] | None = None) -> None:
+def enable_recomputation(model: Any, arguments: Mapping[str, Any] | None = None) -> None:
     """Keeps layers' inputs only and computes the rest again in the backward pass; non-reentrant, as LoRA needs.
 
     Args:

@@ -11,7 +11,7 @@ _YOUNG = 50_000
 
 
 @contextmanager
-def collecting_seldom() -> Iterator[None]:
+def relaxed_gc() -> Iterator[None]:
     """For what makes many objects that stay: 1.5 of the 8 CPU seconds of a run's start were collections.
 
     Rarer ones are not none: what loading leaves in cycles does not pile up.
@@ -24,7 +24,7 @@ def collecting_seldom() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def keep() -> None:
+def freeze_gc() -> None:
     """Whatever there is by now stays to the end and is not gone through any more; for when libraries are imported.
 
     Trainer begins with a collection of everything, 0.25 CPU seconds.

@@ -73,7 +73,7 @@ class _There(Loader):
 _found = _Found()
 
 
-def put_off(name: str) -> None:
+def defer_import(name: str) -> None:
     """From now on ``import name`` costs nothing until the module is used; nothing where it is there or not installed.
 
     Args:

@@ -73,12 +73,12 @@ def test_it_is_said_by_run_generate_chat_serve_and_export(
             counts[name] = text.count(line) + caplog.text.count(line)
         return counts
 
-    from ftcore.cli.model_arguments import Words
+    from ftcore.cli.model_arguments import ModelArguments
     from ftcore.cli.serve import find_targets
     from ftcore.serving.served_models import load
 
-    def words(model: Path) -> Words:
-        return Words(file=None, overrides=(), model=str(model), adapters=(), force=False)
+    def words(model: Path) -> ModelArguments:
+        return ModelArguments(file=None, overrides=(), model=str(model), adapters=(), force=False)
 
     assert said(other) == {"run": 1, "generate": 1, "chat": 1, "export": 1, "serve": 1}
     assert said(same) == {"run": 0, "generate": 0, "chat": 0, "export": 0, "serve": 0}

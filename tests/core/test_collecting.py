@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.utils.gc_tuning import collecting_seldom
+from ftcore.utils.gc_tuning import relaxed_gc
 
 
 def test_they_are_rarer_and_then_as_before() -> None:
     before = gc.get_threshold()
-    with collecting_seldom():
+    with relaxed_gc():
         assert gc.isenabled()
         assert gc.get_threshold()[0] > before[0]
     assert gc.get_threshold() == before
@@ -22,7 +22,7 @@ def test_they_are_rarer_and_then_as_before() -> None:
 
 def test_an_error_puts_them_back() -> None:
     before = gc.get_threshold()
-    with pytest.raises(KeyError), collecting_seldom():
+    with pytest.raises(KeyError), relaxed_gc():
         raise KeyError
     assert gc.get_threshold() == before
 
@@ -37,11 +37,11 @@ def test_a_run_starts_with_few_and_trains_as_before(tiny_model_dir: Path, tmp_pa
     words = ["run", str(file), "max_steps=1", f"output_dir={tmp_path / 'out'}"]
     code = (
         "import gc, ftcore.runner.run\n"
-        "before, own, seen = gc.get_threshold(), ftcore.runner.run.carry_out, []\n"
+        "before, own, seen = gc.get_threshold(), ftcore.runner.run.execute, []\n"
         "def carry_out(*args):\n"
         "    seen.append((gc.get_threshold() == before, gc.isenabled(), gc.get_freeze_count() > 100_000))\n"
         "    own(*args)\n"
-        "ftcore.runner.run.carry_out = carry_out\n"
+        "ftcore.runner.run.execute = carry_out\n"
         f"from ftcore.cli import main\ntry: main({words!r})\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert seen == [(True, True, True)], seen\n"

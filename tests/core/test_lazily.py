@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.utils.lazy_imports import put_off
+from ftcore.utils.lazy_imports import defer_import
 
 NAME = "ft_test_heavy"
 
@@ -30,7 +30,7 @@ def heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         read: list[str] = []
         monkeypatch.setattr(sys, "ft_read", read, raising=False)
         monkeypatch.syspath_prepend(str(tmp_path))
-        put_off(NAME)
+        defer_import(NAME)
         return read
 
     yield make
@@ -77,9 +77,9 @@ def test_a_package_that_fails_fails_when_it_is_used(heavy: Any) -> None:
 
 
 def test_what_is_there_or_is_not_installed_stays() -> None:
-    put_off("json")
+    defer_import("json")
     assert sys.modules["json"] is json
-    put_off("ft_test_missing")
+    defer_import("ft_test_missing")
     assert "ft_test_missing" not in sys.modules
 
 

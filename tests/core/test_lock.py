@@ -13,7 +13,7 @@ import pytest
 
 import ft_plugins
 import ftcore
-from ftcore.data.row_stats import Counts
+from ftcore.data.row_stats import RowCounts
 from ftcore.data.storage.cache import Store
 from ftcore.errors import RunError
 from ftcore.inference.resumable_output import open_partial
@@ -32,7 +32,7 @@ def begin(folder: Path, *, locking: bool) -> None:
 
 
 def keep(folder: Path, *, locking: bool) -> None:
-    Store(folder, locking=locking).table("rows", {"a": "b"}, [], lambda writer, counts: None, Counts(name="rows"))
+    Store(folder, locking=locking).table("rows", {"a": "b"}, [], lambda writer, counts: None, RowCounts(name="rows"))
 
 
 def use(folder: Path, *, locking: bool) -> None:

@@ -15,7 +15,7 @@ from ftcore.config.planner import make_plan
 from ftcore.config.validation import output_folder
 from ftcore.errors import RunError, UsageError
 from ftcore.training.checkpointing import directory
-from ftcore.training.checkpointing.directory import Setting
+from ftcore.training.checkpointing.directory import RunFingerprint
 from ftcore.utils import ownership
 from ftcore.utils.ownership import foreign_files, is_ours, is_staged, keep_aside, not_ours
 
@@ -27,7 +27,7 @@ def own(folder: Path, step: int) -> Path:
     staged = directory.stage(folder, step)
     for name in ("adapter_model.safetensors", "progress.json", "random-0.json"):
         (staged / name).write_text(f"{name} of step {step}")
-    return directory.commit(staged, step, Setting(), resumable=True, versions={})
+    return directory.commit(staged, step, RunFingerprint(), resumable=True, versions={})
 
 
 def another_trainers(folder: Path, step: int) -> Path:
@@ -131,7 +131,7 @@ def test_what_may_be_replaced_and_what_stays(make: Callable[[Path, int], Path], 
     (staged / "weights").write_text("new")
     if reason:
         with pytest.raises(RunError) as error:
-            directory.commit(staged, 3, Setting(), resumable=True, versions={})
+            directory.commit(staged, 3, RunFingerprint(), resumable=True, versions={})
         assert str(error.value) == f"{made} {reason}, and is not replaced; move it away: the same command goes on then"
         directory.clean(out)
         own(out, 4)
@@ -140,7 +140,7 @@ def test_what_may_be_replaced_and_what_stays(make: Callable[[Path, int], Path], 
         assert not (out / "checkpoint-4").exists()
         assert {name: found for name, found in lying(tmp_path).items() if "checkpoint-5" not in name} == before
     else:
-        directory.commit(staged, 3, Setting(), resumable=True, versions={})
+        directory.commit(staged, 3, RunFingerprint(), resumable=True, versions={})
         assert {path.name for path in made.iterdir()} == {"weights", "MANIFEST.json"}
 
 
@@ -148,9 +148,9 @@ def test_links_are_not_followed_when_a_run_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
     linked(out, 3)
     assert directory.checkpoints(out) == []
-    assert directory.find_resumable(out, Setting()) is None
+    assert directory.find_resumable(out, RunFingerprint()) is None
     first = own(out, 1)
-    assert directory.find_resumable(out, Setting()) == first
+    assert directory.find_resumable(out, RunFingerprint()) == first
 
 
 def test_only_what_ft_stages_is_cleared_away(tmp_path: Path) -> None:

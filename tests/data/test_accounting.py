@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ftcore.data.pipeline.loading import chat_datasets, feedback_datasets, pair_datasets
 from ftcore.data.pipeline.quarantine import write_quarantine
-from ftcore.data.row_stats import Accounting
+from ftcore.data.row_stats import RowStats
 from ftcore.errors import UsageError
 
 LOADERS = {"Preference": pair_datasets, "Feedback": feedback_datasets}
@@ -61,7 +61,7 @@ def corpora(draw: st.DrawFn) -> tuple[str, list[str]]:
     return kind, rows if not rows[0].startswith("[") else [json.dumps(good), *rows]
 
 
-def check(accounting: Accounting, data: Any, lines: list[str], kind: str) -> None:
+def check(accounting: RowStats, data: Any, lines: list[str], kind: str) -> None:
     (counts,) = accounting.train
     arrays = data.parts if kind in LOADERS else data
     assert counts.rows == len(lines) == counts.kept + len(counts.bad) + counts.left_out
@@ -79,7 +79,7 @@ def check(accounting: Accounting, data: Any, lines: list[str], kind: str) -> Non
     event(f"{kind}: bad {bool(counts.bad)}, untrainable {bool(counts.left_out)}, cut {bool(counts.cut)}")
 
 
-def printed(accounting: Accounting) -> None:
+def printed(accounting: RowStats) -> None:
     """What the terminal and the manifest say adds up as well."""
     (counts,), (shown,) = accounting.train, accounting.as_dict()["train"].values()
     assert shown["rows"] == shown["kept"] + shown["dropped"] + sum(shown["untrainable"].values())

@@ -19,12 +19,12 @@ from ftcore.api.option_groups import DataOptions
 from ftcore.api.samples import Place
 from ftcore.data import fingerprint
 from ftcore.data.fingerprint import WITHOUT_EFFECT, key_parts
-from ftcore.data.pipeline.dataset_job import Work
+from ftcore.data.pipeline.dataset_job import DatasetJob
 from ftcore.data.pipeline.loading import chat_datasets
 from ftcore.data.preprocessing.documents import renderer_of
-from ftcore.data.row_stats import Counts
+from ftcore.data.row_stats import RowCounts
 from ftcore.data.storage import cache
-from ftcore.data.storage.arrays import KeptRow, Table, TableWriter, read_table
+from ftcore.data.storage.arrays import Table, TableWriter, TokenizedRow, read_table
 from ftcore.errors import RunError, UsageError
 from ftcore.testing import tiny_tokenizer
 from ftcore.utils import hashing
@@ -49,13 +49,13 @@ def rows(tmp_path: Path) -> Path:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the datasets that were made and not found."""
     names: list[str] = []
-    fill = Work._fill
+    fill = DatasetJob._fill
 
-    def noted(self: Work, writer: Any, counts: Counts) -> None:
+    def noted(self: DatasetJob, writer: Any, counts: RowCounts) -> None:
         names.append(self.spec.name)
         fill(self, writer, counts)
 
-    monkeypatch.setattr(Work, "_fill", noted)
+    monkeypatch.setattr(DatasetJob, "_fill", noted)
     return names
 
 
@@ -344,7 +344,7 @@ def test_hashes_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def table(lengths: list[int], file: str = "f") -> Table:
     random = np.random.default_rng(len(lengths))
     rows = [
-        KeptRow(
+        TokenizedRow(
             Place(file, number + 1, number),
             random.integers(0, 99, length).astype(np.int32),
             random.random(length).astype(np.float32),

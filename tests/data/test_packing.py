@@ -17,7 +17,7 @@ from ftcore.api.samples import Place
 from ftcore.data.datasets.packing import PackedDataset, Segments, fill, fill_and_split
 from ftcore.data.datasets.token_dataset import TokenDataset
 from ftcore.data.pipeline.loading import chat_datasets
-from ftcore.data.storage.arrays import KeptRow, Table
+from ftcore.data.storage.arrays import Table, TokenizedRow
 from ftcore.errors import UsageError
 from ftcore.training.batching.collators import collate
 
@@ -29,7 +29,7 @@ def dataset(lengths: list[int], seed: int = 0) -> TokenDataset:
     for number, length in enumerate(lengths):
         ids = np.arange(first, first + length, dtype=np.int32)
         weights = random.choice([0, 0.5, 1], length).astype(np.float32)
-        rows.append(KeptRow(Place("f", number + 1), ids, weights, np.zeros(length, np.uint8)))
+        rows.append(TokenizedRow(Place("f", number + 1), ids, weights, np.zeros(length, np.uint8)))
         first += length
     return TokenDataset([Table.of(rows)])
 
@@ -129,14 +129,16 @@ def test_documents_do_not_see_each_other(tiny_model_dir: Path) -> None:
     """R16: another token in one document changes the logits of no other by a single bit."""
     from transformers import AutoModelForCausalLM
 
-    from ftcore.training.forward.causal_lm import Scorer
+    from ftcore.training.forward.causal_lm import CausalLMForward
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
-    Scorer(model).choose()
+    CausalLMForward(model).choose()
     sizes = [9, 30, 1, 17, 5]
 
     def logits(ids: list[np.ndarray]) -> list[torch.Tensor]:
-        rows = [KeptRow(Place("f", 1), one, np.ones(len(one), np.float32), np.zeros(len(one), np.uint8)) for one in ids]
+        rows = [
+            TokenizedRow(Place("f", 1), one, np.ones(len(one), np.float32), np.zeros(len(one), np.uint8)) for one in ids
+        ]
         packed = PackedDataset.of(TokenDataset([Table.of(rows)]), 64, split=False)
         assert len(packed) == 1
         batch = collate([packed[0]])

@@ -18,7 +18,7 @@ from ftcore.data.pipeline.loading import chat_datasets, feedback_datasets, pair_
 from ftcore.data.pipeline.quarantine import write_quarantine
 from ftcore.data.pipeline.row_sampling import counted, drawn_rows, sampling_of
 from ftcore.data.preprocessing import template_check
-from ftcore.data.row_stats import Accounting
+from ftcore.data.row_stats import RowStats
 from ftcore.errors import UsageError
 
 
@@ -180,7 +180,7 @@ def test_preview_agrees_with_the_run(
     plan.ft_load_tokenizer = lambda plan: tokenizer
     monkeypatch.setattr(template_check, "check_template", lambda plan, tokenizer: None)
     show(plan, rows=0, stats=True, as_json=True)
-    assert json.loads(capsys.readouterr().out) == Accounting(run.train).as_dict()
+    assert json.loads(capsys.readouterr().out) == RowStats(run.train).as_dict()
     show(plan, rows=0, stats=False, as_json=True)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 5

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from ftcore.data.tokenization import word_cache_bpe as words_module
-from ftcore.data.tokenization.word_cache_bpe import WordCutter
+from ftcore.data.tokenization.word_cache_bpe import CachedBPE
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -69,8 +69,8 @@ def backend(way: str) -> Any:
 
 
 @lru_cache
-def cutter(way: str) -> WordCutter:
-    made = WordCutter.of(backend(way))
+def cutter(way: str) -> CachedBPE:
+    made = CachedBPE.of(backend(way))
     assert made is not None
     return made
 
@@ -121,7 +121,7 @@ def test_a_byte_that_the_vocabulary_lacks() -> None:
 
 def test_the_memory_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words_module, "_MOST", 30)
-    made = WordCutter.of(backend("gpt2"))
+    made = CachedBPE.of(backend("gpt2"))
     assert made is not None
     words = [" ".join(f"w{number}x{row}" for number in range(20)) for row in range(10)]
     for _ in range(2):
@@ -162,14 +162,14 @@ def test_the_memory_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_is_left_to_the_backend(change: dict[str, Any]) -> None:
     described = json.loads(backend("gpt2").to_str()) | change
-    assert WordCutter.of(Tokenizer.from_str(json.dumps(described))) is None
+    assert CachedBPE.of(Tokenizer.from_str(json.dumps(described))) is None
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
 def test_added_tokens_that_take_their_surroundings(flag: str) -> None:
     made = Tokenizer.from_str(backend("gpt2").to_str())
     made.add_tokens([AddedToken("<x>", **{flag: True})])
-    assert WordCutter.of(made) is None
+    assert CachedBPE.of(made) is None
 
 
 def test_a_text_that_is_not_cut_everywhere() -> None:
@@ -181,7 +181,7 @@ def test_a_text_that_is_not_cut_everywhere() -> None:
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
         ],
     }
-    made = WordCutter.of(Tokenizer.from_str(json.dumps(described)))
+    made = CachedBPE.of(Tokenizer.from_str(json.dumps(described)))
     assert made is not None
     gap, whole = made.encode(["a, b", "a b"])
     assert gap is None

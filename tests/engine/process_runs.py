@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
-from ftcore.runner.run import leave_group
+from ftcore.runner.run import destroy_process_group
 from ftcore.training.trainer import FtTrainer
 
 
@@ -40,7 +40,7 @@ def train(options: dict[str, Any], folder: Path) -> None:
     trainer = FtTrainer(Run(plan=plan, tokenizer=tokenizer, model=model, data=None), train=Tokens(13))
     trainer.train()
     trainer.save_model()
-    leave_group()
+    destroy_process_group()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ftcore.config.planner import make_plan
 from ftcore.runner.run import run
 from ftcore.training.losses import linear_cross_entropy as head_module
-from ftcore.training.losses.linear_cross_entropy import Head, nll_and_hits
+from ftcore.training.losses.linear_cross_entropy import LMHead, nll_and_hits
 
 ROWS = [
     ("hello world", "one two three"),
@@ -32,7 +32,7 @@ def test_hits_against_argmax(tiled: bool, tile: tuple[int, int], monkeypatch: py
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (40, 5))
     labels = torch.randint(0, 5, (40,), generator=generator)
-    losses, hits = nll_and_hits(hidden, Head(weight), labels)
+    losses, hits = nll_and_hits(hidden, LMHead(weight), labels)
     z = hidden @ weight.T
     assert 0 < hits.sum() < 40
     assert torch.equal(hits, z.argmax(-1) == labels)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from ftcore.training.attention import blocked, gemm
-from ftcore.training.attention.blocked import BLOCK, branched_attention
+from ftcore.training.attention.blocked import BLOCK, blocked_attention
 from ftcore.training.attention.layout import Span
 from ftcore.training.kernels import matmul
-from ftcore.training.kernels.matmul import Products
+from ftcore.training.kernels.matmul import MatmulChoice
 
 EDGES = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK * 5 // 4 - 1, 2 * BLOCK - 1, 2 * BLOCK, 3 * BLOCK + 7)
 
@@ -52,7 +52,7 @@ def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: li
 
 def same_numbers(lengths: list[int], branch: int | None) -> None:
     spans, given_ = row(lengths, branch), tensors(sum(lengths))
-    expected, found = dense(*given_, spans), branched_attention(*given_, None, spans)
+    expected, found = dense(*given_, spans), blocked_attention(*given_, None, spans)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     gradients = (torch.autograd.grad(out, given_, weights) for out in (found, expected))
@@ -80,7 +80,7 @@ def by_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int
     monkeypatch.setattr(matmul, "SMALL", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(gemm, "forward", noted)
-    with matmul.using(Products(forward=True, backward=True, attention=True)):
+    with matmul.choice_scope(MatmulChoice(forward=True, backward=True, attention=True)):
         yield done
 
 
@@ -110,12 +110,12 @@ def test_by_onednns_products(by_products: list[Any], heads: tuple[int, int], sca
     spans, weights = row([130, 200], 60), torch.randn(1, 330, heads[0], 16, generator=make)
 
     def results() -> list[torch.Tensor]:
-        out = branched_attention(*given_, scale, spans)
+        out = blocked_attention(*given_, scale, spans)
         return [out, *torch.autograd.grad(out, given_, weights)]
 
     found = results()
     assert by_products
-    with matmul.using(Products()):
+    with matmul.choice_scope(MatmulChoice()):
         before = len(by_products)
         expected = results()
     assert len(by_products) == before
@@ -134,12 +134,12 @@ def test_in_bfloat16(taken: bool, by_products: list[Any], monkeypatch: pytest.Mo
 
     def results(given_: list[torch.Tensor], casting: bool = False) -> list[torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=casting):
-            out = branched_attention(*given_, None, spans)
+            out = blocked_attention(*given_, None, spans)
             return [out, *torch.autograd.grad(out, given_, weights.to(out.dtype))]
 
     exact = [one.detach() for one in results([tensor.detach().double().requires_grad_() for tensor in halves])]
     by_products.clear()
-    with matmul.using(matmul.used() if taken else Products()):
+    with matmul.choice_scope(matmul.get_choice() if taken else MatmulChoice()):
         monkeypatch.setattr(blocked, "_amx", lambda: False)
         found, cast = results(halves), results(halves, casting=True)
         assert bool(by_products) == taken
@@ -157,9 +157,9 @@ def test_which_sequences_go_by_products(monkeypatch: pytest.MonkeyPatch) -> None
         return gemm.serves(torch.empty(1, 3 * group, 9, 64, dtype=dtype), torch.empty(1, 3, tokens, 64, dtype=dtype))
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with matmul.using(Products(forward=True, backward=True)):
+    with matmul.choice_scope(MatmulChoice(forward=True, backward=True)):
         assert not serves(4096)
-    with matmul.using(Products(forward=True, backward=True, attention=True)):
+    with matmul.choice_scope(MatmulChoice(forward=True, backward=True, attention=True)):
         assert [serves(255), serves(256), serves(700, group=1), serves(768, group=1)] == [False, True, False, True]
         assert not serves(4096, torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
@@ -213,7 +213,7 @@ def test_bfloat16() -> None:
     exact = tensors(300)
     half = [tensor.detach().to(torch.bfloat16).requires_grad_() for tensor in exact]
     spans = row([300], None)
-    found, expected = branched_attention(*half, None, spans), dense(*exact, spans)
+    found, expected = blocked_attention(*half, None, spans), dense(*exact, spans)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, rtol=3e-2, atol=3e-2)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))

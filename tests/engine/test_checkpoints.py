@@ -17,14 +17,22 @@ from hypothesis import strategies as st
 
 from ftcore.errors import UsageError
 from ftcore.training.checkpointing import directory
-from ftcore.training.checkpointing.directory import DamagedError, Setting, commit, find_resumable, prune, stage, verify
-from ftcore.training.checkpointing.safe_serialization import load_tree, save_tree
+from ftcore.training.checkpointing.directory import (
+    DamagedError,
+    RunFingerprint,
+    commit,
+    find_resumable,
+    prune,
+    stage,
+    verify,
+)
+from ftcore.training.checkpointing.safe_serialization import load_pytree, save_pytree
 from ftcore.training.checkpointing.state import random_state, set_random_state
 
-SETTING = Setting({"learning_rate": "0.1", "training rows": "3 rows, abc"})
+SETTING = RunFingerprint({"learning_rate": "0.1", "training rows": "3 rows, abc"})
 
 
-def make(folder: Path, step: int, *, setting: Setting = SETTING, resumable: bool = True) -> Path:
+def make(folder: Path, step: int, *, setting: RunFingerprint = SETTING, resumable: bool = True) -> Path:
     staged = stage(folder, step)
     (staged / "weights.bin").write_bytes(bytes(range(256)) * 4 + str(step).encode())
     (staged / "deeper").mkdir()
@@ -158,7 +166,7 @@ def test_pruning(limit: int | None, best: int | None, kept: list[int], tmp_path:
 
 def test_another_runs_checkpoint_is_refused_with_every_difference(tmp_path: Path) -> None:
     make(tmp_path, 5)
-    now = Setting({"learning_rate": "0.2", "training rows": "4 rows, abd", "seed": "1"})
+    now = RunFingerprint({"learning_rate": "0.2", "training rows": "4 rows, abd", "seed": "1"})
     with pytest.raises(UsageError) as caught:
         find_resumable(tmp_path, now)
     assert [problem.message for problem in caught.value.problems] == [
@@ -191,8 +199,8 @@ TREES = st.recursive(
 def test_trees_come_back_exactly(tree: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Types too: a tuple stays a tuple, an integer key an integer, 1.0 a float."""
     folder = tmp_path_factory.mktemp("tree")
-    save_tree(folder, "x", tree)
-    assert repr(load_tree(folder, "x")) == repr(tree)
+    save_pytree(folder, "x", tree)
+    assert repr(load_pytree(folder, "x")) == repr(tree)
 
 
 def test_tensors_and_odd_floats_come_back_exactly(tmp_path: Path) -> None:
@@ -201,8 +209,8 @@ def test_tensors_and_odd_floats_come_back_exactly(tmp_path: Path) -> None:
         "u": torch.arange(4, dtype=torch.uint8),
         (1, 2): torch.tensor(5),
     }
-    save_tree(tmp_path, "x", {"t": tensors, "f": [math.inf, -0.0, 5e-324, 0.1 + 0.2]})
-    found = load_tree(tmp_path, "x")
+    save_pytree(tmp_path, "x", {"t": tensors, "f": [math.inf, -0.0, 5e-324, 0.1 + 0.2]})
+    found = load_pytree(tmp_path, "x")
     assert repr(found["f"]) == "[inf, -0.0, 5e-324, 0.30000000000000004]"
     assert found["t"].keys() == tensors.keys()
     assert all(
@@ -213,7 +221,7 @@ def test_tensors_and_odd_floats_come_back_exactly(tmp_path: Path) -> None:
 
 def test_what_json_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="a set cannot be kept"):
-        save_tree(tmp_path, "x", {"a": {1}})
+        save_pytree(tmp_path, "x", {"a": {1}})
 
 
 def test_random_states_come_back(tmp_path: Path) -> None:
@@ -225,10 +233,10 @@ def test_random_states_come_back(tmp_path: Path) -> None:
         return [random.random(), random.gauss(0, 1), np.random.standard_normal(), torch.randn(3).tolist()]
 
     draw()
-    save_tree(tmp_path, "r", random_state())
+    save_pytree(tmp_path, "r", random_state())
     first = draw()
     draw()
-    set_random_state(load_tree(tmp_path, "r"))
+    set_random_state(load_pytree(tmp_path, "r"))
     assert draw() == first
 
 
@@ -283,8 +291,8 @@ def test_there_is_a_whole_one_at_any_time(tmp_path: Path) -> None:
 
 
 def test_what_rows_are_made_from_is_named_only_where_rows_changed(tmp_path: Path) -> None:
-    def setting(rows: str, **causes: str) -> Setting:
-        return Setting({"training rows": rows}, {"training rows": causes})
+    def setting(rows: str, **causes: str) -> RunFingerprint:
+        return RunFingerprint({"training rows": rows}, {"training rows": causes})
 
     make(tmp_path, 5, setting=setting("3 rows", cutoff_len="9", file="a"))
     assert find_resumable(tmp_path, setting("3 rows", cutoff_len="8", file="a"))
@@ -297,5 +305,5 @@ def test_what_rows_are_made_from_is_named_only_where_rows_changed(tmp_path: Path
 
 def test_a_forced_resume_names_what_it_overlooks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make(tmp_path, 5)
-    assert find_resumable(tmp_path, Setting({"learning_rate": "1"}), force=True) == folder
+    assert find_resumable(tmp_path, RunFingerprint({"learning_rate": "1"}), force=True) == folder
     assert f"going on from {folder} all the same: learning_rate was 0.1, now it is 1" in caplog.text

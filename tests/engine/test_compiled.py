@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ftcore.config.validation import core
-from ftcore.training.batching.shared_prefix import Shared
-from ftcore.training.cost_model.prefix import Always
+from ftcore.training.batching.shared_prefix import PrefixSharingCollator
+from ftcore.training.cost_model.prefix import AlwaysShare
 from ftcore.training.model_transforms import torch_compile
 from ftcore.training.model_transforms.torch_compile import CompiledLayer
 from ftcore.training.reference.logprob_cache import Reference, _key
@@ -53,7 +53,7 @@ def step(
     trainer: Any, numbers: Sequence[int] = range(4), shared: bool = False
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     rows = [trainer.train_dataset[number] for number in numbers]
-    batch = Shared(trainer.data_collator.collate, Always() if shared else None)(rows)
+    batch = PrefixSharingCollator(trainer.data_collator.collate, AlwaysShare() if shared else None)(rows)
     trainer.model.train()
     trainer.model.zero_grad()
     with trainer.accelerator.autocast():
@@ -192,13 +192,13 @@ def test_what_is_kept_of_a_reference_is_of_compiled_layers(in_float32: None, tra
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "gpt_oss"])
 def test_families(name: str, in_float32: None, small_models: Mapping[str, Any], trainer_of: Any, tokens: Any) -> None:
-    from ftcore.training.forward.causal_lm import Scorer
+    from ftcore.training.forward.causal_lm import CausalLMForward
 
     rows = tokens([9, 21, 14], vocabulary=90, untrained=())
     host = trainer_of(rows, **TRACED)
     results = []
     for compile_it in (False, True):
-        scorer = Scorer(small_models[name].make())
+        scorer = CausalLMForward(small_models[name].make())
         scorer.choose()
         if compile_it:
             torch_compile.compile_layers(host, scorer)

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.resources import hardware
-from ftcore.resources.hardware import MEMBERS
+from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.callbacks.progress import read_log
-from ftcore.training.parallel.cpu_threads.pool import FEWEST, Crew, draws, in_crew, rescales
+from ftcore.training.parallel.cpu_threads.pool import FEWEST, ThreadPool, draws, in_pool, rescales
 from ftcore.training.step.micro_batching import EVEN, ROWS, even, halved, parts
 
 LENGTHS = [90, 170, 60, 130, 120, 30, 210, 40]
@@ -27,16 +27,16 @@ CLOCK = ("throughput", "elapsed_time", "remaining_time")
 
 
 def test_results_come_in_the_jobs_order(two_threads: None) -> None:
-    crew, seen = Crew(5), []
+    crew, seen = ThreadPool(5), []
 
     def job(number: int) -> tuple[int, bool, int]:
         time.sleep(0.02 * (3 - number))
         seen.append(threading.get_ident())
-        return number, in_crew(), torch.get_num_threads()
+        return number, in_pool(), torch.get_num_threads()
 
     assert list(crew.each([partial(job, number) for number in range(4)])) == [(n, True, 2) for n in range(4)]
-    assert len(set(seen)) == MEMBERS
-    assert not in_crew()
+    assert len(set(seen)) == NUM_WORKERS
+    assert not in_pool()
     assert torch.get_num_threads() == 2
 
 
@@ -44,7 +44,7 @@ def test_modes_are_the_callers() -> None:
     def modes() -> tuple[bool, bool, torch.dtype]:
         return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
 
-    crew = Crew(2)
+    crew = ThreadPool(2)
     assert next(crew.each([modes])) == (True, False, torch.float32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert crew.alone(modes) == (False, True, torch.bfloat16)
@@ -52,7 +52,7 @@ def test_modes_are_the_callers() -> None:
 
 
 def test_an_error_waits_for_what_is_under_way() -> None:
-    crew, ended = Crew(2), []
+    crew, ended = ThreadPool(2), []
 
     def slow() -> None:
         time.sleep(0.1)
@@ -80,12 +80,12 @@ def test_every_row_is_in_one_half(sizes: list[int], limit: int, most: int) -> No
     assert all(rows == sorted(rows) for rows in found)
     assert all(found)
     # dealt out to whoever is free, what the one has more than the other is less than his smallest row, or one row
-    done: list[list[int]] = [[] for _ in range(MEMBERS)]
+    done: list[list[int]] = [[] for _ in range(NUM_WORKERS)]
     for rows in found:
         min(done, key=sum).extend(sizes[row] for row in rows)
     less, more = sorted(done, key=sum)
     assert len(more) == 1 or sum(more) - min(more) <= sum(less)
-    assert len(found) <= max(MEMBERS, sum(sizes) // FEWEST)
+    assert len(found) <= max(NUM_WORKERS, sum(sizes) // FEWEST)
 
 
 def test_halves_of_a_batch() -> None:
@@ -116,7 +116,7 @@ def done(trainer: Any, folder: Path) -> tuple[list[dict[str, Any]], dict[str, to
 
     def watched(batch: Any) -> torch.Tensor:
         if torch.is_grad_enabled():
-            members.append(in_crew())
+            members.append(in_pool())
         return honest(batch)
 
     trainer.loss_sum = watched

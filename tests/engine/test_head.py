@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from ftcore.training.losses import linear_cross_entropy as module
-from ftcore.training.losses.linear_cross_entropy import Head, nll_and_hits, token_logps, weighted_nll
+from ftcore.training.losses.linear_cross_entropy import LMHead, nll_and_hits, token_logps, weighted_nll
 
 
 @pytest.fixture
@@ -40,10 +40,10 @@ def test_gradcheck(parts: Any, count: int, bias: bool, scale: float, softcap: fl
     hidden, weight, offset, labels, weights = parts(count, bias)
 
     def loss(hidden: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
-        return weighted_nll(hidden, Head(weight, offset, scale, softcap), labels, weights)
+        return weighted_nll(hidden, LMHead(weight, offset, scale, softcap), labels, weights)
 
     def logps(hidden: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
-        return token_logps(hidden, Head(weight, offset, scale, softcap), labels)
+        return token_logps(hidden, LMHead(weight, offset, scale, softcap), labels)
 
     assert gradcheck(loss, (hidden, weight, offset))
     assert gradcheck(logps, (hidden, weight, offset))
@@ -56,14 +56,14 @@ def test_gradcheck_of_hidden_states_that_are_not_contiguous(parts: Any) -> None:
     _, weight, _, _, _ = parts(0, False)
     hidden = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([1, 0, 6, 3, 3, 2])
-    assert gradcheck(lambda h: weighted_nll(h.T, Head(weight.detach()), labels, labels.double()), (hidden,))
-    assert gradcheck(lambda h: token_logps(h.T, Head(weight.detach()), labels), (hidden,))
+    assert gradcheck(lambda h: weighted_nll(h.T, LMHead(weight.detach()), labels, labels.double()), (hidden,))
+    assert gradcheck(lambda h: token_logps(h.T, LMHead(weight.detach()), labels), (hidden,))
 
 
 def test_values_are_those_of_cross_entropy(parts: Any) -> None:
     hidden, weight, offset, labels, weights = parts(20, True)
     expected = torch.nn.functional.cross_entropy(hidden @ weight.T + offset, labels, reduction="none")
-    head = Head(weight, offset)
+    head = LMHead(weight, offset)
     assert torch.allclose(-token_logps(hidden, head, labels), expected, rtol=1e-12)
     assert torch.allclose(weighted_nll(hidden, head, labels, weights), (expected * weights).sum(), rtol=1e-12)
 
@@ -71,7 +71,7 @@ def test_values_are_those_of_cross_entropy(parts: Any) -> None:
 def test_a_frozen_head_gets_no_gradient(parts: Any) -> None:
     hidden, weight, _, labels, weights = parts(5, False)
     weight.requires_grad_(False)
-    weighted_nll(hidden, Head(weight), labels, weights).backward()
+    weighted_nll(hidden, LMHead(weight), labels, weights).backward()
     assert weight.grad is None
     assert hidden.grad.shape == (5, 4)
 
@@ -82,7 +82,7 @@ def test_half_precision_sums_in_float32() -> None:
     hidden, weight = torch.randn(50, 16, dtype=torch.bfloat16), torch.randn(300, 16, dtype=torch.bfloat16)
     labels, weights = torch.randint(0, 300, (50,)), torch.ones(50)
     exact = torch.nn.functional.cross_entropy((hidden.double() @ weight.double().T), labels, reduction="sum")
-    found = weighted_nll(hidden, Head(weight), labels, weights)
+    found = weighted_nll(hidden, LMHead(weight), labels, weights)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(exact.item(), rel=1e-3)
 
@@ -108,7 +108,7 @@ def test_tiles_are_the_formula(data: st.DataObject) -> None:
     loss = torch.nn.functional.cross_entropy(z, labels, reduction="none")
     (expected,) = torch.autograd.grad((loss * weights).sum(), exact)
 
-    head, own = Head(weight, bias, scale, softcap), hidden.clone().requires_grad_()
+    head, own = LMHead(weight, bias, scale, softcap), hidden.clone().requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TILE", tile)
         total = weighted_nll(own, head, labels, weights)
@@ -140,7 +140,7 @@ def test_of_labels_that_are_certain_the_gradient_is_exact(softcap: float | None)
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
     loss = torch.nn.functional.cross_entropy(z, labels, reduction="sum")
     (expected,) = torch.autograd.grad(loss, exact)
-    found = -token_logps(hidden, Head(weight, softcap=softcap), labels).sum()
+    found = -token_logps(hidden, LMHead(weight, softcap=softcap), labels).sum()
     (gradient,) = torch.autograd.grad(found, hidden)
     assert found.item() == pytest.approx(loss.item(), rel=1e-4)
     assert (gradient.double() - expected).norm() <= 1e-4 * expected.norm()
@@ -148,5 +148,5 @@ def test_of_labels_that_are_certain_the_gradient_is_exact(softcap: float | None)
 
 def test_a_hidden_state_that_is_no_number_shows() -> None:
     hidden = torch.tensor([[1.0, float("nan")], [1.0, 2.0]])
-    logps = token_logps(hidden, Head(torch.randn(5, 2)), torch.tensor([1, 1]))
+    logps = token_logps(hidden, LMHead(torch.randn(5, 2)), torch.tensor([1, 1]))
     assert logps.isnan().tolist() == [True, False]

@@ -170,17 +170,17 @@ def test_a_checkpoint_waits_for_none(
             if not future.done():
                 future.set_result(None)
 
-    from ftcore.training.callbacks.hub_upload import Uploads
+    from ftcore.training.callbacks.hub_upload import HubUploadCallback
 
-    settle = Uploads._settle
+    settle = HubUploadCallback._settle
 
-    def settled(self: Uploads, *, wait: bool) -> None:
+    def settled(self: HubUploadCallback, *, wait: bool) -> None:
         if wait:
             threading.Timer(0.1, later).start()
         settle(self, wait=wait)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Uploads, "_settle", settled)
+        patch.setattr(HubUploadCallback, "_settle", settled)
         trained(hub_always_push=always)
     assert [place for place, _ in hub.uploads] == expected
     assert ("checkpoint-4 is not uploaded: checkpoint-2 still is" in capsys.readouterr().out) is not always

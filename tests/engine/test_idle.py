@@ -8,13 +8,13 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 
-from ftcore.training.forward.causal_lm import Scorer
-from ftcore.training.model_transforms.adapter_noop import is_idle
+from ftcore.training.forward.causal_lm import CausalLMForward
+from ftcore.training.model_transforms.adapter_noop import adapter_is_noop
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
 
 
-class Counted(Scorer):
+class Counted(CausalLMForward):
     """Counts its forwards."""
 
     forwards = 0
@@ -42,7 +42,7 @@ PLAIN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_fresh_lora_is_idle_without_a_forward(name: str, small_models: Any) -> None:
     model, scorer = _with(small_models, **PLAIN[name])
-    assert is_idle(model, scorer)
+    assert adapter_is_noop(model, scorer)
     assert scorer.forwards == 0
 
 
@@ -53,13 +53,13 @@ def test_one_number_that_is_not_zero_is_found(options: dict[str, Any], small_mod
     tensors = [tensor for name, tensor in model.named_parameters() if "lora_B" in name or "lora_embedding_A" in name]
     with torch.no_grad():
         tensors[-1].view(-1)[-1] = 1e-30
-    assert not is_idle(model, scorer)
+    assert not adapter_is_noop(model, scorer)
     assert scorer.forwards == 0
 
 
 def test_random_ones_are_not_idle(small_models: Any) -> None:
     model, scorer = _with(small_models, init_lora_weights=False)
-    assert not is_idle(model, scorer)
+    assert not adapter_is_noop(model, scorer)
     assert scorer.forwards == 0
 
 
@@ -76,7 +76,7 @@ MORE: dict[str, dict[str, Any]] = {
 def test_more_than_plain_lora_is_computed(name: str, small_models: Any) -> None:
     """With and without; DoRA's fresh layers may differ in their last bits."""
     model, scorer = _with(small_models, **MORE[name])
-    idle = is_idle(model, scorer)
+    idle = adapter_is_noop(model, scorer)
     assert scorer.forwards == 2
     assert idle or name == "dora"
 
@@ -85,4 +85,4 @@ def test_a_head_that_was_trained_whole_is_not_idle(small_models: Any) -> None:
     model, scorer = _with(small_models, modules_to_save=["lm_head"])
     with torch.no_grad():
         model.get_base_model().lm_head.modules_to_save["default"].weight.mul_(1.5)
-    assert not is_idle(model, scorer)
+    assert not adapter_is_noop(model, scorer)

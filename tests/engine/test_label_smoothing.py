@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from ft_plugins.stages.sft.token_accuracy import AccuracyTrainer
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.losses import linear_cross_entropy as module
-from ftcore.training.losses.linear_cross_entropy import Head, nll_and_hits, weighted_nll
+from ftcore.training.losses.linear_cross_entropy import LMHead, nll_and_hits, weighted_nll
 
 SHARE = 0.1
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 5]
@@ -78,7 +78,7 @@ def test_the_head_gives_the_formula_and_its_gradient(data: st.DataObject) -> Non
         patch.setattr(module, "CHUNK_BYTES", tile[0])
         if not tiled:
             patch.setattr(module, "_tiled", lambda head, hidden: False)
-        head = Head(own[1], own[2], scale, softcap)
+        head = LMHead(own[1], own[2], scale, softcap)
         total = weighted_nll(own[0], head, labels, weights.to(dtype), share)
         found = torch.autograd.grad(total, mine)
         losses, hits = nll_and_hits(own[0], head, labels, share)
@@ -101,7 +101,7 @@ def test_gradcheck(trained: bool, scale: float, softcap: float | None, monkeypat
     weight = torch.randn(5, 4, dtype=torch.float64, requires_grad=trained)
     labels, weights = torch.randint(0, 5, (7,)), torch.rand(7, dtype=torch.float64)
     assert gradcheck(
-        lambda h, w: weighted_nll(h, Head(w, None, scale, softcap), labels, weights, 0.2), (hidden, weight)
+        lambda h, w: weighted_nll(h, LMHead(w, None, scale, softcap), labels, weights, 0.2), (hidden, weight)
     )
 
 
@@ -148,7 +148,7 @@ def test_half_precision_sums_in_float32() -> None:
     labels = torch.randint(0, 300, (50,))
     z = hidden.double() @ weight.double().T
     exact = cross_entropy(z, labels, label_smoothing=SHARE, reduction="sum")
-    found = weighted_nll(hidden, Head(weight), labels, torch.ones(50), SHARE)
+    found = weighted_nll(hidden, LMHead(weight), labels, torch.ones(50), SHARE)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(exact.item(), rel=1e-3)
 
@@ -186,11 +186,11 @@ def test_packs_and_the_evaluation(trainer_of: Any, run_of: Any, tokens: Any, tmp
 
 
 def test_a_resume_with_another_share_is_refused(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
-    from ftcore.training.checkpointing.state import setting_of
+    from ftcore.training.checkpointing.state import run_fingerprint
 
     data = tokens(LENGTHS)
     settings_ = [
-        setting_of(trainer.plan, trainer.tokenizer, data, 1)
+        run_fingerprint(trainer.plan, trainer.tokenizer, data, 1)
         for trainer in (trainer_of(data), trainer_of(data, label_smoothing_factor=SHARE))
     ]
     assert [problem.message for problem in settings_[0].differences(settings_[1])] == [

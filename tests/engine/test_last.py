@@ -9,10 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ftcore.training.batching.collators import collate
-from ftcore.training.forward.causal_lm import Scorer
-from ftcore.training.forward.reward import RewardScorer
-from ftcore.training.model_transforms.fused_layers import make_lean
-from ftcore.training.model_transforms.last_layer_pruning import LastLayer, take_last
+from ftcore.training.forward.causal_lm import CausalLMForward
+from ftcore.training.forward.reward import RewardForward
+from ftcore.training.model_transforms.fused_layers import fuse_layers
+from ftcore.training.model_transforms.last_layer_pruning import PrunedLastLayer, prune_last_layer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's
@@ -44,7 +44,7 @@ def model_of(kind: str, **options: Any) -> Any:
     return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**given | more | options)).train()
 
 
-def scorer_of(model: Any, kind: type[Scorer] = Scorer) -> Scorer:
+def scorer_of(model: Any, kind: type[CausalLMForward] = CausalLMForward) -> CausalLMForward:
     scorer = kind(model)
     scorer.choose()
     return scorer
@@ -62,7 +62,7 @@ def batch_of(vocabulary: int = 64) -> Any:
     return collate(rows)
 
 
-def step(scorer: Scorer, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def step(scorer: CausalLMForward, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     scorer.model.zero_grad()
     loss = scorer.weighted_nll(batch)
     loss.backward()
@@ -77,9 +77,9 @@ def test_loss_and_gradients_are_those_of_the_whole_layer(kind: str, lean: bool) 
     scorer, batch = scorer_of(model), batch_of()
     loss, gradients = step(scorer, batch)
     if lean:
-        make_lean(model)
-    take_last(scorer)
-    assert isinstance(scorer.last, LastLayer)
+        fuse_layers(model)
+    prune_last_layer(scorer)
+    assert isinstance(scorer.last, PrunedLastLayer)
     own_loss, own = step(scorer, batch)
     assert own_loss.item() == pytest.approx(loss.item(), rel=1e-6)
     assert own.keys() == gradients.keys()
@@ -92,7 +92,7 @@ def test_in_float64() -> None:
     model = model_of("llama").double()
     scorer, batch = scorer_of(model), batch_of()
     loss, gradients = step(scorer, batch)
-    take_last(scorer)
+    prune_last_layer(scorer)
     assert scorer.last is not None
     own_loss, own = step(scorer, batch)
     assert own_loss.item() == pytest.approx(loss.item(), rel=1e-13)
@@ -102,9 +102,9 @@ def test_in_float64() -> None:
 
 def test_a_batch_without_labels() -> None:
     model = model_of("llama")
-    make_lean(model)
+    fuse_layers(model)
     scorer, batch = scorer_of(model), batch_of()
-    take_last(scorer)
+    prune_last_layer(scorer)
     batch["positions"] = batch["positions"][:0]
     loss, gradients = step(scorer, batch)
     assert loss.item() == 0
@@ -116,7 +116,7 @@ def test_layers_of_another_form_stay(kind: str) -> None:
     model = model_of(kind)
     classes = [type(module) for module in model.modules()]
     scorer = scorer_of(model)
-    take_last(scorer)
+    prune_last_layer(scorer)
     assert scorer.last is None
     assert [type(module) for module in model.modules()] == classes
 
@@ -128,9 +128,9 @@ def test_a_layer_that_only_looks_like_it_stays(monkeypatch: pytest.MonkeyPatch) 
     own = modeling_llama.LlamaDecoderLayer.forward
     monkeypatch.setattr(modeling_llama.LlamaDecoderLayer, "forward", lambda *args, **more: 1.01 * own(*args, **more))
     scorer = scorer_of(model_of("llama"))
-    take_last(scorer)
+    prune_last_layer(scorer)
     assert scorer.last is None
-    assert not any(isinstance(module, LastLayer) for module in scorer.model.modules())
+    assert not any(isinstance(module, PrunedLastLayer) for module in scorer.model.modules())
 
 
 def test_whole_sequences_come_out_where_nothing_is_said() -> None:
@@ -139,7 +139,7 @@ def test_whole_sequences_come_out_where_nothing_is_said() -> None:
     scorer = scorer_of(model)
     ids = torch.arange(3, 12)[None]
     expected = model(ids).logits
-    take_last(scorer)
+    prune_last_layer(scorer)
     assert torch.equal(model(ids).logits, expected)
 
 
@@ -149,7 +149,7 @@ def test_with_lora_and_layers_computed_again() -> None:
     model = get_peft_model(model_of("llama"), LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False))
     scorer, batch = scorer_of(model), batch_of()
     loss, gradients = step(scorer, batch)
-    take_last(scorer)
+    prune_last_layer(scorer)
     assert scorer.last is not None
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     own_loss, own = step(scorer, batch)
@@ -163,10 +163,10 @@ def test_a_reward_model_reads_last_tokens() -> None:
 
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(CONFIG_MAPPING["llama"](**SMALL, num_labels=1)).train()
-    scorer: Any = scorer_of(model, RewardScorer)
+    scorer: Any = scorer_of(model, RewardForward)
     batch = batch_of()
     expected = scorer.rewards(batch)
-    take_last(scorer)
+    prune_last_layer(scorer)
     assert scorer.last is not None
     torch.testing.assert_close(scorer.rewards(batch), expected)
 
@@ -178,7 +178,7 @@ def test_work() -> None:
         model = model_of("llama")
         scorer, batch = scorer_of(model), batch_of()
         if taken:
-            take_last(scorer)
+            prune_last_layer(scorer)
         with FlopCounterMode(display=False) as counter:
             scorer.weighted_nll(batch).backward()
         counts.append(counter.get_total_flops())

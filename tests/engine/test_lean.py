@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from ftcore.training.kernels import matmul, recompute
-from ftcore.training.kernels.matmul import Products
+from ftcore.training.kernels.matmul import MatmulChoice
 from ftcore.training.model_transforms import fused_layers
 from ftcore.training.model_transforms.fused_layers import (
     Activation,
-    LeanGate,
-    LeanLinear,
-    LeanNorm,
+    FusedLinear,
+    FusedRMSNorm,
+    FusedSwiGLU,
     _Gated,
     _Linear,
     _Norm,
-    make_lean,
+    fuse_layers,
 )
 
 SMALL: dict[str, Any] = {
@@ -78,8 +78,8 @@ def test_loss_and_gradients_are_the_models_own(kind: str, frozen: bool) -> None:
     for name, tensor in model.named_parameters():
         tensor.requires_grad_(not frozen or "embed" in name or "o_proj" in name)
     loss, gradients = step(model)
-    assert tuple(make_lean(model).values()) == FAMILIES[kind]
-    assert tuple(make_lean(model).values()) == (0, 0, 0)
+    assert tuple(fuse_layers(model).values()) == FAMILIES[kind]
+    assert tuple(fuse_layers(model).values()) == (0, 0, 0)
     own_loss, own = step(model)
     assert own_loss.item() == pytest.approx(loss.item(), rel=1e-6)
     assert own.keys() == gradients.keys()
@@ -90,7 +90,7 @@ def test_loss_and_gradients_are_the_models_own(kind: str, frozen: bool) -> None:
 def test_recomputation_of_layers_goes_with_it() -> None:
     model = model_of("llama")
     loss, gradients = step(model)
-    make_lean(model)
+    fuse_layers(model)
     model.activation_checkpointing_enable({"use_reentrant": False})
     own_loss, own = step(model)
     assert own_loss.item() == pytest.approx(loss.item(), rel=1e-6)
@@ -124,8 +124,8 @@ def test_silus_own_kernels_give_the_same_bits() -> None:
 @pytest.mark.parametrize(("kind", "silu"), [("llama", True), ("gemma", False)])
 def test_what_is_silu_is_told(kind: str, silu: bool) -> None:
     model = model_of(kind)
-    make_lean(model)
-    gates = [one for one in model.modules() if isinstance(one, LeanGate)]
+    fuse_layers(model)
+    gates = [one for one in model.modules() if isinstance(one, FusedSwiGLU)]
     assert gates
     assert {one._silu for one in gates} == {silu}
 
@@ -139,18 +139,18 @@ def test_gradcheck_of_norm_and_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.autograd.gradcheck(lambda x, weight: _Norm.apply(x, weight, 1e-3)[0], (x, weight))
 
     def both(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        doubled = recompute.note(2 * x, lambda x: 2 * x, x)
-        return _Linear.apply(doubled, matrix, bias, recompute.kept(doubled))
+        doubled = recompute.tag_recompute(2 * x, lambda x: 2 * x, x)
+        return _Linear.apply(doubled, matrix, bias, recompute.saved_inputs(doubled))
 
     assert torch.autograd.gradcheck(both, (x, matrix, bias))
 
 
 def test_what_was_written_to_is_kept_itself() -> None:
-    tensor = recompute.note(torch.ones(3), lambda x: x, torch.ones(3))
-    assert recompute.kept(tensor).make is not None
+    tensor = recompute.tag_recompute(torch.ones(3), lambda x: x, torch.ones(3))
+    assert recompute.saved_inputs(tensor).make is not None
     tensor.add_(1)
-    assert recompute.kept(tensor).make is None
-    assert torch.equal(recompute.again(*recompute.kept(tensor)), torch.full((3,), 2.0))
+    assert recompute.saved_inputs(tensor).make is None
+    assert torch.equal(recompute.rematerialize(*recompute.saved_inputs(tensor)), torch.full((3,), 2.0))
 
 
 class Odd(nn.Module):
@@ -182,7 +182,7 @@ def test_in_bfloat16_it_is_as_exact_as_the_models_own(kind: str) -> None:
     model = model_of(kind, torch.bfloat16)
     _, exact = step(deepcopy(model).double())
     loss, gradients = step(model)
-    assert tuple(make_lean(model).values()) == FAMILIES[kind]
+    assert tuple(fuse_layers(model).values()) == FAMILIES[kind]
     own_loss, own = step(model)
     assert own_loss.item() == pytest.approx(loss.item(), rel=5e-3)
     assert own.keys() == gradients.keys()
@@ -205,9 +205,9 @@ def test_what_is_not_understood_stays(dtype: torch.dtype, linears: int) -> None:
         def get_output_embeddings(self) -> None:
             return None
 
-    assert make_lean(Model()) == {"norms": 0, "gates": 0, "linears": 3}
+    assert fuse_layers(Model()) == {"norms": 0, "gates": 0, "linears": 3}
     model = model_of("llama", dtype)
-    assert make_lean(model) == {"norms": 0, "gates": 0, "linears": linears}
+    assert fuse_layers(model) == {"norms": 0, "gates": 0, "linears": linears}
 
 
 def test_under_autocast_a_module_is_its_own() -> None:
@@ -215,7 +215,7 @@ def test_under_autocast_a_module_is_its_own() -> None:
     model = model_of("llama")
     with torch.autocast("cpu", torch.bfloat16):
         loss, gradients = step(model)
-        make_lean(model)
+        fuse_layers(model)
         own_loss, own = step(model)
     assert torch.equal(own_loss, loss)
     assert all(torch.equal(own[name], one) for name, one in gradients.items())
@@ -224,9 +224,9 @@ def test_under_autocast_a_module_is_its_own() -> None:
 def test_files_hold_the_same_names_and_the_head_is_left_alone() -> None:
     model = model_of("llama")
     names = list(model.state_dict())
-    make_lean(model)
+    fuse_layers(model)
     assert list(model.state_dict()) == names
-    kinds = [sum(isinstance(one, kind) for one in model.modules()) for kind in (LeanNorm, LeanGate, LeanLinear)]
+    kinds = [sum(isinstance(one, kind) for one in model.modules()) for kind in (FusedRMSNorm, FusedSwiGLU, FusedLinear)]
     assert kinds == [5, 2, 14]
     assert type(model.lm_head) is nn.Linear
 
@@ -235,8 +235,8 @@ def test_by_onednn_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "SMALL", 0)
     model = model_of("llama")
     loss, gradients = step(model)
-    make_lean(model)
-    with matmul.using(Products(forward=True, backward=True)):
+    fuse_layers(model)
+    with matmul.choice_scope(MatmulChoice(forward=True, backward=True)):
         own_loss, own = step(model)
     assert own_loss.item() == pytest.approx(loss.item(), rel=1e-6)
     assert all((own[name] - one).norm() <= 2e-5 * one.norm() for name, one in gradients.items())

@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.training.batching.collators import Batch, collate
-from ftcore.training.batching.shared_prefix import shared
-from ftcore.training.cost_model.prefix import Always
+from ftcore.training.batching.shared_prefix import share_prefixes
+from ftcore.training.cost_model.prefix import AlwaysShare
 from ftcore.training.cost_model.tokens import visible
-from ftcore.training.forward.causal_lm import Scorer
-from ftcore.training.forward.reward import RewardScorer
-from ftcore.training.model_transforms.fused_layers import make_lean
+from ftcore.training.forward.causal_lm import CausalLMForward
+from ftcore.training.forward.reward import RewardForward
+from ftcore.training.model_transforms.fused_layers import fuse_layers
 from ftcore.training.parallel.cpu_threads import split_forward as team
-from ftcore.training.parallel.cpu_threads.kv_exchange import Lending, Loan, cut
-from ftcore.training.parallel.cpu_threads.pool import FEWEST, Crew
-from ftcore.training.parallel.cpu_threads.split_forward import NEAR, Team
+from ftcore.training.parallel.cpu_threads.kv_exchange import KVChannel, KVSlice, split_row
+from ftcore.training.parallel.cpu_threads.pool import FEWEST, ThreadPool
+from ftcore.training.parallel.cpu_threads.split_forward import NEAR, SequenceSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
 
@@ -54,11 +54,11 @@ def row(seed: int, beginning: int, own: int) -> dict[str, Any]:
 
 
 def batch_of(rows: Any = ROWS) -> Batch:
-    return shared(collate([row(*one) for one in rows]), Always())
+    return share_prefixes(collate([row(*one) for one in rows]), AlwaysShare())
 
 
 @cache
-def scorer(kind: str = "lora", classes: bool = False) -> Scorer:
+def scorer(kind: str = "lora", classes: bool = False) -> CausalLMForward:
     """Over a tiny Llama in float64, of whose numbers some are trained."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SHAPE)
@@ -75,9 +75,9 @@ def scorer(kind: str = "lora", classes: bool = False) -> Scorer:
     elif kind == "freeze":
         for name, tensor in model.named_parameters():
             tensor.requires_grad_("layers.2" in name)
-    made = (RewardScorer if classes else Scorer)(model)
+    made = (RewardForward if classes else CausalLMForward)(model)
     made.choose()
-    make_lean(model)
+    fuse_layers(model)
     assert (made.packed, made.fused, made.shares, made.plain) == (True,) * 4
     return made
 
@@ -88,13 +88,13 @@ def gradients(model: Any, value: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: tensor.grad.clone() for name, tensor in model.named_parameters() if tensor.grad is not None}
 
 
-def halved(one: Scorer, at: int, adds_up: bool = True) -> Team:
-    team = Team(Crew(2), one, adds_up)
+def halved(one: CausalLMForward, at: int, adds_up: bool = True) -> SequenceSplit:
+    team = SequenceSplit(ThreadPool(2), one, adds_up)
     team.middle = lambda batch: at  # type: ignore[method-assign]
     return team
 
 
-def the_same(one: Scorer, batch: Batch, at: int, outputs: str, monkeypatch: Any) -> None:
+def the_same(one: CausalLMForward, batch: Batch, at: int, outputs: str, monkeypatch: Any) -> None:
     weights = torch.randn(99, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     measured = getattr(one, outputs)
 
@@ -165,7 +165,7 @@ def test_any_rows_cut_anywhere(rows: Any, share: float) -> None:
 def test_every_token_sees_what_it_saw(rows: Any, share: float) -> None:
     batch = batch_of(rows)
     at = min(max(1, int(share * batch["input_ids"].numel())), batch["input_ids"].numel() - 1)
-    halves = cut(batch, at)
+    halves = split_row(batch, at)
     for name in ("input_ids", "labels", "weights", "position_ids"):
         assert torch.equal(torch.cat([half[name] for half in halves], 1), batch[name])
     assert torch.equal(torch.cat([halves[0]["positions"], halves[1]["positions"] + at]), batch["positions"])
@@ -182,7 +182,7 @@ def _lent(half: Batch) -> Any:
 
 
 def test_the_middle_is_between_sequences_where_one_is_near() -> None:
-    team = Team(Crew(2), scorer(), adds_up=True)
+    team = SequenceSplit(ThreadPool(2), scorer(), adds_up=True)
     batch = batch_of([(1, 0, 50), (2, 0, 50)])
     assert team.middle(batch) == 50
     batch = batch_of([(1, 0, 80), (2, 0, 30)])
@@ -194,16 +194,16 @@ def test_the_middle_is_between_sequences_where_one_is_near() -> None:
 
 def test_what_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     one = scorer()
-    team = Team(Crew(2), one, adds_up=True)
+    team = SequenceSplit(ThreadPool(2), one, adds_up=True)
     long, short = batch_of([(1, 2, 2 * FEWEST)]), batch_of([(1, 2, 2 * FEWEST - 8)])
     assert team.takes(long)
     assert not team.takes(short)
     assert not team.takes({**long, "images": [{}]})
     assert not team.crew.alone(lambda: team.takes(long))
     assert not team.takes({**long, "positions": long["positions"].flip(0)})
-    assert not Team(team.crew, one, adds_up=False).takes(long)
+    assert not SequenceSplit(team.crew, one, adds_up=False).takes(long)
     with torch.no_grad():
-        assert Team(team.crew, one, adds_up=False).takes(long)
+        assert SequenceSplit(team.crew, one, adds_up=False).takes(long)
     for window, taken in ((2 * FEWEST + 2, False), (2 * FEWEST + 3, True)):
         team.window = window
         assert team.takes(long) is taken
@@ -239,13 +239,13 @@ def test_an_error_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise MemoryError("while going back")
 
-    monkeypatch.setattr(Loan, "owe", fails)
+    monkeypatch.setattr(KVSlice, "owe", fails)
     with pytest.raises(MemoryError, match="while going back"):
         made.sum().backward()
 
 
 def test_what_is_waited_for_comes_or_the_cause() -> None:
-    lending = Lending()
+    lending = KVChannel()
     pair = (torch.ones(1), torch.zeros(1))
     threading.Timer(0.02, lending.put, ("lent", 3, pair)).start()
     assert lending.take("lent", 3) is pair
@@ -275,7 +275,7 @@ def test_a_run_ends_in_the_numbers_of_whole_batches(
 ) -> None:
     """In float64; and in the same bytes again, in one go and stopped between."""
     cuts = []
-    monkeypatch.setattr(team, "cut", lambda *given: cuts.append(given) or cut(*given))
+    monkeypatch.setattr(team, "cut", lambda *given: cuts.append(given) or split_row(*given))
     ends = []
     ways: list[tuple[str, bool, dict[str, Any]]] = [
         ("whole", False, {"tokens_per_pass": False}),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ftcore.errors import UsageError
 from ftcore.training.callbacks.progress import read_log
-from ftcore.training.step.micro_batching import balanced
+from ftcore.training.step.micro_batching import balance
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 4, 16, 5, 28, 11, 80, 8, 7, 13]
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
@@ -22,7 +22,7 @@ CLOCK = ("throughput", "elapsed_time", "remaining_time")
 @settings(max_examples=300, deadline=None)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30), limit=st.integers(1, 60), most=st.integers(1, 31))
 def test_every_row_once_in_the_fewest_passes(sizes: list[int], limit: int, most: int) -> None:
-    found = balanced(sizes, limit, most)
+    found = balance(sizes, limit, most)
     assert [row for rows in found for row in rows] == list(range(len(sizes)))
     for rows in found:
         assert len(rows) == 1 or (sum(sizes[row] for row in rows) <= limit and len(rows) <= most)
@@ -36,8 +36,8 @@ def test_every_row_once_in_the_fewest_passes(sizes: list[int], limit: int, most:
 
 
 def test_passes_are_of_like_size() -> None:
-    assert balanced([10] * 8, 70, 8) == [[0, 1, 2, 3], [4, 5, 6, 7]]  # and not seven and one
-    assert balanced([100, 2, 3, 9, 1, 1], 10, 6) == [[0], [1, 2], [3], [4, 5]]
+    assert balance([10] * 8, 70, 8) == [[0, 1, 2, 3], [4, 5, 6, 7]]  # and not seven and one
+    assert balance([100, 2, 3, 9, 1, 1], 10, 6) == [[0], [1, 2], [3], [4, 5]]
 
 
 class Watched:

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ftcore.errors import UsageError
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.checkpointing import directory
-from ftcore.training.forward.causal_lm import Scorer, flat_inputs
-from ftcore.training.frozen_layer_cache.cache import FrozenPrefix
-from ftcore.training.model_transforms.frozen_layers import choose_prefix
+from ftcore.training.forward.causal_lm import CausalLMForward, flat_inputs
+from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
+from ftcore.training.model_transforms.frozen_layers import choose_frozen_layer_cache
 
 pytestmark = pytest.mark.usefixtures("torchs_products")
 
@@ -177,7 +177,7 @@ def test_one_epoch_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> No
 def test_a_gpu_keeps_nothing_unless_told(trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(tokens(LENGTHS), **FREEZE)
     monkeypatch.setattr(type(trainer.args), "device", torch.device("cuda"))
-    assert choose_prefix(trainer) is None
+    assert choose_frozen_layer_cache(trainer) is None
 
 
 def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
@@ -186,7 +186,7 @@ def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
 
     batch = collate([tokens([7, 4, 11], vocabulary=90)[row] for row in range(3)])
     for name, model in small_models.items():
-        scorer = Scorer(model.make().eval())
+        scorer = CausalLMForward(model.make().eval())
         scorer.choose()
         if not scorer.packed:
             assert name == "bloom"
@@ -194,7 +194,7 @@ def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
         decoder = scorer.inner.get_decoder()
         with torch.no_grad():
             expected = scorer.hidden(batch)
-            prefix = FrozenPrefix(decoder, decoder.layers, 2, flat_inputs)
+            prefix = FrozenLayerCache(decoder, decoder.layers, 2, flat_inputs)
             whole, _ = prefix.watched(batch)
             scorer.prefix = prefix
             assert torch.equal(prefix.halved(batch, whole)[0, batch["positions"]], expected), name

@@ -11,9 +11,9 @@ import torch
 
 from ftcore.training.checkpointing import state
 from ftcore.training.kernels import matmul, matmul_autotune
-from ftcore.training.kernels.matmul import Products
+from ftcore.training.kernels.matmul import MatmulChoice
 
-ONEDNN = Products(forward=True, backward=True)
+ONEDNN = MatmulChoice(forward=True, backward=True)
 
 
 @pytest.fixture(autouse=True)
@@ -21,30 +21,30 @@ def _of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "SMALL", 0)
 
 
-@pytest.mark.parametrize("choice", [Products(), ONEDNN])
-def test_both_are_the_formula(choice: Products) -> None:
+@pytest.mark.parametrize("choice", [MatmulChoice(), ONEDNN])
+def test_both_are_the_formula(choice: MatmulChoice) -> None:
     torch.manual_seed(0)
     x, weight, bias, gradient = torch.randn(2, 37, 24), torch.randn(40, 24), torch.randn(40), torch.randn(74, 40)
     total = torch.randn(74, 24)
     expected = total.double() + gradient.double() @ weight.double()
-    with matmul.using(choice):
-        out, into = matmul.through(x, weight, bias), matmul.back(gradient, weight)
-        matmul.add_back(total, gradient, weight)
+    with matmul.choice_scope(choice):
+        out, into = matmul.linear_forward(x, weight, bias), matmul.linear_backward_input(gradient, weight)
+        matmul.add_linear_backward_input(total, gradient, weight)
     assert torch.allclose(out.double(), x.double() @ weight.double().T + bias.double(), atol=1e-5)
     assert torch.allclose(into.double(), gradient.double() @ weight.double(), atol=1e-4)
     assert torch.allclose(total.double(), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("choice", [Products(), ONEDNN])
-def test_products_of_adapters_are_the_formula(choice: Products) -> None:
+@pytest.mark.parametrize("choice", [MatmulChoice(), ONEDNN])
+def test_products_of_adapters_are_the_formula(choice: MatmulChoice) -> None:
     """Of a part of what several layers share, which is not contiguous."""
     torch.manual_seed(0)
     low, b, gradient = torch.randn(37, 24).split(8, 1)[1], torch.randn(40, 8), torch.randn(37, 40)
     total = gradient.clone()
     expected = total.double() + 0.5 * low.double() @ b.double().T
-    with matmul.using(choice):
-        assert matmul.add_through(total, low, b, 0.5) is total
-        of_b = matmul.outer(low, gradient)
+    with matmul.choice_scope(choice):
+        assert matmul.add_linear_forward(total, low, b, 0.5) is total
+        of_b = matmul.linear_backward_weight(low, gradient)
     assert torch.allclose(total.double(), expected, atol=1e-5)
     assert torch.allclose(of_b.double(), low.double().T @ gradient.double(), atol=1e-4)
 
@@ -57,29 +57,29 @@ def test_onednn_without_memory_leaves_it_to_torch(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError(said)
 
     monkeypatch.setattr(matmul, "onednn", lambda: fails)
-    with matmul.using(ONEDNN):
+    with matmul.choice_scope(ONEDNN):
         said = "could not create a primitive"
-        assert torch.equal(matmul.through(x, weight), x @ weight.T)
+        assert torch.equal(matmul.linear_forward(x, weight), x @ weight.T)
         said = "could not create a primitive descriptor for a matmul"
         with pytest.raises(RuntimeError, match="descriptor"):
-            matmul.through(x, weight)
+            matmul.linear_forward(x, weight)
 
 
 def test_what_needs_gradients_or_other_dtypes_is_torchs_own() -> None:
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(3, 8)
-    with matmul.using(ONEDNN):
-        matmul.through(x, weight).sum().backward()
+    with matmul.choice_scope(ONEDNN):
+        matmul.linear_forward(x, weight).sum().backward()
         assert torch.equal(x.grad, weight.sum(0).expand(5, 8))
-        assert matmul.through(x.detach().double(), weight.double()).dtype == torch.float64
-        assert matmul.through(torch.empty(0, 8), weight).shape == (0, 3)
+        assert matmul.linear_forward(x.detach().double(), weight.double()).dtype == torch.float64
+        assert matmul.linear_forward(torch.empty(0, 8), weight).shape == (0, 3)
         with torch.autocast("cpu", torch.bfloat16):
-            assert matmul.through(x.detach(), weight).dtype == torch.bfloat16
+            assert matmul.linear_forward(x.detach(), weight).dtype == torch.bfloat16
 
 
 def test_small_ones_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN takes 15 us for any product."""
     monkeypatch.setattr(matmul, "SMALL", 16 << 20)
-    with matmul.using(ONEDNN), torch.no_grad():
+    with matmul.choice_scope(ONEDNN), torch.no_grad():
         assert not matmul._served(torch.ones(64, 32), torch.ones(48, 32))
         assert matmul._served(torch.ones(2, 512, 128), torch.ones(64, 128))
 
@@ -88,45 +88,45 @@ def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("FT_CACHE", str(tmp_path))
     asked = []
     monkeypatch.setattr(matmul_autotune, "_measured", lambda: asked.append(1) or ONEDNN)
-    with matmul.using(Products()):
-        matmul_autotune.settle("cpu")
-        assert matmul.used() == ONEDNN
-        matmul.use(Products())
-        matmul_autotune.settle("cpu")
-        assert (matmul.used(), asked) == (ONEDNN, [1])
+    with matmul.choice_scope(MatmulChoice()):
+        matmul_autotune.autotune("cpu")
+        assert matmul.get_choice() == ONEDNN
+        matmul.set_choice(MatmulChoice())
+        matmul_autotune.autotune("cpu")
+        assert (matmul.get_choice(), asked) == (ONEDNN, [1])
         (tmp_path / "products.json").write_text("{")
-        matmul_autotune.settle("cpu")
+        matmul_autotune.autotune("cpu")
         assert asked == [1, 1]
-        matmul_autotune.settle("cuda")
-        assert matmul.used() == Products()
-        matmul_autotune.settle("cpu", Products(forward=True))  # a checkpoint's
-        assert matmul.used() == Products(forward=True)
+        matmul_autotune.autotune("cuda")
+        assert matmul.get_choice() == MatmulChoice()
+        matmul_autotune.autotune("cpu", MatmulChoice(forward=True))  # a checkpoint's
+        assert matmul.get_choice() == MatmulChoice(forward=True)
     file = tmp_path / "products.json"
     kept = json.loads(file.read_text())
     assert list(kept.values()) == [{"forward": True, "backward": True, "attention": False}]
-    with matmul.using(Products()):  # as an earlier version left it
+    with matmul.choice_scope(MatmulChoice()):  # as an earlier version left it
         file.write_text(json.dumps({machine: {"forward": False, "backward": False} for machine in kept}))
-        matmul_autotune.settle("cpu")
-        assert (matmul.used(), asked) == (ONEDNN, [1, 1, 1])
+        matmul_autotune.autotune("cpu")
+        assert (matmul.get_choice(), asked) == (ONEDNN, [1, 1, 1])
 
 
 def test_measuring_takes_less_than_a_second() -> None:
     import time
 
     begun = time.process_time()
-    assert isinstance(matmul_autotune._measured(), Products)
+    assert isinstance(matmul_autotune._measured(), MatmulChoice)
     assert time.process_time() - begun < 1
 
 
-@pytest.mark.parametrize("choice", [ONEDNN, Products(), None])
-def test_a_resumed_run_takes_its_checkpoints_choice(choice: Products | None, trainer_of: Any, tokens: Any) -> None:
+@pytest.mark.parametrize("choice", [ONEDNN, MatmulChoice(), None])
+def test_a_resumed_run_takes_its_checkpoints_choice(choice: MatmulChoice | None, trainer_of: Any, tokens: Any) -> None:
     """Before anything is computed; one from before there was a choice was made by torch's own products."""
-    with matmul.using(Products()):
+    with matmul.choice_scope(MatmulChoice()):
         trainer = trainer_of(tokens([5, 6, 7, 8]), max_steps=1, save_steps=1, save_strategy="steps")
-        matmul.use(choice or Products())
+        matmul.set_choice(choice or MatmulChoice())
         trainer.train()
         folder = trainer.plan.output_dir / "checkpoint-1"
         if choice is None:
             file = folder / "progress.json"
             file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "products"}))
-        assert state.kept_products(trainer.plan) == (choice or Products())
+        assert state.saved_matmul(trainer.plan) == (choice or MatmulChoice())

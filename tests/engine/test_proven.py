@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from ftcore.training.attention import varlen
-from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.model_transforms import capability_cache
 from ftcore.utils.cache_dir import cache_root
 
 
-class Asked(Scorer):
+class Asked(CausalLMForward):
     """Counts its questions."""
 
     times = 0
@@ -36,7 +36,7 @@ def asks(small_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         model = small_models[family].make()
         change(model)
         before, scorer = Asked.times, Asked(model)
-        capability_cache.choose(scorer)
+        capability_cache.probe_capabilities(scorer)
         assert (scorer.packed, scorer.fused, scorer.shares) == (True, True, True)
         assert model.config._attn_implementation == varlen.NAME
         return Asked.times > before
@@ -125,10 +125,10 @@ def test_less_than_everything_is_not_kept(
 ) -> None:
     """Its warning comes with each run."""
     monkeypatch.setenv("FT_CACHE", str(tmp_path))
-    monkeypatch.setattr(Scorer, "_can_pack", lambda scorer: False)
+    monkeypatch.setattr(CausalLMForward, "_can_pack", lambda scorer: False)
     for turn in (1, 2):
-        scorer = Scorer(small_models["llama"].make())
-        capability_cache.choose(scorer)
+        scorer = CausalLMForward(small_models["llama"].make())
+        capability_cache.probe_capabilities(scorer)
         assert not scorer.packed
         assert caplog.text.count("batches are padded") == turn
     assert not (tmp_path / "proven").exists()
@@ -139,4 +139,4 @@ def test_what_is_kept_says_no_more_than_the_way(asks: Any) -> None:
 
 
 def test_tensors_without_numbers_have_no_name(small_models: Any) -> None:
-    assert capability_cache.key(Scorer(small_models["llama"].make().to("meta"))) is None
+    assert capability_cache.key(CausalLMForward(small_models["llama"].make().to("meta"))) is None

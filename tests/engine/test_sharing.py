@@ -21,10 +21,10 @@ from ftcore.training.attention import blocked
 from ftcore.training.attention import varlen as attention
 from ftcore.training.batching.collators import IGNORED, Batch, collate, tokens_read
 from ftcore.training.batching.pairs import collate_pairs
-from ftcore.training.batching.shared_prefix import Shared, longest_common, shared
-from ftcore.training.cost_model.prefix import Always, Cost, sharing
-from ftcore.training.forward.causal_lm import Scorer
-from ftcore.training.forward.reward import RewardScorer
+from ftcore.training.batching.shared_prefix import PrefixSharingCollator, longest_common, share_prefixes
+from ftcore.training.cost_model.prefix import AlwaysShare, PrefixCost, sharing_rule
+from ftcore.training.forward.causal_lm import CausalLMForward
+from ftcore.training.forward.reward import RewardForward
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's
@@ -87,7 +87,7 @@ def same_tokens(one: Batch, other: Batch) -> None:
 def test_every_pair_is_there_exactly_once(lengths: list[tuple[int, int, int]], seed: int, threshold: int) -> None:
     rows = pairs(lengths, vocabulary=10**6, seed=seed)  # nothing but the pairs' prompts begins alike
     alone = collate_pairs(rows)
-    once = shared(alone, lambda common, own: common > threshold)
+    once = share_prefixes(alone, lambda common, own: common > threshold)
     same_tokens(once, alone)
     assert torch.equal(once["pair_weights"], alone["pair_weights"])
     saved = sum(prompt - 1 for prompt, _, _ in lengths if prompt - 1 > threshold)
@@ -106,7 +106,7 @@ def test_every_row_is_there_exactly_once(texts: list[list[int]], prompts: list[i
         for text, prompt in zip(texts, prompts, strict=False)
     ]
     alone = collate([{**row, "index": number} for number, row in enumerate(rows)])
-    once = shared(alone, Always())
+    once = share_prefixes(alone, AlwaysShare())
     same_tokens(once, alone)
     for number, ranges in enumerate(once.get("prefixes", ())):
         starts = once["cu_seqlens"].tolist()
@@ -136,7 +136,7 @@ def test_a_system_prompt_and_a_prompt_within_it() -> None:
         for name, answer in (("chosen", [10 + number, 12]), ("rejected", [20 + number])):
             row |= {f"{name}_ids": np.array(answer, np.int32), f"{name}_weights": np.ones(len(answer), np.float32)}
         rows.append(row)
-    batch = shared({**collate_pairs(rows), "inside": collate_pairs(rows)}, Always())
+    batch = share_prefixes({**collate_pairs(rows), "inside": collate_pairs(rows)}, AlwaysShare())
     for one in (batch, batch["inside"]):
         assert one["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 10, 12, 8, 9, 11, 12, 7, 20, 9, 21]]
         assert one["position_ids"].tolist() == [[*range(9), 4, 5, 6, 7, 6, 7, 5, 6]]
@@ -147,7 +147,7 @@ def test_a_system_prompt_and_a_prompt_within_it() -> None:
         "input_ids": np.array([1, 2, 3, 7, 1, 2, 4, 8], np.int32),
         "weights": np.array([0, 0, 0, 1] * 2, np.float32),
     }
-    packed = shared(collate([pack | {"lengths": [4, 4], "index": np.array([0, 1])}]), Always())
+    packed = share_prefixes(collate([pack | {"lengths": [4, 4], "index": np.array([0, 1])}]), AlwaysShare())
     assert packed["input_ids"].tolist() == [[1, 2, 3, 7, 4, 8]]
     assert packed["prefixes"] == ((), ((0, 2),))
 
@@ -156,7 +156,7 @@ def test_rows_with_images_stay_whole() -> None:
     """They are computed one by one, and each needs all its tokens."""
     row = {"input_ids": np.array([1, 2, 3, 4], np.int32), "weights": np.array([0, 0, 0, 1], np.float32), "index": 0}
     batch = {**collate([row, row]), "images": [{}, {}]}
-    assert shared(batch, Always()) == batch
+    assert share_prefixes(batch, AlwaysShare()) == batch
 
 
 # ---- attention ----
@@ -262,12 +262,12 @@ def test_shared_equals_alone(family: str, small_models: Any, gradient_norm: Any)
     """
     dtype, exact = (torch.float32, 1e-5) if family in ("gemma2", "gpt_oss") else (torch.float64, 1e-7)
     model = small_models[family].make(dtype)
-    scorer = Scorer(model)
+    scorer = CausalLMForward(model)
     scorer.choose()
     assert scorer.shares
     found = []
-    for shares in (None, Always()):
-        logps = scorer.logps(Shared(collate_pairs, shares)(pairs()))
+    for shares in (None, AlwaysShare()):
+        logps = scorer.logps(PrefixSharingCollator(collate_pairs, shares)(pairs()))
         (logps * torch.linspace(-1, 2, len(logps), dtype=dtype)).sum().backward()
         found.append((logps.detach(), gradient_norm(model)))
         model.zero_grad()
@@ -280,11 +280,11 @@ def test_with_activations_computed_again(small_models: Any, gradient_norm: Any) 
     norms = []
     for again in (False, True):
         model = small_models["qwen3"].make(torch.float64).train()
-        scorer = Scorer(model)
+        scorer = CausalLMForward(model)
         scorer.choose()
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        scorer.logps(shared(collate_pairs(pairs()), Always())).sum().backward()
+        scorer.logps(share_prefixes(collate_pairs(pairs()), AlwaysShare())).sum().backward()
         norms.append(gradient_norm(model))
     assert norms[0] == pytest.approx(norms[1], rel=1e-12)
 
@@ -296,12 +296,12 @@ def test_models_whose_tokens_see_more_than_attention_shows(small_models: Any) ->
     shape = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
     for model in (small_models["bloom"].make(), t.Lfm2ForCausalLM(t.Lfm2Config(**shape))):
-        scorer = Scorer(model)
+        scorer = CausalLMForward(model)
         scorer.choose()
         assert not scorer.shares
-        assert sharing(scorer, "auto") is None
+        assert sharing_rule(scorer, "auto") is None
         with pytest.raises(UsageError, match="share_prompt is true, and this model would not compute the same"):
-            sharing(scorer, True)
+            sharing_rule(scorer, True)
 
 
 def test_a_model_that_drops_the_prefixes_is_found_out(small_models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ def test_a_model_that_drops_the_prefixes_is_found_out(small_models: Any, monkeyp
         return honest(*args, **options)
 
     monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, forgetful)
-    scorer = Scorer(small_models["llama"].make())
+    scorer = CausalLMForward(small_models["llama"].make())
     scorer.choose()
     assert scorer.packed
     assert not scorer.shares
@@ -326,7 +326,7 @@ def test_scores_are_read_at_the_same_tokens() -> None:
     config.num_attention_heads, config.num_key_value_heads, config.num_labels = 4, 4, 1
     torch.manual_seed(0)
     model = t.LlamaForSequenceClassification(config).double().eval()
-    scorer = RewardScorer(model)
+    scorer = RewardForward(model)
     scorer.choose()
     assert scorer.shares
     rows = pairs()
@@ -336,7 +336,9 @@ def test_scores_are_read_at_the_same_tokens() -> None:
     rows[3]["rejected_ids"][:], rows[3]["prompt_ids"][:] = 0, 0
     rows[3]["chosen_ids"][:] = 0
     with torch.no_grad():
-        alone, once = (scorer.rewards(Shared(collate_pairs, shares)(rows)) for shares in (None, Always()))
+        alone, once = (
+            scorer.rewards(PrefixSharingCollator(collate_pairs, shares)(rows)) for shares in (None, AlwaysShare())
+        )
     torch.testing.assert_close(once, alone, rtol=1e-12, atol=1e-12)
 
 
@@ -346,12 +348,12 @@ def test_scores_are_read_at_the_same_tokens() -> None:
 def test_the_prompt_is_counted_once(small_models: Any) -> None:
     """Operations of the matrix products, forward and backward, against those of so many tokens."""
     model = small_models["llama"].make()
-    scorer = Scorer(model)
+    scorer = CausalLMForward(model)
     scorer.choose()
     rows = pairs([(40, 5, 7), (30, 8, 3)])
-    linear, counted = 3 * 2 * Cost.of(model).weights, []
-    for shares in (None, Always()):
-        batch = Shared(collate_pairs, shares)(rows)
+    linear, counted = 3 * 2 * PrefixCost.of(model).weights, []
+    for shares in (None, AlwaysShare()):
+        batch = PrefixSharingCollator(collate_pairs, shares)(rows)
         with FlopCounterMode(display=False) as counter:
             scorer.logps(batch).sum().backward()
         per_product = counter.get_flop_counts()["Global"]
@@ -363,7 +365,7 @@ def test_the_prompt_is_counted_once(small_models: Any) -> None:
     assert counted[0] - counted[1] == pytest.approx(linear * (39 + 29), rel=0.01)
 
 
-SMOLLM2 = Cost(weights=106_168_320, width=576, layers=30, masked=False)
+SMOLLM2 = PrefixCost(weights=106_168_320, width=576, layers=30, masked=False)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +384,7 @@ SMOLLM2 = Cost(weights=106_168_320, width=576, layers=30, masked=False)
 def test_what_pays(common: int, own: int, parts: bool, mask: bool) -> None:
     """For smollm2; measured in forward and backward passes of one layer."""
     assert SMOLLM2(common, own) is parts
-    assert Cost(106_168_320, 576, 30, masked=True)(common, own) is mask
+    assert PrefixCost(106_168_320, 576, 30, masked=True)(common, own) is mask
 
 
 def test_the_cost_is_the_models(small_models: Any) -> None:
@@ -393,12 +395,12 @@ def test_the_cost_is_the_models(small_models: Any) -> None:
     expected = sum(
         tensor.numel() for name, tensor in model.model.named_parameters() if tensor.dim() == 2 and "embed" not in name
     )
-    cost = Cost.of(model)
-    assert cost == Cost(weights=expected, width=32, layers=3, masked=False)
+    cost = PrefixCost.of(model)
+    assert cost == PrefixCost(weights=expected, width=32, layers=3, masked=False)
     adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=4))
-    assert Cost.of(adapted.get_base_model()) == cost
+    assert PrefixCost.of(adapted.get_base_model()) == cost
     model.config.attention_dropout = 0.1
-    assert Cost.of(model).masked
+    assert PrefixCost.of(model).masked
 
 
 def test_branches_need_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from transformers.utils import logging as verbosity
 
 from ftcore.errors import UsageError
 from ftcore.training.batching.samplers import EpochBatches
-from ftcore.training.callbacks.progress import Reports, read_log
+from ftcore.training.callbacks.progress import ProgressCallback, read_log
 from ftcore.training.checkpointing import directory
 from ftcore.training.training_arguments import training_arguments
 
@@ -94,7 +94,7 @@ def test_a_backend_is_for_several_processes(plan_of: Any, monkeypatch: pytest.Mo
 def test_a_bar(terminal: bool, wanted: bool, trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Console, "is_terminal", terminal)
     reports = trainer_of(tokens(LENGTHS), disable_tqdm=not wanted).reports
-    assert isinstance(reports, Reports)
+    assert isinstance(reports, ProgressCallback)
     assert reports.has_bar is (terminal and wanted)
 
 

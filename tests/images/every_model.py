@@ -25,7 +25,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, pr
 
 from ft_plugins.models.processors import _pixtral, _unchecked
 from ftcore.api.option_groups import MediaOptions
-from ftcore.data.multimodal.images import Pictures
+from ftcore.data.multimodal.images import ImageReader
 from ftcore.testing import tiny_tokenizer
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
@@ -173,9 +173,9 @@ def built(name: str) -> tuple[Any, Any]:
     return model, processor
 
 
-def pictures_of(name: str, processor: Any) -> Pictures:
+def pictures_of(name: str, processor: Any) -> ImageReader:
     """How a type reads images."""
-    return Pictures(processor, KINDS[name].frame.format(processor.image_token), MediaOptions())
+    return ImageReader(processor, KINDS[name].frame.format(processor.image_token), MediaOptions())
 
 
 def llama4() -> Any:

@@ -232,7 +232,7 @@ def _kept(tokenizer: Any) -> dict[str, Any]:
 def pictures_of(name: str, folder: Path) -> Any:
     """How such a model reads images, as a run loads it."""
     from ftcore.config.planner import make_plan
-    from ftcore.data.multimodal.images import Pictures
+    from ftcore.data.multimodal.images import ImageReader
 
     plan = make_plan(None, values={"model_name_or_path": str(folder), "template": "chatml", "template_check": "off"})
-    return Pictures.of(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))
+    return ImageReader.of(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))

@@ -19,10 +19,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ft_plugins.models.classes import automatic_class
-from ftcore.data.multimodal.images import OF_IMAGES, Picture
+from ftcore.data.multimodal.images import OF_IMAGES, ReadImage
 from ftcore.errors import UsageError
 from ftcore.training.batching.collators import Batch, collate
-from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.forward.dependence import check_images
 
 SEEING = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
@@ -74,7 +74,7 @@ def _batch(pictures: Any, path: Path, answer: str = " a bird sings") -> Batch:
     ids, weights = np.array(whole), np.zeros(len(whole), np.float32)
     weights[len(prompt) :] = 1
     batch = collate([{"input_ids": ids, "weights": weights, "index": 0}])
-    return batch | {"images": [pictures.inputs([Picture.of(str(path))], ids, weights)]}
+    return batch | {"images": [pictures.inputs([ReadImage.of(str(path))], ids, weights)]}
 
 
 def _own_loss(model: Any, pictures: Any, path: Path, batch: Batch) -> float:
@@ -102,7 +102,7 @@ def test_the_loss_is_transformers_own_and_follows_the_image_and_not_the_answer(n
     model, processor = every_model.built(name)
     pictures = pictures_of(name, processor)
     pictures.try_out()
-    scorer = Scorer(model)
+    scorer = CausalLMForward(model)
     scorer.choose()
     batches = [_batch(pictures, image(number)) for number in (1, 2)]
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_the_loss_is_transformers_own_and_follows_the_image_and_not_the_answer(n
 def test_llama4_by_hand() -> None:
     """Pixels of our own, since its image processor needs torchvision."""
     model = every_model.llama4()
-    scorer, token = Scorer(model), model.config.image_token_id
+    scorer, token = CausalLMForward(model), model.config.image_token_id
     scorer.choose()
     ids = np.array([40, 41, token, 42, 43, 44])
     row = {"input_ids": ids, "weights": np.array([0, 0, 0, 0, 1, 1], np.float32), "index": 0}
@@ -139,7 +139,7 @@ def test_llama4_by_hand() -> None:
 def test_a_model_that_gives_the_same_loss_for_any_image_ends_the_run(fused: bool, image: Any) -> None:
     model, processor = every_model.built("llava")
     torch.nn.init.zeros_(model.model.multi_modal_projector.linear_2.weight)
-    scorer = Scorer(model)
+    scorer = CausalLMForward(model)
     scorer.fused = fused
     with pytest.raises(UsageError, match="LlavaForConditionalGeneration gives the same loss for any image"):
         scorer.weighted_nll(_batch(pictures_of("llava", processor), image(1)))
@@ -150,12 +150,12 @@ def test_a_model_that_takes_no_images_ends_the_run(image: Any) -> None:
     batch = _batch(pictures_of("llava", processor), image(1))
     text = AutoModelForCausalLM.from_config(model.config.text_config)
     with pytest.raises(UsageError, match="LlamaForCausalLM takes none of what its processor makes of an image"):
-        Scorer(text).weighted_nll(batch)
+        CausalLMForward(text).weighted_nll(batch)
 
 
 def test_a_row_whose_labels_come_before_its_image_tells_nothing(image: Any) -> None:
     model, processor = every_model.built("llava")
-    scorer, batch = Scorer(model), _batch(pictures_of("llava", processor), image(1))
+    scorer, batch = CausalLMForward(model), _batch(pictures_of("llava", processor), image(1))
     early = batch | {"positions": torch.tensor([0])}
     assert not check_images(scorer, early, 1e-4)
     scorer.logits(early)
@@ -170,22 +170,22 @@ def test_a_model_that_reads_the_answer_before_it_says_it_ends_the_run() -> None:
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     with pytest.raises(UsageError, match="BertLMHeadModel predicts a token from tokens that follow it"):
-        Scorer(BertLMHeadModel(BertConfig(vocab_size=96, **sizes))).choose()
+        CausalLMForward(BertLMHeadModel(BertConfig(vocab_size=96, **sizes))).choose()
 
 
 def test_a_mask_that_lets_the_prompt_see_the_answer_ends_the_run(image: Any, tmp_path: Path) -> None:
     """PaliGemma with token types of 0 everywhere, which is what Gemma 3's meaning of them gave."""
-    from ftcore.data.multimodal.images import Pictures
+    from ftcore.data.multimodal.images import ImageReader
 
     folder = seeing_models.seeing_model("paligemma", tmp_path / "model")
     pictures = seeing_models.pictures_of("paligemma", folder)
-    assert isinstance(pictures, Pictures)
+    assert isinstance(pictures, ImageReader)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     batch = _batch(pictures, image(1))
     kinds = batch["images"][0]["token_type_ids"]
     answer = int(batch["positions"][0]) + 1
     assert kinds.tolist() == [[0] * answer + [1] * (kinds.shape[1] - answer)]
-    Scorer(model).weighted_nll(batch)
+    CausalLMForward(model).weighted_nll(batch)
     batch["images"][0]["token_type_ids"] = torch.zeros_like(kinds)
     with pytest.raises(UsageError, match="PaliGemmaForConditionalGeneration predicts a token from tokens that follow"):
-        Scorer(model).weighted_nll(batch)
+        CausalLMForward(model).weighted_nll(batch)

@@ -20,11 +20,11 @@ from ft_plugins.models.processors import NAMING
 from ftcore.api.plan import Run
 from ftcore.cli import group
 from ftcore.config.planner import make_plan
-from ftcore.data.multimodal.images import Picture, Pictures, frame_of
+from ftcore.data.multimodal.images import ImageReader, ReadImage, frame_of
 from ftcore.errors import RunError, UsageError
 from ftcore.runner.run import load_model, run
 from ftcore.training.batching.collators import collate
-from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.forward.causal_lm import CausalLMForward
 
 FRAMES = {
     "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
@@ -164,7 +164,7 @@ def test_paligemmas_text_alone_is_causal_with_padding_and_without(fused: bool, f
     """Another last token moves no logit before it; of one row, of two as long, and of two of which one is padded."""
     from transformers import AutoModelForImageTextToText
 
-    scorer = Scorer(AutoModelForImageTextToText.from_pretrained(folders("paligemma")).eval())
+    scorer = CausalLMForward(AutoModelForImageTextToText.from_pretrained(folders("paligemma")).eval())
     scorer.choose()
     scorer.fused = fused
     ids = np.arange(40, 49)
@@ -235,7 +235,7 @@ def test_a_whole_run_leaves_what_can_be_loaded(method: str, prepared: Any, tmp_p
 def test_the_largest_and_smallest_image(prepared: Any, tmp_path: Path) -> None:
     state = prepared("qwen2_vl", image_max_pixels=2000, image_min_pixels=1900)
     pictures = state.pictures
-    assert isinstance(pictures, Pictures)
+    assert isinstance(pictures, ImageReader)
     sizes = [pictures._opened(str(tmp_path / name), "").size for name in ("wide.png", "small.jpg")]
     assert sizes == [(67, 29), (30, 61)]  # sqrt(2000 / 3600) and sqrt(1900 / 1800) times
 
@@ -289,7 +289,7 @@ def test_tokens_are_kept_until_an_image_changes(prepared: Any, data: Path) -> No
     before = prepared("qwen2_vl").data.train
     again = prepared("qwen2_vl").data.train
     assert again.tables[0].source[0] == before.tables[0].source[0]
-    assert again[0]["images"] == (Picture.of(str(data.parent / "wide.png")),)
+    assert again[0]["images"] == (ReadImage.of(str(data.parent / "wide.png")),)
     Image.new("RGB", (28, 28)).save(data.parent / "wide.png")
     after = prepared("qwen2_vl").data.train
     assert len(after[0]["input_ids"]) < len(before[0]["input_ids"])

@@ -19,7 +19,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, pr
 from ft_plugins.models.processors import _unchecked
 from ftcore.api.option_groups import MediaOptions
 from ftcore.data.chat_template.rendered import Rendered
-from ftcore.data.multimodal.images import OF_IMAGES, Picture, Pictures
+from ftcore.data.multimodal.images import OF_IMAGES, ImageReader, ReadImage
 from ftcore.errors import RowError
 from ftcore.testing import tiny_tokenizer
 
@@ -101,7 +101,7 @@ SLOW = {"granite_docling", "aya_vision"}
 def test_as_the_processor_itself(name: str, count: int, tmp_path: Path) -> None:
     processor, paths = BUILT[name], _images(tmp_path)[:count]
     token = processor.image_token
-    pictures = Pictures(processor, f"[{token}]", MediaOptions())
+    pictures = ImageReader(processor, f"[{token}]", MediaOptions())
     opened = [Image.open(path).convert("RGB") for path in paths]
     rendered = Rendered("a" + "b<image>" * count + "c", ())
     try:
@@ -117,7 +117,7 @@ def test_as_the_processor_itself(name: str, count: int, tmp_path: Path) -> None:
     ids = processor.tokenizer(text, add_special_tokens=False).input_ids
     whole = own["input_ids"][0].tolist()
     assert any(whole[start : start + len(ids)] == ids for start in range(len(whole) - len(ids) + 1))
-    made = pictures.inputs([Picture.of(path) for path in paths], np.array(ids), np.zeros(len(ids)))
+    made = pictures.inputs([ReadImage.of(path) for path in paths], np.array(ids), np.zeros(len(ids)))
     assert made.keys() - {OF_IMAGES} == own.keys() - _OF_TEXT
     for key in own.keys() - _OF_TEXT:
         if own[key].shape[-1] != own["input_ids"].shape[-1] or len(ids) == own["input_ids"].shape[-1]:
@@ -126,10 +126,10 @@ def test_as_the_processor_itself(name: str, count: int, tmp_path: Path) -> None:
 
 def test_internvl_takes_the_tiles_that_its_processor_takes(tmp_path: Path) -> None:
     processor, paths = BUILT["internvl"], _images(tmp_path)
-    pictures = Pictures(processor, processor.image_token, MediaOptions())
+    pictures = ImageReader(processor, processor.image_token, MediaOptions())
     for path in paths:
         text = pictures.placed(Rendered("<image>", ()), [path]).text
         assert text.count(processor.image_token) == 11 * 256
         ids = np.array(processor.tokenizer(text, add_special_tokens=False).input_ids)
-        made = pictures.inputs([Picture.of(path)], ids, np.zeros(len(ids)))
+        made = pictures.inputs([ReadImage.of(path)], ids, np.zeros(len(ids)))
         assert len(made["pixel_values"]) == 11  # 5 x 2 of the wide image, 2 x 5 of the high one, and the whole of each

@@ -60,7 +60,7 @@ def at(place: str, number: int) -> Callable[[], None]:
         os.kill(os.getpid(), number)
 
     def prepare() -> None:
-        write, replace = resumable_output.Partial.write, Path.replace
+        write, replace = resumable_output.ResumableOutput.write, Path.replace
         state = {"calls": 0}
 
         def writing(self: Any, lines: Any) -> None:
@@ -91,7 +91,7 @@ def at(place: str, number: int) -> Callable[[], None]:
                 end()
             return generate(self, *arguments, **more)
 
-        resumable_output.Partial.write = writing
+        resumable_output.ResumableOutput.write = writing
         Path.replace = replacing
         ft_plugins.engines.transformers.generator.TransformersGenerator._generate = generating
 

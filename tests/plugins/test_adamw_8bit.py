@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ftcore.config.planner import make_plan
-from ftcore.training.checkpointing.safe_serialization import load_tree, save_tree
+from ftcore.training.checkpointing.safe_serialization import load_pytree, save_pytree
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 pytest.importorskip("numba")
@@ -127,11 +127,11 @@ def test_state_is_a_quarter_and_bitsandbytes_reads_it(tmp_path: Path) -> None:
     state = optimizer.state[ours[0]]
     size = sum(state[name].nbytes for name in ("state1", "state2", "absmax1", "absmax2"))
     assert size / (8 * 8192) == pytest.approx(0.2539, abs=1e-4)
-    save_tree(tmp_path, "optimizer", optimizer.state_dict())
+    save_pytree(tmp_path, "optimizer", optimizer.state_dict())
     other = bitsandbytes.optim.AdamW(theirs, **OPTIONS)
-    other.load_state_dict(load_tree(tmp_path, "optimizer"))
+    other.load_state_dict(load_pytree(tmp_path, "optimizer"))
     again = BlockwiseAdamW(weights(8192, 100, 4096), **OPTIONS)
-    again.load_state_dict(load_tree(tmp_path, "optimizer"))
+    again.load_state_dict(load_pytree(tmp_path, "optimizer"))
     for name in ("state1", "state2", "absmax1", "absmax2", "qmap1", "qmap2"):
         assert torch.equal(other.state[theirs[0]][name], state[name])
         assert torch.equal(again.state[again.param_groups[0]["params"][0]][name], state[name])

@@ -11,8 +11,8 @@ from torch import nn
 
 from ft_plugins.methods.fused import Frozen, _Adapted, _Fused, fuse
 from ftcore.training.kernels import matmul, recompute
-from ftcore.training.kernels.matmul import Products
-from ftcore.training.model_transforms.fused_layers import make_lean
+from ftcore.training.kernels.matmul import MatmulChoice
+from ftcore.training.model_transforms.fused_layers import fuse_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
 
@@ -46,7 +46,7 @@ def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return loss.detach(), {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
 
 
-LARGE = Products(forward=True, backward=True)
+LARGE = MatmulChoice(forward=True, backward=True)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_dropout": 0.3}])
@@ -68,8 +68,8 @@ def far(gradients: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> f
     return max(float((gradients[name].double() - one).norm() / one.norm()) for name, one in exact.items())
 
 
-@pytest.mark.parametrize("choice", [Products(), LARGE])
-def test_float32_is_as_exact_as_pefts(choice: Products, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("choice", [MatmulChoice(), LARGE])
+def test_float32_is_as_exact_as_pefts(choice: MatmulChoice, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same weights in float64; peft's own layers are 2e-5 off in the worst tensor.
 
     With AVX2 alone they are 0.8e-5 off and these 1.3e-5: which sums round how is the processor's.
@@ -79,8 +79,8 @@ def test_float32_is_as_exact_as_pefts(choice: Products, monkeypatch: pytest.Monk
     exact_loss, exact = step(deepcopy(model).double())
     _, gradients = step(model)
     fuse(model)
-    make_lean(model)
-    with matmul.using(choice):
+    fuse_layers(model)
+    with matmul.choice_scope(choice):
         own_loss, own = step(model)
     assert own_loss.item() == pytest.approx(exact_loss.item(), rel=1e-6)
     assert far(own, exact) <= 2 * far(gradients, exact) <= 1e-4
@@ -95,7 +95,7 @@ def test_what_autocast_would_cast_is_pefts_own() -> None:
         model = adapted(torch.float32)
         if fused:
             assert fuse(model) == 14
-            make_lean(model)
+            fuse_layers(model)
         with torch.autocast("cpu", torch.bfloat16):
             found.append(step(model))
     (loss, gradients), (own_loss, own) = found
@@ -115,7 +115,7 @@ def test_bfloat16_is_as_exact_as_pefts(options: dict[str, Any], mixed: bool) -> 
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         loss, gradients = step(model)
         assert fuse(model) == 14
-        make_lean(model)
+        fuse_layers(model)
         own_loss, own = step(model)
     assert not torch.equal(own_loss, loss)
     assert own_loss.item() == pytest.approx(exact_loss.item(), rel=1e-2)
@@ -141,7 +141,7 @@ def test_gradcheck(dropped: bool) -> None:
 
     def run(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         apart, own = (rest[0], rest[1:]) if dropped else (None, rest)
-        return _Adapted.apply(x, apart, recompute.kept(x if apart is None else apart), frozen, *own)
+        return _Adapted.apply(x, apart, recompute.saved_inputs(x if apart is None else apart), frozen, *own)
 
     assert torch.autograd.gradcheck(run, tensors)
 

@@ -181,10 +181,10 @@ def test_the_reference_is_the_model_as_it_was(
 
 
 def test_the_reference_of_a_fused_head_is_the_frozen_one(applied: Any, shake: Any) -> None:
-    from ftcore.training.forward.causal_lm import Scorer
+    from ftcore.training.forward.causal_lm import CausalLMForward
 
     run = applied(additional_target="lm_head")
-    scorer = Scorer(run.model)
+    scorer = CausalLMForward(run.model)
     first = scorer.head().weight.clone()
     reference = reference_of(run.plan, run.model)
     shake(run.model)

@@ -219,7 +219,7 @@ def test_a_step_takes_at_most_twice_as_long_at_a_quarter_of_the_weights(tmp_path
 
     from ftcore.testing import tiny_model
     from ftcore.training.batching.collators import collate
-    from ftcore.training.forward.causal_lm import Scorer
+    from ftcore.training.forward.causal_lm import CausalLMForward
 
     shape = {"hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 9, "num_attention_heads": 10}
     folder = tiny_model(tmp_path / "model", num_key_value_heads=5, **shape)
@@ -231,7 +231,7 @@ def test_a_step_takes_at_most_twice_as_long_at_a_quarter_of_the_weights(tmp_path
         kwargs = {"dtype": torch.float32} | plan.method.component.load_kwargs(plan)
         model = plan.plugins.hook.ft_load_model(plan=plan, kwargs=kwargs)
         sizes[bits] = sum(stored_bytes(tensor) for tensor in model.parameters())
-        scorers[bits] = Scorer(plan.method.component.apply(plan, model).train())
+        scorers[bits] = CausalLMForward(plan.method.component.apply(plan, model).train())
         scorers[bits].choose()
     times: dict[Any, list[float]] = {bits: [] for bits in scorers}
     for _ in range(6):

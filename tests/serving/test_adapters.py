@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.cli.model_arguments import Words
+from ftcore.cli.model_arguments import ModelArguments
 from ftcore.cli.serve import _parted, find_targets
 from ftcore.errors import UsageError
 
@@ -40,8 +40,10 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> 
     return folders
 
 
-def words(*adapters: str, model: Path | None = None, file: Path | None = None) -> Words:
-    return Words(file=file and str(file), overrides=OPTIONS, model=model and str(model), adapters=adapters, force=False)
+def words(*adapters: str, model: Path | None = None, file: Path | None = None) -> ModelArguments:
+    return ModelArguments(
+        file=file and str(file), overrides=OPTIONS, model=model and str(model), adapters=adapters, force=False
+    )
 
 
 def alone(folder: str | None, tiny_model_dir: Path, text: str) -> str:

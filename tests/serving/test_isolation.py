@@ -116,16 +116,16 @@ def test_what_float32_cannot_divide_by_is_refused(tiny: Any, field: str, value: 
 def test_an_answer_that_fails_is_500_and_its_neighbours_go_on(
     tiny: Any, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ft_plugins.engines.transformers.sampling import Chooser
+    from ft_plugins.engines.transformers.sampling import Sampler
 
-    choose = Chooser.choose
+    choose = Sampler.choose
 
     def failing(self: Any, ids: list[int], scores: Any) -> int:
         if self.random.initial_seed() == 77:
             raise ZeroDivisionError("secret")
         return choose(self, ids, scores)
 
-    monkeypatch.setattr(Chooser, "choose", failing)
+    monkeypatch.setattr(Sampler, "choose", failing)
     asked = [BYSTANDER, BYSTANDER | {"seed": 77}, BYSTANDER | {"n": 2, "seed": 76}, BYSTANDER]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda body: httpx.post(tiny.url + PATH, json=body, timeout=60), asked))

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from ftcore.cli.model_arguments import Words
+from ftcore.cli.model_arguments import ModelArguments
 from ftcore.cli.serve import find_targets
 from ftcore.inference.reward_models import scoring_stage
 from ftcore.testing import tiny_tokenizer
@@ -63,7 +63,9 @@ def test_what_cannot_be_scored_is_refused(reward: Any, tiny: Any) -> None:
 
 
 def test_the_command_finds_the_stage_that_scores(reward_dir: Path) -> None:
-    words = Words(file=None, overrides=["infer_dtype=float32"], model=str(reward_dir), adapters=(), force=False)
+    words = ModelArguments(
+        file=None, overrides=["infer_dtype=float32"], model=str(reward_dir), adapters=(), force=False
+    )
     (target,) = find_targets(words, {}, score=True).values()
     assert target.plan.stage.component.head == "sequence_classification"
 

@@ -15,7 +15,7 @@ _MOST = 1000
 """Shapes remembered: conversations of many lengths, with and without system messages."""
 
 
-class Layouts:
+class LayoutCache:
     """Shape of a conversation -> the pieces of its text."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ftcore.api.components import ChatTemplate
 from ftcore.api.samples import Chat, Message
 from ftcore.data.chat_template.jinja_env import Compiled
-from ftcore.data.chat_template.layout_cache import Layouts
+from ftcore.data.chat_template.layout_cache import LayoutCache
 from ftcore.data.chat_template.reasoning import (
     THINK,
     Tags,
@@ -26,7 +26,7 @@ from ftcore.data.chat_template.reasoning import (
     without_thoughts,
 )
 from ftcore.data.chat_template.rendered import Rendered, Span
-from ftcore.data.chat_template.sentinels import Conversation, Marks, control_tokens, strings
+from ftcore.data.chat_template.sentinels import Conversation, Sentinels, control_tokens, strings
 from ftcore.data.chat_template.turn_ends import TurnEnds, model_stops, special_tokens, turn_ends
 from ftcore.data.chat_template.unmarked import Unmarked
 from ftcore.errors import Problem, RowError, UsageError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ftcore.api.plan import Plan
-    from ftcore.data.multimodal.images import Pictures
+    from ftcore.data.multimodal.images import ImageReader
 
 
 class Renderer:
@@ -82,9 +82,9 @@ class Renderer:
         for variable, value in (("enable_thinking", enable_thinking), ("preserve_thinking", preserve_thinking)):
             if value is not None:
                 self.variables[variable] = value
-        self.pictures: Pictures | None = None
+        self.pictures: ImageReader | None = None
         self._template = Compiled(self.source, self.variables, name, where)
-        self._layouts = Layouts()
+        self._layouts = LayoutCache()
         self._controls_read, self._controls_said = control_tokens(tokenizer, source)
         if self.stop and _token_id(tokenizer, self.stop[0]) is None:
             raise UsageError(_no_stop(self.stop[0]))
@@ -220,7 +220,7 @@ class Renderer:
         bodies = ["" if message.role == "assistant" else message.content for message in messages]
         places = self._layouts.find(text, [(span.start, span.end) for span in said], bodies)
         if places is None:
-            places = self._places(Marks(conversation, tools), conversation, tools, text, prompt=prompt)
+            places = self._places(Sentinels(conversation, tools), conversation, tools, text, prompt=prompt)
             self._layouts.learn(text, [(span.start, span.end) for span in said], bodies, places)
         return Rendered(text, messages, tuple(said), tuple(Span(*place) for place in places), lost=lost)
 
@@ -234,7 +234,7 @@ class Renderer:
         read: bool,
     ) -> Rendered:
         """A conversation in which people wrote control tokens."""
-        marks = Marks(conversation, tools)
+        marks = Sentinels(conversation, tools)
         conversation, tools = self._mark_controls(marks, conversation, tools)
         text, generated = self._template.write(conversation, tools, prompt=prompt)
         places = self._places(marks, conversation, tools, text, prompt=prompt) if read else []
@@ -247,7 +247,7 @@ class Renderer:
 
     def _places(
         self,
-        marks: Marks,
+        marks: Sentinels,
         conversation: Conversation,
         tools: Sequence[Mapping[str, Any]],
         text: str,
@@ -305,7 +305,7 @@ class Renderer:
         return any(map(self._controls_read.search, strings(list(tools))))
 
     def _mark_controls(
-        self, marks: Marks, conversation: Conversation, tools: Sequence[Mapping[str, Any]]
+        self, marks: Sentinels, conversation: Conversation, tools: Sequence[Mapping[str, Any]]
     ) -> tuple[Conversation, Sequence[Mapping[str, Any]]]:
         marked = [
             marks.controls(message, self._controls_said if message["role"] == "assistant" else self._controls_read)

@@ -22,7 +22,7 @@ Conversation = list[dict[str, Any]]
 """Messages as templates read them."""
 
 
-class Marks:
+class Sentinels:
     """Characters that do not occur in a conversation: around control tokens, and one per message.
 
     Args:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from ftcore.data.chat_template.jinja_env import Compiled
-from ftcore.data.chat_template.sentinels import AREA, Conversation, Marks
+from ftcore.data.chat_template.sentinels import AREA, Conversation, Sentinels
 from ftcore.data.chat_template.turn_ends import TurnEnds, shared_start
 from ftcore.errors import RowError
 
@@ -161,7 +161,7 @@ class _Row:
 
     @cached_property
     def _places(self) -> dict[int, Bounds]:
-        marks = Marks(self._conversation, self._tools)
+        marks = Sentinels(self._conversation, self._tools)
         marked = self._template.write(marks.places(self._conversation, said=True), self._tools)[0]
         clean, places = marks.find_places(marked)
         if clean != self.text:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ftcore.api.samples import Place
 from ftcore.data.datasets.token_dataset import TokenDataset, split_rows
 from ftcore.data.preprocessing.prepare import AnyPrepared, Prepared, PreparedFeedback, PreparedPair
-from ftcore.data.storage.arrays import KeptRow, Table
+from ftcore.data.storage.arrays import Table, TokenizedRow
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
@@ -143,7 +143,7 @@ class FeedbackDataset(AnswerDataset):
         return self.part_lengths[:, 1] > 0
 
 
-def answer_parts(place: Place, row: AnyPrepared) -> list[KeptRow]:
+def answer_parts(place: Place, row: AnyPrepared) -> list[TokenizedRow]:
     """A preference or feedback as the three parts of its row."""
     if isinstance(row, PreparedPair):
         chosen, rejected, prompt = row.chosen, row.rejected, row.prompt
@@ -157,9 +157,9 @@ def answer_parts(place: Place, row: AnyPrepared) -> list[KeptRow]:
     return [_kept(place, row.chat, 0, row.prompt), *((answer, none) if row.good else (none, answer))]
 
 
-def _kept(place: Place, row: Prepared, first: int, last: int) -> KeptRow:
+def _kept(place: Place, row: Prepared, first: int, last: int) -> TokenizedRow:
     part, labelled = slice(first, last), row.labelled
     # Copies: a view would keep the tokens that were cut off in memory.
-    return KeptRow(
+    return TokenizedRow(
         place, labelled.encoded.ids[part].copy(), labelled.weights[part].copy(), labelled.reasons[part].copy()
     )

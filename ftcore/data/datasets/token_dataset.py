@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ftcore.data.storage.arrays import Ints, Places, Table, combined
+from ftcore.data.storage.arrays import Ints, SourceLocations, Table, combined
 from ftcore.errors import Problem, UsageError
 
 
@@ -101,7 +101,7 @@ class TokenDataset:
         return times if self._rows is None else times[self._rows]
 
     @cached_property
-    def places(self) -> Places:
+    def places(self) -> SourceLocations:
         """Where each row came from."""
         files = [file for table in self.tables for file in table.places.files]
         numbers, before = [np.zeros((0, 3), np.int64)], 0
@@ -109,7 +109,7 @@ class TokenDataset:
             numbers.append(table.places.numbers + np.array([before, 0, 0]))
             before += len(table.places.files)
         together = np.concatenate(numbers)
-        return Places(files, together if self._rows is None else together[self._rows])
+        return SourceLocations(files, together if self._rows is None else together[self._rows])
 
     @cached_property
     def fingerprint(self) -> str:

@@ -41,7 +41,7 @@ _OF_TEXT = ("input_ids", "attention_mask", "labels")
 """What a processor makes of text alone; the batch has it already."""
 
 
-class Picture(NamedTuple):
+class ReadImage(NamedTuple):
     """An image file as it was when its row was tokenised."""
 
     path: str
@@ -49,7 +49,7 @@ class Picture(NamedTuple):
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: str) -> Picture:
+    def of(cls, path: str) -> ReadImage:
         """The file as it is now.
 
         Raises:
@@ -62,12 +62,12 @@ class Picture(NamedTuple):
     def changed(self) -> bool:
         """Whether it is gone, or another one."""
         try:
-            return Picture.of(self.path) != self
+            return ReadImage.of(self.path) != self
         except OSError:
             return True
 
 
-class Pictures:
+class ImageReader:
     """How a model reads images.
 
     Args:
@@ -81,7 +81,7 @@ class Pictures:
         self.processor, self.frame, self.limits = processor, frame, limits
 
     @classmethod
-    def of(cls, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Pictures | None:
+    def of(cls, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ImageReader | None:
         """How the plan's model reads images; None where it does not, or where nobody knows how it is told of them."""
         processor = plan.plugins.hook.ft_load_processor(plan=plan, tokenizer=tokenizer)
         if processor is None:
@@ -152,7 +152,7 @@ class Pictures:
         texts = [self.frame.replace(self.processor.image_token, text) for text in tokens]
         return _replaced(rendered, starts, texts, paths)
 
-    def inputs(self, pictures: Sequence[Picture], ids: npt.NDArray[Any], weights: npt.NDArray[Any]) -> dict[str, Any]:
+    def inputs(self, pictures: Sequence[ReadImage], ids: npt.NDArray[Any], weights: npt.NDArray[Any]) -> dict[str, Any]:
         """What a model is given beside the tokens of one row: all that its own processor makes for these tokens.
 
         Args:
@@ -313,7 +313,7 @@ def _replaced(rendered: Rendered, starts: Sequence[int], texts: Sequence[str], p
     )
 
 
-Images = Mapping[int, Sequence[Picture]]
+Images = Mapping[int, Sequence[ReadImage]]
 """Number of a row in a table -> its images; rows without are left out."""
 
 
@@ -328,4 +328,4 @@ def as_lines(images: Images, before: int = 0) -> bytes:
 def from_lines(lines: bytes) -> Images:
     """The other way round."""
     rows = [json.loads(line) for line in lines.splitlines()]
-    return {row: tuple(Picture(*picture) for picture in pictures) for row, *pictures in rows}
+    return {row: tuple(ReadImage(*picture) for picture in pictures) for row, *pictures in rows}

@@ -16,10 +16,10 @@ from ftcore.data.formats.detection import open_rows, row_problem
 from ftcore.data.pipeline.row_sampling import counted, sampling_of
 from ftcore.data.pipeline.worker_pool import in_order, processes
 from ftcore.data.preprocessing.prepare import AnyPrepared, prepare
-from ftcore.data.row_stats import Counts
+from ftcore.data.row_stats import RowCounts
 from ftcore.data.sources.readers import Row
 from ftcore.data.sources.resolve import data_files
-from ftcore.data.storage.arrays import KeptRow, MappedTable, Table, TableWriter
+from ftcore.data.storage.arrays import MappedTable, Table, TableWriter, TokenizedRow
 from ftcore.data.storage.cache import Store
 from ftcore.data.tokenization.encoder import Encoder
 from ftcore.errors import Problem, RowError, UsageError
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int], None]
 """Called with a dataset's name and the number of rows done so far."""
-Keep = Callable[[Place, AnyPrepared], Sequence[KeptRow]]
+Keep = Callable[[Place, AnyPrepared], Sequence[TokenizedRow]]
 """What is kept of a prepared row that is trained on."""
 Batch = Sequence[tuple[Place, Row, int]]
 """Rows, and how often each is taken."""
 
 
 @dataclass(frozen=True)
-class Work:
+class DatasetJob:
     """A dataset, and what is to be made of it."""
 
     spec: DatasetSpec
@@ -48,7 +48,7 @@ class Work:
     questions: bool = False
     """Whether conversations need no last answer; those without are counted, and not kept."""
 
-    def table(self, store: Store, counts: Counts) -> MappedTable:
+    def table(self, store: Store, counts: RowCounts) -> MappedTable:
         """The dataset's table; its rows are counted.
 
         Raises:
@@ -72,7 +72,7 @@ class Work:
             where = str(error.filename or self.spec.path)
             raise UsageError(Problem(f"cannot be read: {error.strerror or error}", where)) from error
 
-    def _fill(self, writer: TableWriter, counts: Counts) -> None:
+    def _fill(self, writer: TableWriter, counts: RowCounts) -> None:
         sampling, data = sampling_of(self.spec, self.plan), self.plan.data
         rows, read = open_rows(self.spec, self.plan, sampling, questions=self.questions)
         counts.of = sampling.of if sampling else 0
@@ -91,11 +91,11 @@ class Step:
     """Rows to tokens: what a process does with one batch."""
 
     read: Callable[[Row], Sample | RowError]
-    work: Work
+    work: DatasetJob
 
-    def __call__(self, batch: Batch) -> tuple[Table, Counts]:
+    def __call__(self, batch: Batch) -> tuple[Table, RowCounts]:
         """The rows that are kept, and the counts of all."""
-        work, kept, counts = self.work, [], Counts(name=self.work.spec.name)
+        work, kept, counts = self.work, [], RowCounts(name=self.work.spec.name)
         samples = ((place, self.read(row)) for place, row, _ in batch)
         prepared = prepare(samples, work.renderer, uncut(work.plan), work.encoder, questions=work.questions)
         for (place, row), (*_, times) in zip(prepared, batch, strict=True):

@@ -13,15 +13,15 @@ from ftcore.api.samples import Place
 from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.datasets.preference_dataset import AnswerDataset, FeedbackDataset, PairDataset, answer_parts
 from ftcore.data.datasets.token_dataset import TokenDataset, split_rows
-from ftcore.data.pipeline.dataset_job import Keep, Progress, Work
+from ftcore.data.pipeline.dataset_job import DatasetJob, Keep, Progress
 from ftcore.data.pipeline.mix_and_pack import mix, pack, repeat, repeat_all
 from ftcore.data.pipeline.streaming import Stream, StreamAccounting, hold_out
 from ftcore.data.preprocessing.documents import renderer_of
 from ftcore.data.preprocessing.prepare import AnyPrepared, Prepared
 from ftcore.data.preprocessing.questions import NO_ANSWER, predicts
-from ftcore.data.row_stats import Accounting, Counts, bad_rows
+from ftcore.data.row_stats import RowCounts, RowStats, bad_rows
 from ftcore.data.sources.resolve import has_split
-from ftcore.data.storage.arrays import KeptRow, Table
+from ftcore.data.storage.arrays import Table, TokenizedRow
 from ftcore.data.storage.cache import Store
 from ftcore.data.tokenization.encoder import Encoder
 from ftcore.errors import Problem, UsageError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ftcore.api.plan import Plan
-    from ftcore.data.multimodal.images import Pictures
+    from ftcore.data.multimodal.images import ImageReader
 
 D = TypeVar("D", bound=TokenDataset | AnswerDataset)
 
@@ -41,8 +41,8 @@ class Datasets(Generic[D]):
 
     train: D | None
     eval: D | None
-    accounting: Accounting
-    pictures: Pictures | None = None
+    accounting: RowStats
+    pictures: ImageReader | None = None
     """How images are read, where the stage and the model do."""
 
 
@@ -67,9 +67,9 @@ def feedback_datasets(
     return _datasets(FeedbackDataset, answer_parts, _of_answers(plan), tokenizer, progress)
 
 
-def _whole(place: Place, row: AnyPrepared) -> Sequence[KeptRow]:
+def _whole(place: Place, row: AnyPrepared) -> Sequence[TokenizedRow]:
     assert isinstance(row, Prepared)
-    return [KeptRow.of(place, row)]
+    return [TokenizedRow.of(place, row)]
 
 
 def _of_answers(plan: Plan) -> Plan:
@@ -122,7 +122,7 @@ def _datasets(
     training, more = pack(plan, training)
     evaluation, last = pack(plan, evaluation if split_off else repeat_all(evaluation), "evaluation: ")
     notes += more + last
-    accounting = Accounting(tuple(train_counts), tuple(eval_counts), split_off, tuple(notes))
+    accounting = RowStats(tuple(train_counts), tuple(eval_counts), split_off, tuple(notes))
     return Datasets(training, evaluation, accounting, renderer.pictures)
 
 
@@ -159,7 +159,7 @@ def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:
 
 def _load_evaluation(
     plan: Plan, renderer: Renderer, keep: Keep, progress: Progress | None
-) -> tuple[list[Table], list[Counts], list[Problem]]:
+) -> tuple[list[Table], list[RowCounts], list[Problem]]:
     return _load(eval_specs(plan), plan, renderer, keep, progress, questions=predicts(plan))
 
 
@@ -171,14 +171,14 @@ def _load(
     progress: Progress | None,
     *,
     questions: bool = False,
-) -> tuple[list[Table], list[Counts], list[Problem]]:
+) -> tuple[list[Table], list[RowCounts], list[Problem]]:
     tables: list[Table] = []
-    all_counts: list[Counts] = []
+    all_counts: list[RowCounts] = []
     problems: list[Problem] = []
     store, encoder = Store.of(plan), Encoder(renderer.tokenizer)
     for spec in specs:
-        counts = Counts(name=spec.name)
-        work = Work(spec, plan, renderer, encoder, keep, progress, questions)
+        counts = RowCounts(name=spec.name)
+        work = DatasetJob(spec, plan, renderer, encoder, keep, progress, questions)
         try:
             tables.append(work.table(store, counts))
         except UsageError as error:  # the other datasets are read all the same: all mistakes at once
@@ -187,7 +187,7 @@ def _load(
     return tables, all_counts, problems
 
 
-def _check_kept(train: Sequence[Counts], held_out: Sequence[Counts], plan: Plan) -> None:
+def _check_kept(train: Sequence[RowCounts], held_out: Sequence[RowCounts], plan: Plan) -> None:
     """Of a dataset whose rows are only answered nothing needs to be kept."""
     evaluates = plan.training.do_eval or plan.training.eval_strategy != "no"
     unanswered = [counts for counts in held_out if not counts.kept and NO_ANSWER in counts.untrainable]
@@ -197,13 +197,13 @@ def _check_kept(train: Sequence[Counts], held_out: Sequence[Counts], plan: Plan)
         raise UsageError(problems)
 
 
-def _no_answers(counts: Counts) -> Problem:
+def _no_answers(counts: RowCounts) -> Problem:
     message = f"dataset {counts.name!r} has no answers to evaluate on"
     hint = "remove do_eval and eval_strategy: do_predict alone takes prompts without answers"
     return Problem(message, str(counts.untrainable[NO_ANSWER][0]), hint)
 
 
-def _nothing_left(counts: Counts) -> Problem:
+def _nothing_left(counts: RowCounts) -> Problem:
     why = [f"{_rows(len(places))}: {reason}" for reason, places in counts.untrainable.items()]
     why += [f"{_rows(len(counts.bad))} cannot be read"] if counts.bad else []
     where = [str(places[0]) for places in counts.untrainable.values()] + [problem.where for problem in counts.bad[:1]]

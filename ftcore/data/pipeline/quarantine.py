@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ftcore.data.formats.detection import limited_rows
 from ftcore.data.pipeline.loading import eval_specs
 from ftcore.data.pipeline.row_sampling import counted
-from ftcore.data.row_stats import Accounting
+from ftcore.data.row_stats import RowStats
 from ftcore.errors import RowError
 from ftcore.utils.files import staged_file
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FILE = "quarantine.jsonl"
 
 
-def write_quarantine(plan: Plan, accounting: Accounting, folder: Path) -> str:
+def write_quarantine(plan: Plan, accounting: RowStats, folder: Path) -> str:
     """Writes the bad rows of all datasets; without any, a file of an earlier run is removed.
 
     The datasets are read again: rows are not kept in memory for the few that are bad.
@@ -50,7 +50,7 @@ def write_quarantine(plan: Plan, accounting: Accounting, folder: Path) -> str:
     return f"{count:,} bad row{'s' * (count != 1)} written to {path}"
 
 
-def _bad_rows(plan: Plan, accounting: Accounting) -> Iterator[dict[str, Any]]:
+def _bad_rows(plan: Plan, accounting: RowStats) -> Iterator[dict[str, Any]]:
     specs = (*plan.datasets, *eval_specs(plan))
     for spec, counts in zip(specs, (*accounting.train, *accounting.eval), strict=True):
         problems = {problem.where: problem for problem in counts.bad}

@@ -26,9 +26,9 @@ from ftcore.data.fingerprint import key_parts
 from ftcore.data.formats.detection import open_rows, row_problem
 from ftcore.data.pipeline.dataset_job import Keep
 from ftcore.data.preprocessing.prepare import prepare
-from ftcore.data.row_stats import Accounting, Counts, bad_rows
+from ftcore.data.row_stats import RowCounts, RowStats, bad_rows
 from ftcore.data.sources.readers import Row
-from ftcore.data.storage.arrays import KeptRow, Table
+from ftcore.data.storage.arrays import Table, TokenizedRow
 from ftcore.data.tokenization.encoder import Encoder
 from ftcore.errors import Problem, RowError, UsageError
 
@@ -64,7 +64,7 @@ class _Streamed(NamedTuple):
 
     item: dict[str, Any]
     place: Place
-    parts: Sequence[KeptRow]
+    parts: Sequence[TokenizedRow]
 
 
 class Stream:
@@ -90,7 +90,7 @@ class Stream:
         self._shuffles = not (plan.data.disable_shuffling or plain)
         self._encoder = Encoder(renderer.tokenizer)
         self._known: OrderedDict[int, Place] = OrderedDict()
-        self.counts = [Counts(name=spec.name) for spec in plan.datasets]
+        self.counts = [RowCounts(name=spec.name) for spec in plan.datasets]
         self._counted = 0  # rows of the first pass that are in the counts: a batch may be asked for twice
 
     @property
@@ -184,7 +184,7 @@ class Stream:
     def _tokenised(self, batch: Sequence[tuple[int, Read, Place, Row]], known: int) -> Iterator[tuple[int, _Streamed]]:
         """The rows that are kept, each with its number in the batch, whose first ``known`` rows are counted already."""
         samples = ((place, read(row)) for _, read, place, row in batch)
-        kept, again = [], [Counts(name=one.name) for one in self.counts]
+        kept, again = [], [RowCounts(name=one.name) for one in self.counts]
         for position, (place, row) in enumerate(prepare(samples, self._renderer, uncut(self._plan), self._encoder)):
             of_dataset = (again if position < known else self.counts)[batch[position][0]]
             if isinstance(row, RowError):
@@ -246,13 +246,13 @@ def _together(pack: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-class StreamAccounting(Accounting):
+class StreamAccounting(RowStats):
     """What a stream has read so far."""
 
     def summary(self) -> str:
         """Before anything is read: nobody knows how much there is."""
         names = ", ".join(counts.name for counts in self.train)
-        held_out = Accounting(eval=self.eval, split_off=self.split_off, notes=self.notes).summary()
+        held_out = RowStats(eval=self.eval, split_off=self.split_off, notes=self.notes).summary()
         return "\n".join([f"{names}: streamed, rows are counted as they are read", *filter(None, [held_out])])
 
     def read_so_far(self) -> str:
@@ -270,7 +270,7 @@ def hold_out(stream: Stream, count: int) -> tuple[Table, int]:
     Raises:
         UsageError: nothing would be left to train on.
     """
-    kept: list[KeptRow] = []
+    kept: list[TokenizedRow] = []
     before = 0
     for number, (row, after) in enumerate(stream.first_pass(), 1):
         if number > count:

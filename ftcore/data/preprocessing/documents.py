@@ -9,7 +9,7 @@ import numpy as np
 from ftcore.api.samples import Text
 from ftcore.data.chat_template.rendered import Rendered
 from ftcore.data.chat_template.renderer import Renderer, check_text
-from ftcore.data.multimodal.images import Pictures
+from ftcore.data.multimodal.images import ImageReader
 from ftcore.data.tokenization.encoder import Encoded, Labelled
 from ftcore.data.tokenization.loss_reasons import Reason
 
@@ -30,7 +30,7 @@ def renderer_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
         return Renderer(tokenizer, "")
     renderer = Renderer.from_plan(plan, tokenizer)
     if plan.stage.component.sees:
-        renderer.pictures = Pictures.of(plan, tokenizer)
+        renderer.pictures = ImageReader.of(plan, tokenizer)
     return renderer
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ftcore.api.samples import Place
-from ftcore.data.multimodal.images import Images, Picture, as_lines, from_lines
+from ftcore.data.multimodal.images import Images, ReadImage, as_lines, from_lines
 from ftcore.data.preprocessing.prepare import Prepared
 
 Ints = npt.NDArray[np.int64]
@@ -29,19 +29,19 @@ ARRAYS = {
 """Name of an array, and of its file, -> its dtype. ``images`` holds lines of text."""
 
 
-class KeptRow(NamedTuple):
+class TokenizedRow(NamedTuple):
     """What is kept of a prepared row: T tokens."""
 
     place: Place
     ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     reasons: npt.NDArray[np.uint8]
-    images: tuple[Picture, ...] = ()
+    images: tuple[ReadImage, ...] = ()
     times: int = 1
     """How often it is taken."""
 
     @classmethod
-    def of(cls, place: Place, row: Prepared) -> KeptRow:
+    def of(cls, place: Place, row: Prepared) -> TokenizedRow:
         """Copies: a view would keep the tokens that were cut off in memory."""
         labelled, kept = row.labelled, row.kept
         return cls(
@@ -49,11 +49,11 @@ class KeptRow(NamedTuple):
             labelled.encoded.ids[:kept].copy(),
             labelled.weights[:kept].copy(),
             labelled.reasons[:kept].copy(),
-            tuple(Picture.of(path) for path in row.rendered.images),
+            tuple(ReadImage.of(path) for path in row.rendered.images),
         )
 
 
-class Places(Sequence[Place]):
+class SourceLocations(Sequence[Place]):
     """Where rows came from: 24 bytes each.
 
     Args:
@@ -65,7 +65,7 @@ class Places(Sequence[Place]):
         self.files, self.numbers = tuple(files), numbers
 
     @classmethod
-    def of(cls, places: Sequence[Place]) -> Places:
+    def of(cls, places: Sequence[Place]) -> SourceLocations:
         """These places."""
         files = {place.file: number for number, place in enumerate({place.file: place for place in places}.values())}
         numbers = [(files[place.file], place.row, place.line) for place in places]
@@ -80,7 +80,7 @@ class Places(Sequence[Place]):
     def __getitem__(self, index: slice) -> Sequence[Place]: ...
     def __getitem__(self, index: int | slice) -> Place | Sequence[Place]:
         if isinstance(index, slice):
-            return Places(self.files, self.numbers[index])
+            return SourceLocations(self.files, self.numbers[index])
         file, row, line = self.numbers[index].tolist()
         return Place(self.files[file], row, line)
 
@@ -107,7 +107,7 @@ class Table:
         weights: npt.NDArray[np.float32],
         reasons: npt.NDArray[np.uint8],
         offsets: Ints,
-        places: Places,
+        places: SourceLocations,
         images: Images | None = None,
         times: Ints | None = None,
     ) -> None:
@@ -118,14 +118,14 @@ class Table:
         self.times: Ints = np.ones(len(places), np.int64) if times is None else times
 
     @classmethod
-    def of(cls, rows: Sequence[KeptRow]) -> Table:
+    def of(cls, rows: Sequence[TokenizedRow]) -> Table:
         """These rows, in this order."""
         return cls(
             _joined([row.ids for row in rows], np.int32),
             _joined([row.weights for row in rows], np.float32),
             _joined([row.reasons for row in rows], np.uint8),
             np.concatenate([[0], np.cumsum([len(row.ids) for row in rows])]).astype(np.int64),
-            Places.of([row.place for row in rows]),
+            SourceLocations.of([row.place for row in rows]),
             {number: row.images for number, row in enumerate(rows) if row.images},
             np.array([row.times for row in rows], dtype=np.int64),
         )
@@ -198,7 +198,7 @@ class TableWriter:
 def read_table(folder: Path, files: Sequence[str], digests: Mapping[str, str]) -> MappedTable:
     """The table that a `TableWriter` wrote, mapped: what is not looked at is not read."""
     arrays: dict[str, Any] = {name: _mapped(folder / name, dtype) for name, dtype in ARRAYS.items()}
-    places = Places(files, arrays.pop("places").reshape(-1, 3))
+    places = SourceLocations(files, arrays.pop("places").reshape(-1, 3))
     images = from_lines(arrays.pop("images").tobytes())
     table = MappedTable(**arrays, places=places, images=images)
     table.source = (folder, tuple(files), dict(digests))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore.api.samples import Place
 from ftcore.data.fingerprint import differences, digest
-from ftcore.data.row_stats import Counts
+from ftcore.data.row_stats import RowCounts
 from ftcore.data.storage.arrays import ARRAYS, MappedTable, TableWriter, read_table
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.utils.cache_dir import cache_root
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _FORMAT = 2
 _MANIFEST = "manifest.json"
 
-Fill = Callable[[TableWriter, Counts], None]
+Fill = Callable[[TableWriter, RowCounts], None]
 """Writes a dataset's rows and counts them."""
 
 
@@ -64,7 +64,7 @@ class Store:
         return cls(root if os.access(root, os.W_OK) else None, overwrite=overwrite, locking=locking)
 
     def table(
-        self, name: str, parts: Mapping[str, str] | None, files: Sequence[str], fill: Fill, counts: Counts
+        self, name: str, parts: Mapping[str, str] | None, files: Sequence[str], fill: Fill, counts: RowCounts
     ) -> MappedTable:
         """A dataset's table, from the store or made anew, and its counts.
 
@@ -92,7 +92,7 @@ class Store:
             return _made(folder, parts, files, fill, counts) if found is None else found  # one of no rows is false
 
 
-def _read(folder: Path, parts: Mapping[str, str], files: Sequence[str], counts: Counts) -> MappedTable | None:
+def _read(folder: Path, parts: Mapping[str, str], files: Sequence[str], counts: RowCounts) -> MappedTable | None:
     """What is kept in a folder; None where it is not there, not whole, or of something else."""
     manifest = _manifest(folder)
     if manifest is None or manifest["parts"] != dict(parts):
@@ -119,7 +119,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     return sealed["content"] if whole else None
 
 
-def _made(folder: Path, parts: Mapping[str, str], files: Sequence[str], fill: Fill, counts: Counts) -> MappedTable:
+def _made(folder: Path, parts: Mapping[str, str], files: Sequence[str], fill: Fill, counts: RowCounts) -> MappedTable:
     """Fills a folder beside the final one and moves it there: what has the final name is whole."""
     staged = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed: the lock is ours
@@ -143,7 +143,7 @@ def _made(folder: Path, parts: Mapping[str, str], files: Sequence[str], fill: Fi
     return read_table(folder, files, digests)
 
 
-def _made_to_go(files: Sequence[str], fill: Fill, counts: Counts) -> MappedTable:
+def _made_to_go(files: Sequence[str], fill: Fill, counts: RowCounts) -> MappedTable:
     """A table in a folder that goes with it."""
     folder = Path(tempfile.mkdtemp(prefix="ft-"))
     try:
@@ -191,7 +191,7 @@ def _locked(root: Path, name: str, locking: bool) -> Iterator[None]:
         yield
 
 
-def _counts(counts: Counts, files: Sequence[str]) -> dict[str, Any]:
+def _counts(counts: RowCounts, files: Sequence[str]) -> dict[str, Any]:
     """Counts in JSON's kinds. Files are numbered: where they lie is not part of the content."""
     numbers = {field.name: getattr(counts, field.name) for field in fields(counts) if field.type == "int"}
     bad = [[_without(problem.where, files), problem.message, problem.hint] for problem in counts.bad]
@@ -203,7 +203,7 @@ def _counts(counts: Counts, files: Sequence[str]) -> dict[str, Any]:
     return {**numbers, "bad": bad, "untrainable": untrainable, "thoughtless_places": thoughtless}
 
 
-def _take_counts(counts: Counts, content: Mapping[str, Any], files: Sequence[str]) -> None:
+def _take_counts(counts: RowCounts, content: Mapping[str, Any], files: Sequence[str]) -> None:
     for field in fields(counts):
         if field.type == "int":
             setattr(counts, field.name, content[field.name])

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ftcore.api.samples import Message
 from ftcore.data.chat_template.rendered import Rendered, Span
 from ftcore.data.tokenization.loss_reasons import Reason
-from ftcore.data.tokenization.word_cache_bpe import WordCutter
+from ftcore.data.tokenization.word_cache_bpe import CachedBPE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,14 +66,14 @@ class Encoder:
         self._backend.no_truncation()  # tokenizer.json may switch both on
         self._backend.no_padding()
         self._backend.encode_special_tokens = False
-        self._cutter: WordCutter | None = None
+        self._cutter: CachedBPE | None = None
         self._asked = False
 
     def __call__(self, rendered: Sequence[Rendered]) -> list[Encoded]:
         """The tokens of each text."""
         plain = [one.text for one in rendered if not one.literal]
         if len(plain) >= self._MANY and not self._asked:
-            self._asked, self._cutter = True, self._checked(WordCutter.of(self._backend), plain[: self._CHECKED])
+            self._asked, self._cutter = True, self._checked(CachedBPE.of(self._backend), plain[: self._CHECKED])
         encoded = iter(self._encode(plain))
         return [_in_pieces(self._backend, one) if one.literal else next(encoded) for one in rendered]
 
@@ -91,7 +91,7 @@ class Encoder:
             [_whole(one) for one in self._backend.encode_batch(list(texts), add_special_tokens=False)] if texts else []
         )
 
-    def _checked(self, cutter: WordCutter | None, texts: Sequence[str]) -> WordCutter | None:
+    def _checked(self, cutter: CachedBPE | None, texts: Sequence[str]) -> CachedBPE | None:
         """The cutter, if it gives the backend's tokens for these texts; a plugin's tokenizer may do anything."""
         if cutter is None:
             return None

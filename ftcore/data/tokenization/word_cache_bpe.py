@@ -39,7 +39,7 @@ _WIDE = (range(0x80, 0xE00), range(0x1E00, 0x2C00))
 """Beyond ASCII: Latin to Indic scripts, punctuation, symbols. CJK and Thai words are sentences: they do not repeat."""
 
 
-class WordCutter:
+class CachedBPE:
     """Texts as tokens with offsets.
 
     Args:
@@ -56,7 +56,7 @@ class WordCutter:
         self._words = _Words(backend.model, added, trim)
 
     @classmethod
-    def of(cls, backend: Any) -> WordCutter | None:
+    def of(cls, backend: Any) -> CachedBPE | None:
         """The cutter that gives this backend's tokens; None where none is known to."""
         described = json.loads(backend.to_str())
         added = described["added_tokens"]
@@ -149,7 +149,7 @@ class _Words(dict[str, int]):
     def spell(
         self, words: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], lengths: Sequence[int]
     ) -> list[tuple[Ints, Ints, Ints] | None]:
-        """The tokens of texts that have so many words each, and so many characters; see `WordCutter.encode`."""
+        """The tokens of texts that have so many words each, and so many characters; see `CachedBPE.encode`."""
         first = np.array(self._first)
         sizes = np.array(self._sizes)[words].astype(np.int64)
         ends_of_words = np.concatenate([[0], np.cumsum(sizes)])

@@ -25,7 +25,7 @@ from ftcore.training.attention import gemm
 from ftcore.training.attention.layout import Span, add_parts
 
 if TYPE_CHECKING:
-    from ftcore.training.parallel.cpu_threads.kv_exchange import Loan, Side
+    from ftcore.training.parallel.cpu_threads.kv_exchange import KVPart, KVSlice
 
 
 BLOCK = 64
@@ -45,13 +45,13 @@ def serves(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     return available(query.device) and same and {query.stride(-1), key.stride(-1), value.stride(-1)} == {1}
 
 
-def branched_attention(
+def blocked_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scale: float | None,
     sequences: Sequence[Span],
-    side: Side | None = None,
+    side: KVPart | None = None,
 ) -> torch.Tensor:
     """Causal attention of each sequence over its prefix and itself.
 
@@ -68,11 +68,11 @@ def branched_attention(
     if torch.is_autocast_enabled("cpu") and query.dtype == torch.float32:  # as autocast does to torch's own function
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     with torch.autocast("cpu", enabled=False):
-        out: torch.Tensor = _Branched.apply(query, key, value, scale, tuple(sequences), side)
+        out: torch.Tensor = _BlockedAttention.apply(query, key, value, scale, tuple(sequences), side)
     return out.transpose(1, 2)
 
 
-class _Branched(torch.autograd.Function):
+class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -81,7 +81,7 @@ class _Branched(torch.autograd.Function):
         value: torch.Tensor,
         scale: float | None,
         sequences: tuple[Span, ...],
-        side: Side | None,
+        side: KVPart | None,
     ) -> torch.Tensor:
         own, out = (query, key, value), _buffer(query)
         query, key, value = (tensor.to(_computing(tensor.dtype)) for tensor in own)
@@ -140,7 +140,7 @@ class _Branched(torch.autograd.Function):
 
 
 def _seen(
-    key: torch.Tensor, value: torch.Tensor, sequence: Span, loan: Loan | None, number: int
+    key: torch.Tensor, value: torch.Tensor, sequence: Span, loan: KVSlice | None, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values that a sequence's queries see: those that are lent, then the row's before it, then its own."""
     lent = () if loan is None else loan.tokens(number)
@@ -152,7 +152,7 @@ def _seen(
 
 
 def _hand_back(
-    loan: Loan | None, number: int, sequence: Span, found: Sequence[torch.Tensor], totals: Sequence[torch.Tensor]
+    loan: KVSlice | None, number: int, sequence: Span, found: Sequence[torch.Tensor], totals: Sequence[torch.Tensor]
 ) -> None:
     """Gives gradients of what `_seen` took to whom it belongs."""
     lent = () if loan is None else loan.tokens(number)

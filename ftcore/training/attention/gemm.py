@@ -28,7 +28,7 @@ def serves(query: torch.Tensor, keys: torch.Tensor) -> bool:
         query: ``[1, heads, N, size]``.
         keys: ``[1, key heads, S, size]``, all that the sequence's last query sees.
     """
-    if not matmul.used().attention or torch.get_num_threads() > MOST_THREADS:
+    if not matmul.get_choice().attention or torch.get_num_threads() > MOST_THREADS:
         return False
     _, heads, seen, size = keys.shape
     work = 2 * block() * (query.shape[1] // heads) * seen * size
@@ -61,7 +61,7 @@ def forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: 
     """
     grouped = _grouped(query, key, scale)
     read = [
-        matmul.back(_weights(rows, keys, query.shape[2]), values)
+        matmul.linear_backward_input(_weights(rows, keys, query.shape[2]), values)
         for rows, keys, values in zip(grouped, key[0], value[0], strict=True)
     ]
     return torch.stack(read).view(query.shape)
@@ -76,11 +76,11 @@ def backward(
     for rows, into, keys, values in zip(grouped, gradients, key[0], value[0], strict=True):
         weights = _weights(rows, keys, query.shape[2])
         # Of keys and values turned, as oneDNN copies its first matrix if that is turned, and this is the small one.
-        of_values.append(matmul.outer(into, weights))
-        of_scores = matmul.through(into, values)
+        of_values.append(matmul.linear_backward_weight(into, weights))
+        of_scores = matmul.linear_forward(into, values)
         torch.ops.aten._softmax_backward_data.out(of_scores, weights, -1, weights.dtype, grad_input=of_scores)
-        of_queries.append(matmul.back(of_scores, keys))
-        of_keys.append(matmul.outer(rows, of_scores))
+        of_queries.append(matmul.linear_backward_input(of_scores, keys))
+        of_keys.append(matmul.linear_backward_weight(rows, of_scores))
     factor = _scale(query, scale)
     of_query = torch.stack(of_queries).view(query.shape).mul_(factor)
     of_key, of_value = (torch.stack(parts).transpose(1, 2)[None] for parts in (of_keys, of_values))
@@ -100,7 +100,7 @@ def _grouped(query: torch.Tensor, key: torch.Tensor, scale: float | None) -> tor
 
 def _weights(rows: torch.Tensor, keys: torch.Tensor, queries: int) -> torch.Tensor:
     """``[group * B, S]``: softmax of the scores of queries, which see no key behind their own."""
-    scores = matmul.through(rows, keys)
+    scores = matmul.linear_forward(rows, keys)
     scores.view(-1, queries, len(keys))[:, :, len(keys) - queries :] += _behind(queries, scores.dtype)
     return torch.softmax(scores, -1, out=scores)
 

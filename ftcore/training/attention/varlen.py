@@ -20,9 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
-from ftcore.training.attention.blocked import branched_attention, serves
+from ftcore.training.attention.blocked import blocked_attention, serves
 from ftcore.training.attention.layout import Prefixes, spans
-from ftcore.training.parallel.cpu_threads.kv_exchange import Side
+from ftcore.training.parallel.cpu_threads.kv_exchange import KVPart
 
 NAME = "ft_varlen"
 
@@ -94,7 +94,7 @@ def varlen_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     prefixes: Prefixes | None = None,
-    side: Side | None = None,
+    side: KVPart | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers' AttentionInterface calls it.
@@ -134,7 +134,7 @@ def varlen_attention(
         _watching.append(plain)
     if plain:
         # its result is kept once; of torch's own calls each keeps its part beside the whole that the next layer keeps
-        return branched_attention(query, key, value, rule.scale, list(spans(lengths, before)), side), None
+        return blocked_attention(query, key, value, rule.scale, list(spans(lengths, before)), side), None
     if side is not None:
         raise UnsupportedAttentionError(f"{type(module).__name__} does not attend to keys of another part")
     parts = zip(query.split(lengths, 2), _keys(key, lengths, prefixes), _keys(value, lengths, prefixes), strict=True)

@@ -11,7 +11,7 @@ import torch
 from ftcore.errors import Problem, RowError, RunError
 
 if TYPE_CHECKING:
-    from ftcore.data.multimodal.images import Pictures
+    from ftcore.data.multimodal.images import ImageReader
 
 IGNORED = -100
 
@@ -70,10 +70,10 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 class ImageCollator:
     """`collate` for rows of which some have images, ``images``; packs have none.
 
-    A batch with images has ``images`` besides: of each row what `Pictures.inputs` gives; empty where it has none.
+    A batch with images has ``images`` besides: of each row what `ImageReader.inputs` gives; empty where it has none.
     """
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: ImageReader) -> None:
         self.pictures = pictures
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:

@@ -24,7 +24,7 @@ Tokens = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class PrefixSharingCollator:
     """A collator whose batches have common beginnings once.
 
     Args:
@@ -36,9 +36,9 @@ class Shared:
     shares: Shares | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """See `shared`."""
+        """See `share_prefixes`."""
         batch = self.collate(rows)
-        return batch if self.shares is None else shared(batch, self.shares)
+        return batch if self.shares is None else share_prefixes(batch, self.shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class _Sequence:
     place: int = 0
 
 
-def shared(batch: Batch, shares: Shares) -> Batch:
+def share_prefixes(batch: Batch, shares: Shares) -> Batch:
     """The batch with common beginnings once, as far as ``shares`` says; the same labels in the same order.
 
     Args:
@@ -70,7 +70,7 @@ def shared(batch: Batch, shares: Shares) -> Batch:
         Where something is shared, ``prefixes`` besides: for each sequence the ``(start, end)`` of what comes before it,
         in their order; see `ftcore.training.attention.varlen`. ``position_ids`` go on from the branch.
     """
-    batch = {name: shared(value, shares) if _is_batch(value) else value for name, value in batch.items()}
+    batch = {name: share_prefixes(value, shares) if _is_batch(value) else value for name, value in batch.items()}
     if "images" in batch or "prefixes" in batch:  # sequences with images are computed one by one
         return batch
     sequences = _tree(batch, shares)

@@ -44,7 +44,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
         return {"args": {"patience": self.patience}, "attributes": {name: getattr(self, name) for name in _KEPT}}
 
 
-def stopping(plan: Plan) -> Sequence[TrainerCallback]:
+def early_stopping_callbacks(plan: Plan) -> Sequence[TrainerCallback]:
     """The callback, where the plan asks for it."""
     patience = plan.training.early_stopping_steps
     return [] if patience is None else [EarlyStopping(patience)]

@@ -42,7 +42,7 @@ STATES = (
 _REFUSED = (401, 403)
 
 
-class Uploads(TrainerCallback):
+class HubUploadCallback(TrainerCallback):
     """One run's uploads, by its first process.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from ftcore.training.batching.collators import Batch
 
 
-class EmbeddingNoise:
+class NeftuneNoise:
     """Adds noise of size ``alpha / sqrt(L * H)`` to each embedding, L being the length of its own sequence.
 
     transformers' hook takes the row's length for L, which for sequences end to end is that of the whole batch.

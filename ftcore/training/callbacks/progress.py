@@ -21,7 +21,7 @@ _CLOCK = ("_runtime", "_per_second")
 """Endings of what is of no use in a log line: its own times are there."""
 
 
-class Reports(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """Writes each log line to the file and the console.
 
     Args:

@@ -30,7 +30,7 @@ class DamagedError(RunError):
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunFingerprint:
     """What must be the same for a run to go on: option or thing -> its value as text.
 
     Args:
@@ -46,7 +46,7 @@ class Setting:
         """sha256 over all of it."""
         return hashlib.sha256(canonical(dict(self.values))).hexdigest()
 
-    def differences(self, now: Setting) -> list[Problem]:
+    def differences(self, now: RunFingerprint) -> list[Problem]:
         """Where another setting is not this one; of what is made from other things, each of these that differs."""
         found = []
         for name, then, new in _unequal(self.values, now.values):
@@ -75,7 +75,7 @@ class Manifest:
 
     step: int
     files: Mapping[str, tuple[int, str]]
-    setting: Setting
+    setting: RunFingerprint
     resumable: bool
     versions: Mapping[str, str]
 
@@ -113,7 +113,7 @@ class Manifest:
         if content["format"] != FORMAT:
             raise DamagedError(f"{file} has format {content['format']}, this version reads {FORMAT}")
         files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
-        setting = Setting(content["setting"], content.get("causes", {}))
+        setting = RunFingerprint(content["setting"], content.get("causes", {}))
         return cls(content["step"], files, setting, content["resumable"], content["versions"])
 
 
@@ -125,7 +125,7 @@ def stage(output_dir: Path, step: int) -> Path:
     return folder
 
 
-def commit(staged: Path, step: int, setting: Setting, *, resumable: bool, versions: Mapping[str, str]) -> Path:
+def commit(staged: Path, step: int, setting: RunFingerprint, *, resumable: bool, versions: Mapping[str, str]) -> Path:
     """Seals a staged folder and moves it into place.
 
     Returns:
@@ -184,7 +184,7 @@ def earlier_checkpoints(output_dir: Path) -> list[Path]:
     return [path for path in checkpoints(output_dir) if not not_ours(path)]
 
 
-def find_resumable(output_dir: Path, setting: Setting, *, force: bool = False) -> Path | None:
+def find_resumable(output_dir: Path, setting: RunFingerprint, *, force: bool = False) -> Path | None:
     """The newest whole checkpoint to go on from; damaged ones are named in a warning and passed over.
 
     Args:
@@ -212,7 +212,7 @@ def find_resumable(output_dir: Path, setting: Setting, *, force: bool = False) -
     return None
 
 
-def check_setting(folder: Path, manifest: Manifest, setting: Setting, *, force: bool = False) -> None:
+def check_setting(folder: Path, manifest: Manifest, setting: RunFingerprint, *, force: bool = False) -> None:
     """Refuses a checkpoint of another run; with ``force``, only warns.
 
     Raises:

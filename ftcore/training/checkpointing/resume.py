@@ -17,12 +17,12 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from ftcore.api.plan import Plan
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.training.batching.streaming_loader import StreamBatches
-from ftcore.training.callbacks.progress import Reports
+from ftcore.training.callbacks.progress import ProgressCallback
 from ftcore.training.callbacks.signals import InterruptedRunError, StopSignals, shown
 from ftcore.training.checkpointing import directory
 from ftcore.training.checkpointing import state as snapshots
 from ftcore.training.checkpointing.disk_space import check_room, checkpoint_bytes, weight_bytes, writing
-from ftcore.training.checkpointing.safe_serialization import load_tree, save_tree
+from ftcore.training.checkpointing.safe_serialization import load_pytree, save_pytree
 from ftcore.utils.ownership import named_checkpoints, not_ours
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ResumableTrainer(Trainer):
 
     plan: Plan
     tokenizer: Any
-    reports: Reports
+    reports: ProgressCallback
     signals: StopSignals
     phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
     """See `ftcore.runner.run.Run`."""
@@ -66,7 +66,7 @@ class ResumableTrainer(Trainer):
             RunError: when a loss or gradient is not a number, or a checkpoint cannot be written.
             UsageError: when the checkpoint is another run's.
         """
-        self.setting = snapshots.setting_of(self.plan, self.tokenizer, self.train_dataset, self.args.world_size)
+        self.setting = snapshots.run_fingerprint(self.plan, self.tokenizer, self.train_dataset, self.args.world_size)
         self.resumed = self._start(resume_from_checkpoint or self.plan.training.resume_from_checkpoint)
         self.args.eval_on_start &= self.resumed is None
         if self.args.should_save:
@@ -190,7 +190,7 @@ class ResumableTrainer(Trainer):
         """Writes everything into the staged folder, moves it into place, and only then deletes older ones."""
         resumable = not self.args.save_only_model
         if resumable:
-            save_tree(staged, f"random-{self.args.process_index}", snapshots.random_state())
+            save_pytree(staged, f"random-{self.args.process_index}", snapshots.random_state())
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
@@ -246,7 +246,7 @@ class ResumableTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            snapshots.set_random_state(load_tree(Path(checkpoint), f"random-{self.args.process_index}"))
+            snapshots.set_random_state(load_pytree(Path(checkpoint), f"random-{self.args.process_index}"))
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
@@ -295,7 +295,7 @@ class _Progress(TrainerCallback):
             self.trainer._determine_best_metric(metrics, None)
 
 
-def _checkpoint(plan: Plan, setting: directory.Setting, wanted: Path | str | bool | None) -> Path | None:
+def _checkpoint(plan: Plan, setting: directory.RunFingerprint, wanted: Path | str | bool | None) -> Path | None:
     """Where to go on from; None to start anew, which an earlier run's checkpoints forbid unless the file allows it."""
     anew = plan.training.overwrite_output_dir
     if wanted in (True, "auto") or (wanted is None and not anew):
@@ -310,7 +310,7 @@ def _checkpoint(plan: Plan, setting: directory.Setting, wanted: Path | str | boo
     return None
 
 
-def _given(folder: Path, setting: directory.Setting, *, force: bool) -> Path:
+def _given(folder: Path, setting: directory.RunFingerprint, *, force: bool) -> Path:
     """A checkpoint that the user names: whole, resumable and of this run."""
     try:
         manifest = directory.verify(folder)

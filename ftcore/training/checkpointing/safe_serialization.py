@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def save_tree(folder: Path, name: str, tree: Any) -> None:
+def save_pytree(folder: Path, name: str, tree: Any) -> None:
     """Writes ``name.json`` and, where the tree holds tensors, ``name.safetensors``.
 
     Args:
@@ -29,8 +29,8 @@ def save_tree(folder: Path, name: str, tree: Any) -> None:
         save_file(tensors.by_key, folder / f"{name}.safetensors")
 
 
-def load_tree(folder: Path, name: str) -> Any:
-    """What `save_tree` was given; tensors are on the CPU."""
+def load_pytree(folder: Path, name: str) -> Any:
+    """What `save_pytree` was given; tensors are on the CPU."""
     file = folder / f"{name}.safetensors"
     tensors = load_file(file) if file.is_file() else {}
     return _decode(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)

@@ -21,8 +21,8 @@ from ftcore.data.pipeline.streaming import Cursor
 from ftcore.errors import RunError
 from ftcore.models.files import model_files
 from ftcore.training.checkpointing import directory
-from ftcore.training.checkpointing.directory import Setting
-from ftcore.training.checkpointing.safe_serialization import load_tree, save_tree
+from ftcore.training.checkpointing.directory import RunFingerprint
+from ftcore.training.checkpointing.safe_serialization import load_pytree, save_pytree
 from ftcore.training.kernels import matmul, matmul_autotune
 from ftcore.utils.ownership import sealed_manifest
 
@@ -43,7 +43,7 @@ _WITHOUT_EFFECT = ("dataloader_", "ddp_", "eval_", "log", "project", "run_name",
 """Beginnings of TrainingArguments' fields that change no weight."""
 
 
-def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Setting:
+def run_fingerprint(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> RunFingerprint:
     """All that decides the run's weights: options, components with their versions, models' files, template, rows."""
     values: dict[str, Any] = {"processes": processes, "disable_shuffling": plan.data.disable_shuffling}
     for name in ("model_name_or_path", "model_revision", "adapter_name_or_path"):
@@ -79,7 +79,7 @@ def setting_of(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> Sett
     values |= {name: _digest(json.dumps(found).encode()) for name, found in files.items()}
     causes = {name: {file: digest[:16] for file, digest in found.items()} for name, found in files.items()}
     causes["training rows"] = _data_causes(plan)
-    return Setting(_texts(values), {name: _texts(found) for name, found in causes.items()})
+    return RunFingerprint(_texts(values), {name: _texts(found) for name, found in causes.items()})
 
 
 def _data_causes(plan: Plan) -> dict[str, Any]:
@@ -135,19 +135,19 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 def save_snapshot(trainer: Any, folder: Path) -> None:
     """Writes optimizer, scheduler, scaler, and what was summed up since the last log line."""
-    save_tree(folder, "optimizer", trainer.optimizer.state_dict())
-    save_tree(folder, "scheduler", trainer.lr_scheduler.state_dict())
+    save_pytree(folder, "optimizer", trainer.optimizer.state_dict())
+    save_pytree(folder, "scheduler", trainer.lr_scheduler.state_dict())
     progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
     progress["meters"], progress["guard"] = trainer.meters.sums, trainer.guard.state()
     progress["prefix"] = trainer.scorer.prefix is not None and trainer.scorer.prefix.on
-    progress["products"] = asdict(matmul.used())
+    progress["products"] = asdict(matmul.get_choice())
     if trainer.streamed is not None:
         progress["cursor"] = tuple(trainer.streamed.cursor)
-    save_tree(folder, "progress", progress)
+    save_pytree(folder, "progress", progress)
     if extra := trainer.extra_state():
-        save_tree(folder, "extra", extra)
+        save_pytree(folder, "extra", extra)
     if trainer.accelerator.scaler is not None:
-        save_tree(folder, "scaler", trainer.accelerator.scaler.state_dict())
+        save_pytree(folder, "scaler", trainer.accelerator.scaler.state_dict())
 
 
 def load_snapshot(trainer: Any, folder: Path) -> None:
@@ -157,12 +157,12 @@ def load_snapshot(trainer: Any, folder: Path) -> None:
         RunError: when the optimizer is of another shape, which only a forced resume meets.
     """
     try:
-        trainer.optimizer.load_state_dict(load_tree(folder, "optimizer"))
+        trainer.optimizer.load_state_dict(load_pytree(folder, "optimizer"))
     except (KeyError, ValueError) as error:
         raise RunError(f"the optimizer's state in {folder} does not fit this run: {error}") from error
-    trainer.lr_scheduler.load_state_dict(load_tree(folder, "scheduler"))
+    trainer.lr_scheduler.load_state_dict(load_pytree(folder, "scheduler"))
     if trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(load_tree(folder, "scaler"))
+        trainer.accelerator.scaler.load_state_dict(load_pytree(folder, "scaler"))
 
 
 def load_progress(trainer: Any, folder: Path) -> bool:
@@ -171,23 +171,23 @@ def load_progress(trainer: Any, folder: Path) -> bool:
     Returns:
         Whether the run was stopped in an evaluation.
     """
-    progress = load_tree(folder, "progress")
+    progress = load_pytree(folder, "progress")
     trainer._tr_loss = progress["loss"].to(trainer.args.device)
     trainer.meters.sums.update(progress["meters"])
     trainer.guard.load(progress["guard"])
-    matmul.use(_products_of(progress))
+    matmul.set_choice(_products_of(progress))
     trainer._globalstep_last_logged = progress["logged"]
-    go_on_with_prefix(trainer, progress.get("prefix", False))
+    restore_frozen_layers(trainer, progress.get("prefix", False))
     if trainer.streamed is not None:
         number = trainer.state.global_step * trainer.args.gradient_accumulation_steps
         trainer.streamed.resume(number, Cursor(*progress["cursor"]))
     if (folder / "extra.json").is_file():
-        trainer.load_extra_state(load_tree(folder, "extra"))
+        trainer.load_extra_state(load_pytree(folder, "extra"))
     trainer._total_loss_scalar = -trainer._tr_loss.item()
     return bool(progress["evaluating"])
 
 
-def go_on_with_prefix(trainer: Any, used: bool) -> None:
+def restore_frozen_layers(trainer: Any, used: bool) -> None:
     """Computes the frozen layers row by row, or in batches, as the steps before the checkpoint did.
 
     Args:
@@ -202,12 +202,12 @@ def go_on_with_prefix(trainer: Any, used: bool) -> None:
     trainer.reports.say(f"the frozen layers are computed {how}: so they were before the checkpoint, to the bit")
 
 
-def _products_of(progress: Mapping[str, Any]) -> matmul.Products:
+def _products_of(progress: Mapping[str, Any]) -> matmul.MatmulChoice:
     """torch's own where the checkpoint is from before there was a choice."""
-    return matmul.Products(**progress.get("products", {}))
+    return matmul.MatmulChoice(**progress.get("products", {}))
 
 
-def kept_products(plan: Plan) -> matmul.Products | None:
+def saved_matmul(plan: Plan) -> matmul.MatmulChoice | None:
     """The choice of products in the checkpoint that a run will go on from, known before it is loaded.
 
     What is computed before that, such as a reference's log-probabilities, is then computed as it was the first time.
@@ -219,18 +219,18 @@ def kept_products(plan: Plan) -> matmul.Products | None:
     elif wanted not in (None, False, "never"):
         folders = [Path(str(wanted))]
     try:
-        return _products_of(load_tree(folders[-1], "progress")) if folders else None
+        return _products_of(load_pytree(folders[-1], "progress")) if folders else None
     except (OSError, ValueError, TypeError):
         return None  # a damaged one is found out, and named, when it is to be gone on from
 
 
-def settle_products(trainer: Any) -> None:
+def choose_matmul(trainer: Any) -> None:
     """Takes products that are fast here, or the ones that the checkpoint was made with; the same in all processes."""
-    matmul_autotune.settle(trainer.args.device.type, kept_products(trainer.plan))
+    matmul_autotune.autotune(trainer.args.device.type, saved_matmul(trainer.plan))
     if trainer.args.world_size > 1:
-        chosen = [matmul.used()]
+        chosen = [matmul.get_choice()]
         broadcast_object_list(chosen)
-        matmul.use(chosen[0])
+        matmul.set_choice(chosen[0])
 
 
 def _digest(content: bytes) -> str:

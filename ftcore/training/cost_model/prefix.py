@@ -26,7 +26,7 @@ from torch import nn
 from ftcore.errors import Problem, UsageError
 from ftcore.training.attention.blocked import available
 
-Wish = bool | Literal["auto"]
+ShareOption = bool | Literal["auto"]
 """The option ``share_prompt``."""
 
 Shares = Callable[[int, int], bool]
@@ -41,7 +41,7 @@ ATTENTION = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class PrefixCost:
     """Decides by what is saved and what is added, from lengths and the model's shape alone: the same on each resume.
 
     Args:
@@ -57,7 +57,7 @@ class Cost:
     masked: bool
 
     @classmethod
-    def of(cls, model: Any) -> Cost:
+    def of(cls, model: Any) -> PrefixCost:
         """Of a transformers model."""
         config, decoder = model.config.get_text_config(), model.get_decoder()
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -74,7 +74,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Always:
+class AlwaysShare:
     """Shares every beginning."""
 
     def __call__(self, shared: int, queries: int) -> bool:
@@ -82,7 +82,7 @@ class Always:
         return True
 
 
-def sharing(scorer: Any, wish: Wish, noise: bool = False) -> Shares | None:
+def sharing_rule(scorer: Any, wish: ShareOption, noise: bool = False) -> Shares | None:
     """How sequences are decided about; None where nothing is shared.
 
     Args:
@@ -96,7 +96,7 @@ def sharing(scorer: Any, wish: Wish, noise: bool = False) -> Shares | None:
     if wish is False:
         return None
     if not noise and scorer.shares:
-        return Always() if wish is True else Cost.of(scorer.inner)
+        return AlwaysShare() if wish is True else PrefixCost.of(scorer.inner)
     if wish is True:
         why = "noise on the embeddings depends on each answer" if noise else "this model would not compute the same"
         raise UsageError(Problem(f"share_prompt is true, and {why}", hint="write share_prompt: auto"))

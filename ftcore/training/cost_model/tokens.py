@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ftcore.training.batching.collators import Batch
-from ftcore.training.cost_model.prefix import Cost
+from ftcore.training.cost_model.prefix import PrefixCost
 from ftcore.training.kernels import matmul
 
 PAIR = {False: 2.4, True: 3.6}
@@ -19,7 +19,7 @@ and by oneDNN's products (Zen 5: 67 ns for 9 heads of 64 forward and back, a lin
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class CostModel:
     """Operations of a forward pass, which count as they last; the backward pass is taken to be in proportion.
 
     Args:
@@ -33,10 +33,10 @@ class Work:
     label: float
 
     @classmethod
-    def of(cls, scorer: Any) -> Work:
+    def of(cls, scorer: Any) -> CostModel:
         """Of a scorer's model; of the layers alone that compute where others are kept
         (`ftcore.training.frozen_layer_cache.cache`)."""
-        config, cost, prefix = scorer.inner.config.get_text_config(), Cost.of(scorer.inner), scorer.prefix
+        config, cost, prefix = scorer.inner.config.get_text_config(), PrefixCost.of(scorer.inner), scorer.prefix
         kept = prefix.border / len(prefix.layers) if prefix is not None and prefix.on else 0.0
         label = 2.0 * config.vocab_size * config.hidden_size if scorer.reads_vocabulary else 0.0
         pair = 4.0 * cost.width * cost.layers
@@ -44,7 +44,7 @@ class Work:
 
     def __call__(self, batch: Batch) -> npt.NDArray[np.floating[Any]]:
         """Of each token, ``[N]``."""
-        found = self.token + PAIR[matmul.used().attention] * self.pair * visible(batch)
+        found = self.token + PAIR[matmul.get_choice().attention] * self.pair * visible(batch)
         found[batch["positions"].numpy()] += self.label
         return found
 

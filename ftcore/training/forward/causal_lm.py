@@ -16,14 +16,14 @@ from ftcore.data.multimodal.images import OF_IMAGES
 from ftcore.errors import UsageError
 from ftcore.training.attention import varlen
 from ftcore.training.batching.collators import Batch, collate, on_device, padded
-from ftcore.training.batching.shared_prefix import shared
-from ftcore.training.cost_model.prefix import Always
+from ftcore.training.batching.shared_prefix import share_prefixes
+from ftcore.training.cost_model.prefix import AlwaysShare
 from ftcore.training.forward.dependence import check_causal, check_images
-from ftcore.training.frozen_layer_cache.cache import FrozenPrefix
-from ftcore.training.losses.linear_cross_entropy import Head, nll_and_hits, token_logps, weighted_nll
+from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
+from ftcore.training.losses.linear_cross_entropy import LMHead, nll_and_hits, token_logps, weighted_nll
 
 if TYPE_CHECKING:
-    from ftcore.training.parallel.cpu_threads.split_forward import Team
+    from ftcore.training.parallel.cpu_threads.split_forward import SequenceSplit
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,11 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 attention takes its softmax in float32 even where they are in float64."""
 
 
-TOLD = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes", "side")
+ATTENTION_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes", "side")
 """What a decoder hands on to attention of a row of sequences."""
 
 
-class Scorer:
+class CausalLMForward:
     """Computes a causal language model's losses on the labels of a batch.
 
     Args:
@@ -71,11 +71,11 @@ class Scorer:
         self.model = model
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.packed = self.shares = self.plain = False
-        self.prefix: FrozenPrefix | None = None
-        self.team: Team | None = None
+        self.prefix: FrozenLayerCache | None = None
+        self.team: SequenceSplit | None = None
         self.last: nn.Module | None = None
         self.compiled: tuple[str, str | None] | None = None
-        self.unseen: Callable[[Scorer, Batch, float], bool] | None = check_images
+        self.unseen: Callable[[CausalLMForward, Batch, float], bool] | None = check_images
         self.smoothing = 0.0
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
@@ -140,14 +140,14 @@ class Scorer:
         stacks = [one for one in found if len(one) == count]
         return stacks[0] if len(stacks) == 1 else None
 
-    def head(self) -> Head:
+    def head(self) -> LMHead:
         """The vocabulary head as a formula."""
         module = self._head_module()
         assert module is not None
         config = self.inner.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(module.weight, module.bias, scale, softcap)
+        return LMHead(module.weight, module.bias, scale, softcap)
 
     def _head_module(self) -> nn.Linear | None:
         """The head where it is a plain linear layer; PEFT's trained copy of it where there is one and it is in use."""
@@ -262,7 +262,7 @@ class Scorer:
         self.fused, self.packed, self.shares = fused, self._can_pack() and (self.can_share or not shares), shares
         if self.packed:
             self.inner.set_attn_implementation(varlen.NAME)
-            batch = self.placed(shared(_probe(self.inner), Always())) if shares else short
+            batch = self.placed(share_prefixes(_probe(self.inner), AlwaysShare())) if shares else short
             with varlen.watched() as plain:
                 self.packed = _same(_tried(self, batch), expected, self.coarsest)
             self.plain = self.packed and all(plain)
@@ -354,7 +354,7 @@ def _arguments(model: Any) -> set[str]:
     return names if len(names) == len(parameters) else names | inspect.signature(model.forward).parameters.keys()
 
 
-def _tried(scorer: Scorer, batch: Batch) -> torch.Tensor | None:
+def _tried(scorer: CausalLMForward, batch: Batch) -> torch.Tensor | None:
     """The logits, or None where the model's code does not take the call."""
     try:
         return scorer.logits(batch)

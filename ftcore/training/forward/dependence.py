@@ -17,8 +17,8 @@ COMPARED = 8
 """Labels of a row with images at which outputs are compared: the last ones."""
 
 
-class Probed(Protocol):
-    """What is asked; `ftcore.training.forward.causal_lm.Scorer` is it."""
+class ProbedModel(Protocol):
+    """What is asked; `ftcore.training.forward.causal_lm.CausalLMForward` is it."""
 
     inner: Any
     """The model without wrappers."""
@@ -30,7 +30,7 @@ class Probed(Protocol):
         """Logits ``[n, V]`` at these places."""
 
 
-def check_causal(scorer: Probed, batch: Batch, logits: torch.Tensor, common: int, tolerance: float) -> None:
+def check_causal(scorer: ProbedModel, batch: Batch, logits: torch.Tensor, common: int, tolerance: float) -> None:
     """Refuses a model whose logits at a token depend on the tokens after it.
 
     Args:
@@ -50,7 +50,7 @@ def check_causal(scorer: Probed, batch: Batch, logits: torch.Tensor, common: int
         raise UsageError(_leaks(scorer))
 
 
-def check_images(scorer: Probed, batch: Batch, tolerance: float) -> bool:
+def check_images(scorer: ProbedModel, batch: Batch, tolerance: float) -> bool:
     """Refuses a model whose outputs do not depend on a row's images, or depend on the answer that is to be predicted.
 
     Other pixels have to change the logits at the labels that follow the first image; another token at the end of the
@@ -85,7 +85,7 @@ def check_images(scorer: Probed, batch: Batch, tolerance: float) -> bool:
     return False
 
 
-def _after(scorer: Probed, inputs: dict[str, Any], at: torch.Tensor, of_images: torch.Tensor) -> torch.Tensor:
+def _after(scorer: ProbedModel, inputs: dict[str, Any], at: torch.Tensor, of_images: torch.Tensor) -> torch.Tensor:
     """Logits at the same places with another token after the last of them: one of the row, and of text."""
     ids, last = inputs["input_ids"].clone(), int(at[-1]) + 1
     others = ids[0][~of_images & (ids[0] != ids[0, last])]
@@ -104,11 +104,11 @@ def _moved(logits: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bo
     return bool(len(expected) and (logits - expected).abs().max() > tolerance * expected.abs().max())
 
 
-def _leaks(scorer: Probed) -> Problem:
+def _leaks(scorer: ProbedModel) -> Problem:
     reason = f"{type(scorer.inner).__name__} predicts a token from tokens that follow it: the answer would be an input"
     return Problem(reason, hint="choose a causal language model, which predicts from left to right")
 
 
-def _blind(scorer: Probed, what: str) -> Problem:
+def _blind(scorer: ProbedModel, what: str) -> Problem:
     reason = f"the rows have images, and {type(scorer.inner).__name__} {what}"
     return Problem(reason, hint="choose a model that reads images, or remove the images from the rows")

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ftcore.training.batching.collators import Batch
-from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.forward.causal_lm import CausalLMForward
 
 
-class RewardScorer(Scorer):
+class RewardForward(CausalLMForward):
     """Computes the scores of a transformers sequence-classification model with one label.
 
     `hidden` gathers the last tokens before the head, so that nothing else goes through it.

@@ -25,7 +25,7 @@ from torch import nn
 
 from ftcore.training.batching.collators import Batch
 from ftcore.training.frozen_layer_cache.row_store import RowStore
-from ftcore.training.parallel.cpu_threads.pool import Crew
+from ftcore.training.parallel.cpu_threads.pool import ThreadPool
 
 
 @dataclass
@@ -44,10 +44,10 @@ class _Pass:
     seen: torch.Tensor | None = None
 
 
-class _Gate:
+class _LayerGate:
     """In the place of a layer's ``forward``."""
 
-    def __init__(self, layer: nn.Module, below: bool, last: bool, owner: FrozenPrefix) -> None:
+    def __init__(self, layer: nn.Module, below: bool, last: bool, owner: FrozenLayerCache) -> None:
         self.own: Callable[..., Any] = layer.forward
         self.below, self.last, self.owner = below, last, owner
         self.pairs = False
@@ -68,7 +68,7 @@ class _Gate:
 
 
 @dataclass
-class FrozenPrefix:
+class FrozenLayerCache:
     """The layers under the lowest trained one, and what is kept of them.
 
     Args:
@@ -94,13 +94,13 @@ class FrozenPrefix:
     dtype: torch.dtype = torch.float32
     width: int = 0
     proof: bytes = b""
-    crew: Crew | None = None
+    crew: ThreadPool | None = None
     _passes: dict[int, _Pass] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=Lock, repr=False)
 
     def __post_init__(self) -> None:
         for number, layer in enumerate(self.layers):
-            _Gate(layer, number < self.border, number == self.border - 1, self)
+            _LayerGate(layer, number < self.border, number == self.border - 1, self)
 
     @property
     def now(self) -> _Pass | None:

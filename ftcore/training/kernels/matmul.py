@@ -25,7 +25,7 @@ NO_MEMORY = {f"could not {what}" for what in ("create a primitive", "create a me
 
 
 @dataclass(frozen=True, slots=True)
-class Products:
+class MatmulChoice:
     """Which products oneDNN computes.
 
     Args:
@@ -39,32 +39,32 @@ class Products:
     attention: bool = False
 
 
-_used = Products()
+_used = MatmulChoice()
 
 
-def used() -> Products:
-    """What is in use in this process; torch's own until `use` is called."""
+def get_choice() -> MatmulChoice:
+    """What is in use in this process; torch's own until `set_choice` is called."""
     return _used
 
 
-def use(products: Products) -> None:
+def set_choice(products: MatmulChoice) -> None:
     """Takes these from now on."""
     global _used
-    _used = products if onednn() is not None else Products()
+    _used = products if onednn() is not None else MatmulChoice()
 
 
 @contextmanager
-def using(products: Products) -> Iterator[None]:
+def choice_scope(products: MatmulChoice) -> Iterator[None]:
     """Takes these for a while."""
-    before = used()
-    use(products)
+    before = get_choice()
+    set_choice(products)
     try:
         yield
     finally:
-        use(before)
+        set_choice(before)
 
 
-def through(
+def linear_forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, room: torch.Tensor | None = None
 ) -> torch.Tensor:
     """``x @ weight.T + bias``; differentiable as torch's own.
@@ -84,7 +84,7 @@ def through(
     return functional.linear(x, weight, bias)
 
 
-def back(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def linear_backward_input(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``gradient @ weight``: ``[..., out]`` -> ``[..., in]``."""
     if _used.backward and _served(gradient, weight):
         # a transposed copy of the weight is no faster here: oneDNN packs what it is given
@@ -92,7 +92,7 @@ def back(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return gradient @ weight
 
 
-def outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def linear_backward_weight(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """``first.T @ second``, as gradients of weights are: ``[N, a]``, ``[N, b]`` -> ``[a, b]``."""
     turned = first.t()
     if _used.backward and _served(turned, second):
@@ -100,17 +100,17 @@ def outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return turned @ second
 
 
-def add_through(total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, factor: float) -> torch.Tensor:
+def add_linear_forward(total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, factor: float) -> torch.Tensor:
     """``total += factor * x @ weight.T``, in place; all of two dimensions."""
     if _used.forward and _served(x, weight):
-        return total.add_(through(x, weight), alpha=factor)
+        return total.add_(linear_forward(x, weight), alpha=factor)
     return add(total, x, weight.t(), factor)
 
 
-def add_back(total: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def add_linear_backward_input(total: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``total += gradient @ weight``, in place; all of two dimensions."""
     if _used.backward and _served(gradient, weight):
-        return total.add_(back(gradient, weight))
+        return total.add_(linear_backward_input(gradient, weight))
     return add(total, gradient, weight)
 
 

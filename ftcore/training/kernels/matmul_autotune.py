@@ -16,7 +16,7 @@ import torch
 
 from ftcore.training.attention import blocked, layout
 from ftcore.training.kernels import matmul
-from ftcore.training.kernels.matmul import Products
+from ftcore.training.kernels.matmul import MatmulChoice
 from ftcore.utils.cache_dir import cache_root
 from ftcore.utils.files import write_whole
 
@@ -33,10 +33,10 @@ _HEADS = (9, 3, 64, 512)
 """Query heads, key heads, their size and tokens of the attention that is timed: 10 to 15 ms on a fast core."""
 
 
-def settle(device: str, kept: Products | None = None) -> None:
+def autotune(device: str, kept: MatmulChoice | None = None) -> None:
     """Takes a checkpoint's choice or the faster products of this machine, from the cache folder or measured now."""
     if device != "cpu" or matmul.onednn() is None or kept is not None:
-        matmul.use(kept or Products())
+        matmul.set_choice(kept or MatmulChoice())
         return
     path, machine = cache_root() / "products.json", _machine()
     known = _read(path)
@@ -44,7 +44,7 @@ def settle(device: str, kept: Products | None = None) -> None:
         with _one_thread():
             known[machine] = asdict(_measured())
         _write(path, known)
-    matmul.use(Products(**known[machine]))
+    matmul.set_choice(MatmulChoice(**known[machine]))
 
 
 def _machine() -> str:
@@ -66,7 +66,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _measured() -> Products:
+def _measured() -> MatmulChoice:
     """Both ways in turn: the median of their ratios, and that of their best times, have to agree.
 
     None where the results differ by more than rounding.
@@ -75,15 +75,17 @@ def _measured() -> Products:
     x, weight, gradient = _random((rows, inputs), (outputs, inputs), (rows, outputs))
     try:
         with torch.no_grad():
-            forward = _faster(lambda: matmul.through(x, weight), Products(), Products(forward=True))
-            backward = _faster(lambda: matmul.back(gradient, weight), Products(), Products(backward=True))
-        by_torch, by_products = (Products(forward, backward, attention=taken) for taken in (False, True))
+            forward = _faster(lambda: matmul.linear_forward(x, weight), MatmulChoice(), MatmulChoice(forward=True))
+            backward = _faster(
+                lambda: matmul.linear_backward_input(gradient, weight), MatmulChoice(), MatmulChoice(backward=True)
+            )
+        by_torch, by_products = (MatmulChoice(forward, backward, attention=taken) for taken in (False, True))
         possible = forward and backward and blocked.available(x.device)
         attention = possible and _faster(_attended(), by_torch, by_products)
         return by_products if attention else by_torch
     except RuntimeError as error:
         log.warning("oneDNN's products are not used: %s", error)
-        return Products()
+        return MatmulChoice()
 
 
 def _attended() -> Callable[[], torch.Tensor]:
@@ -97,7 +99,7 @@ def _attended() -> Callable[[], torch.Tensor]:
     sequence = layout.Span(slice(0, tokens))
 
     def compute() -> torch.Tensor:
-        out = blocked.branched_attention(query, key, value, None, [sequence])
+        out = blocked.blocked_attention(query, key, value, None, [sequence])
         return torch.cat([part.flatten() for part in torch.autograd.grad(out, leaves, gradient.transpose(1, 2))])
 
     return compute
@@ -108,12 +110,12 @@ def _random(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(*shape, generator=make) for shape in shapes]
 
 
-def _faster(compute: Callable[[], torch.Tensor], usual: Products, other: Products) -> bool:
+def _faster(compute: Callable[[], torch.Tensor], usual: MatmulChoice, other: MatmulChoice) -> bool:
     """Whether the other way is, and gives the same."""
-    spent: dict[Products, list[float]] = {usual: [], other: []}
-    results: dict[Products, torch.Tensor] = {}
+    spent: dict[MatmulChoice, list[float]] = {usual: [], other: []}
+    results: dict[MatmulChoice, torch.Tensor] = {}
     for way in (usual, other) * TURNS:
-        with matmul.using(way):
+        with matmul.choice_scope(way):
             begun = time.process_time()
             results[way] = compute()
             spent[way].append(time.process_time() - begun)
@@ -126,7 +128,7 @@ def _read(path: Path) -> dict[str, dict[str, bool]]:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         # one of an earlier version lacks what is new: it is measured again
-        return {machine: choice for machine, choice in kept.items() if choice.keys() == asdict(Products()).keys()}
+        return {machine: choice for machine, choice in kept.items() if choice.keys() == asdict(MatmulChoice()).keys()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -1,7 +1,7 @@
 """Tensors that the backward pass makes again, because that is cheap, instead of keeping them.
 
-Whoever makes such a tensor notes on it how (`note`); a product that would keep it as its input keeps the parts
-instead (`kept`), which others keep anyway. Products of matrices are never made again.
+Whoever makes such a tensor notes on it how (`tag_recompute`); a product that would keep it as its input keeps the parts
+instead (`saved_inputs`), which others keep anyway. Products of matrices are never made again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Make = Callable[..., torch.Tensor]
 _NAME = "_ft_kept"
 
 
-class Kept(NamedTuple):
+class SavedForRecompute(NamedTuple):
     """What is kept of a tensor.
 
     Args:
@@ -27,10 +27,10 @@ class Kept(NamedTuple):
     parts: tuple[torch.Tensor, ...]
 
 
-def note(tensor: torch.Tensor, make: Make, *parts: torch.Tensor) -> torch.Tensor:
+def tag_recompute(tensor: torch.Tensor, make: Make, *parts: torch.Tensor) -> torch.Tensor:
     """The tensor, on which stands how it is made of the parts."""
     if not tensor.is_inference():  # else nothing goes backward
-        setattr(tensor, _NAME, (Kept(make, tuple(part.detach() for part in parts)), tensor._version))
+        setattr(tensor, _NAME, (SavedForRecompute(make, tuple(part.detach() for part in parts)), tensor._version))
     return tensor
 
 
@@ -39,12 +39,12 @@ def version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def kept(tensor: torch.Tensor) -> Kept:
+def saved_inputs(tensor: torch.Tensor) -> SavedForRecompute:
     """The parts, where they are known and the tensor was not written to since; else itself."""
     found, noted = getattr(tensor, _NAME, (None, 0))
-    return found if found is not None and noted == version(tensor) else Kept(None, (tensor.detach(),))
+    return found if found is not None and noted == version(tensor) else SavedForRecompute(None, (tensor.detach(),))
 
 
-def again(make: Make | None, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The tensor, of what `kept` returned."""
+def rematerialize(make: Make | None, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensor, of what `saved_inputs` returned."""
     return parts[0] if make is None else make(*parts)

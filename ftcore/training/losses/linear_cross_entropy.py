@@ -6,10 +6,10 @@ recomputation costs). Losses are ``logsumexp(z) - z[label]`` in float32, 7e-8 fr
 ``cross_entropy`` on log_softmax was 5.6e-6 off.
 
 In float32 and float64 on a CPU all but the head's own gradient is made tile by tile of the vocabulary too, as flash
-attention goes through its keys (`_Tiles`): logits stay in the processor's cache, and none are kept for a second look.
-Measured with one core of a Zen 3, 1,200 positions of 576 numbers, 49,152 tokens, CPU seconds before and now: 2.07, 1.74
-with the gradient, 1.26, 0.93 without, 1.49, 1.04 with hits. Where every label is all but certain (mean loss 1e-7) the
-gradient is 3e-6 off float64's, relative to its length; by chunks it is 0.28 off.
+attention goes through its keys (`_VocabTiles`): logits stay in the processor's cache, and none are kept for a second
+look. Measured with one core of a Zen 3, 1,200 positions of 576 numbers, 49,152 tokens, CPU seconds before and now:
+2.07, 1.74 with the gradient, 1.26, 0.93 without, 1.49, 1.04 with hits. Where every label is all but certain (mean loss
+1e-7) the gradient is 3e-6 off float64's, relative to its length; by chunks it is 0.28 off.
 
 With labels smoothed by ``e`` a loss is ``(1 - e)`` of the label's and ``e`` of the mean over the vocabulary, as
 transformers' LabelSmoother has it: ``logsumexp(z) - (1 - e) z[label] - e mean(z)``; the mean is summed up on the way.
@@ -33,7 +33,7 @@ gradient and 1.06 without, 512 positions by 4,096 tokens 1.03 and 1.08, 256 by 4
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class LMHead:
     """How a model makes logits of hidden states: ``cap(scale * (h @ weight.T + bias))``.
 
     Args:
@@ -50,7 +50,7 @@ class Head:
 
     def logits(self, hidden: torch.Tensor, room: torch.Tensor | None = None) -> torch.Tensor:
         """``[T, H]`` -> ``[T, V]``, in float32 (float64 where the hidden states are); in ``room`` if it can be."""
-        z = matmul.through(hidden.to(self.weight.dtype), self.weight, self.bias, room)
+        z = matmul.linear_forward(hidden.to(self.weight.dtype), self.weight, self.bias, room)
         z = z if z.dtype == torch.float64 else z.float()
         if self.scale != 1.0:
             z.mul_(self.scale)
@@ -60,11 +60,11 @@ class Head:
         """Of the softcap at logits, ``d z / d (scale * (h @ weight.T + bias))``; None where it is 1 all over."""
         return None if self.softcap is None else 1 - (z / self.softcap).square()
 
-    def part(self, start: int) -> Head:
+    def part(self, start: int) -> LMHead:
         """Of the tokens of one tile."""
         tokens = slice(start, start + TILE[1])
         bias = None if self.bias is None else self.bias[tokens]
-        return Head(self.weight[tokens], bias, self.scale, self.softcap)
+        return LMHead(self.weight[tokens], bias, self.scale, self.softcap)
 
     def nll(
         self, hidden: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
@@ -93,7 +93,7 @@ class Head:
         return max(16, CHUNK_BYTES // (4 * self.weight.shape[0]))
 
 
-class _Tiles:
+class _VocabTiles:
     """A softmax of some positions, taken tile by tile.
 
     The labels' exponentials are left out of the sums: of a label that is all but certain, the gradient would be the
@@ -133,7 +133,7 @@ class _Tiles:
         self.sums = torch.zeros_like(self.others) if smoothing else None
         self.slopes: torch.Tensor | None = None
 
-    def take(self, head: Head, start: int, room: torch.Tensor) -> None:
+    def take(self, head: LMHead, start: int, room: torch.Tensor) -> None:
         """One tile: the part of the head from the token ``start`` on; its logits are made in ``room``."""
         z = head.logits(self.hidden, room[: len(self.labels) * len(head.weight)].view(len(self.labels), -1))
         here = ((self.labels >= start) & (self.labels < start + len(head.weight))).nonzero()[:, 0]
@@ -144,14 +144,14 @@ class _Tiles:
             self.sums.add_(z.sum(1, keepdim=True))
             if slope is not None:
                 self.slopes = torch.zeros_like(self.hidden) if self.slopes is None else self.slopes
-                matmul.add_back(self.slopes, slope, head.weight)
+                matmul.add_linear_backward_input(self.slopes, slope, head.weight)
         shrunk = self._raise(z, start)
         z.sub_(self.top).exp_()
         z[places] = 0.0
         self.others.mul_(shrunk).add_(z.sum(1, keepdim=True))
         if self.gradient is not None:
             self.gradient.mul_(shrunk)
-            matmul.add_back(self.gradient, z if slope is None else z.mul_(slope), head.weight)
+            matmul.add_linear_backward_input(self.gradient, z if slope is None else z.mul_(slope), head.weight)
 
     def _raise(self, z: torch.Tensor, start: int) -> torch.Tensor:
         """Takes a tile's largest logits into ``top``; the factor ``[t, 1]`` of what was summed up before."""
@@ -163,7 +163,7 @@ class _Tiles:
         before, self.top = self.top, torch.maximum(self.top, largest)
         return before.sub_(self.top).exp_()
 
-    def end(self, head: Head) -> torch.Tensor:
+    def end(self, head: LMHead) -> torch.Tensor:
         """The losses ``[t]``; makes the gradient that of these, all tiles having been taken."""
         total = self.others + (self.chosen - self.top).double().exp()
         if self.gradient is not None:
@@ -187,13 +187,13 @@ def _smoothed(chosen: torch.Tensor, mean: torch.Tensor, smoothing: float) -> tor
     return chosen + smoothing * (mean - chosen)
 
 
-def _tiled(head: Head, hidden: torch.Tensor) -> bool:
+def _tiled(head: LMHead, hidden: torch.Tensor) -> bool:
     """Whether tiles serve: half precision would round sums between them, and a GPU has no such cache to stay in."""
     return matmul.exact(hidden, head.weight, *([] if head.bias is None else [head.bias]))
 
 
 def _by_tiles(
-    head: Head,
+    head: LMHead,
     hidden: torch.Tensor,
     labels: torch.Tensor,
     losses: torch.Tensor,
@@ -208,7 +208,7 @@ def _by_tiles(
     room = hidden.new_empty(size * min(TILE[1], vocabulary))
     for rows in (slice(number * size, (number + 1) * size) for number in range(chunks)):
         own = None if gradient is None else gradient[rows]
-        tiles = _Tiles(hidden[rows], labels[rows], own, hits is not None, smoothing)
+        tiles = _VocabTiles(hidden[rows], labels[rows], own, hits is not None, smoothing)
         for start in range(0, vocabulary, TILE[1]):
             tiles.take(head.part(start), start, room)
         losses[rows] = tiles.end(head)
@@ -219,7 +219,7 @@ def _by_tiles(
 class _Gradients:
     """Sums up what the chunks contribute to the gradients of hidden states, weight and bias."""
 
-    def __init__(self, head: Head, hidden: torch.Tensor, wanted: tuple[bool, bool, bool]) -> None:
+    def __init__(self, head: LMHead, hidden: torch.Tensor, wanted: tuple[bool, bool, bool]) -> None:
         accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.head = head
         self.hidden = torch.zeros_like(hidden) if wanted[0] else None
@@ -233,7 +233,7 @@ class _Gradients:
             self.bias += gradient.sum(0)
         gradient = gradient.to(weight.dtype)
         if self.hidden is not None:
-            self.hidden[rows] = matmul.back(gradient, weight).to(self.hidden.dtype)
+            self.hidden[rows] = matmul.linear_backward_input(gradient, weight).to(self.hidden.dtype)
         if self.weight is not None:
             if self.weight.dtype == weight.dtype:  # in place: a second tensor of the head's size takes as long
                 matmul.add(self.weight, gradient.T, hidden.to(weight.dtype))
@@ -255,7 +255,7 @@ def _losses(hidden: torch.Tensor) -> torch.Tensor:
     return hidden.new_empty(len(hidden), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
 
 
-def _chunks(head: Head, count: int) -> list[slice]:
+def _chunks(head: LMHead, count: int) -> list[slice]:
     return [slice(start, start + head.rows) for start in range(0, count, head.rows)]
 
 
@@ -273,7 +273,7 @@ class _WeightedNLL(Function):
         options: tuple[float, float | None, bool, float],
     ) -> torch.Tensor:
         scale, softcap, differentiate, smoothing = options
-        head = Head(weight, bias, scale, softcap)
+        head = LMHead(weight, bias, scale, softcap)
         state, weights_too, bias_too = (differentiate and needed for needed in ctx.needs_input_grad[:3])
         wanted = (state, weights_too, bias_too)
         gradients = _Gradients(head, hidden, wanted)
@@ -311,7 +311,7 @@ class _TokenNLL(Function):
         options: tuple[float, float | None, bool],
     ) -> torch.Tensor:
         scale, softcap, differentiate = options
-        head = Head(weight, bias, scale, softcap)
+        head = LMHead(weight, bias, scale, softcap)
         gradients = _Gradients(head, hidden, (differentiate and ctx.needs_input_grad[0], False, False))
         losses = _losses(hidden)
         if _tiled(head, hidden):
@@ -328,7 +328,7 @@ class _TokenNLL(Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, labels, unit = ctx.saved_tensors
-        head = Head(weight, bias, *ctx.options[:2])
+        head = LMHead(weight, bias, *ctx.options[:2])
         gradients = _Gradients(head, hidden, (False, *ctx.needs_input_grad[1:3]))
         if gradients.weight is not None or gradients.bias is not None:
             for rows in _chunks(head, len(labels)):
@@ -339,7 +339,7 @@ class _TokenNLL(Function):
 
 
 def weighted_nll(
-    hidden: torch.Tensor, head: Head, labels: torch.Tensor, weights: torch.Tensor, smoothing: float = 0.0
+    hidden: torch.Tensor, head: LMHead, labels: torch.Tensor, weights: torch.Tensor, smoothing: float = 0.0
 ) -> torch.Tensor:
     """Weighted sum of the labels' negative log-likelihoods.
 
@@ -357,7 +357,7 @@ def weighted_nll(
 
 
 def nll_and_hits(
-    hidden: torch.Tensor, head: Head, labels: torch.Tensor, smoothing: float = 0.0
+    hidden: torch.Tensor, head: LMHead, labels: torch.Tensor, smoothing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses ``[T]``, and whether each label is the likeliest token, bool ``[T]``; without gradients.
 
@@ -377,7 +377,7 @@ def nll_and_hits(
     return losses, hits
 
 
-def token_logps(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor:
+def token_logps(hidden: torch.Tensor, head: LMHead, labels: torch.Tensor) -> torch.Tensor:
     """Log-probabilities ``[T]`` of the labels; arguments as `weighted_nll`."""
     options = (head.scale, head.softcap, torch.is_grad_enabled())
     return -_TokenNLL.apply(hidden, head.weight, head.bias, labels, options)

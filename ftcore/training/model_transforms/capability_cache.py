@@ -1,4 +1,4 @@
-"""What `Scorer.choose` has found out, kept: the same model by the same code is not asked again.
+"""What `CausalLMForward.choose` has found out, kept: the same model by the same code is not asked again.
 
 The two forwards of the question cost 1.1 of the 8 CPU seconds of a start. Their answer follows from the code and the
 numbers that they are made of, and the name under which it is kept has them all: see `key`. Only the answer that most
@@ -34,8 +34,8 @@ _GLIMPSE = 32
 way is right for some weights and wrong for others is rare (sinks or biases that are zero), and is found out so."""
 
 
-def choose(scorer: Any) -> None:
-    """`Scorer.choose`, unless its answer for this model is kept."""
+def probe_capabilities(scorer: Any) -> None:
+    """`CausalLMForward.choose`, unless its answer for this model is kept."""
     name = key(scorer)
     path = cache_root() / "proven" / f"{name}.json"
     if name is not None and (way := _read(path, scorer)) is not None:
@@ -67,7 +67,7 @@ def key(scorer: Any) -> str | None:
             [_config(one) for one in getattr(scorer.model, "peft_config", {}).values()],
             _sources(scorer, modules),
             [_tensor(*named) for named in _tensors(scorer.model)],
-            [scorer.model.training, repr(_way(scorer)), repr(matmul.used())],
+            [scorer.model.training, repr(_way(scorer)), repr(matmul.get_choice())],
             _machine(scorer.inner.device),
         ]
     except (OSError, RuntimeError, NotImplementedError):

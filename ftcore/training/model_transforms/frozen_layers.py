@@ -18,7 +18,7 @@ from ftcore.resources.memory_model import in_units
 from ftcore.training.batching.token_budget import row_tokens
 from ftcore.training.checkpointing import state
 from ftcore.training.forward.causal_lm import TOLERANCE, flat_inputs
-from ftcore.training.frozen_layer_cache.cache import FrozenPrefix
+from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
 from ftcore.training.frozen_layer_cache.row_store import RowStore, in_use, make_room
 from ftcore.training.kernels import matmul
 from ftcore.utils.cache_dir import cache_root
@@ -33,7 +33,7 @@ class _ImpossibleError(Exception):
     """Why nothing can be kept."""
 
 
-def choose_prefix(trainer: TrainingContext) -> FrozenPrefix | None:
+def choose_frozen_layer_cache(trainer: TrainingContext) -> FrozenLayerCache | None:
     """What the option asks for: the frozen prefix, in use and with a place to keep it in; None for none.
 
     Where there is one and no room for it, it is returned but not in use: a resumed run goes on as it began.
@@ -46,7 +46,7 @@ def choose_prefix(trainer: TrainingContext) -> FrozenPrefix | None:
     unasked = wish == "auto" and (trainer.args.device.type != "cpu" or _passes(trainer) <= 1)
     if wish is False or trainer.train_dataset is None or unasked:
         return None
-    prefix: FrozenPrefix | None = None
+    prefix: FrozenLayerCache | None = None
     try:
         prefix = _proven(trainer)
         name, tokens = _name(trainer, prefix), _tokens(trainer.train_dataset, trainer.eval_dataset)
@@ -73,7 +73,7 @@ def _passes(trainer: TrainingContext) -> float:
     return arguments.max_steps * arguments.gradient_accumulation_steps / max(len(trainer.get_train_dataloader()), 1)
 
 
-def _proven(trainer: TrainingContext) -> FrozenPrefix:
+def _proven(trainer: TrainingContext) -> FrozenLayerCache:
     """The model's layers under the border, shown to be the only thing that the layers above are given."""
     scorer = trainer.scorer
     if isinstance(trainer.train_dataset, Stream):
@@ -87,12 +87,12 @@ def _proven(trainer: TrainingContext) -> FrozenPrefix:
     layers = scorer.layers()
     if layers is None:
         raise _ImpossibleError("the model is no plain stack of layers")
-    border = border_of(layers)
+    border = first_trainable_layer(layers)
     if not border:
         raise _ImpossibleError("the lowest layer is trained")
     if any(hasattr(module, "disable_adapters") for layer in layers[:border] for module in layer.modules()):
         raise _ImpossibleError("layers under the lowest trained one have adapters")
-    prefix = FrozenPrefix(scorer.inner.get_decoder(), layers, border, flat_inputs, crew=trainer.crew)
+    prefix = FrozenLayerCache(scorer.inner.get_decoder(), layers, border, flat_inputs, crew=trainer.crew)
     training = trainer.model.training
     try:
         with trainer.accelerator.autocast():
@@ -102,13 +102,13 @@ def _proven(trainer: TrainingContext) -> FrozenPrefix:
     return prefix
 
 
-def border_of(layers: nn.ModuleList) -> int:
+def first_trainable_layer(layers: nn.ModuleList) -> int:
     """Number of the lowest layer that is trained; of layers, where none is."""
     trained = (any(tensor.requires_grad for tensor in layer.parameters()) for layer in layers)
     return next((number for number, found in enumerate(trained) if found), len(layers))
 
 
-def _prove(trainer: TrainingContext, prefix: FrozenPrefix) -> None:
+def _prove(trainer: TrainingContext, prefix: FrozenLayerCache) -> None:
     """Three passes over two short sequences: with gradients and dropout, without, and in two halves."""
     probe, tolerance = trainer.scorer.probe(), TOLERANCE[trainer.scorer.coarsest]
     trainer.model.train()
@@ -132,7 +132,7 @@ def _prove(trainer: TrainingContext, prefix: FrozenPrefix) -> None:
     prefix.proof = own.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _name(trainer: TrainingContext, prefix: FrozenPrefix) -> str:
+def _name(trainer: TrainingContext, prefix: FrozenLayerCache) -> str:
     """Digest of all that decides what the prefix computes, to the last bit.
 
     Weights, and what they make of two short sequences, which holds what is kept beside them, such as scales of
@@ -144,7 +144,7 @@ def _name(trainer: TrainingContext, prefix: FrozenPrefix) -> str:
     device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else capability
     threads = torch.get_num_threads() if prefix.crew is None else prefix.crew.share
     how = [_FORMAT, prefix.border, str(prefix.dtype), device, threads, state.versions()]
-    how += [asdict(matmul.used()), *(trainer.scorer.compiled or ())]
+    how += [asdict(matmul.get_choice()), *(trainer.scorer.compiled or ())]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode() + prefix.proof)
     for name, tensor in (*prefix.decoder.named_parameters(), *prefix.decoder.named_buffers()):
         if id(tensor) not in above and not tensor.requires_grad:

@@ -149,11 +149,11 @@ class _Linear(Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        kept: recompute.Kept,
+        kept: recompute.SavedForRecompute,
     ) -> torch.Tensor:
         ctx.make, ctx.shape = kept.make, x.shape
         ctx.save_for_backward(weight, *(kept.parts if ctx.needs_input_grad[1] else ()))
-        return matmul.through(x, weight, bias)
+        return matmul.linear_forward(x, weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -161,15 +161,15 @@ class _Linear(Function):
         weight, *parts = ctx.saved_tensors
         needs = ctx.needs_input_grad
         flat = gradient.reshape(-1, gradient.shape[-1])
-        of_x = matmul.back(flat, weight).view(ctx.shape) if needs[0] else None
+        of_x = matmul.linear_backward_input(flat, weight).view(ctx.shape) if needs[0] else None
         of_weight = None
         if needs[1]:
-            x = recompute.again(ctx.make, parts)
+            x = recompute.rematerialize(ctx.make, parts)
             of_weight = flat.t() @ x.reshape(-1, x.shape[-1])
         return of_x, of_weight, flat.sum(0) if needs[2] else None, None
 
 
-class LeanNorm:
+class FusedRMSNorm:
     """An RMS norm, by `_Norm`."""
 
     _eps: float
@@ -188,10 +188,10 @@ class LeanNorm:
         def make(x: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
             return normed(x.reshape(-1, shape[-1]), roots, fixed).view(shape)
 
-        return recompute.note(out.view(shape), make, x, roots)
+        return recompute.tag_recompute(out.view(shape), make, x, roots)
 
 
-class LeanGate:
+class FusedSwiGLU:
     """A feed-forward layer of gate, up and down, by `_Gated`."""
 
     _silu: bool
@@ -209,17 +209,17 @@ class LeanGate:
             return gated(gate, up, act).view(shape)
 
         out = _Gated.apply(*flat, act).view(shape)
-        return cast("torch.Tensor", layer.down_proj(recompute.note(out, make, *flat)))
+        return cast("torch.Tensor", layer.down_proj(recompute.tag_recompute(out, make, *flat)))
 
 
-class LeanLinear:
+class FusedLinear:
     """A linear layer, by `_Linear`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer: Any = self
         if not matmul.plain(x, layer.weight):
             return cast("torch.Tensor", super().forward(x))  # type: ignore[misc]
-        return cast("torch.Tensor", _Linear.apply(x, layer.weight, layer.bias, recompute.kept(x)))
+        return cast("torch.Tensor", _Linear.apply(x, layer.weight, layer.bias, recompute.saved_inputs(x)))
 
 
 def _weight(weight: torch.Tensor, offset: float) -> torch.Tensor:
@@ -227,9 +227,9 @@ def _weight(weight: torch.Tensor, offset: float) -> torch.Tensor:
     return weight.to(_working(weight)) + offset if offset else weight
 
 
-def is_lean(module: nn.Module) -> bool:
+def has_fused_layers(module: nn.Module) -> bool:
     """Whether a part of a module computes by a function of this file."""
-    return any(isinstance(part, LeanNorm | LeanGate | LeanLinear) for part in module.modules())
+    return any(isinstance(part, FusedRMSNorm | FusedSwiGLU | FusedLinear) for part in module.modules())
 
 
 @cache
@@ -242,7 +242,7 @@ def _turn(module: Any, way: type) -> None:
     module.__class__ = _kind(kind, way)
 
 
-def make_lean(model: Any) -> dict[str, int]:
+def fuse_layers(model: Any) -> dict[str, int]:
     """Turns what is recognised into lean modules, in place; names, tensors and files stay.
 
     Args:
@@ -258,20 +258,20 @@ def make_lean(model: Any) -> dict[str, int]:
     gates: dict[Any, bool] = {}
     with evaluating(model):
         for module in list(model.modules()):
-            if isinstance(module, (LeanNorm, LeanGate, LeanLinear)):
+            if isinstance(module, (FusedRMSNorm, FusedSwiGLU, FusedLinear)):
                 continue
             if (norm := _norm_of(module)) is not None:
                 kind: Any = module
                 kind._eps, kind._offset = norm
-                _turn(module, LeanNorm)
+                _turn(module, FusedRMSNorm)
                 found["norms"] += 1
             elif _is_gate(module, gates):
                 gate: Any = module
                 gate._silu = _is_silu(gate.act_fn)
-                _turn(module, LeanGate)
+                _turn(module, FusedSwiGLU)
                 found["gates"] += 1
             elif type(module) is nn.Linear and module not in apart and matmul.plain(module.weight):
-                _turn(module, LeanLinear)
+                _turn(module, FusedLinear)
                 found["linears"] += 1
     return found
 

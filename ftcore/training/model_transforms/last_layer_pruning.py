@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from ftcore.training.forward.causal_lm import TOLERANCE, Scorer, evaluating, flat_inputs
+from ftcore.training.forward.causal_lm import TOLERANCE, CausalLMForward, evaluating, flat_inputs
 
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _GATE = {"gate_proj", "up_proj", "down_proj"}
@@ -21,7 +21,7 @@ _READ = torch.tensor([2, 3, 11])
 """Tokens of the probe that are read when it is tried."""
 
 
-class LastLayer:
+class PrunedLastLayer:
     """A decoder's last layer, which gives those tokens alone that it is told are read."""
 
     def forward(
@@ -37,7 +37,7 @@ class LastLayer:
         return cast("torch.Tensor", read + layer.mlp(layer.post_attention_layernorm(read)))
 
 
-def take_last(scorer: Scorer) -> None:
+def prune_last_layer(scorer: CausalLMForward) -> None:
     """Turns the last layer of a scorer's decoder into one that knows ``labelled``, in place, where that is exact.
 
     It is where sequences go end to end, the layer has the parts of Llama's and a plain gated feed-forward part, and it
@@ -58,7 +58,7 @@ def take_last(scorer: Scorer) -> None:
         scorer.last = layer
 
 
-def _made(layer: Any, decoder: Any, scorer: Scorer, **asked: Any) -> torch.Tensor | None:
+def _made(layer: Any, decoder: Any, scorer: CausalLMForward, **asked: Any) -> torch.Tensor | None:
     """What the layer makes of two sequences of random numbers; None where it is called in another way."""
     inputs = flat_inputs(scorer.probe())
     ids = inputs.pop("input_ids")
@@ -77,7 +77,7 @@ def _alike(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
     return same and bool((found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max())
 
 
-def _last(scorer: Scorer) -> Any:
+def _last(scorer: CausalLMForward) -> Any:
     """The top of the stack, where it is made as Llama's layers are; else None."""
     layers = scorer.layers()
     if layers is None:
@@ -91,4 +91,4 @@ def _last(scorer: Scorer) -> Any:
 
 @cache
 def _turned(kind: Any) -> Any:
-    return type(f"Last{kind.__name__}", (LastLayer, kind), {"__module__": kind.__module__})
+    return type(f"Last{kind.__name__}", (PrunedLastLayer, kind), {"__module__": kind.__module__})

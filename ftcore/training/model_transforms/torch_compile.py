@@ -27,9 +27,9 @@ from transformers import AttentionInterface
 from ftcore.resources.compilers import INDUCTOR
 from ftcore.training.attention import varlen
 from ftcore.training.batching.collators import Batch, collate
-from ftcore.training.forward.causal_lm import TOLD, TOLERANCE, Scorer
-from ftcore.training.model_transforms.frozen_layers import border_of
-from ftcore.training.model_transforms.fused_layers import is_lean
+from ftcore.training.forward.causal_lm import ATTENTION_KWARGS, TOLERANCE, CausalLMForward
+from ftcore.training.model_transforms.frozen_layers import first_trainable_layer
+from ftcore.training.model_transforms.fused_layers import has_fused_layers
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
@@ -43,7 +43,7 @@ _CANCELLED = 4
 _WAYS = 64
 """Codes of one function, at most; torch goes on uncompiled after 8."""
 _ROW = "ft_row"
-_TOLD = frozenset({*TOLD, "labelled"})
+_TOLD = frozenset({*ATTENTION_KWARGS, "labelled"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,14 +130,14 @@ def compile_layers(trainer: TrainingContext, scorer: Any) -> None:
     wish = trainer.plan.training.compiler
     if wish is None:
         return
-    layers = scorer.layers() if isinstance(scorer, Scorer) else None
+    layers = scorer.layers() if isinstance(scorer, CausalLMForward) else None
     if layers is not None and scorer is trainer.scorer:
-        layers = layers[border_of(layers) :]
+        layers = layers[first_trainable_layer(layers) :]
     exact = trainer.plan.precision.compute == "float32"
     began = time.perf_counter()
     if layers is None:
         why = "the model is no plain stack of layers"
-    elif exact and trainer.args.device.type == "cpu" and any(map(is_lean, layers)):
+    elif exact and trainer.args.device.type == "cpu" and any(map(has_fused_layers, layers)):
         why = "in float32 on a CPU ft computes layers by functions of its own, which take less time than compiled ones"
     else:
         compiling = partial(_compiled, trainer, scorer, layers, *wish)
@@ -148,7 +148,9 @@ def compile_layers(trainer: TrainingContext, scorer: Any) -> None:
     trainer.reports.say(f"torch_compile: {f'nothing is compiled: {why}' if why else done}")
 
 
-def _compiled(trainer: TrainingContext, scorer: Scorer, layers: nn.ModuleList, backend: str, mode: str | None) -> str:
+def _compiled(
+    trainer: TrainingContext, scorer: CausalLMForward, layers: nn.ModuleList, backend: str, mode: str | None
+) -> str:
     """Compiles and tries; why layers stay as they are, empty where they do not."""
     computed = getattr(torch, trainer.plan.precision.compute)
     close = max(TOLERANCE[scorer.coarsest], TOLERANCE[computed])
@@ -223,7 +225,7 @@ class _Call:
         return found
 
 
-def _calls(scorer: Scorer, layers: nn.ModuleList) -> list[_Call]:
+def _calls(scorer: CausalLMForward, layers: nn.ModuleList) -> list[_Call]:
     """What the decoder gives its layers for two sequences, in the order of the layers; none where that is another."""
     found: list[_Call] = []
 
@@ -245,7 +247,7 @@ def _watched(layers: nn.ModuleList, note: Callable[..., None]) -> Iterator[None]
             handle.remove()
 
 
-def _probe(scorer: Scorer) -> Batch:
+def _probe(scorer: CausalLMForward) -> Batch:
     """Two sequences with a label every eighth token."""
     vocabulary = scorer.inner.config.get_text_config().vocab_size
     rows = []

@@ -30,14 +30,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ftcore.data.pipeline.streaming import Stream
-from ftcore.resources.hardware import MEMBERS
+from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.batching.collators import Batch
-from ftcore.training.batching.shared_prefix import Shared
+from ftcore.training.batching.shared_prefix import PrefixSharingCollator
 from ftcore.training.batching.token_budget import row_tokens
 from ftcore.training.checkpointing import state
 from ftcore.training.forward.causal_lm import evaluating
 from ftcore.training.model_transforms import capability_cache
-from ftcore.training.model_transforms.adapter_noop import is_idle
+from ftcore.training.model_transforms.adapter_noop import adapter_is_noop
 from ftcore.training.model_transforms.torch_compile import compile_layers
 from ftcore.utils.cache_dir import cache_root
 
@@ -51,7 +51,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measure:
+class ReferenceMetric:
     """What is wanted of each row.
 
     Args:
@@ -113,17 +113,17 @@ class Reference:
     scorer: Any
     context: Callable[[], AbstractContextManager[Any]]
     digest: str
-    collate: Shared
+    collate: PrefixSharingCollator
 
     @classmethod
-    def of(cls, model: Any, scorer: Any, collate: Shared) -> Reference:
+    def of(cls, model: Any, scorer: Any, collate: PrefixSharingCollator) -> Reference:
         """The model as it is now.
 
         Adapters that change nothing yet are left out, which saves their time and makes the digest the same for
         adapters of any shape and seed.
         """
         tensors, context = [*model.parameters(), *model.buffers()], nullcontext
-        if hasattr(model, "disable_adapter") and is_idle(model, scorer):
+        if hasattr(model, "disable_adapter") and adapter_is_noop(model, scorer):
             tensors, context = [tensor for tensor in tensors if not tensor.requires_grad], model.disable_adapter
         adapters = {} if context is not nullcontext else getattr(model, "peft_config", {})
         described = [
@@ -133,8 +133,8 @@ class Reference:
         return cls(model, scorer, context, _digest(described, tensors), collate)
 
 
-def with_reference(
-    trainer: Any, measure: Measure, datasets: Sequence[Any], load: Callable[[], Any] | None
+def add_reference_logprobs(
+    trainer: Any, measure: ReferenceMetric, datasets: Sequence[Any], load: Callable[[], Any] | None
 ) -> list[ReferencedRows | None]:
     """The datasets with a reference's numbers, which are computed unless they are kept from earlier.
 
@@ -149,7 +149,7 @@ def with_reference(
     else:
         model = load().to(trainer.args.device)
         scorer = trainer.make_scorer(model)
-        capability_cache.choose(scorer)
+        capability_cache.probe_capabilities(scorer)
         compile_layers(trainer, scorer)  # as the model that it is compared with
         reference = Reference.of(model, scorer, trainer.sharing(scorer, strict=False))
     taken = _rows_taken(trainer)
@@ -185,7 +185,9 @@ class _Taken:
         return self.rows[self.numbers[index]]
 
 
-def _values_of(trainer: Any, measure: Measure, reference: Reference, rows: Any, some: list[int] | None) -> Array:
+def _values_of(
+    trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any, some: list[int] | None
+) -> Array:
     """Of all rows, or of some of them and no number for the others."""
     if some is None:
         return _values(trainer, measure, reference, rows)
@@ -195,7 +197,7 @@ def _values_of(trainer: Any, measure: Measure, reference: Reference, rows: Any, 
     return values
 
 
-def _values(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> Array:
+def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> Array:
     """From the disk, or computed by all processes together and put there by the first one."""
     path = cache_root() / "reference" / f"{_key(trainer, measure, reference, rows)}.safetensors"
     found = [_read(path) if trainer.args.process_index == 0 else None]
@@ -213,10 +215,10 @@ def _values(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> 
     return values
 
 
-def _computed(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> Array:
+def _computed(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> Array:
     batches = list(_batches(rows, trainer.args.eval_batch_size))[trainer.args.process_index :: trainer.args.world_size]
     if trainer.crew is not None:  # as many tokens at a time, and rows of like length on both sides
-        batches = [numbers[side::MEMBERS] for numbers in batches for side in range(min(MEMBERS, len(numbers)))]
+        batches = [numbers[side::NUM_WORKERS] for numbers in batches for side in range(min(NUM_WORKERS, len(numbers)))]
 
     def measured(numbers: list[int]) -> Array:
         batch = trainer._prepare_inputs(reference.collate([rows[number] for number in numbers]))
@@ -239,7 +241,7 @@ def _batches(rows: Any, size: int) -> Iterator[list[int]]:
         yield order[start : start + size].tolist()
 
 
-def _key(trainer: Any, measure: Measure, reference: Reference, rows: Any) -> str:
+def _key(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> str:
     how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.args.device.type]
     how += [repr(reference.collate.shares), trainer.crew is not None]  # other batches, other roundings
     how += [*(reference.scorer.compiled or ())]

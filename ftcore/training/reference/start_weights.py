@@ -13,10 +13,10 @@ from ftcore.api.plan import Plan
 
 def reference_of(plan: Plan, model: Any) -> Callable[[], AbstractContextManager[None]]:
     """Contexts in which the model computes as it does now; the method's own way, else copies of what is trained."""
-    return plan.method.component.reference(plan, model) or kept_start(model)
+    return plan.method.component.reference(plan, model) or snapshot_initial_weights(model)
 
 
-def kept_start(model: Any) -> Callable[[], AbstractContextManager[None]]:
+def snapshot_initial_weights(model: Any) -> Callable[[], AbstractContextManager[None]]:
     """Copies what is trained, and puts the copies in its place where the model is to compute as it does now.
 
     The copies take as much memory as what is trained. Values are swapped, not parameters: optimizer, gradients and

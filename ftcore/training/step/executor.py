@@ -12,13 +12,13 @@ import torch
 from accelerate.utils import AutocastKwargs
 
 from ftcore.api.plan import Plan
-from ftcore.resources.hardware import MEMBERS
+from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.batching.collators import Batch, ImageCollator
-from ftcore.training.cost_model.tokens import Work
-from ftcore.training.forward.causal_lm import Scorer
-from ftcore.training.parallel.cpu_threads.pool import Crew, draws, in_crew, rescales, swaps
-from ftcore.training.parallel.cpu_threads.split_forward import Team
-from ftcore.training.step.metrics import Meters
+from ftcore.training.cost_model.tokens import CostModel
+from ftcore.training.forward.causal_lm import CausalLMForward
+from ftcore.training.parallel.cpu_threads.pool import ThreadPool, draws, in_pool, rescales, swaps
+from ftcore.training.parallel.cpu_threads.split_forward import SequenceSplit
+from ftcore.training.step.metrics import MetricAccumulator
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -27,7 +27,7 @@ AHEAD = 8
 """Parts that wait for a crew at a time."""
 
 
-class SideBySide:
+class MicroBatchExecutor:
     """The part of `FtTrainer` that knows the crew.
 
     Attributes:
@@ -46,8 +46,8 @@ class SideBySide:
     noise: Any
     compute_loss: Any
     _prepare_inputs: Any
-    _measuring: Meters
-    crew: Crew | None = None
+    _measuring: MetricAccumulator
+    crew: ThreadPool | None = None
     adds_up = False
 
     def gather_crew(self) -> None:
@@ -56,18 +56,18 @@ class SideBySide:
         trainer: Any = self
         alone = self.args.world_size == 1 and self.args.device.type == "cpu" and not trainer.is_deepspeed_enabled
         threads, whole = torch.get_num_threads(), self.plan.training.tokens_per_pass is False
-        if not alone or threads < MEMBERS or whole or not getattr(self.scorer, "packed", False):
+        if not alone or threads < NUM_WORKERS or whole or not getattr(self.scorer, "packed", False):
             return
         sees = isinstance(trainer.data_collator.collate, ImageCollator)  # such models note positions on themselves
         alike = not (draws(self.model) or rescales(self.model) or swaps(self.model))
         if not sees and self.noise is None and alike:
-            self.crew, self.adds_up = Crew(threads), _trains_little(self.model)
+            self.crew, self.adds_up = ThreadPool(threads), _trains_little(self.model)
             # autocast would keep its copies of weights for all threads together
             self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
             if (
-                isinstance(self.scorer, Scorer) and not self.plan.gradient_checkpointing
+                isinstance(self.scorer, CausalLMForward) and not self.plan.gradient_checkpointing
             ):  # layers that are computed again would borrow again
-                self.scorer.team = Team(self.crew, self.scorer, self.adds_up)
+                self.scorer.team = SequenceSplit(self.crew, self.scorer, self.adds_up)
 
     @property
     def side_by_side(self) -> bool:
@@ -75,9 +75,9 @@ class SideBySide:
         return self.crew is not None and self.divisible and self.adds_up
 
     @cached_property
-    def work(self) -> Work | None:
+    def work(self) -> CostModel | None:
         """What tokens cost; None for a plugin's own scorer."""
-        return Work.of(self.scorer) if isinstance(self.scorer, Scorer) else None
+        return CostModel.of(self.scorer) if isinstance(self.scorer, CausalLMForward) else None
 
     def steps_side_by_side(self, model: Any, parts: Sequence[Batch], count: Any) -> list[torch.Tensor]:
         """The losses of these passes; gradients are added up in their order, whoever is the first."""
@@ -110,8 +110,8 @@ class SideBySide:
             yield from map(job, parts)
             return
 
-        def noting(part: T) -> tuple[U, Meters]:
-            self._mine.meters = Meters()
+        def noting(part: T) -> tuple[U, MetricAccumulator]:
+            self._mine.meters = MetricAccumulator()
             return job(part), self._mine.meters
 
         waiting = iter(parts)
@@ -122,7 +122,7 @@ class SideBySide:
 
     def note(self, name: str, values: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Adds numbers of this batch, ``[n]``, to what is logged as their mean; ``weights`` ``[n]``, else all alike."""
-        meters = self._mine.meters if in_crew() else self._measuring
+        meters = self._mine.meters if in_pool() else self._measuring
         meters.add(name, values, weights)
 
 

@@ -10,12 +10,12 @@ import torch
 
 from ftcore.config.memory_planning import advice
 from ftcore.errors import RunError
-from ftcore.resources.hardware import MEMBERS
+from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.samplers import places
 from ftcore.training.checkpointing.state import random_state, set_random_state
 from ftcore.training.kernels import matmul
-from ftcore.training.step.micro_batching import ROWS, parts, passes
+from ftcore.training.step.micro_batching import ROWS, parts, split_micro_batches
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
@@ -30,7 +30,7 @@ class NotFiniteError(Exception):
         self.what, self.value, self.rows = what, value, rows
 
 
-class Keeping:
+class KeepRowsCollator:
     """A collator whose batches keep their rows."""
 
     def __init__(self, collator: Callable[[Sequence[Mapping[str, Any]]], Batch]) -> None:
@@ -125,8 +125,8 @@ class StepGuard:
     def _halve(self) -> None:
         """Back to where the step began, with half as many rows at a time."""
         trainer = self.trainer
-        together = MEMBERS if self.trainer.side_by_side else 1
-        taken = [passes(self.trainer, batch, self.most) for batch in self._taken]
+        together = NUM_WORKERS if self.trainer.side_by_side else 1
+        taken = [split_micro_batches(self.trainer, batch, self.most) for batch in self._taken]
         rows = max(sum(map(len, some[:together])) for some in taken)
         if rows == 1 or trainer.args.world_size > 1 or not trainer.divisible:
             raise self.too_large(f"with {rows} row" + "s" * (rows > 1))

@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import gather_object
 
 
-class Meters:
+class MetricAccumulator:
     """Name -> sum of values times weights, and sum of weights, both in float64."""
 
     def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None) -> None:
@@ -22,7 +22,7 @@ class Meters:
         before = self.sums.get(name, (0.0, 0.0))
         self.sums[name] = (before[0] + total, before[1] + weight)
 
-    def take(self, other: Meters) -> None:
+    def take(self, other: MetricAccumulator) -> None:
         """Adds what others have gathered."""
         for name, (total, weight) in other.sums.items():
             before = self.sums.get(name, (0.0, 0.0))
@@ -37,11 +37,11 @@ class Meters:
         self.sums.clear()
 
 
-def merged(meters: Meters, processes: int) -> Meters:
+def merged(meters: MetricAccumulator, processes: int) -> MetricAccumulator:
     """The meters of all processes as one."""
     if processes == 1:
         return meters
-    together = Meters()
+    together = MetricAccumulator()
     for sums in gather_object([meters.sums]):
-        together.take(Meters(sums))
+        together.take(MetricAccumulator(sums))
     return together

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftcore.resources.hardware import MEMBERS
+from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.batching.collators import Batch
 from ftcore.training.parallel.cpu_threads.pool import FEWEST
 
@@ -34,11 +34,11 @@ UNCUT = 0.55
 of `rm` whose pairs were more unlike, by turns: cut 0.85 of the CPU time and 0.86 of the time of all threads together;
 0.59 cut instead of not: 0.85 of the time."""
 
-Passes = list[list[int]]
+Split = list[list[int]]
 """Of each pass its rows, by their place in the batch."""
 
 
-def token_limit(trainer: TrainingContext) -> int | None:
+def micro_batch_tokens(trainer: TrainingContext) -> int | None:
     """Tokens of a pass, at most; None where batches stay whole.
 
     Processes that average gradients do so in each backward pass, and would wait for each other where one has more of
@@ -51,7 +51,7 @@ def token_limit(trainer: TrainingContext) -> int | None:
     return trainer.plan.training.pass_tokens(trainer.args.device.type == "cpu")
 
 
-def passes(trainer: TrainingContext, batch: Batch, most: int | None) -> Passes:
+def split_micro_batches(trainer: TrainingContext, batch: Batch, most: int | None) -> Split:
     """How a batch's rows are divided into passes; nothing but rows, options and threads decides it, so that a resume
     does alike.
 
@@ -60,7 +60,7 @@ def passes(trainer: TrainingContext, batch: Batch, most: int | None) -> Passes:
         batch: with its rows.
         most: rows of a pass, at most; None for any number.
     """
-    rows, limit = batch[ROWS], token_limit(trainer)
+    rows, limit = batch[ROWS], micro_batch_tokens(trainer)
     most = most or len(rows)
     costs = [] if limit is None else [_cost(trainer, row) for row in rows]
     sizes = [tokens for tokens, _ in costs]
@@ -74,7 +74,7 @@ def passes(trainer: TrainingContext, batch: Batch, most: int | None) -> Passes:
             return found
     if limit is None or batch["input_ids"].numel() <= limit:
         return [list(range(start, min(start + most, len(rows)))) for start in range(0, len(rows), most or 1)]
-    return balanced(sizes, limit, most)
+    return balance(sizes, limit, most)
 
 
 def regrouped(trainer: TrainingContext, batches: list[Batch]) -> list[Batch]:
@@ -83,8 +83,8 @@ def regrouped(trainer: TrainingContext, batches: list[Batch]) -> list[Batch]:
     One row at a time, accumulated, is then done two rows at a time. Each of the batches stays what it is but for
     the rows that are kept beside it.
     """
-    limit = token_limit(trainer)
-    if limit is None or not trainer.side_by_side or len(batches) < MEMBERS:
+    limit = micro_batch_tokens(trainer)
+    if limit is None or not trainer.side_by_side or len(batches) < NUM_WORKERS:
         return batches
     found: list[Batch] = []
     first, tokens = 0, 0
@@ -102,7 +102,7 @@ def regrouped(trainer: TrainingContext, batches: list[Batch]) -> list[Batch]:
 
 def halved(
     sizes: Sequence[int], limit: int, most: int, tokens: int | None = None, loads: Sequence[float] | None = None
-) -> Passes:
+) -> Split:
     """Rows as passes that are done two at a time: both members have as much to do, and the passes of each are alike.
 
     Args:
@@ -114,16 +114,16 @@ def halved(
     """
     loads = sizes if loads is None else loads
     rounds = max(1, -(-(sum(sizes) if tokens is None else tokens) // limit), -(-len(sizes) // most))
-    count = min(len(sizes), MEMBERS * rounds, max(MEMBERS, sum(sizes) // FEWEST))
+    count = min(len(sizes), NUM_WORKERS * rounds, max(NUM_WORKERS, sum(sizes) // FEWEST))
     # first for each member, then for each pass: passes alike may still leave one member with more than the other
-    members = sorted(_shared_out(range(len(sizes)), MEMBERS, loads), key=len, reverse=True)
-    shares = [-(-(count - member) // MEMBERS) for member in range(MEMBERS)]
+    members = sorted(_shared_out(range(len(sizes)), NUM_WORKERS, loads), key=len, reverse=True)
+    shares = [-(-(count - member) // NUM_WORKERS) for member in range(NUM_WORKERS)]
     return _in_turn([_shared_out(rows, share, loads) for rows, share in zip(members, shares, strict=False)], loads)
 
 
-def _shared_out(rows: Iterable[int], count: int, loads: Sequence[float]) -> Passes:
+def _shared_out(rows: Iterable[int], count: int, loads: Sequence[float]) -> Split:
     """Rows for so many, or for each row one: of like work, the largest first."""
-    found: Passes = [[] for _ in range(count)]
+    found: Split = [[] for _ in range(count)]
     filled = [0.0] * count
     for row in sorted(rows, key=lambda row: (-loads[row], row)):
         into = min(range(count), key=lambda one: (filled[one], one))
@@ -133,11 +133,11 @@ def _shared_out(rows: Iterable[int], count: int, loads: Sequence[float]) -> Pass
     return [sorted(found[one]) for one in order if found[one]]
 
 
-def _in_turn(mine: Sequence[Passes], loads: Sequence[float]) -> Passes:
+def _in_turn(mine: Sequence[Split], loads: Sequence[float]) -> Split:
     """The members' passes as one list, of which whoever is free takes the next and so his own."""
     waiting = sorted((list(some) for some in mine if some), key=lambda some: -sum(loads[row] for row in some[0]))
     done = [0.0] * len(waiting)
-    found: Passes = []
+    found: Split = []
     while any(waiting):
         member = min((one for one, some in enumerate(waiting) if some), key=lambda one: (done[one], one))
         found.append(waiting[member].pop(0))
@@ -147,13 +147,13 @@ def _in_turn(mine: Sequence[Passes], loads: Sequence[float]) -> Passes:
 
 def even(sizes: Sequence[float], share: float) -> bool:
     """Whether of passes of so much work, dealt out in their order to whoever is free, nobody gets more than that."""
-    loads = [0.0] * MEMBERS
+    loads = [0.0] * NUM_WORKERS
     for size in sizes:
         loads[loads.index(min(loads))] += size
     return max(loads) <= share * sum(sizes)
 
 
-def balanced(sizes: Sequence[int], limit: int, most: int) -> Passes:
+def balance(sizes: Sequence[int], limit: int, most: int) -> Split:
     """Rows in their order as the fewest passes that the limits allow, the largest of them as small as can be.
 
     Args:
@@ -172,7 +172,7 @@ def balanced(sizes: Sequence[int], limit: int, most: int) -> Passes:
     return found
 
 
-def _filled(sizes: Sequence[int], limit: int, most: int) -> Passes:
+def _filled(sizes: Sequence[int], limit: int, most: int) -> Split:
     """As many rows to a pass as fit."""
     starts, tokens = [0], 0
     for row, size in enumerate(sizes):
@@ -207,7 +207,9 @@ def _apart(trainer: TrainingContext, whole: Batch, loads: Sequence[float]) -> li
 
 def parts(trainer: TrainingContext, batch: Batch, most: int | None = None) -> list[Batch]:
     """The passes of a batch, as batches without rows of their own; one that has no rows is one pass."""
-    return [part(trainer, batch, rows) for rows in passes(trainer, batch, most)] if ROWS in batch else [batch]
+    return (
+        [part(trainer, batch, rows) for rows in split_micro_batches(trainer, batch, most)] if ROWS in batch else [batch]
+    )
 
 
 def part(trainer: TrainingContext, batch: Batch, taken: Sequence[int]) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ft_plugins.methods.eval_only import Nothing
+from ft_plugins.methods.eval_only import EvalOnly
 from ft_plugins.methods.freeze import Freeze
 from ft_plugins.methods.full import Full
 from ft_plugins.methods.lora import Lora
@@ -32,7 +32,7 @@ def ft_methods() -> Iterable[Method]:
             name="qlora",
             summary="low-rank adapters beside layers that are kept in 4 or 8 bits (https://arxiv.org/abs/2305.14314)",
         ),
-        Nothing(name="none", summary="nothing is trained: for evaluation and inference"),
+        EvalOnly(name="none", summary="nothing is trained: for evaluation and inference"),
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ft_plugins.methods.eval_only import Nothing
+from ft_plugins.methods.eval_only import EvalOnly
 from ft_plugins.methods.freeze import FreezeOptions
 from ft_plugins.methods.full import Full
 from ft_plugins.methods.lora import Lora, LoraOptions
@@ -25,7 +25,7 @@ def problems(plan: Plan) -> Iterable[Problem]:
     """Every one."""
     method, options = plan.method.component, plan.method.options
     where = plan.where("finetuning_type")
-    if isinstance(method, Nothing) and plan.training.do_train:
+    if isinstance(method, EvalOnly) and plan.training.do_train:
         yield Problem("finetuning_type none trains nothing, and do_train is true", where, "write lora, or do_eval")
     if isinstance(method, Full):
         yield from _whole_model(plan, where)
@@ -36,7 +36,7 @@ def problems(plan: Plan) -> Iterable[Problem]:
         )
     if isinstance(options, LoraOptions):
         yield from _pissa(plan, options)
-    if isinstance(method, Nothing) and quantized_by(plan) and len(plan.model.adapter_name_or_path) > 1:
+    if isinstance(method, EvalOnly) and quantized_by(plan) and len(plan.model.adapter_name_or_path) > 1:
         yield Problem(ROUNDED, plan.where("adapter_name_or_path"), MERGE)
     if isinstance(method, Lora):
         yield from _quantized(plan, isinstance(method, Qlora))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ftcore.resources.memory_model import Architecture, Depth
 
 
-class Nothing(Method):
+class EvalOnly(Method):
     """The model, with the adapters of ``adapter_name_or_path`` merged in order, frozen; on quantised weights, one."""
 
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:

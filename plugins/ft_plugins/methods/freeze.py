@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.methods.adapters import warn_of_new_rows
 from ft_plugins.methods.full import Full
-from ft_plugins.methods.multimodal_freezing import Sight
+from ft_plugins.methods.multimodal_freezing import MultimodalFreezing
 from ftcore.api.components import OptionGroup
 from ftcore.api.option_groups import Names
 from ftcore.errors import Problem, UsageError
@@ -72,7 +72,7 @@ class Freeze(Full):
         self._check(plan, options, names)
         layers = options.chosen(model.config.get_text_config().num_hidden_layers)
         # a head that scores has random values at first: there is no use in keeping them
-        sight = Sight(plan, model)
+        sight = MultimodalFreezing(plan, model)
         fresh = plan.stage.component.head != "causal_lm"
         for name, tensor in model.named_parameters():
             head = fresh and not name.startswith(f"{model.base_model_prefix}.")

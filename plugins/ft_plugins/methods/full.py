@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_plugins.methods.multimodal_freezing import Sight
+from ft_plugins.methods.multimodal_freezing import MultimodalFreezing
 from ftcore.api.components import Method, OptionGroup
 from ftcore.errors import RunError
 
@@ -31,7 +31,7 @@ class Full(Method):
 
         model.to(getattr(torch, plan.precision.trained))
         model.requires_grad_(True)
-        Sight(plan, model).freeze(model)
+        MultimodalFreezing(plan, model).freeze(model)
         return model
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:

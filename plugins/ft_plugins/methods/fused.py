@@ -66,18 +66,18 @@ class _Adapted(Function):
         ctx: Any,
         x: torch.Tensor,
         dropped: torch.Tensor | None,
-        kept: recompute.Kept,
+        kept: recompute.SavedForRecompute,
         frozen: Sequence[Frozen],
         *pairs: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         adapted = x if dropped is None else dropped
         first, second = [a.to(x.dtype) for a in pairs[::2]], [b.to(x.dtype) for b in pairs[1::2]]
         ranks = [len(a) for a in first]
-        inner = matmul.through(adapted, torch.cat(first) if len(first) > 1 else first[0])
+        inner = matmul.linear_forward(adapted, torch.cat(first) if len(first) > 1 else first[0])
         results = []
         for one, b, low in zip(frozen, second, inner.split(ranks, 1), strict=True):
-            result = matmul.through(x, one.weight(x), one.bias(x))
-            results.append(matmul.add_through(result, low, b, one.scaling))
+            result = matmul.linear_forward(x, one.weight(x), one.bias(x))
+            results.append(matmul.add_linear_forward(result, low, b, one.scaling))
         ctx.save_for_backward(inner, *pairs, *kept.parts)
         ctx.make, ctx.frozen, ctx.ranks, ctx.apart = kept.make, frozen, ranks, dropped is not None
         return tuple(results)
@@ -87,7 +87,7 @@ class _Adapted(Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         inner, *tensors = ctx.saved_tensors
         pairs, parts = tensors[: 2 * len(ctx.frozen)], tensors[2 * len(ctx.frozen) :]
-        adapted = recompute.again(ctx.make, parts)
+        adapted = recompute.rematerialize(ctx.make, parts)
         adapted = adapted.reshape(-1, adapted.shape[-1])
         first = [a.to(adapted.dtype) for a in pairs[::2]]
         together = torch.cat(first) if len(first) > 1 else first[0]
@@ -97,20 +97,28 @@ class _Adapted(Function):
             ctx.frozen, pairs[1::2], lows, outer.split(ctx.ranks, 1), gradients, strict=True
         ):
             turned = b.t().contiguous().to(adapted.dtype)
-            into.copy_(matmul.through(gradient, turned)).mul_(one.scaling)
-            own.append(matmul.outer(low, gradient).mul_(one.scaling).t().to(b.dtype))
+            into.copy_(matmul.linear_forward(gradient, turned)).mul_(one.scaling)
+            own.append(matmul.linear_backward_weight(low, gradient).mul_(one.scaling).t().to(b.dtype))
             if ctx.needs_input_grad[0]:
                 weight = one.weight(gradient)
                 through = (
-                    matmul.back(gradient, weight) if through is None else matmul.add_back(through, gradient, weight)
+                    matmul.linear_backward_input(gradient, weight)
+                    if through is None
+                    else matmul.add_linear_backward_input(through, gradient, weight)
                 )
-        of_first = matmul.outer(outer, adapted).split(ctx.ranks)
+        of_first = matmul.linear_backward_weight(outer, adapted).split(ctx.ranks)
         of_pairs = [
             t for a, one, other in zip(pairs[::2], of_first, own, strict=True) for t in (one.to(a.dtype), other)
         ]
         if ctx.apart:
             return through, outer @ together if ctx.needs_input_grad[1] else None, None, None, *of_pairs
-        return (None if through is None else matmul.add_back(through, outer, together)), None, None, None, *of_pairs
+        return (
+            (None if through is None else matmul.add_linear_backward_input(through, outer, together)),
+            None,
+            None,
+            None,
+            *of_pairs,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +168,7 @@ def _computed(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
     apart = None
     if len(layers) == 1 and layers[0].training and not isinstance(layers[0].lora_dropout[name], torch.nn.Identity):
         apart = layers[0].lora_dropout[name](x).reshape(-1, x.shape[-1])
-    kept = recompute.kept(x if apart is None else apart)
+    kept = recompute.saved_inputs(x if apart is None else apart)
     frozen = [Frozen(layer.base_layer, layer.scaling[name]) for layer in layers]
     pairs = [tensor for layer in layers for tensor in (layer.lora_A[name].weight, layer.lora_B[name].weight)]
     results = _Adapted.apply(x.reshape(-1, x.shape[-1]), apart, kept, frozen, *pairs)
@@ -181,7 +189,7 @@ class _Fused:
             return self.group.result(self, x)
         # by the same product as with the adapter: one that is 0 then changes no bit
         frozen = Frozen(layer.base_layer, 0.0)
-        return layer.base_layer(x) if x.requires_grad else matmul.through(x, frozen.weight(x), frozen.bias(x))
+        return layer.base_layer(x) if x.requires_grad else matmul.linear_forward(x, frozen.weight(x), frozen.bias(x))
 
 
 def _plain(layer: Any, x: torch.Tensor) -> bool:

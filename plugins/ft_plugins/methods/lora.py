@@ -20,7 +20,7 @@ from ft_plugins.methods.adapters import (
     with_adapter,
 )
 from ft_plugins.methods.full import check_names
-from ft_plugins.methods.multimodal_freezing import Sight
+from ft_plugins.methods.multimodal_freezing import MultimodalFreezing
 from ft_plugins.methods.reach import counted, planned, saved_targets, taken_names
 from ft_plugins.models.quantizers import check_trainable
 from ftcore.api.components import Method, OptionGroup
@@ -152,7 +152,7 @@ class Lora(Method):
     def _targets(self, plan: Plan, options: LoraOptions, model: PreTrainedModel) -> list[str]:
         named = options.lora_target != ("all",)
         targets = options.lora_target if named else plan.family.component.lora_targets if plan.family else ()
-        sight = Sight(plan, model)
+        sight = MultimodalFreezing(plan, model)
         if sight:
             found = [name for name in linear_paths(model) if not sight.frozen(name)]
             found = [name for name in found if not targets or name.endswith(tuple(f".{target}" for target in targets))]
@@ -163,7 +163,7 @@ class Lora(Method):
 
     def coverage(self, plan: Plan, model: PreTrainedModel) -> Coverage:
         """Of the linear layers and experts that are not meant to stay as they are, those with an adapter."""
-        sight = Sight(plan, cast("Any", model).get_base_model())
+        sight = MultimodalFreezing(plan, cast("Any", model).get_base_model())
         fresh = self._options(plan).lora_target == ("all",) and self._begins(plan)
         return counted(model, quantizes=self.quantizes, fresh=fresh, frozen=sight.frozen)
 

@@ -16,7 +16,7 @@ PROJECTOR = re.compile(r"projector|merger|connector|aligner")
 """In the names of what brings images' features to the language model's width."""
 
 
-class Sight:
+class MultimodalFreezing:
     """The parts of a model, by the names of their parameters and modules.
 
     Args:

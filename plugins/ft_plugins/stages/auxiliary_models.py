@@ -25,7 +25,7 @@ def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ..
     Raises:
         UsageError: no such model.
     """
-    from ftcore.models.resolve import locate
+    from ftcore.models.resolve import resolve_model
 
     changes: dict[str, Any] = {"adapter_name_or_path": adapters, "infer_dtype": plan.precision.compute}
     if not name:
@@ -34,7 +34,7 @@ def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ..
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise UsageError(Problem(f"{option} {name} is an adapter, not a model", plan.where(option), for_adapters))
     changes |= {"model_name_or_path": name, "model_revision": "main"}
-    located, problems = locate(name, plan.plugins, plan.where(option), plan.model.cache_dir)
+    located, problems = resolve_model(name, plan.plugins, plan.where(option), plan.model.cache_dir)
     if problems:
         raise UsageError(problems)
     model = plan.model.model_copy(update=changes)

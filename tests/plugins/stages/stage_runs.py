@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
-from ftcore.runner.run import leave_group, load_model, use_template
+from ftcore.runner.run import destroy_process_group, load_model, use_template
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     trainer = plan.stage.component.trainer(run)
     trainer.train()
     trainer.evaluate()
-    leave_group()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ftcore.errors import RunError, UsageError
 from ftcore.runner.artifacts import manifest
 from ftcore.testing import tiny_model
 from ftcore.training.callbacks.progress import read_log
-from ftcore.training.checkpointing.state import setting_of
+from ftcore.training.checkpointing.state import run_fingerprint
 from ftcore.utils.ownership import RUN_MANIFEST as MANIFEST
 
 PROMPTS = [{"instruction": f"question {number}"} for number in range(8)]
@@ -335,10 +335,10 @@ def test_a_head_that_was_not_in_the_files_is_refused(ppo: Any, scorer_dir: Path)
 
 def test_another_reward_model_under_the_same_path_is_another_setting(ppo: Any, scorer_dir: Path) -> None:
     trainer = ppo()
-    settings = [setting_of(trainer.plan, trainer.tokenizer, trainer.train_dataset, 1)]
+    settings = [run_fingerprint(trainer.plan, trainer.tokenizer, trainer.train_dataset, 1)]
     file = scorer_dir / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    settings.append(setting_of(trainer.plan, trainer.tokenizer, trainer.train_dataset, 1))
+    settings.append(run_fingerprint(trainer.plan, trainer.tokenizer, trainer.train_dataset, 1))
     (difference,) = settings[0].differences(settings[1])
     assert str(difference).startswith("reward_model files was ")
     assert "model.safetensors was" in str(difference)

@@ -118,7 +118,7 @@ def test_other_architectures(name: str) -> None:
     import transformers as t
 
     from ftcore.training.batching.collators import collate
-    from ftcore.training.forward.reward import RewardScorer
+    from ftcore.training.forward.reward import RewardForward
 
     shape = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
     shape |= {"num_key_value_heads": 2, "intermediate_size": 64, "pad_token_id": 0, "num_labels": 1}
@@ -131,7 +131,7 @@ def test_other_architectures(name: str) -> None:
     batch = collate([{"input_ids": ids, "weights": np.ones(len(ids), np.float32), "index": 0} for ids in rows])
     with torch.no_grad():
         expected = torch.stack([model(torch.tensor(ids[None]).long()).logits[0, 0] for ids in rows])
-        scorer = RewardScorer(model)
+        scorer = RewardForward(model)
         scorer.choose()
         torch.testing.assert_close(scorer.rewards(batch), expected, rtol=1e-4, atol=1e-5)
 

@@ -11,9 +11,9 @@ import torch
 from ft_plugins.stages.ppo.rollout import collate_responses
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.parallel.cpu_threads import split_forward
-from ftcore.training.parallel.cpu_threads.kv_exchange import cut
-from ftcore.training.parallel.cpu_threads.pool import Crew, in_crew
-from ftcore.training.parallel.cpu_threads.split_forward import Team
+from ftcore.training.parallel.cpu_threads.kv_exchange import split_row
+from ftcore.training.parallel.cpu_threads.pool import ThreadPool, in_pool
+from ftcore.training.parallel.cpu_threads.split_forward import SequenceSplit
 from ftcore.training.step import micro_batching
 
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
@@ -30,7 +30,7 @@ def test_the_same_as_one_at_a_time(
 ) -> None:
     """In float64: log lines, weights, and an evaluation; of passes of whole rows, and of one that is cut."""
     cuts: list[Any] = []
-    monkeypatch.setattr(split_forward, "cut", lambda *given: cuts.append(given) or cut(*given))
+    monkeypatch.setattr(split_forward, "cut", lambda *given: cuts.append(given) or split_row(*given))
     if rows == "cut":
         monkeypatch.setattr(micro_batching, "even", lambda sizes, share: False)
     found = []
@@ -44,7 +44,7 @@ def test_the_same_as_one_at_a_time(
         honest, members = trainer.loss_sum, []
 
         def watched(batch: Any, honest: Any = honest, members: list[bool] = members) -> torch.Tensor:
-            members.append(in_crew() or bool(cuts))
+            members.append(in_pool() or bool(cuts))
             return honest(batch)
 
         trainer.loss_sum = watched
@@ -73,7 +73,7 @@ def test_ppo_is_cut_with_its_values(backbone: str, ppo: Any, moved: Any, monkeyp
     batch = trainer._prepare_inputs(collate_responses(trainer.buffer))
     moved(trainer.model)
     found = []
-    for both in (None, Team(Crew(2), trainer.scorer, adds_up=True)):
+    for both in (None, SequenceSplit(ThreadPool(2), trainer.scorer, adds_up=True)):
         trainer.scorer.team = both
         assert both is None or both.takes(batch)
         trainer.model.zero_grad()

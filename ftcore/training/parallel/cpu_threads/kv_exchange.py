@@ -23,7 +23,7 @@ from ftcore.training.batching.collators import Batch
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
-class Lending:
+class KVChannel:
     """What two threads hand to each other, by the number of the attention call."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Lending:
 
 
 @dataclass(slots=True)
-class Side:
+class KVPart:
     """One part's end of it, in the order of its attention calls.
 
     Args:
@@ -71,21 +71,21 @@ class Side:
             the first part, which lends.
     """
 
-    lending: Lending
+    lending: KVChannel
     borrowed: tuple[tuple[slice, ...], ...] | None = None
     calls: int = field(default=0, init=False)
 
-    def begin(self, key: torch.Tensor, value: torch.Tensor) -> Loan:
+    def begin(self, key: torch.Tensor, value: torch.Tensor) -> KVSlice:
         """Of an attention call, with this part's own keys and values."""
         call, self.calls = self.calls, self.calls + 1
         if self.borrowed is None:
             self.lending.put("lent", call, (key.detach(), value.detach()))
-            return Loan(self, call, None)
-        return Loan(self, call, self.lending.take("lent", call))
+            return KVSlice(self, call, None)
+        return KVSlice(self, call, self.lending.take("lent", call))
 
 
 @dataclass(slots=True)
-class Loan:
+class KVSlice:
     """Of one attention call.
 
     Args:
@@ -94,7 +94,7 @@ class Loan:
         lent: the first part's keys and values, ``[1, key heads, N, size]``, for the second part.
     """
 
-    side: Side
+    side: KVPart
     call: int
     lent: KeysValues | None
     _owed: KeysValues | None = field(default=None, init=False)
@@ -122,7 +122,7 @@ class Loan:
             own += owed
 
 
-def cut(batch: Batch, at: int) -> tuple[Batch, Batch]:
+def split_row(batch: Batch, at: int) -> tuple[Batch, Batch]:
     """A batch's row in two, each with what a scorer reads; the labels are the first part's, then the second's.
 
     Args:
@@ -140,8 +140,8 @@ def cut(batch: Batch, at: int) -> tuple[Batch, Batch]:
             second.append(max(start - at, 0))
             borrowed.append(tuple(slice(one, min(last, at)) for one, last in seen if one < at))
             own.append(tuple((max(one, at) - at, last - at) for one, last in seen if last > at))
-    lending = Lending() if any(borrowed) else None
-    sides = (None, None) if lending is None else (Side(lending), Side(lending, tuple(borrowed)))
+    lending = KVChannel() if any(borrowed) else None
+    sides = (None, None) if lending is None else (KVPart(lending), KVPart(lending, tuple(borrowed)))
     parts = (
         ([start for start, _ in first], [ranges for _, ranges in first], slice(0, at), sides[0]),
         (second, own, slice(at, count), sides[1]),
@@ -150,7 +150,7 @@ def cut(batch: Batch, at: int) -> tuple[Batch, Batch]:
     return one, other
 
 
-def _part(batch: Batch, starts: list[int], prefixes: Prefixes, tokens: slice, side: Side | None) -> Batch:
+def _part(batch: Batch, starts: list[int], prefixes: Prefixes, tokens: slice, side: KVPart | None) -> Batch:
     ends = [*starts, tokens.stop - tokens.start]
     positions = batch["positions"]
     found: dict[str, Any] = {

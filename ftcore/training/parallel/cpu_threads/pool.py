@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ftcore.resources.hardware import MEMBERS
+from ftcore.resources.hardware import NUM_WORKERS
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ _RANDOM = ("drop", "jitter")
 _here = threading.local()
 
 
-class Crew:
+class ThreadPool:
     """Does jobs side by side, each by one member, in the caller's modes of gradients and autocast.
 
     Args:
@@ -39,8 +39,8 @@ class Crew:
     """
 
     def __init__(self, threads: int) -> None:
-        self.share = max(1, threads // MEMBERS)
-        self._pool = ThreadPoolExecutor(MEMBERS, "ft-crew", _join, (self.share,))
+        self.share = max(1, threads // NUM_WORKERS)
+        self._pool = ThreadPoolExecutor(NUM_WORKERS, "ft-crew", _join, (self.share,))
 
     def each(self, jobs: Sequence[Callable[[], T]]) -> Iterator[T]:
         """The jobs' results in their order, as they come.
@@ -62,10 +62,10 @@ class Crew:
 
     def alone(self, job: Callable[[], T]) -> T:
         """The result of one job, done as a member does it, by whoever calls this."""
-        return job() if in_crew() else next(self.each([job]))
+        return job() if in_pool() else next(self.each([job]))
 
 
-def in_crew() -> bool:
+def in_pool() -> bool:
     """Whether this is a member's thread."""
     return getattr(_here, "member", False)
 

@@ -18,9 +18,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ftcore.training.batching.collators import Batch
-from ftcore.training.cost_model.tokens import Work, visible
-from ftcore.training.parallel.cpu_threads.kv_exchange import cut
-from ftcore.training.parallel.cpu_threads.pool import FEWEST, Crew, in_crew
+from ftcore.training.cost_model.tokens import CostModel, visible
+from ftcore.training.parallel.cpu_threads.kv_exchange import split_row
+from ftcore.training.parallel.cpu_threads.pool import FEWEST, ThreadPool, in_pool
 
 NEAR = 0.02
 """How far from the middle a row is cut between two sequences rather than within one, as a share of the work."""
@@ -29,7 +29,7 @@ Outputs = Callable[[Batch], torch.Tensor]
 """What a scorer makes of a batch, ``[n, ...]``: of two parts of a row, that of the row is one after the other."""
 
 
-class Team:
+class SequenceSplit:
     """Computes a scorer's outputs of one row in two halves side by side.
 
     Args:
@@ -38,9 +38,9 @@ class Team:
         adds_up: whether two sets of gradients may be in memory at once.
     """
 
-    def __init__(self, crew: Crew, scorer: Any, adds_up: bool) -> None:
+    def __init__(self, crew: ThreadPool, scorer: Any, adds_up: bool) -> None:
         self.crew, self.scorer, self.adds_up = crew, scorer, adds_up
-        self.work = Work.of(scorer)
+        self.work = CostModel.of(scorer)
         self.window = getattr(scorer.inner.config.get_text_config(), "sliding_window", None)
 
     @property
@@ -52,7 +52,7 @@ class Team:
     def takes(self, batch: Batch) -> bool:
         """Whether a batch is one that is cut: long enough, and not a part of one already."""
         count = batch["input_ids"].numel()
-        if in_crew() or count < 2 * FEWEST or "images" in batch or (torch.is_grad_enabled() and not self.adds_up):
+        if in_pool() or count < 2 * FEWEST or "images" in batch or (torch.is_grad_enabled() and not self.adds_up):
             return False
         if not self.serves:
             return False
@@ -70,7 +70,7 @@ class Team:
 
     def __call__(self, batch: Batch, outputs: Outputs) -> torch.Tensor:
         """What `outputs` makes of the batch."""
-        halves = cut(batch, self.middle(batch))
+        halves = split_row(batch, self.middle(batch))
         if not torch.is_grad_enabled():
             return torch.cat(list(self.crew.each([partial(_forward, half, outputs, False) for half in halves])))
         trained = [tensor for tensor in self.scorer.model.parameters() if tensor.requires_grad]
@@ -83,7 +83,7 @@ class _Halves(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, crew: Crew, halves: tuple[Batch, Batch], outputs: Outputs, *trained: torch.Tensor
+        ctx: Any, crew: ThreadPool, halves: tuple[Batch, Batch], outputs: Outputs, *trained: torch.Tensor
     ) -> torch.Tensor:
         made = list(crew.each([partial(_forward, half, outputs, True) for half in halves]))
         ctx.crew, ctx.made, ctx.holding, ctx.trained = crew, made, [_holding(half) for half in halves], trained

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import torch
 
 from ft_plugins.engines.transformers.detokenizing import Detokenizer
-from ft_plugins.engines.transformers.kv_cache import Memory
-from ft_plugins.engines.transformers.logprobs import scored
-from ft_plugins.engines.transformers.sampling import Chooser
+from ft_plugins.engines.transformers.kv_cache import BatchKVCache
+from ft_plugins.engines.transformers.logprobs import scored_token
+from ft_plugins.engines.transformers.sampling import Sampler
 from ft_plugins.engines.transformers.task import Task
-from ftcore.api.inference_types import Chunk, Prompt, Scored
+from ftcore.api.inference_types import Chunk, Prompt, ScoredToken
 from ftcore.inference.row_isolation import isolated
 from ftcore.inference.sessions import Refused, Session
 
@@ -39,12 +39,12 @@ class _Row:
 
     task: Task
     logprobs: int | None
-    chooser: Chooser
+    chooser: Sampler
     detokenizer: Detokenizer
     ids: list[int] = field(default_factory=list)
 
 
-class Answering(Protocol):
+class GeneratorContext(Protocol):
     """What a session asks of its generator; `ft_plugins.engines.transformers.generator.TransformersGenerator` is it."""
 
     model: Any
@@ -67,9 +67,9 @@ class ContinuousSession(Session):
         slots: answers at a time; further prompts wait.
     """
 
-    def __init__(self, generator: Answering, slots: int) -> None:
+    def __init__(self, generator: GeneratorContext, slots: int) -> None:
         self.generator, self.model, self.slots = generator, generator.model, slots
-        self.memory = Memory(self.model.config)
+        self.memory = BatchKVCache(self.model.config)
         self._waiting: list[_Row] = []
         self._rows: list[_Row] = []
         self._added = 0
@@ -82,7 +82,7 @@ class ContinuousSession(Session):
         self._added += 1
         task = self.generator.task(self._added, prompt)
         detokenizer = Detokenizer(self.generator.tokenizer, task.settings.options.skip_special_tokens)
-        self._waiting.append(_Row(task, logprobs, Chooser(task, self.model.device), detokenizer))
+        self._waiting.append(_Row(task, logprobs, Sampler(task, self.model.device), detokenizer))
         return self._added
 
     def drop(self, number: int) -> None:
@@ -119,7 +119,7 @@ class ContinuousSession(Session):
         passed = isolated(self._passed, range(len(rows)))
         scores: list[torch.Tensor] = []
         refused: list[Chunk | Refused] = []
-        going, memory = list[_Row](), Memory(self.model.config)
+        going, memory = list[_Row](), BatchKVCache(self.model.config)
         for row, found in zip(rows, passed, strict=True):
             if isinstance(found, Exception):
                 refused.append(Refused(row.task.index, found))
@@ -133,7 +133,7 @@ class ContinuousSession(Session):
         self.memory, self._rows = memory, going
         return refused + self._told(going, scores)
 
-    def _passed(self, numbers: Sequence[int]) -> list[tuple[Memory, torch.Tensor]]:
+    def _passed(self, numbers: Sequence[int]) -> list[tuple[BatchKVCache, torch.Tensor]]:
         """A forward pass over some rows: of each the memory that it is in now, and its scores ``[vocabulary]``."""
         memory = self.memory if len(numbers) == len(self._rows) else self.memory.part(numbers)
         device = self.model.device
@@ -175,11 +175,11 @@ class ContinuousSession(Session):
         token = row.chooser.choose([*task.ids, *row.ids], scores)
         row.ids.append(token)
         hidden = generator.hidden(task, token)
-        text, told = "", tuple[Scored, ...]()
+        text, told = "", tuple[ScoredToken, ...]()
         if not hidden:
             text = row.detokenizer.add(token)
             if row.logprobs is not None:
-                told = (scored(generator.tokenizer, scores, token, row.logprobs),)
+                told = (scored_token(generator.tokenizer, scores, token, row.logprobs),)
         stopped = token in generator.stop_ids
         if not stopped and len(row.ids) < task.new_tokens:
             return Chunk(task.index, text, "", len(task.ids), len(row.ids), told)

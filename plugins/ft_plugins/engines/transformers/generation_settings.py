@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore.api.option_groups import GenerationOptions
 from ftcore.errors import UsageError
-from ftcore.inference.generation_options import override
+from ftcore.inference.generation_options import override_options
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -31,7 +31,7 @@ class Settings:
     @classmethod
     def of(cls, plan: Plan, overrides: Mapping[str, Any] | None) -> Settings:
         """Raises UsageError naming every setting that is unknown or out of range."""
-        options = override(plan.generation, overrides)
+        options = override_options(plan.generation, overrides)
         said = {name for name, value in (overrides or {}).items() if value is not None}
         return cls(options, _total(plan, options, said))
 

@@ -57,9 +57,9 @@ class TransformersGenerator(BatchingGenerator):
     def session(self, slots: int) -> Session | None:
         """Answers side by side; none where a model remembers more than keys and values (sliding windows, states)."""
         from ft_plugins.engines.transformers.continuous_batching import ContinuousSession
-        from ft_plugins.engines.transformers.kv_cache import joins
+        from ft_plugins.engines.transformers.kv_cache import supports_batching
 
-        return ContinuousSession(self, slots) if joins(self.model) else None
+        return ContinuousSession(self, slots) if supports_batching(self.model) else None
 
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
         """Pieces of a single prompt's answer as they are made; whole answers, batch by batch, of several.

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
-def joins(model: Any) -> bool:
+def supports_batching(model: Any) -> bool:
     """Whether a model remembers in keys and values alone, of which rows can be joined and left out."""
     layers = _empty(model.config).layers
     return not getattr(model, "_is_stateful", False) and all(type(layer) is DynamicLayer for layer in layers)
@@ -22,7 +22,7 @@ def _empty(config: Any) -> Any:
     return make(config=config)
 
 
-class Memory:
+class BatchKVCache:
     """A cache of rows, all as long as the longest; shorter ones are padded on the left.
 
     Args:
@@ -46,14 +46,14 @@ class Memory:
             cache.batch_repeat_interleave(copies)
         self._join(cache, [length] * copies)
 
-    def join(self, other: Memory) -> None:
+    def join(self, other: BatchKVCache) -> None:
         """Takes in the rows of another memory, which is not used any more."""
         if other.lengths:
             self._join(other.cache, other.lengths)
 
-    def part(self, rows: Sequence[int]) -> Memory:
+    def part(self, rows: Sequence[int]) -> BatchKVCache:
         """A memory of its own with some of these rows."""
-        part = Memory(self._config)
+        part = BatchKVCache(self._config)
         part.lengths = [self.lengths[row] for row in rows]
         cut = max(self.lengths) - max(part.lengths)
         for number, layer in enumerate(self.cache.layers):

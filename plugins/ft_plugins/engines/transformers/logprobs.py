@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ftcore.api.inference_types import Likely, Scored
+from ftcore.api.inference_types import ScoredToken, TokenLogprob
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def scored(tokenizer: PreTrainedTokenizerBase, scores: torch.Tensor, token: int, top: int) -> Scored:
+def scored_token(tokenizer: PreTrainedTokenizerBase, scores: torch.Tensor, token: int, top: int) -> ScoredToken:
     """A token and the ``top`` likeliest in its place.
 
     Args:
@@ -29,12 +29,12 @@ def scored(tokenizer: PreTrainedTokenizerBase, scores: torch.Tensor, token: int,
     values, ids = logprobs.topk(min(top, logprobs.numel()))
     best = zip(ids.tolist(), values.tolist(), strict=True)
     chosen = _likely(tokenizer, token, float(logprobs[token]))
-    return Scored(chosen, tuple(_likely(tokenizer, other, value) for other, value in best))
+    return ScoredToken(chosen, tuple(_likely(tokenizer, other, value) for other, value in best))
 
 
-def _likely(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float) -> Likely:
+def _likely(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float) -> TokenLogprob:
     text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    return Likely(text, logprob, _bytes(tokenizer, token, text))
+    return TokenLogprob(text, logprob, _bytes(tokenizer, token, text))
 
 
 def _bytes(tokenizer: PreTrainedTokenizerBase, token: int, text: str) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.preprocessing.prepare import PreparedFeedback, prepare
 from ftcore.errors import Problem, RowError, UsageError
 from ftcore.training.batching.collators import collate, on_device
-from ftcore.training.forward.reward import RewardScorer
+from ftcore.training.forward.reward import RewardForward
 from ftcore.training.model_transforms import capability_cache
 
 
@@ -33,8 +33,8 @@ class TransformersJudge(Judge):
         config = model.config.get_text_config()
         if config.pad_token_id is None:  # as stage rm does: a score is read at the last token that does not pad
             config.pad_token_id = renderer.tokenizer.pad_token_id
-        self.plan, self.renderer, self.scorer = plan, renderer, RewardScorer(model)
-        capability_cache.choose(self.scorer)
+        self.plan, self.renderer, self.scorer = plan, renderer, RewardForward(model)
+        capability_cache.probe_capabilities(self.scorer)
         self.device = model.device
         self._lock = threading.Lock()
 

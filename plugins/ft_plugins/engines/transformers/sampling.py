@@ -43,7 +43,7 @@ class FiniteScores(LogitsProcessor):
         return scores
 
 
-class Chooser:
+class Sampler:
     """Chooses tokens of one answer.
 
     With a seed the draws are those of ``generate`` after ``torch.manual_seed``, whatever else is in the batch.

@@ -13,7 +13,7 @@ from ftcore.api.plan import Run
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.pairs import collate_pairs
 from ftcore.training.losses import sequence_reductions
-from ftcore.training.reference.logprob_cache import Measure, with_reference
+from ftcore.training.reference.logprob_cache import ReferenceMetric, add_reference_logprobs
 from ftcore.training.trainer import FtTrainer
 
 
@@ -95,8 +95,10 @@ class PairTrainer(FtTrainer):
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
         self.objective, self.divisible = objective, not objective.compares
         if objective.reference:
-            measure = Measure("pairs", _pair_sums)
-            self.train_dataset, self.eval_dataset = with_reference(self, measure, (train, evaluation), reference)
+            measure = ReferenceMetric("pairs", _pair_sums)
+            self.train_dataset, self.eval_dataset = add_reference_logprobs(
+                self, measure, (train, evaluation), reference
+            )
 
     def weight(self, batch: Batch) -> float:
         if not self.objective.per_token:

@@ -22,7 +22,7 @@ from ftcore.training.batching.pairs import answered
 from ftcore.training.batching.samplers import EpochLoader
 from ftcore.training.forward.causal_lm import evaluating
 from ftcore.training.losses import sequence_reductions
-from ftcore.training.reference.logprob_cache import Measure, with_reference
+from ftcore.training.reference.logprob_cache import ReferenceMetric, add_reference_logprobs
 from ftcore.training.step.micro_batching import parts
 from ftcore.training.trainer import FtTrainer
 
@@ -150,8 +150,8 @@ class FeedbackTrainer(FtTrainer):
         self.loss, self.scale = loss, scale
         self._divergence, limit = 0.0, run.plan.data.cutoff_len
         sets = [None if rows is None else MismatchedRows(rows, limit) for rows in (train, evaluation)]
-        measure = Measure("feedback", _both_logps)
-        self.train_dataset, self.eval_dataset = with_reference(self, measure, sets, reference)
+        measure = ReferenceMetric("feedback", _both_logps)
+        self.train_dataset, self.eval_dataset = add_reference_logprobs(self, measure, sets, reference)
 
     def weight(self, batch: Batch) -> float:
         return float(batch["row_weights"].sum())

@@ -160,7 +160,7 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
     """
     from ft_plugins.stages.ppo.rollout import answered
     from ftcore.training.batching.collators import collate, on_device
-    from ftcore.training.forward.reward import RewardScorer
+    from ftcore.training.forward.reward import RewardForward
     from ftcore.training.model_transforms import capability_cache
 
     reward_models.check_adapters(run.plan)
@@ -168,8 +168,8 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
     judged = reward_models.reward_plan(run.plan)
     model = load_frozen(judged, run.model, "reward_model").to(run.model.device)
     check_head(judged, model, run.plan.where("reward_model"), reward_models.HINT, "reward_model")
-    scorer = RewardScorer(model)
-    capability_cache.choose(scorer)
+    scorer = RewardForward(model)
+    capability_cache.probe_capabilities(scorer)
     tail = after_answers(renderer)
 
     def score(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Any:

@@ -24,7 +24,7 @@ from ftcore.training.forward.causal_lm import evaluating
 from ftcore.training.losses.linear_cross_entropy import token_logps
 from ftcore.training.reference.start_weights import reference_of
 from ftcore.training.step.micro_batching import ROWS
-from ftcore.training.trainer import FtTrainer, recompute
+from ftcore.training.trainer import FtTrainer, enable_recomputation
 
 VALUE_HEAD = "ft_value_head"
 """Name of the value head in the model while it is trained; it is no part of what the model saves."""
@@ -102,7 +102,7 @@ class PolicyTrainer(FtTrainer):
         self.reference = reference_of(run.plan, run.model)
         size = run.model.config.get_text_config().hidden_size
         if backbone is not None and run.plan.gradient_checkpointing:
-            recompute(backbone, run.plan.training.gradient_checkpointing_kwargs)
+            enable_recomputation(backbone, run.plan.training.gradient_checkpointing_kwargs)
         self.value_head = ValueHead(size, backbone, packed=self.scorer.packed).to(self.args.device)
         run.model.add_module(VALUE_HEAD, self.value_head)
         run.model.register_state_dict_post_hook(_without_head)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from ftcore.api.plan import Run
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.pairs import collate_pairs
-from ftcore.training.forward.reward import RewardScorer
+from ftcore.training.forward.reward import RewardForward
 from ftcore.training.trainer import FtTrainer
 
 
@@ -29,8 +29,8 @@ class RewardTrainer(FtTrainer):
             config.pad_token_id = run.tokenizer.pad_token_id
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
 
-    def make_scorer(self, model: Any) -> RewardScorer:
-        return RewardScorer(model)
+    def make_scorer(self, model: Any) -> RewardForward:
+        return RewardForward(model)
 
     def weight(self, batch: Batch) -> float:
         return float(batch["pair_weights"].sum())
