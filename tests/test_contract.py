@@ -107,11 +107,6 @@ def test_every_hook_is_documented_with_its_signature(name: str) -> None:
     assert getattr(hookspecs, name).__doc__
 
 
-def test_no_file_has_outgrown_its_room() -> None:
-    files = [*CORE, *(ROOT / "plugins").rglob("*.py")]
-    assert {file.name: lines for file in files if (lines := len(file.read_text("utf-8").splitlines())) > 600} == {}
-
-
 def test_components_are_frozen_and_documented(built_in) -> None:
     for offer in built_in.offers:
         with pytest.raises(AttributeError):

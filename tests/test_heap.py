@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, sys, threading
-from ftcore import hardware
+from ftcore.resources import hardware
 hardware.threads = lambda: int(sys.argv[1])
 hardware.share_heap()
 libc = ctypes.CDLL(None)

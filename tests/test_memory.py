@@ -233,8 +233,8 @@ import numpy as np, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 import ftcore.training.trainer
 from ftcore.training.batching.collators import collate
-from ftcore.training.model_transforms.fused_layers import make_lean
-from ftcore.training.forward.causal_lm import Scorer
+from ftcore.training.model_transforms.fused_layers import fuse_layers
+from ftcore.training.forward.causal_lm import CausalLMForward
 model = LlamaForCausalLM(LlamaConfig(**config))
 if adapter:
     from peft import LoraConfig, get_peft_model
@@ -243,9 +243,9 @@ if adapter:
     fuse(model)
 if recompute:
     (model.get_base_model() if adapter else model).gradient_checkpointing_enable({"use_reentrant": False})
-scorer = Scorer(model)
+scorer = CausalLMForward(model)
 scorer.choose()
-make_lean(model)
+fuse_layers(model)
 model.train()
 trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
 optimizer = torch.optim.AdamW(trained, fused=True)

@@ -16,6 +16,7 @@ import ft_plugins.templates
 import ftcore
 from ftcore.api.components import ChatTemplate
 from ftcore.api.option_groups import DataOptions, TrainingOptions
+from ftcore.api.plan import Plan
 from ftcore.api.registry import Candidate, load
 from ftcore.cli.preview import command
 from ftcore.config import planner
@@ -42,6 +43,12 @@ class Tokenizers:
         return tokenizer
 
 
+class HandMadePlan(SimpleNamespace):
+    """What the command reads of a plan."""
+
+    where = Plan.where
+
+
 @pytest.fixture
 def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``preview("-n", "1", cutoff_len=30)``: the command over a hand-made plan of a.jsonl."""
@@ -51,7 +58,7 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         modules = {"formats": ft_plugins.formats, "templates": ft_plugins.templates, "models": Tokenizers()}
         plugins = load([Candidate("ftcore", "0", name, lambda m=module: m) for name, module in modules.items()])
         datasets, _ = resolve(["a.jsonl"], dataset_dir=tmp_path)
-        plan = SimpleNamespace(
+        plan = HandMadePlan(
             file="run.yaml",
             config={},
             data=DataOptions(**options),

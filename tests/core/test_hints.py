@@ -33,10 +33,10 @@ from ftcore.resources.hardware import Hardware
 ROOT = Path(__file__).parents[2]
 MODULES = (
     *(
-        f"ftcore.{name}"
-        for name in ("checks", "training_checks", "hub_checks", "selection_checks", "schedules", "trackers")
+        f"ftcore.config.validation.{name}"
+        for name in ("core", "evaluation", "hub", "lr_schedulers", "trackers", "training")
     ),
-    *(f"ft_plugins.stages.{name}" for name in ("dpo", "ppo", "pt", "sft", "other_models")),
+    *(f"ft_plugins.stages.{name}" for name in ("dpo.stage", "ppo.stage", "pt", "sft.stage", "auxiliary_models")),
     "ft_plugins.methods.checking",
     "ft_plugins.optimizers.needs",
 )

@@ -108,7 +108,7 @@ def run(script: list[str], home: Path, **more: str) -> subprocess.CompletedProce
 
 ASK = """
 import json, sys, time
-from ftcore import hub_access as hub
+from ftcore.models import hub_access as hub
 hub.SECONDS = 4.0
 said = {}
 start = time.monotonic()
@@ -167,7 +167,7 @@ def test_without_a_network_and_offline(tmp_path: Path) -> None:
 
 CONFIG = """
 import sys
-from ftcore import hub_access as hub
+from ftcore.models import hub_access as hub
 from ftcore.config.planner import make_plan
 plan = hub.planned(lambda: make_plan(sys.argv[1]))
 print(plan.family.component.name, plan.config, hub.model_name(plan).problem(), hub.model_name(plan).local_only())

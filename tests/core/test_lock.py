@@ -64,7 +64,7 @@ def test_every_lock_is_taken_in_one_place() -> None:
     folders = [Path(ftcore.__file__).parent, Path(ft_plugins.__file__).parent]
     files = [file for folder in folders for file in folder.rglob("*.py")]
     assert len(files) > 200
-    assert [file.name for file in files if "fcntl" in file.read_text(encoding="utf-8")] == ["lock.py"]
+    assert [file.name for file in files if "fcntl" in file.read_text(encoding="utf-8")] == ["file_lock.py"]
 
 
 def test_without_locks_no_other_folder_is_taken_for_unused(tmp_path: Path) -> None:

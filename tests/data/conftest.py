@@ -12,6 +12,7 @@ import ft_plugins.formats
 import ft_plugins.templates
 from ftcore.api.components import ChatTemplate
 from ftcore.api.option_groups import DataOptions, TrainingOptions
+from ftcore.api.plan import Plan
 from ftcore.api.registry import Candidate, load
 from ftcore.data.sources.resolve import resolve
 from ftcore.testing import tiny_tokenizer
@@ -31,6 +32,12 @@ TOKENS = (
     "<|observation|>",
     "<|im_end|>",
 )
+
+
+class HandMadePlan(SimpleNamespace):
+    """What the data layer reads of a plan."""
+
+    where = Plan.where
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +74,7 @@ def make_plan(tmp_path: Path) -> Any:
         held_out, more = resolve(_names(eval_dataset), dataset_dir=tmp_path, evaluation=True)
         assert problems == more == []
         chosen = SimpleNamespace(component=plugins.find(ChatTemplate, template).component) if template else None
-        return SimpleNamespace(
+        return HandMadePlan(
             file="run.yaml",
             data=data,
             training=training,

@@ -384,17 +384,17 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from ftcore.data.row_stats import Counts
+from ftcore.data.row_stats import RowCounts
 from ftcore.data.storage.cache import Store
-from ftcore.data.storage.arrays import Table, KeptRow
+from ftcore.data.storage.arrays import Table, TokenizedRow
 from ftcore.api.samples import Place
 import numpy as np, time
 made = []
 def fill(writer, counts):
     made.append(1)
     for number in range(5):
-        row = KeptRow(Place("f", number, 1), np.full(9, number, np.int32), np.ones(9, np.float32), np.ones(9, np.uint8))
-        writer.append(Table.of([row]))
+        row = TokenizedRow(Place("f", number, 1), np.full(9, number, np.int32), np.ones(9, np.float32), np.ones(9,
+        np.uint8)) writer.append(Table.of([row]))
         counts.rows += 1
         time.sleep(0.2)
 counts = Counts(name="d")

@@ -56,8 +56,6 @@ class CausalLMForward:
         (`ftcore.training.model_transforms.last_layer_pruning`); packed only.
         compiled: backend and mode of the compiler of the decoder's layers
         (`ftcore.training.model_transforms.torch_compile`); None for none.
-        kernel: computes the head's losses in place of `ftcore.training.losses.linear_cross_entropy`
-        (`ftcore.engine.cut`); None for none.
         unseen: what has to be shown of a batch with images before one is computed
         (`ftcore.training.forward.dependence`); None
             once it is.
