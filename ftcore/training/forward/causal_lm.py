@@ -271,11 +271,6 @@ class CausalLMForward:
         """Two short sequences, on the model's device."""
         return self.placed(_probe(self.inner))
 
-    def glimpse(self) -> Batch:
-        """The shortest batch that has a label, on the model's device."""
-        row = {"input_ids": np.array([5, 7], np.int32), "weights": np.ones(2, np.float32), "index": 0}
-        return self.placed(collate([row]))
-
     def placed(self, batch: Batch) -> Batch:
         """A batch on the model's device, with ``positions`` where this scorer reads the model's outputs."""
         return self.read_at(on_device(batch, self.inner.device))

@@ -123,7 +123,7 @@ class Reference:
         adapters of any shape and seed.
         """
         tensors, context = [*model.parameters(), *model.buffers()], nullcontext
-        if hasattr(model, "disable_adapter") and adapter_is_noop(model, scorer):
+        if hasattr(model, "disable_adapter") and adapter_is_noop(model):
             tensors, context = [tensor for tensor in tensors if not tensor.requires_grad], model.disable_adapter
         adapters = {} if context is not nullcontext else getattr(model, "peft_config", {})
         described = [
