@@ -1,1 +1,11 @@
 """Which dataset format has rows, and which samples a stage takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftcore import deprecated_names
+
+
+def __getattr__(name: str) -> Any:
+    return deprecated_names.forwarded(__name__, name)

@@ -1,1 +1,11 @@
 """Datasets as named, and their files read row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftcore import deprecated_names
+
+
+def __getattr__(name: str) -> Any:
+    return deprecated_names.forwarded(__name__, name)
