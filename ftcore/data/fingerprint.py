@@ -20,7 +20,8 @@ from ftcore.data.chat_template.renderer import Renderer
 from ftcore.data.datasets.packing import splits
 from ftcore.data.multimodal.media_files import MediaFolders
 from ftcore.data.sources.resolve import data_files
-from ftcore.utils.hashing import file_sha256, sampled_sha256
+from ftcore.utils.file_digests import file_sha256
+from ftcore.utils.hashing import file_hash, sampled_sha256
 
 if TYPE_CHECKING:
     pass
@@ -140,15 +141,3 @@ def data_hashes(plan: Plan) -> dict[str, str]:
         elif spec.path:
             hashes[spec.name] = file_sha256(spec.path) if spec.path.is_file() else file_hash(spec.path)
     return hashes
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, or over the names and bytes of a folder's files."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file()):
-        if path.is_dir():
-            digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

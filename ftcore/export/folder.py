@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ftcore.data.fingerprint import file_hash
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.utils.files import staged_folder, write_json
+from ftcore.utils.hashing import file_hash
 
 MANIFEST = "ft_export.json"
 FORMAT = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ from typing import Any
 
 from ftcore.api.plan import Plan
 from ftcore.models.files import model_files, source_of
-from ftcore.utils.hashing import file_sha256
+from ftcore.utils.file_digests import file_sha256
+from ftcore.utils.hashing import new_digest, sha256_of
 
 READ = ("tokenizer*", "*.jinja", "generation_config.json")
 """Files of a model's folder, besides its weights, by which it reads and stops."""
@@ -35,7 +35,7 @@ def facts(plan: Plan, inputs: Sequence[Any]) -> dict[str, Any]:
     offers = [selected for selected in (plan.engine, plan.family, plan.template) if selected is not None]
     found |= {f"version of {selected.full_name}": selected.version for selected in offers}
     if plan.template:
-        found["sha256 of the template"] = hashlib.sha256(plan.template.component.source().encode()).hexdigest()
+        found["sha256 of the template"] = sha256_of(plan.template.component.source())
     return found | {f"version of {name}": importlib.metadata.version(name) for name in PACKAGES}
 
 
@@ -54,7 +54,7 @@ def _options(plan: Plan) -> Mapping[str, Any]:
 
 
 def _digest(inputs: Sequence[Any]) -> str:
-    digest = hashlib.sha256()
+    digest = new_digest()
     for one in inputs:
         digest.update(json.dumps(one, default=repr, sort_keys=True).encode())
         digest.update(b"\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from ftcore.errors import Problem, UsageError
 from ftcore.models.adapters import other_bases
 from ftcore.models.resolve import HUB_ID
 from ftcore.models.trained_run import Trained, base_of, read_trained
+from ftcore.utils.hashing import sha256_of
 from ftcore.utils.run_status import FAILED, RUNNING, STOPPED, lives, notice, read_status
 
 if TYPE_CHECKING:
@@ -228,10 +228,10 @@ def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, trained: Trai
 
     system = trained.values().get("default_system")
     same = replace(plan, data=plan.data.model_copy(update={"default_system": system}))
-    if trained.sha256 == hashlib.sha256(b"").hexdigest():
+    if trained.sha256 == sha256_of():
         return  # trained on plain text
     source = Renderer.from_plan(same, tokenizer).source
-    if hashlib.sha256(source.encode()).hexdigest() == trained.sha256:
+    if sha256_of(source) == trained.sha256:
         return
     used = plan.template.full_name if plan.template else "the tokenizer's own"
     was = trained.template or "the tokenizer's own"

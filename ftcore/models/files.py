@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcore.errors import Problem, UsageError
-from ftcore.utils.hashing import file_sha256
+from ftcore.utils.file_digests import file_sha256
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan

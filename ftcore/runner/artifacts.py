@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from ftcore.api.plan import Plan
 from ftcore.data.fingerprint import data_hashes
 from ftcore.models.files import base_files
 from ftcore.utils.files import write_json, write_whole
+from ftcore.utils.hashing import sha256_of
 from ftcore.utils.ownership import RUN_MANIFEST as MANIFEST
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def manifest(
         "template": {
             "name": plan.template.component.name if plan.template else None,
             "full_name": plan.template.full_name if plan.template else None,
-            "sha256": hashlib.sha256(source.encode()).hexdigest(),
+            "sha256": sha256_of(source),
         },
         "data": {
             "default_system": plan.data.default_system,

@@ -1,41 +1,80 @@
-"""sha256 of files, remembered: data that has not changed is not read again to know that it has not."""
+"""sha256 digests: of bytes, texts, JSON values, files, folders and sources. Nothing else in ft imports hashlib."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
 
-from ftcore.utils.cache_dir import cache_root
-
-_RECENT_NS = 2_000_000_000
-"""A file changed so recently may change again within one tick of its clock, and look the same (git's racy index)."""
+_BLOCK = 1 << 20
 _PIECES, _PIECE = 16, 1 << 16
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, hexadecimal.
+class Digest(Protocol):
+    """A digest that is fed piece by piece."""
 
-    Remembered with size, inode, mtime and ctime. Nobody can set ctime, so any write is seen, also one that keeps the
-    size and puts mtime back. 1.2 GB are hashed in a second; remembered it takes 0.1 ms.
+    def update(self, data: Any, /) -> None:
+        """Adds bytes."""
+
+    def digest(self) -> bytes:
+        """Of all that was added, 32 bytes."""
+
+    def hexdigest(self) -> str:
+        """Of all that was added, 64 hexadecimal digits."""
+
+
+def new_digest(*parts: Any) -> Digest:
+    """A digest that has been fed with these texts (as UTF-8), bytes and contiguous buffers."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest
+
+
+def sha256_of(*parts: Any) -> str:
+    """sha256 over texts (as UTF-8), bytes and contiguous buffers, as if they were one; hexadecimal."""
+    return new_digest(*parts).hexdigest()
+
+
+def json_sha256(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """sha256 of a value of JSON's kinds, whatever the order of its keys.
+
+    Args:
+        value: the value.
+        default: makes something JSON of what is not.
+    """
+    return sha256_of(json.dumps(value, sort_keys=True, default=default))
+
+
+def combined(parts: Sequence[object]) -> str:
+    """sha256 over several digests, or other things that are known by their texts."""
+    return json_sha256([str(part) for part in parts])
+
+
+def contents_sha256(file: Path) -> str:
+    """sha256 of a file's bytes; see `ftcore.utils.file_digests` for one that is remembered.
 
     Raises:
         OSError: the file cannot be read.
     """
-    memory = cache_root() / "hashes" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
-    stamp = stamp_of(path)
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        if known["stamp"] == stamp:
-            return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not remembered, or damaged: it is hashed again
-    digest = _digest(path)
-    if time.time_ns() - stamp[-1] > _RECENT_NS and stamp_of(path) == stamp:
-        _remember(memory, stamp, digest)
-    return digest
+    digest = hashlib.sha256()
+    _add(digest, file)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, or over the names and bytes of a folder's files."""
+    if path.is_file():
+        return contents_sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(found for found in path.rglob("*") if found.is_file()):
+        digest.update(str(file.relative_to(path)).encode())
+        _add(digest, file)
+    return digest.hexdigest()
 
 
 def sampled_sha256(path: Path) -> str:
@@ -45,7 +84,7 @@ def sampled_sha256(path: Path) -> str:
         OSError: the file cannot be read.
     """
     size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    digest = new_digest(str(size))
     with path.open("rb") as stream:
         for number in range(_PIECES):
             stream.seek(max(size - _PIECE, 0) * number // (_PIECES - 1))
@@ -53,29 +92,32 @@ def sampled_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def sources_sha256(sources: Iterable[ModuleType | Path]) -> str:
+    """sha256 over the names and bytes of Python files: of a package all, its subpackages included.
 
-
-def stamp_of(path: Path) -> list[int]:
-    """Device, inode, size, mtime and ctime: any write to a file changes it.
-
-    Raises:
-        OSError: no such file.
+    Args:
+        sources: modules and packages, or files and folders of such; in any order, each counts once.
     """
-    found = path.stat()
-    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return json_sha256(sorted({_source(path) for path in map(_path, sources)}))
 
 
-def _remember(memory: Path, stamp: list[int], digest: str) -> None:
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        staged = memory.with_name(f".{memory.name}.{os.getpid()}")
-        staged.write_text(json.dumps({"stamp": stamp, "sha256": digest}), encoding="utf-8")
-        staged.replace(memory)
-    except OSError:
-        pass  # a cache that cannot be written costs time, nothing else
+def _path(source: ModuleType | Path) -> Path:
+    if isinstance(source, Path):
+        return source
+    assert source.__file__ is not None, f"{source.__name__} has no file: a package needs an __init__.py"
+    file = Path(source.__file__)
+    return file.parent if hasattr(source, "__path__") else file
+
+
+@cache
+def _source(path: Path) -> str:
+    """Read once in a process: what it runs is what it began with."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    assert files, f"{path} holds no sources"
+    return json_sha256([[file.relative_to(path.parent).as_posix(), contents_sha256(file)] for file in files])
+
+
+def _add(digest: Digest, file: Path) -> None:
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ftcore.utils.hashing import sha256_of
 from ftcore.utils.json_files import read_object
 
 MANIFEST = "MANIFEST.json"
@@ -50,7 +50,7 @@ def canonical(content: Mapping[str, Any]) -> bytes:
 
 def seal_of(content: Mapping[str, Any]) -> str:
     """sha256 of a manifest's content."""
-    return hashlib.sha256(canonical(content)).hexdigest()
+    return sha256_of(canonical(content))
 
 
 def sealed_manifest(folder: Path) -> dict[str, Any] | None:

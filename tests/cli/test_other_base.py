@@ -16,7 +16,7 @@ from ftcore.cli import group
 from ftcore.config.planner import make_plan
 from ftcore.inference.target import find_target, unfinished
 from ftcore.models.adapters import other_bases
-from ftcore.utils.hashing import file_sha256
+from ftcore.utils.file_digests import file_sha256
 
 WORDS = {"do_train": True, "max_steps": 1, "save_strategy": "no", "template": "chatml", "max_new_tokens": 2}
 

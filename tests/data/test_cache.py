@@ -17,7 +17,7 @@ import pytest
 
 from ftcore.api.option_groups import DataOptions
 from ftcore.api.samples import Place
-from ftcore.data import fingerprint
+from ftcore.data import fingerprint, hashing
 from ftcore.data.fingerprint import WITHOUT_EFFECT, key_parts
 from ftcore.data.pipeline.dataset_job import DatasetJob
 from ftcore.data.pipeline.loading import chat_datasets
@@ -27,8 +27,7 @@ from ftcore.data.storage import cache
 from ftcore.data.storage.arrays import Table, TableWriter, TokenizedRow, read_table
 from ftcore.errors import RunError, UsageError
 from ftcore.testing import tiny_tokenizer
-from ftcore.utils import hashing
-from ftcore.utils.hashing import file_sha256
+from ftcore.utils.file_digests import file_sha256
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ is which of them share a step.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,7 +18,8 @@ import numpy.typing as npt
 from ftcore.api.option_groups import DataOptions
 from ftcore.api.samples import Place, Text
 from ftcore.data.datasets.token_dataset import TokenDataset
-from ftcore.data.storage.arrays import Ints, combined
+from ftcore.data.storage.arrays import Ints
+from ftcore.utils.hashing import combined, new_digest
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan
@@ -184,7 +184,7 @@ class PackedDataset:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over what is trained together."""
-        digest = hashlib.sha256()
+        digest = new_digest()
         for array in self.segments:
             digest.update(np.ascontiguousarray(array).data)
         return combined([self.dataset.fingerprint, digest.hexdigest()])

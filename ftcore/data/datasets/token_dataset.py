@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ftcore.data.storage.arrays import Ints, SourceLocations, Table, combined
+from ftcore.data.storage.arrays import Ints, SourceLocations, Table
 from ftcore.errors import Problem, UsageError
+from ftcore.utils.hashing import combined, sha256_of
 
 
 class TokenDataset:
@@ -116,7 +116,7 @@ class TokenDataset:
         """sha256 over what is trained, in its order."""
         prints: list[str] = [table.fingerprint for table in self.tables]
         if self._rows is not None:
-            prints.append(hashlib.sha256(self._rows.tobytes()).hexdigest())
+            prints.append(sha256_of(self._rows.tobytes()))
         return prints[0] if len(prints) == 1 else combined(prints)
 
     def take(self, indices: Ints) -> TokenDataset:

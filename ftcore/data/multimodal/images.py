@@ -8,7 +8,6 @@ opened twice: when rows are tokenised, and again when they are in a batch; what 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from ftcore.data.chat_template.rendered import Rendered, Span
 from ftcore.data.multimodal.image_files import open_image
 from ftcore.data.multimodal.media_files import PLACEHOLDERS
 from ftcore.errors import RowError
+from ftcore.utils.hashing import json_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,7 +131,7 @@ class ImageReader:
         """sha256 over all that decides what an image becomes."""
         config = self.processor.to_dict()
         parts = [config, self.frame, self.limits.image_max_pixels, self.limits.image_min_pixels]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        return json_sha256(parts, default=str)
 
     def placed(self, rendered: Rendered, paths: Sequence[str]) -> Rendered:
         """The text with each ``<image>`` replaced by the tokens of its image, in their order.

@@ -8,8 +8,6 @@ others are drawn, as in ``datasets``, would have to be kept.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -31,6 +29,7 @@ from ftcore.data.sources.readers import Row
 from ftcore.data.storage.arrays import Table, TokenizedRow
 from ftcore.data.tokenization.encoder import Encoder
 from ftcore.errors import Problem, RowError, UsageError
+from ftcore.utils.hashing import json_sha256
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan
@@ -116,7 +115,7 @@ class Stream:
             self._packs,
             self._shuffles,
         ]
-        return hashlib.sha256(json.dumps([parts, order]).encode()).hexdigest()
+        return json_sha256([parts, order])
 
     def items(self, cursor: Cursor) -> Iterator[tuple[dict[str, Any], Cursor]]:
         """Each row, or pack of rows, with the cursor after it.

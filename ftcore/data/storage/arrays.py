@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy.typing as npt
 from ftcore.api.samples import Place
 from ftcore.data.multimodal.images import Images, ReadImage, as_lines, from_lines
 from ftcore.data.preprocessing.prepare import Prepared
+from ftcore.utils.hashing import combined, new_digest, sha256_of
 
 Ints = npt.NDArray[np.int64]
 ARRAYS = {
@@ -137,7 +136,7 @@ class Table:
     def fingerprint(self) -> str:
         """sha256 over what is trained: ids, weights, where rows begin, and images."""
         arrays = (self.ids, self.weights, self.offsets, np.frombuffer(as_lines(self.images), dtype=np.uint8))
-        return combined([hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in arrays])
+        return combined([sha256_of(np.ascontiguousarray(array).data) for array in arrays])
 
 
 class MappedTable(Table):
@@ -160,7 +159,7 @@ class TableWriter:
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
         self._files = {file: number for number, file in enumerate(files)}
         self._streams = {name: (folder / name).open("wb") for name in ARRAYS}
-        self._digests = {name: hashlib.sha256() for name in ARRAYS}
+        self._digests = {name: new_digest() for name in ARRAYS}
         self._tokens = self._rows = 0
         self._write("offsets", np.zeros(1, dtype=np.int64))
 
@@ -204,11 +203,6 @@ def read_table(folder: Path, files: Sequence[str], digests: Mapping[str, str]) -
     table.source = (folder, tuple(files), dict(digests))
     table.fingerprint = combined([digests[name] for name in ("ids", "weights", "offsets", "images")])
     return table
-
-
-def combined(parts: Sequence[object]) -> str:
-    """sha256 over several things that have one of their own."""
-    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
 
 
 def _mapped(path: Path, dtype: Any) -> npt.NDArray[Any]:

@@ -20,8 +20,8 @@ from ftcore.data.row_stats import RowCounts
 from ftcore.data.storage.arrays import ARRAYS, MappedTable, TableWriter, read_table
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.utils.cache_dir import cache_root
+from ftcore.utils.file_digests import file_sha256
 from ftcore.utils.file_lock import take
-from ftcore.utils.hashing import file_sha256
 from ftcore.utils.ownership import listed
 
 if TYPE_CHECKING:

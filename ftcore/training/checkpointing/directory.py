@@ -7,7 +7,6 @@ may be killed at any moment. sha256 of 0.54 GB takes 0.45 s where writing it tak
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,8 @@ from pathlib import Path
 
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.utils.files import flush
-from ftcore.utils.ownership import MANIFEST, canonical, is_staged, named_checkpoints, not_ours, seal_of
+from ftcore.utils.hashing import contents_sha256
+from ftcore.utils.ownership import MANIFEST, is_staged, named_checkpoints, not_ours, seal_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class RunFingerprint:
     @property
     def digest(self) -> str:
         """sha256 over all of it."""
-        return hashlib.sha256(canonical(dict(self.values))).hexdigest()
+        return seal_of(dict(self.values))
 
     def differences(self, now: RunFingerprint) -> list[Problem]:
         """Where another setting is not this one; of what is made from other things, each of these that differs."""
@@ -137,7 +137,7 @@ def commit(staged: Path, step: int, setting: RunFingerprint, *, resumable: bool,
     files = {}
     for file in sorted(path for path in staged.rglob("*") if path.is_file()):
         flush(file)
-        files[file.relative_to(staged).as_posix()] = (file.stat().st_size, _sha256(file))
+        files[file.relative_to(staged).as_posix()] = (file.stat().st_size, contents_sha256(file))
     manifest = staged / MANIFEST
     manifest.write_text(Manifest(step, files, setting, resumable, versions).dump(), encoding="utf-8")
     for path in (manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
@@ -164,7 +164,7 @@ def verify(folder: Path) -> Manifest:
         file = folder / name
         try:
             found = file.stat().st_size
-            whole = found == size and _sha256(file) == digest
+            whole = found == size and contents_sha256(file) == digest
         except FileNotFoundError:  # also where a run deletes it at this moment
             raise DamagedError(f"{file} is missing") from None
         if found != size:
@@ -285,11 +285,3 @@ def remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

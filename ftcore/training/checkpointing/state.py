@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import random
@@ -24,6 +23,7 @@ from ftcore.training.checkpointing import directory
 from ftcore.training.checkpointing.directory import RunFingerprint
 from ftcore.training.checkpointing.safe_serialization import load_pytree, save_pytree
 from ftcore.training.kernels import matmul, matmul_autotune
+from ftcore.utils.hashing import new_digest, sha256_of
 from ftcore.utils.ownership import sealed_manifest
 
 _TRAINING = (
@@ -96,7 +96,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 def fingerprint(dataset: Any) -> str:
     """sha256 over every array and number of every row, for datasets that have no ``fingerprint`` of their own."""
-    digest = hashlib.sha256()
+    digest = new_digest()
     for index in range(len(dataset)):
         for name, value in sorted(dataset[index].items()):
             digest.update(name.encode())
@@ -234,4 +234,4 @@ def choose_matmul(trainer: Any) -> None:
 
 
 def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return sha256_of(content)[:16]

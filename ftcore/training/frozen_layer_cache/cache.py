@@ -11,7 +11,6 @@ border hand on what they get, and the last of them hands on what was kept.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from torch import nn
 from ftcore.training.batching.collators import Batch
 from ftcore.training.frozen_layer_cache.row_store import RowStore
 from ftcore.training.parallel.cpu_threads.pool import ThreadPool
+from ftcore.utils.hashing import new_digest
 
 
 @dataclass
@@ -159,7 +159,7 @@ class FrozenLayerCache:
         if self.store is None:
             return self.alone(ids)
         how, size = str(_casting(ids.device.type)).encode(), len(ids) * self.width
-        key = hashlib.sha256(ids.cpu().numpy().astype(np.int32).tobytes() + how).digest()[:16]
+        key = new_digest(ids.cpu().numpy().astype(np.int32).tobytes(), how).digest()[:16]
         with self._lock:
             found = self.store.get(key, size)
             if found is None:

@@ -8,7 +8,6 @@ damaged is left out. Two processes that write the same row write the same bytes:
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import mmap
 import os
@@ -28,6 +27,7 @@ import numpy.typing as npt
 from ftcore.errors import RunError
 from ftcore.resources.memory_model import in_units
 from ftcore.utils.file_lock import take
+from ftcore.utils.hashing import new_digest
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class RowStore:
             return None
         segment, begins, there, seal = self._index[key]
         if key not in self._sound:
-            if there != count or hashlib.sha256(segment.bytes(begins, there).data).digest() != seal:
+            if there != count or new_digest(segment.bytes(begins, there).data).digest() != seal:
                 log.warning("%s: the record before byte %d is damaged: it is not used", segment.path, begins)
                 del self._index[key]
                 return None
@@ -125,7 +125,7 @@ class RowStore:
         if self.size + record > self.limit:
             self._stop("the limit of its size is reached")
             return
-        header = _HEADER.pack(_MAGIC, row.size, key, hashlib.sha256(row.data).digest())
+        header = _HEADER.pack(_MAGIC, row.size, key, new_digest(row.data).digest())
         try:
             # nothing is buffered: what a full disk cuts off stays the last thing in the file
             written = self._file().write(b"".join([header, row.data, bytes(record - _HEADER.size - row.size)]))

@@ -24,8 +24,8 @@ from ftcore.training.attention import varlen
 from ftcore.training.checkpointing.state import versions
 from ftcore.training.kernels import matmul
 from ftcore.utils.cache_dir import cache_root
+from ftcore.utils.file_digests import stamp_of
 from ftcore.utils.files import write_whole
-from ftcore.utils.hashing import stamp_of
 
 _FORMAT = 2
 _NAMES = ("_name_or_path", "name_or_path")

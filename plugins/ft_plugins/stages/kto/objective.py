@@ -7,7 +7,6 @@ micro-batches and processes, so that a micro-batch of one row works; and over th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from ftcore.training.losses import sequence_reductions
 from ftcore.training.reference.logprob_cache import ReferenceMetric, add_reference_logprobs
 from ftcore.training.step.micro_batching import parts
 from ftcore.training.trainer import FtTrainer
+from ftcore.utils.hashing import sha256_of
 
 
 class MismatchedRows:
@@ -68,14 +68,12 @@ class MismatchedRows:
     def fingerprint(self) -> str:
         """Of the rows and the limit, from which the other answers follow; empty where the rows have none."""
         known = getattr(self.rows, "fingerprint", "")
-        return hashlib.sha256(f"{known} {self.limit}".encode()).hexdigest() if known else ""
+        return sha256_of(f"{known} {self.limit}") if known else ""
 
 
 def _others(rows: Any) -> np.ndarray:
     """For each row the number of the one whose answer it gets, ``[R]``."""
-    prompts = [
-        hashlib.sha256(np.ascontiguousarray(rows[index]["prompt_ids"]).data).digest() for index in range(len(rows))
-    ]
+    prompts = [sha256_of(np.ascontiguousarray(rows[index]["prompt_ids"]).data) for index in range(len(rows))]
     count, others = len(rows), np.zeros(len(rows), dtype=np.int64)
     if len(set(prompts)) < 2:
         message = f"the {count:,} rows have one prompt in common, and answers are compared with those to other prompts"
