@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import inspect
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from ftcore.data.datasets.packing import splits
 from ftcore.data.multimodal.media_files import MediaFolders
 from ftcore.data.sources.resolve import data_files
 from ftcore.utils.file_digests import file_sha256
-from ftcore.utils.hashing import file_hash, sampled_sha256
+from ftcore.utils.hashing import file_hash, json_sha256, package_of, sampled_sha256, sources_sha256
 
 if TYPE_CHECKING:
     pass
@@ -41,6 +39,8 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 """Options of `DataOptions` that do not change what a row becomes. One that is not listed here counts."""
+SOURCES = (package_of(__name__), ftcore.api.samples)
+"""Packages and modules that make tokens of rows. Formats of plugins count besides, each by its own code."""
 _PACKAGES = ("ftcore", "jinja2", "tokenizers", "transformers")
 
 
@@ -72,7 +72,7 @@ def key_parts(
         "template": digest([renderer.source, renderer.stop, renderer.variables, renderer.stop_ids]),
         "tokenizer": digest([backend.to_str(), renderer.tokenizer.eos_token_id]),
         "formats": sorted(f"{offer.full_name} {offer.version} {_code(offer)}" for offer in _formats(plan)),
-        "code": _own_code(),
+        "code": digest([sources_sha256(SOURCES), sys.version_info[:2]]),
         **{package: importlib.metadata.version(package) for package in _PACKAGES},
         **options,
     }
@@ -96,7 +96,7 @@ def _content(spec: DatasetSpec, plan: Plan) -> list[str | None]:
 
 def digest(value: Any) -> str:
     """sha256 of a value of JSON's kinds, shortened to 32 digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+    return json_sha256(value)[:32]
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -116,24 +116,11 @@ def _code(offer: RegisteredComponent[DatasetFormat]) -> str:
         file = Path(inspect.getfile(type(offer.component)))
     except (TypeError, OSError):  # made on the spot, in a test or an interpreter
         return ""
-    return _sources(file.parent if (file.parent / "__init__.py").is_file() else file)
-
-
-def _own_code() -> str:
-    return digest([_sources(Path(__file__).parent), _sources(Path(ftcore.api.samples.__file__)), sys.version_info[:2]])
-
-
-@cache
-def _sources(path: Path) -> str:
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+    return sources_sha256([file.parent if (file.parent / "__init__.py").is_file() else file])
 
 
 def data_hashes(plan: Plan) -> dict[str, str]:
     """Dataset -> sha256 of its file or folder; of streamed ones, which take hours to read, samples of their bytes."""
-    from ftcore.data.sources.resolve import data_files
-    from ftcore.utils.hashing import file_sha256, sampled_sha256
-
     hashes = {spec.name: file_hash(spec.path) for spec in plan.eval_datasets if spec.path}
     for spec in plan.datasets:
         if spec.path and plan.data.streaming:

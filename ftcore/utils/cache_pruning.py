@@ -38,7 +38,7 @@ OLD = "old"
 
 _HEX = "[0-9a-f]{32}"
 _NAME = re.compile(_HEX)
-_STAGED = re.compile(rf"\.({_HEX})\.[0-9]+-[0-9a-f]{{8}}\.part")
+_STAGED = re.compile(rf"\.tmp-[0-9]+-[0-9]+-({_HEX})")
 _ARRAYS = "|".join([*TOKENS.files, MANIFEST.replace(".", r"\.")])
 _EARLIER = {
     "data": (TOKENS, rf"(?:({_HEX})|\.({_HEX})\.part)/(?:{_ARRAYS})|\.({_HEX})\.lock"),

@@ -15,16 +15,17 @@ import importlib.metadata
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
 from ftcore.utils.cache_dir import cache_root
 from ftcore.utils.file_lock import is_same_file, made_under, take
+from ftcore.utils.files import staged_folder, staging_path
 from ftcore.utils.hashing import contents_sha256, json_sha256, sources_sha256
 
 LAYOUT = "v2"
@@ -112,50 +113,21 @@ def write_folder(
     Raises:
         OSError: it cannot be written; nothing of it is left then.
     """
-    staged = _beside(folder)
-    try:
-        staged.mkdir(parents=True)
+    with staged_folder(folder, durable=fill is not None) as staged:  # damage to the manifest alone shows by its seal
         digests = (fill(staged) if fill else None) or {}
-        files = sorted(path for path in staged.rglob("*") if path.is_file())
-        known = {path.relative_to(staged).as_posix(): path for path in files}
         content = {
             "about": about,
             "made_by": f"ftcore {importlib.metadata.version('ftcore')}",
             "value": value,
-            "files": {name: digests.get(name) or contents_sha256(path) for name, path in known.items()},
+            "files": {file.name: digests.get(file.name) or contents_sha256(file) for file in sorted(staged.iterdir())},
         }
         content = json.loads(json.dumps(content))  # as it will be read
         (staged / MANIFEST).write_text(json.dumps({"content": content, "seal": json_sha256(content)}), encoding="utf-8")
-        for path in (*files, staged / MANIFEST):
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        _put(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def _put(staged: Path, folder: Path) -> None:
-    """In one step where nothing has the place. What has it goes first: a kill in between leaves nothing there."""
-    for _ in range(3):
-        try:
-            staged.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            delete_folder(folder)  # another process may put its own there at once: it is as good, and is replaced again
-        else:
-            return
-    staged.rename(folder)
-
-
-def _beside(folder: Path) -> Path:
-    """A place that nobody takes for an entry, by a name that no other process gives."""
-    return folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
 
 def delete_folder(folder: Path) -> None:
     """A folder goes in one step: nobody finds half of one under its name."""
-    doomed = _beside(folder)
+    doomed = staging_path(folder)
     with suppress(FileNotFoundError):
         folder.rename(doomed)
         shutil.rmtree(doomed)
@@ -217,7 +189,7 @@ class Entry:
         """The entry of what is made from ``inputs`` by ``sources``, in the cache."""
         return cls(kind, entry_name(inputs, sources), store_root(), locking)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Where it is, or would be."""
         return self.root / self.kind.name / self.name
@@ -309,4 +281,4 @@ def making_lock(folder: Path) -> Path:
 
 def staged_of(folder: Path) -> Iterator[Path]:
     """What is not yet an entry, or no longer one."""
-    return folder.parent.glob(f".{folder.name}.*-*.part")
+    return folder.parent.glob(f".tmp-*-*-{folder.name}")

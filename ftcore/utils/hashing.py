@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -98,23 +99,33 @@ def sources_sha256(sources: Iterable[ModuleType | Path]) -> str:
     Args:
         sources: modules and packages, or files and folders of such; in any order, each counts once.
     """
-    return json_sha256(sorted({_source(path) for path in map(_path, sources)}))
+    return json_sha256(sorted({_source(*_place(source)) for source in sources}))
 
 
-def _path(source: ModuleType | Path) -> Path:
+def package_of(name: str) -> ModuleType:
+    """The package that a module belongs to: ``ftcore.data`` for ``ftcore.data.sources.resolve.readers``.
+
+    Args:
+        name: ``__name__`` of the module: its sources stay the whole package's wherever it is moved within it.
+    """
+    return sys.modules[".".join(name.split(".")[:2])]
+
+
+def _place(source: ModuleType | Path) -> tuple[str, bool]:
+    """A file or folder, and whether the folder that it is in is meant."""
     if isinstance(source, Path):
-        return source
+        return str(source), False
     assert source.__file__ is not None, f"{source.__name__} has no file: a package needs an __init__.py"
-    file = Path(source.__file__)
-    return file.parent if hasattr(source, "__path__") else file
+    return source.__file__, hasattr(source, "__path__")
 
 
 @cache
-def _source(path: Path) -> str:
+def _source(file: str, is_package: bool) -> str:
     """Read once in a process: what it runs is what it began with."""
+    path = Path(file).parent if is_package else Path(file)
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     assert files, f"{path} holds no sources"
-    return json_sha256([[file.relative_to(path.parent).as_posix(), contents_sha256(file)] for file in files])
+    return json_sha256([[one.relative_to(path.parent).as_posix(), contents_sha256(one)] for one in files])
 
 
 def _add(digest: Digest, file: Path) -> None:

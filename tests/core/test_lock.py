@@ -17,7 +17,8 @@ from ftcore.data.row_stats import RowCounts
 from ftcore.data.storage.cache import Store
 from ftcore.errors import RunError
 from ftcore.inference.resumable_output import open_partial
-from ftcore.training.frozen_layer_cache.row_store import in_use, make_room
+from ftcore.training.frozen_layer_cache.row_store import make_room
+from ftcore.utils.content_store import FROZEN_LAYERS, Entry
 from ftcore.utils.file_lock import is_held, locked, take
 
 
@@ -36,10 +37,12 @@ def keep(folder: Path, *, locking: bool) -> None:
 
 
 def use(folder: Path, *, locking: bool) -> None:
-    in_use(folder, "rows", locking=locking).close()
+    entry = Entry(FROZEN_LAYERS, "0" * 32, folder, locking)
+    with entry.making():
+        entry.write("rows", None)
 
 
-PLACES = {hold: "", begin: "/out.jsonl.partial", keep: "", use: ""}
+PLACES = {hold: "", begin: "/out.jsonl.partial", keep: "/tokens", use: "/frozen-layers"}
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
@@ -68,12 +71,13 @@ def test_every_lock_is_taken_in_one_place() -> None:
 
 
 def test_without_locks_no_other_folder_is_taken_for_unused(tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "a.rows").write_bytes(bytes(900))
-    make_room(tmp_path, "mine", 900, 1000, locking=False)
-    assert (tmp_path / "other" / "a.rows").exists()
-    make_room(tmp_path, "mine", 900, 1000)
-    assert not (tmp_path / "other").exists()
+    other = Entry(FROZEN_LAYERS, "0" * 32, tmp_path)
+    other.write("rows", None)
+    (other.folder / "a.rows").write_bytes(bytes(900))
+    make_room(Entry(FROZEN_LAYERS, "1" * 32, tmp_path, locking=False), 900, 1000)
+    assert (other.folder / "a.rows").exists()
+    make_room(Entry(FROZEN_LAYERS, "1" * 32, tmp_path), 900, 1000)
+    assert not other.folder.exists()
 
 
 def test_held_and_free_and_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from ftcore.api.option_groups import DataOptions
 from ftcore.api.samples import Place
-from ftcore.data import fingerprint, hashing
+from ftcore.data import fingerprint
 from ftcore.data.fingerprint import WITHOUT_EFFECT, key_parts
 from ftcore.data.pipeline.dataset_job import DatasetJob
 from ftcore.data.pipeline.loading import chat_datasets
@@ -27,6 +27,7 @@ from ftcore.data.storage import cache
 from ftcore.data.storage.arrays import Table, TableWriter, TokenizedRow, read_table
 from ftcore.errors import RunError, UsageError
 from ftcore.testing import tiny_tokenizer
+from ftcore.utils import file_digests
 from ftcore.utils.file_digests import file_sha256
 
 
@@ -121,7 +122,7 @@ def test_one_byte_of_data(
     keep_time: bool, rows: Path, tokenizer: Any, make_plan: Any, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where size and time of change are put back."""
-    monkeypatch.setattr(hashing, "_RECENT_NS", 0)
+    monkeypatch.setattr(file_digests, "_RECENT_NS", 0)
     chat_datasets(make_plan("a.jsonl"), tokenizer)
     before = rows.stat()
     rows.write_bytes(rows.read_bytes().replace(b"answer 7", b"answer 8"))
@@ -176,7 +177,7 @@ def test_versions_and_code_count(
     monkeypatch.setattr(plan.plugins, "offers", tuple(offers))
     chat_datasets(plan, tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr(fingerprint, "_sources", lambda path: "other")
+        patch.setattr(fingerprint, "sources_sha256", lambda sources: "other")
         chat_datasets(make_plan("a.jsonl"), tokenizer)
     assert len(made) == 7
     chat_datasets(make_plan("a.jsonl"), tokenizer)
@@ -184,7 +185,7 @@ def test_versions_and_code_count(
 
 
 def entry(root: Path) -> Path:
-    (found,) = [path for path in (root / "data").iterdir() if path.is_dir()]
+    (found,) = [path for path in (root / "v2" / "tokens").iterdir() if path.is_dir()]
     return found
 
 
@@ -221,13 +222,13 @@ def test_a_cut_off_attempt_leaves_nothing(rows: Path, tokenizer: Any, make_plan:
 
     with pytest.raises(KeyboardInterrupt):
         chat_datasets(make_plan("a.jsonl", preprocessing_batch_size=5), tokenizer, progress=progress)
-    assert [path for path in (root / "data").iterdir() if path.is_dir()] == []
+    assert [path for path in (root / "v2" / "tokens").iterdir() if path.is_dir()] == []
     assert len(chat_datasets(make_plan("a.jsonl"), tokenizer).train) == 20
 
 
 def test_what_a_killed_process_left_is_removed(rows: Path, tokenizer: Any, make_plan: Any, root: Path) -> None:
     chat_datasets(make_plan("a.jsonl"), tokenizer)
-    left = entry(root).rename(entry(root).with_name(f".{entry(root).name}.part"))
+    left = entry(root).rename(entry(root).with_name(f".tmp-1-0-{entry(root).name}"))
     (left / "rubbish").touch()
     chat_datasets(make_plan("a.jsonl"), tokenizer)
     assert not left.exists()
@@ -241,7 +242,7 @@ def test_a_full_disk(rows: Path, tokenizer: Any, make_plan: Any, root: Path, mon
     monkeypatch.setattr(TableWriter, "append", full)
     with pytest.raises(RunError, match=r"tokens cannot be written to .*: No space left on device; free some space, or"):
         chat_datasets(make_plan("a.jsonl"), tokenizer)
-    assert [path for path in (root / "data").iterdir() if path.is_dir()] == []
+    assert [path for path in (root / "v2" / "tokens").iterdir() if path.is_dir()] == []
 
 
 def test_without_a_cache(rows: Path, tokenizer: Any, make_plan: Any, made: list[str], tmp_path: Path) -> None:
@@ -326,15 +327,15 @@ def test_hashes_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     read: list[Path] = []
-    digest = hashing._digest
-    monkeypatch.setattr(hashing, "_digest", lambda one: read.append(one) or digest(one))
+    digest = file_digests.contents_sha256
+    monkeypatch.setattr(file_digests, "contents_sha256", lambda one: read.append(one) or digest(one))
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert [file_sha256(path) for _ in range(2)] == [known] * 2
     assert len(read) == 2  # it changed a moment ago and might change again
-    monkeypatch.setattr(hashing, "_RECENT_NS", 0)
+    monkeypatch.setattr(file_digests, "_RECENT_NS", 0)
     assert [file_sha256(path) for _ in range(3)] == [known] * 3
     assert len(read) == 3
-    for memory in (tmp_path / "cache" / "hashes").iterdir():
+    for memory in (tmp_path / "cache" / "v2" / "file-digests").glob("*/manifest.json"):
         memory.write_text("[]")
     assert file_sha256(path) == known
     assert len(read) == 4
@@ -407,7 +408,8 @@ def test_processes_wait_for_each_other(tmp_path: Path) -> None:
     """Of three that start together one makes the tokens; one that is killed in the middle is in nobody's way."""
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path / "store")]
     killed = subprocess.Popen(command, stdout=subprocess.PIPE)
-    while not (tmp_path / "store").is_dir() or not list((tmp_path / "store").glob(".*.part")):
+    tokens = tmp_path / "store" / "tokens"
+    while not tokens.is_dir() or not list(tokens.glob(".tmp-*")):
         time.sleep(0.05)
         assert killed.poll() is None
     killed.kill()
@@ -416,4 +418,4 @@ def test_processes_wait_for_each_other(tmp_path: Path) -> None:
     found = [json.loads(one.communicate(timeout=120)[0]) for one in together]
     assert sorted(one[0] for one in found) == [0, 0, 1]
     assert all(one[1:] == [5, [number for number in range(5) for _ in range(9)]] for one in found)
-    assert len([path for path in (tmp_path / "store").iterdir() if path.is_dir()]) == 1
+    assert len([path for path in tokens.iterdir() if path.is_dir()]) == 1

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftcore.training.frozen_layer_cache.row_store import RowStore, in_use, make_room
+from ftcore.training.frozen_layer_cache.row_store import RowStore, make_room
+from ftcore.utils.content_store import FROZEN_LAYERS, Entry
 
 ROW = np.arange(100, dtype=np.uint8)
 RECORD = 64 + 128
@@ -120,24 +121,31 @@ def test_a_full_disk_leaves_whole_records(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.text.count("No space left on device; further rows are computed each time") == 1
 
 
+def stored(root: Path, digit: int) -> Entry:
+    return Entry(FROZEN_LAYERS, str(digit) * 32, root)
+
+
 def test_room_is_made_of_what_was_not_used_for_longest(tmp_path: Path) -> None:
-    """Folders in use stay."""
-    for number, name in enumerate(("old", "used", "new")):
-        in_use(tmp_path, name).close()
-        os.utime(tmp_path / f".{name}.lock", (number, number))
-        filled(tmp_path / name, 0)
-    lock = in_use(tmp_path, "used")
-    assert make_room(tmp_path, "mine", 2 * RECORD, 4 * RECORD) == ""
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["new", "used"]
-    assert make_room(tmp_path, "mine", 4 * RECORD, 4 * RECORD) == ""
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["used"]
-    lock.close()
-    assert make_room(tmp_path, "mine", 5 * RECORD, 4 * RECORD) == "it takes 960 B, and frozen_prefix_size allows 768 B"
+    """What is in use stays."""
+    entries = [stored(tmp_path, digit) for digit in range(3)]
+    for number, entry in enumerate(entries):
+        entry.write("rows", None)
+        (entry.folder / "a.rows").write_bytes(bytes(10_000))
+        os.utime(entry.folder / "manifest.json", (number, number))
+    held = entries[1].open()
+    os.utime(entries[1].folder / "manifest.json", (1, 1))
+    assert make_room(stored(tmp_path, 9), 19_000, 40_000) == ""
+    assert [entry.folder.exists() for entry in entries] == [False, True, True]
+    assert make_room(stored(tmp_path, 9), 40_000, 40_000) == ""
+    assert [entry.folder.exists() for entry in entries] == [False, True, False]
+    held.close()
+    reason = "it takes 50 kB, and frozen_prefix_size allows 40 kB"
+    assert make_room(stored(tmp_path, 9), 50_000, 40_000) == reason
 
 
 def test_a_disk_without_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("", (), {"free": 1000}))
-    assert make_room(tmp_path, "mine", 800, 1 << 20) == ""
-    assert make_room(tmp_path, "mine", 801, 1 << 20) == (
+    assert make_room(stored(tmp_path, 9), 800, 1 << 20) == ""
+    assert make_room(stored(tmp_path, 9), 801, 1 << 20) == (
         f"it takes 801 B more, and of 1 kB that {tmp_path} has free 80% are used at most"
     )

@@ -12,6 +12,7 @@ import torch
 from ftcore.training.checkpointing import state
 from ftcore.training.kernels import matmul, matmul_autotune
 from ftcore.training.kernels.matmul import MatmulChoice
+from ftcore.utils.content_store import write_folder
 
 ONEDNN = MatmulChoice(forward=True, backward=True)
 
@@ -94,18 +95,18 @@ def test_the_choice_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
         matmul.set_choice(MatmulChoice())
         matmul_autotune.autotune("cpu")
         assert (matmul.get_choice(), asked) == (ONEDNN, [1])
-        (tmp_path / "products.json").write_text("{")
+        (file,) = (tmp_path / "v2" / "matmul-choice").glob("*/manifest.json")
+        file.write_text("{")
         matmul_autotune.autotune("cpu")
         assert asked == [1, 1]
         matmul_autotune.autotune("cuda")
         assert matmul.get_choice() == MatmulChoice()
         matmul_autotune.autotune("cpu", MatmulChoice(forward=True))  # a checkpoint's
         assert matmul.get_choice() == MatmulChoice(forward=True)
-    file = tmp_path / "products.json"
-    kept = json.loads(file.read_text())
-    assert list(kept.values()) == [{"forward": True, "backward": True, "attention": False}]
-    with matmul.choice_scope(MatmulChoice()):  # as an earlier version left it
-        file.write_text(json.dumps({machine: {"forward": False, "backward": False} for machine in kept}))
+    kept = {"forward": True, "backward": True, "attention": False}
+    assert json.loads(file.read_text())["content"]["value"] == kept
+    with matmul.choice_scope(MatmulChoice()):  # a value that is none of this version's
+        write_folder(file.parent, "", {"forward": False, "backward": False})
         matmul_autotune.autotune("cpu")
         assert (matmul.get_choice(), asked) == (ONEDNN, [1, 1, 1])
 

@@ -13,7 +13,8 @@ import torch
 from ftcore.training.attention import varlen
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.model_transforms import capability_cache
-from ftcore.utils.cache_dir import cache_root
+from ftcore.utils import hashing
+from ftcore.utils.content_store import store_root
 
 
 class Asked(CausalLMForward):
@@ -46,7 +47,7 @@ def asks(small_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _kept() -> Path:
-    (file,) = (cache_root() / "proven").iterdir()
+    (file,) = (store_root() / "capability-probes").glob("*/manifest.json")
     return file
 
 
@@ -105,18 +106,18 @@ def test_another_version_asks(package: str, asks: Any, monkeypatch: pytest.Monke
 
 def test_changed_sources_ask(asks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's own, which may be edited in place."""
-    own = capability_cache.stamp_of
+    own = hashing._source
     edited = "modeling_llama.py"
-    monkeypatch.setattr(capability_cache, "stamp_of", lambda path: [0] if path.name == edited else own(path))
+    monkeypatch.setattr(hashing, "_source", lambda file, whole: "edited" if file.endswith(edited) else own(file, whole))
     assert asks()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"packed": 1, "fused": true, "shares": true}', "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"content": {"value": {}}, "seal": ""}'])
 def test_a_broken_file_asks_and_is_mended(content: str, asks: Any) -> None:
-    good = _kept().read_text()
+    good = json.loads(_kept().read_text())
     _kept().write_text(content)
     assert asks()
-    assert _kept().read_text() == good
+    assert json.loads(_kept().read_text()) == good
     assert not asks()
 
 
@@ -131,11 +132,12 @@ def test_less_than_everything_is_not_kept(
         capability_cache.probe_capabilities(scorer)
         assert not scorer.packed
         assert caplog.text.count("batches are padded") == turn
-    assert not (tmp_path / "proven").exists()
+    assert not (tmp_path / "v2" / "capability-probes").exists()
 
 
 def test_what_is_kept_says_no_more_than_the_way(asks: Any) -> None:
-    assert json.loads(_kept().read_text()) == {"packed": True, "shares": True, "plain": True, "fused": True}
+    way = json.loads(_kept().read_text())["content"]["value"]
+    assert way == {"packed": True, "shares": True, "plain": True, "fused": True}
 
 
 def test_tensors_without_numbers_have_no_name(small_models: Any) -> None:

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.api.samples import Place
-from ftcore.data.fingerprint import differences, digest
+from ftcore.data.fingerprint import SOURCES, differences
 from ftcore.data.row_stats import RowCounts
 from ftcore.data.storage.arrays import ARRAYS, MappedTable, TableWriter, read_table
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.utils.cache_dir import cache_root
+from ftcore.utils.content_store import (
+    MANIFEST,
+    TOKENS,
+    Entry,
+    entry_name,
+    making_lock,
+    read_manifest,
+    staged_of,
+    store_root,
+    write_folder,
+)
 from ftcore.utils.file_digests import file_sha256
-from ftcore.utils.file_lock import take
+from ftcore.utils.file_lock import made_under
 from ftcore.utils.ownership import listed
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan
-
-_FORMAT = 2
-_MANIFEST = "manifest.json"
 
 Fill = Callable[[TableWriter, RowCounts], None]
 """Writes a dataset's rows and counts them."""
@@ -56,12 +63,13 @@ class Store:
         overwrite, locking = plan.data.overwrite_cache, plan.training.use_file_locking
         if plan.data.tokenized_path:
             return cls(Path(plan.data.tokenized_path).expanduser(), named=True, overwrite=overwrite, locking=locking)
-        root = cache_root() / "data"
+        root = store_root()
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            (root / TOKENS.name).mkdir(parents=True, exist_ok=True)
         except OSError:
             return cls(None)
-        return cls(root if os.access(root, os.W_OK) else None, overwrite=overwrite, locking=locking)
+        writable = os.access(root / TOKENS.name, os.W_OK)
+        return cls(root if writable else None, overwrite=overwrite, locking=locking)
 
     def table(
         self, name: str, parts: Mapping[str, str] | None, files: Sequence[str], fill: Fill, counts: RowCounts
@@ -81,65 +89,69 @@ class Store:
         """
         if self.root is None or parts is None:
             return _made_to_go(files, fill, counts)
-        plain = re.sub(r"[^\w.-]+", "-", name).strip("-")
-        folder = self.root / (plain if self.named else digest([_FORMAT, dict(parts)]))
-        with _locked(self.root, folder.name, self.locking):
-            if self.named and self.overwrite:
+        if not self.named:
+            entry = Entry(TOKENS, entry_name(dict(parts), SOURCES), self.root, self.locking)
+            with _alone(entry.making(), self.root):
+                held = None if self.overwrite else entry.open()
+                table = None if held is None else _read(entry.folder, parts, files, counts)
+                if table is None:
+                    if held is not None:
+                        held.close()
+                    table = _made(entry.folder, name, parts, files, fill, counts)
+                    held = entry.open()
+            if held is not None:
+                weakref.finalize(table, held.close)  # it is mapped: whoever prunes lets it be
+            return table
+        folder = self.root / re.sub(r"[^\w.-]+", "-", name).strip("-")
+        with _alone(_made_in(folder, self.locking), self.root):
+            if self.overwrite:
                 _refuse_strange(folder, name)
-            found = None if self.overwrite else _read(folder, parts, files, counts)
-            if found is None and self.named and not self.overwrite:
+            table = None if self.overwrite else _read(folder, parts, files, counts)
+            if table is None and not self.overwrite:
                 _refuse_others(folder, name, parts)
-            return _made(folder, parts, files, fill, counts) if found is None else found  # one of no rows is false
+            return _made(folder, name, parts, files, fill, counts) if table is None else table  # of no rows it is false
 
 
 def _read(folder: Path, parts: Mapping[str, str], files: Sequence[str], counts: RowCounts) -> MappedTable | None:
     """What is kept in a folder; None where it is not there, not whole, or of something else."""
-    manifest = _manifest(folder)
-    if manifest is None or manifest["parts"] != dict(parts):
+    manifest = read_manifest(folder)
+    if (
+        manifest is None
+        or manifest.get("files", {}).keys() != ARRAYS.keys()
+        or manifest["value"]["parts"] != dict(parts)
+    ):
         return None
     try:
-        if any(file_sha256(folder / name) != known for name, known in manifest["sha256"].items()):
+        if any(file_sha256(folder / name) != known for name, known in manifest["files"].items()):
             return None
     except OSError:
         return None
-    table = read_table(folder, files, manifest["sha256"])
+    table = read_table(folder, files, manifest["files"])
     if any(picture.changed for pictures in table.images.values() for picture in pictures):
         return None
-    _take_counts(counts, manifest["counts"], files)
+    _take_counts(counts, manifest["value"]["counts"], files)
     return table
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    """The folder's manifest; None where there is none that is whole."""
-    try:
-        sealed = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        whole = sealed["seal"] == digest(sealed["content"]) and set(sealed["content"]["sha256"]) == set(ARRAYS)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return sealed["content"] if whole else None
+def _made(
+    folder: Path, name: str, parts: Mapping[str, str], files: Sequence[str], fill: Fill, counts: RowCounts
+) -> MappedTable:
+    """Makes a folder that is whole when it has its name."""
+    value: dict[str, Any] = {"parts": dict(parts)}  # and the counts, which are known when all rows are written
+    digests: dict[str, str] = {}
 
-
-def _made(folder: Path, parts: Mapping[str, str], files: Sequence[str], fill: Fill, counts: RowCounts) -> MappedTable:
-    """Fills a folder beside the final one and moves it there: what has the final name is whole."""
-    staged = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed: the lock is ours
-    try:
-        staged.mkdir(parents=True)
+    def write(staged: Path) -> Mapping[str, str]:
         with TableWriter(staged, files) as writer:
             fill(writer, counts)
-            digests = writer.digests()
-        content = {"parts": dict(parts), "sha256": digests, "counts": _counts(counts, files)}
-        (staged / _MANIFEST).write_text(json.dumps({"content": content, "seal": digest(content)}), encoding="utf-8")
-        for path in staged.iterdir():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        staged.rename(folder)
+        digests.update(writer.digests())
+        value["counts"] = _counts(counts, files)
+        return digests
+
+    try:
+        write_folder(folder, name, value, write)
     except OSError as error:
         free = f"free some space, or set FT_CACHE to a folder on another disk (it is {cache_root()})"
         raise RunError(f"tokens cannot be written to {folder}: {error.strerror or error}; {free}") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return read_table(folder, files, digests)
 
 
@@ -160,8 +172,9 @@ def _made_to_go(files: Sequence[str], fill: Fill, counts: RowCounts) -> MappedTa
 def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
     if not folder.exists():
         return
-    manifest = _manifest(folder)
-    changed = differences(manifest["parts"], parts) if manifest else []
+    manifest = read_manifest(folder) or {}
+    known = manifest.get("value", manifest)  # versions before 0.2 kept the parts themselves there
+    changed = differences(known["parts"], parts) if "parts" in known else []
     why = "; ".join(changed) or "it is damaged, an image was changed, or it is not what ft wrote"
     message = f"tokenized_path: {folder} does not hold dataset {name!r} as this run needs it: {why}"
     hint = "write another tokenized_path, or overwrite_cache: true to make it anew"
@@ -172,22 +185,31 @@ def _refuse_strange(folder: Path, name: str) -> None:
     """What is made anew takes the folder's place: nothing but ft's own files may go with it."""
     if not folder.is_dir():
         return
-    if strange := sorted(path.name for path in folder.iterdir() if path.name not in (*ARRAYS, _MANIFEST)):
+    if strange := sorted(path.name for path in folder.iterdir() if path.name not in (*ARRAYS, MANIFEST)):
         message = f"tokenized_path: {folder} holds files that ft did not write ({listed(strange)})"
         hint = f"write another tokenized_path; overwrite_cache: true makes dataset {name!r} anew there"
         raise UsageError(Problem(message, hint=hint))
 
 
 @contextmanager
-def _locked(root: Path, name: str, locking: bool) -> Iterator[None]:
-    """One process at a time makes a dataset; the others wait and find it made. The lock ends with its process."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        stream = (root / f".{name}.lock").open("a")
-    except OSError as error:
-        raise UsageError(f"{root} cannot be written: {error.strerror or error}") from error
-    with stream:
-        take(stream, root, wait=True, locking=locking)
+def _made_in(folder: Path, locking: bool) -> Iterator[None]:
+    """One process at a time makes a dataset in ``tokenized_path``; see `Entry.making`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with made_under(making_lock(folder), locking=locking) as alone:
+        if alone:
+            for left in staged_of(folder):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def _alone(lock: AbstractContextManager[Any], root: Path) -> Iterator[None]:
+    """Holds a lock, for which files are written."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock)
+        except OSError as error:
+            raise UsageError(f"{root} cannot be written: {error.strerror or error}") from error
         yield
 
 

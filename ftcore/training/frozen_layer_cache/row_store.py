@@ -19,14 +19,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
 
-from ftcore.errors import RunError
 from ftcore.resources.memory_model import in_units
-from ftcore.utils.file_lock import take
+from ftcore.utils.cache_pruning import list_kept
+from ftcore.utils.content_store import Entry
 from ftcore.utils.hashing import new_digest
 
 log = logging.getLogger(__name__)
@@ -158,71 +157,31 @@ FREE_SHARE = 0.8
 """Share of the free disk that may be written to."""
 
 
-def in_use(root: Path, name: str, *, locking: bool = True) -> TextIO:
-    """Marks a folder as used until what is returned is closed, or the process ends; with no locks, not at all.
-
-    Raises:
-        RunError: when the file system has no locks.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    stream = _lock(root, name).open("a")
-    try:
-        take(stream, root, shared=True, wait=True, locking=locking)
-        os.utime(stream.fileno())
-    except BaseException:
-        stream.close()
-        raise
-    return stream
-
-
-def make_room(root: Path, name: str, needed: int, limit: int, *, locking: bool = True) -> str:
-    """Deletes the folders that were not used for longest, so that one may grow.
+def make_room(entry: Entry, needed: int, limit: int) -> str:
+    """Deletes the entries of its kind that were not used for longest, so that one may grow.
 
     Args:
-        root: of all folders.
-        name: of the one that is to be used.
+        entry: that is to be used.
         needed: bytes that it will hold.
-        limit: bytes of all folders together.
-        locking: the option ``use_file_locking``; without locks nobody knows which folders are used, and all stay.
+        limit: bytes of all of them together.
 
     Returns:
         Why there is no room; empty where there is.
     """
     if needed > limit:
         return f"it takes {in_units(needed)}, and frozen_prefix_size allows {in_units(limit)}"
-    more, free = max(needed - _size(root / name), 0), shutil.disk_usage(root).free
-    others = [path for path in root.iterdir() if path.is_dir() and path.name != name]
-    sizes = {path: _size(path) for path in sorted(others, key=lambda path: _last_used(root, path.name))}
-    total = sum(sizes.values())
-    for path, size in sizes.items():
+    kept = list_kept([entry.kind], entry.root)
+    own = sum(one.size for one in kept if one.path == entry.folder)
+    others = [one for one in kept if one.path != entry.folder]
+    more, free = max(needed - own, 0), shutil.disk_usage(entry.root).free
+    total = sum(one.size for one in others)
+    for one in reversed(others):
         if needed + total <= limit and more <= FREE_SHARE * free:
             break
-        if locking and _removed(root, path.name):
-            total, free = total - size, free + size
+        if entry.locking is not False and one.remove():  # without locks nobody knows which ones are used
+            total, free = total - one.size, free + one.size
     if more > FREE_SHARE * free:
-        return f"it takes {in_units(more)} more, and of {in_units(free)} that {root} has free 80% are used at most"
+        return (
+            f"it takes {in_units(more)} more, and of {in_units(free)} that {entry.root} has free 80% are used at most"
+        )
     return ""
-
-
-def _lock(root: Path, name: str) -> Path:
-    return root / f".{name}.lock"
-
-
-def _last_used(root: Path, name: str) -> float:
-    lock = _lock(root, name)
-    return lock.stat().st_mtime if lock.exists() else 0.0
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.rows"))
-
-
-def _removed(root: Path, name: str) -> bool:
-    """Deletes a folder unless a process uses it; none begins to meanwhile."""
-    with _lock(root, name).open("a") as stream:
-        try:
-            take(stream, root / name)
-        except RunError:
-            return False
-        shutil.rmtree(root / name, ignore_errors=True)
-        return True

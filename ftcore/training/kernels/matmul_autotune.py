@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 from ftcore.training.attention import blocked, layout
 from ftcore.training.kernels import matmul
 from ftcore.training.kernels.matmul import MatmulChoice
-from ftcore.utils.cache_dir import cache_root
-from ftcore.utils.files import write_whole
+from ftcore.utils.content_store import MATMUL_CHOICE, Entry
+from ftcore.utils.hashing import package_of
 
 log = logging.getLogger(__name__)
+
+SOURCES = (package_of(__name__),)
+"""Packages whose code is timed."""
 
 WORTH = 0.95
 """oneDNN is taken where it needs less than this share of MKL's time: above that it may be noise. On a Zen 3, where it
@@ -38,13 +41,9 @@ def autotune(device: str, kept: MatmulChoice | None = None) -> None:
     if device != "cpu" or matmul.onednn() is None or kept is not None:
         matmul.set_choice(kept or MatmulChoice())
         return
-    path, machine = cache_root() / "products.json", _machine()
-    known = _read(path)
-    if machine not in known:
-        with _one_thread():
-            known[machine] = asdict(_measured())
-        _write(path, known)
-    matmul.set_choice(MatmulChoice(**known[machine]))
+    machine = _machine()
+    entry = Entry.of(MATMUL_CHOICE, machine, SOURCES)
+    matmul.set_choice(MatmulChoice(**entry.value(_measured_alone, machine, _is_choice)))
 
 
 def _machine() -> str:
@@ -53,6 +52,15 @@ def _machine() -> str:
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     capability = torch.backends.cpu.get_cpu_capability()
     return ", ".join((platform.machine(), name, capability, f"torch {torch.__version__}"))
+
+
+def _measured_alone() -> dict[str, bool]:
+    with _one_thread():
+        return asdict(_measured())
+
+
+def _is_choice(kept: Any) -> bool:
+    return isinstance(kept, dict) and kept.keys() == asdict(MatmulChoice()).keys()
 
 
 @contextmanager
@@ -122,19 +130,3 @@ def _faster(compute: Callable[[], torch.Tensor], usual: MatmulChoice, other: Mat
     typical = median(one / less for one, less in zip(spent[other], spent[usual], strict=True))
     same = torch.allclose(results[usual], results[other], rtol=1e-4, atol=1e-3)
     return same and max(typical, min(spent[other]) / min(spent[usual])) < WORTH
-
-
-def _read(path: Path) -> dict[str, dict[str, bool]]:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        # one of an earlier version lacks what is new: it is measured again
-        return {machine: choice for machine, choice in kept.items() if choice.keys() == asdict(MatmulChoice()).keys()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def _write(path: Path, kept: dict[str, dict[str, bool]]) -> None:
-    """In one move; a folder that cannot be written costs a measurement the next time."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(kept, indent=2, sort_keys=True) + "\n")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import weakref
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -19,14 +17,17 @@ from ftcore.training.batching.token_budget import row_tokens
 from ftcore.training.checkpointing import state
 from ftcore.training.forward.causal_lm import TOLERANCE, flat_inputs
 from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
-from ftcore.training.frozen_layer_cache.row_store import RowStore, in_use, make_room
+from ftcore.training.frozen_layer_cache.row_store import RowStore, make_room
 from ftcore.training.kernels import matmul
-from ftcore.utils.cache_dir import cache_root
+from ftcore.training.model_transforms.capability_cache import files_of_classes
+from ftcore.utils.content_store import FROZEN_LAYERS, Entry, entry_name, store_root
+from ftcore.utils.hashing import new_digest, package_of
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
 
-_FORMAT = 2  # in bfloat16 on a CPU layers and attention were others before
+SOURCES = (package_of(__name__),)
+"""Packages whose code computes, besides that of the layers' own classes."""
 
 
 class _ImpossibleError(Exception):
@@ -50,7 +51,7 @@ def choose_frozen_layer_cache(trainer: TrainingContext) -> FrozenLayerCache | No
     try:
         prefix = _proven(trainer)
         name, tokens = _name(trainer, prefix), _tokens(trainer.train_dataset, trainer.eval_dataset)
-        prefix.store = _store(trainer, name, tokens * prefix.width)
+        prefix.store = _store(trainer, prefix, name, tokens * prefix.width)
         prefix.on = True
     except _ImpossibleError as why:
         if wish is True:
@@ -143,9 +144,10 @@ def _name(trainer: TrainingContext, prefix: FrozenLayerCache) -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else capability
     threads = torch.get_num_threads() if prefix.crew is None else prefix.crew.share
-    how = [_FORMAT, prefix.border, str(prefix.dtype), device, threads, state.versions()]
+    how = [prefix.border, str(prefix.dtype), device, threads, state.versions()]
     how += [asdict(matmul.get_choice()), *(trainer.scorer.compiled or ())]
-    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode() + prefix.proof)
+    classes = [module for layer in prefix.layers[: prefix.border] for module in layer.modules()]
+    digest = new_digest(entry_name(how, [*SOURCES, *files_of_classes([prefix.decoder, *classes])]), prefix.proof)
     for name, tensor in (*prefix.decoder.named_parameters(), *prefix.decoder.named_buffers()):
         if id(tensor) not in above and not tensor.requires_grad:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -168,20 +170,26 @@ def _tokens(*datasets: Any) -> int:
     return total
 
 
-def _store(trainer: TrainingContext, name: str, needed: int) -> RowStore:
+def _store(trainer: TrainingContext, prefix: FrozenLayerCache, name: str, needed: int) -> RowStore:
     """Where rows are kept, marked as used as long as it is there."""
-    root, limit = cache_root() / "prefix", int(trainer.plan.training.frozen_prefix_size * 1e9)
-    locking = trainer.plan.training.use_file_locking
+    limit, locking = int(trainer.plan.training.frozen_prefix_size * 1e9), trainer.plan.training.use_file_locking
+    entry = Entry(FROZEN_LAYERS, name, store_root(), locking)
     try:
-        lock = in_use(root, name, locking=locking)
         with ExitStack() as stack:
-            stack.callback(lock.close)
-            if why := make_room(root, name, needed, limit, locking=locking):
-                raise _ImpossibleError(why)
-            store = RowStore(root / name, limit)
+            with entry.making():
+                if why := make_room(entry, needed, limit):
+                    raise _ImpossibleError(why)
+                held = entry.open()
+                if held is None:
+                    about = f"{prefix.border} of {len(prefix.layers)} layers, {type(trainer.scorer.inner).__name__}"
+                    entry.write(about, None)
+                    held = entry.open()
+            if held is not None:
+                stack.callback(held.close)
+            store = RowStore(entry.folder, limit)
             weakref.finalize(store, stack.pop_all().close)
     except OSError as error:
-        raise _ImpossibleError(f"{root} cannot be written: {error.strerror or error}") from error
+        raise _ImpossibleError(f"{entry.root} cannot be written: {error.strerror or error}") from error
     except RunError as error:
         raise _ImpossibleError(str(error)) from error
     return store

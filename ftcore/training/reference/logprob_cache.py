@@ -2,7 +2,7 @@
 
 The reference is the model as it is when the trainer is made, so no second model is in memory while training, whatever
 the method: adapters, merged ones or none. A resumed run makes its trainer before it reads its checkpoint and finds the
-same numbers. They are kept in ``<cache>/reference``; their name is a digest of the reference's weights, the rows'
+same numbers. They are kept in the content store under a digest of the sources, the reference's weights, the rows'
 fingerprint and all else that decides them, so that later epochs and runs take them from there. A run that ends within
 its first epoch computes them of the rows that it takes, and keeps these under a name of their own: a resume finds the
 same ones, whatever other runs have left.
@@ -10,13 +10,12 @@ same ones, whatever other runs have left.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,13 +38,17 @@ from ftcore.training.forward.causal_lm import evaluating
 from ftcore.training.model_transforms import capability_cache
 from ftcore.training.model_transforms.adapter_noop import adapter_is_noop
 from ftcore.training.model_transforms.torch_compile import compile_layers
-from ftcore.utils.cache_dir import cache_root
+from ftcore.utils.content_store import REFERENCE, Entry, entry_name, store_root
+from ftcore.utils.hashing import new_digest, package_of, sha256_of
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # in bfloat16 on a CPU layers and attention were others before
+SOURCES = (package_of(__name__),)
+"""Packages whose code computes, besides those of the model's classes, of the scorer and of what is measured."""
 _NAMES = ("_name_or_path", "name_or_path", "_attn_implementation", "transformers_version")
 """Fields of a model's configuration that change nothing that it computes."""
+
+(_FILE,) = REFERENCE.files
 
 Array = npt.NDArray[np.float64]
 
@@ -105,7 +108,8 @@ class Reference:
         model: itself.
         scorer: computes with it.
         context: in which it is in that state.
-        digest: of all that it computes with.
+        digest: of all that it computes with, but for the code.
+        sources: files of its classes.
         collate: makes its batches.
     """
 
@@ -113,6 +117,7 @@ class Reference:
     scorer: Any
     context: Callable[[], AbstractContextManager[Any]]
     digest: str
+    sources: Sequence[Path]
     collate: PrefixSharingCollator
 
     @classmethod
@@ -130,7 +135,10 @@ class Reference:
             _described(scorer.inner.config.to_dict()),
             *(_described(one.to_dict()) for one in adapters.values()),
         ]
-        return cls(model, scorer, context, _digest(described, tensors), collate)
+        used = model.modules() if adapters else [scorer.inner]
+        return cls(
+            model, scorer, context, _digest(described, tensors), capability_cache.files_of_classes(used), collate
+        )
 
 
 def add_reference_logprobs(
@@ -176,7 +184,7 @@ class _Taken:
         self.rows, self.numbers = rows, numbers
         lengths = getattr(rows, "lengths", None)
         self.lengths = None if lengths is None else lengths[numbers]
-        self.fingerprint = hashlib.sha256(f"{_fingerprint(rows)} {numbers}".encode()).hexdigest()
+        self.fingerprint = sha256_of(f"{_fingerprint(rows)} {numbers}")
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -199,20 +207,36 @@ def _values_of(
 
 def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> Array:
     """From the disk, or computed by all processes together and put there by the first one."""
-    path = cache_root() / "reference" / f"{_key(trainer, measure, reference, rows)}.safetensors"
-    found = [_read(path) if trainer.args.process_index == 0 else None]
-    if trainer.args.world_size > 1:
-        broadcast_object_list(found)
-    if found[0] is not None:
-        trainer.reports.say(f"reference of {len(rows):,} rows: kept from an earlier run in {path.parent}")
-        return found[0]
-    begun = time.monotonic()
-    values = _computed(trainer, measure, reference, rows)
-    if trainer.args.process_index == 0:
-        seconds = time.monotonic() - begun
-        kept = f"kept in {path.parent}" if _write(path, values) else f"{path.parent} cannot be written: not kept"
-        trainer.reports.say(f"reference of {len(rows):,} rows: computed in {seconds:.1f} s, {kept}")
+    entry = Entry(REFERENCE, _key(trainer, measure, reference, rows), store_root())
+    with _alone(entry, trainer.args):
+        found = [_read(entry) if trainer.args.process_index == 0 else None]
+        if trainer.args.world_size > 1:
+            broadcast_object_list(found)
+        if found[0] is not None:
+            trainer.reports.say(f"reference of {len(rows):,} rows: kept from an earlier run in {entry.folder}")
+            return found[0]
+        begun = time.monotonic()
+        values = _computed(trainer, measure, reference, rows)
+        if trainer.args.process_index == 0:
+            seconds = time.monotonic() - begun
+            about = f"{measure.name}, {len(rows):,} rows, {type(reference.scorer.inner).__name__}"
+            written = _write(entry, about, values)
+            kept = f"kept in {entry.folder}" if written else f"{entry.folder} cannot be written: not kept"
+            trainer.reports.say(f"reference of {len(rows):,} rows: computed in {seconds:.1f} s, {kept}")
     return values
+
+
+@contextmanager
+def _alone(entry: Entry, arguments: Any) -> Iterator[None]:
+    """One run at a time computes; another waits and finds it kept.
+
+    Not where several processes compute together: the others would wait for the first for longer than their limit.
+    """
+    with ExitStack() as stack:
+        if arguments.world_size == 1:
+            with suppress(OSError):
+                stack.enter_context(entry.making())
+        yield
 
 
 def _computed(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> Array:
@@ -245,8 +269,9 @@ def _key(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any
     how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.args.device.type]
     how += [repr(reference.collate.shares), trainer.crew is not None]  # other batches, other roundings
     how += [*(reference.scorer.compiled or ())]
-    parts = [_FORMAT, measure.name, reference.digest, _fingerprint(rows), how, state.versions()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    parts = [measure.name, reference.digest, _fingerprint(rows), how, state.versions()]
+    measured = getattr(sys.modules.get(measure.values.__module__), "__file__", None)
+    return entry_name(parts, [*SOURCES, *reference.sources, *([Path(measured)] if measured else [])])
 
 
 def _fingerprint(rows: Any) -> str:
@@ -261,39 +286,30 @@ def _described(config: Mapping[str, Any]) -> str:
 
 def _digest(texts: Iterable[str], tensors: Iterable[torch.Tensor]) -> str:
     """sha256 over texts and over the tensors' shapes and bytes, 1.2 GB a second."""
-    digest = hashlib.sha256("\n".join(texts).encode())
+    digest = new_digest("\n".join(texts))
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _read(path: Path) -> Array | None:
-    """What is kept under this name; None where there is nothing, or where it is damaged."""
-    if not path.is_file():
+def _read(entry: Entry) -> Array | None:
+    """What is kept; None where there is nothing, or where it is damaged."""
+    held = entry.open()
+    if held is None:
         return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            values, seal = file.get_tensor("values"), (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError) as error:
-        log.warning("%s cannot be read (%s): computed anew", path, error)
-        return None
-    if seal != hashlib.sha256(np.ascontiguousarray(values).data).hexdigest():
-        log.warning("%s is damaged: computed anew", path)
-        return None
-    return values
+    with held:
+        if not held.is_whole():
+            log.warning("%s is damaged: computed anew", entry.folder)
+            return None
+        with safe_open(entry.folder / _FILE, framework="numpy") as file:
+            return file.get_tensor("values")
 
 
-def _write(path: Path, values: Array) -> bool:
-    """Puts the values there in one move; whether the folder could be written."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(entry: Entry, about: str, values: Array) -> bool:
+    """Whether the values could be kept."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        seal = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
-        save_file({"values": values}, staged, metadata={"sha256": seal})
-        staged.replace(path)
+        entry.write(about, None, lambda folder: save_file({"values": values}, folder / _FILE))
     except (OSError, SafetensorError):
-        with suppress(OSError):
-            staged.unlink()
         return False
     return True

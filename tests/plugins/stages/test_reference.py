@@ -19,7 +19,7 @@ from ftcore.training.reference import logprob_cache
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own."""
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "reference"
+    return tmp_path / "cache" / "v2" / "reference"
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_what_is_damaged_is_computed_anew(
     trainer_of: Any, cache: Path, passes: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = reference(trainer_of("dpo", 6))
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*/values.safetensors")
     content = file.read_bytes()
     for damaged in (content[:-20], content[:-1] + bytes([content[-1] ^ 1]), b""):
         file.write_bytes(damaged)
