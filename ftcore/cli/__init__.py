@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "a model that loads anywhere: adapters merged, template set, for Ollama and llama.cpp too",
     "plugins": "what is installed",
     "options": "what a file may hold",
+    "cache": "what is kept between runs: list it, remove it",
     "env": "versions and hardware, for bug reports",
 }
 """Core command -> its line in ``ft --help``; the module of the same name holds it as ``command``."""
