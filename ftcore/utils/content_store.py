@@ -195,24 +195,19 @@ class Entry:
         return self.root / self.kind.name / self.name
 
     @contextmanager
-    def making(self, *, wait: bool = True) -> Iterator[bool]:
-        """One process at a time is in here; whether this one holds the lock.
-
-        What processes that were killed have left of this entry is removed.
-
-        Args:
-            wait: until another process has made it; else its lock is not taken.
+    def making(self) -> Iterator[None]:
+        """One process at a time is in here, the others wait. What killed processes have left of the entry is removed.
 
         Raises:
             OSError: the folder cannot be written.
             RunError: the file system has no locks, and ``locking`` is true.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with made_under(making_lock(self.folder), wait=wait, locking=self.locking) as alone:
+        with made_under(making_lock(self.folder), locking=self.locking) as alone:
             if alone:
                 for left in staged_of(self.folder):
                     shutil.rmtree(left, ignore_errors=True)
-            yield alone
+            yield
 
     def open(self) -> Held | None:
         """The entry, locked against whoever prunes; None where there is none, or none whose manifest is whole."""
