@@ -22,10 +22,7 @@ from ftcore.utils.file_digests import file_sha256
 from ftcore.utils.hashing import file_hash, json_sha256, package_of, sampled_sha256, sources_sha256
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
-    from ftcore.api.plan import Plan, RegisteredComponent
+    from ftcore.api.plan import RegisteredComponent
 
 WITHOUT_EFFECT = frozenset(
     {

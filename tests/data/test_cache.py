@@ -393,11 +393,12 @@ made = []
 def fill(writer, counts):
     made.append(1)
     for number in range(5):
-        row = TokenizedRow(Place("f", number, 1), np.full(9, number, np.int32), np.ones(9, np.float32), np.ones(9,
-        np.uint8)) writer.append(Table.of([row]))
+        ids = np.full(9, number, np.int32)
+        row = TokenizedRow(Place("f", number, 1), ids, np.ones(9, np.float32), np.ones(9, np.uint8))
+        writer.append(Table.of([row]))
         counts.rows += 1
         time.sleep(0.2)
-counts = Counts(name="d")
+counts = RowCounts(name="d")
 table = Store(Path(sys.argv[2])).table("d", {"a": "1"}, ["f"], fill, counts)
 print(json.dumps([len(made), counts.rows, table.ids.tolist()]))
 """

@@ -13,7 +13,7 @@ from ftcore.training.batching.shared_prefix import PrefixSharingCollator
 from ftcore.training.cost_model.prefix import AlwaysShare
 from ftcore.training.model_transforms import torch_compile
 from ftcore.training.model_transforms.torch_compile import CompiledLayer
-from ftcore.training.reference.logprob_cache import Measure, Reference, _key
+from ftcore.training.reference.logprob_cache import Reference, ReferenceMetric, _key
 
 pytestmark = [
     pytest.mark.slow,  # dynamo takes seconds for the smallest layer
@@ -185,7 +185,7 @@ def test_what_is_kept_of_a_reference_is_of_compiled_layers(in_float32: None, tra
     for options in ({}, TRACED):
         trainer = trainer_of(rows_of(tokens), **options)
         reference = Reference.of(trainer.model, trainer.scorer, trainer.data_collator)
-        measure = Measure("logps", lambda scorer, batch: torch.zeros(1))
+        measure = ReferenceMetric("logps", lambda scorer, batch: torch.zeros(1))
         keys.add(_key(trainer, measure, reference, trainer.train_dataset))
     assert len(keys) == 2
 

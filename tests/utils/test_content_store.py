@@ -146,7 +146,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str
 
     def new() -> set[str]:
         before = kept()
-        with matmul.using(matmul.used()), pytest.raises(SystemExit) as end:
+        with matmul.choice_scope(matmul.get_choice()), pytest.raises(SystemExit) as end:
             main(["run", str(tmp_path / "run.yaml")])
         assert not end.value.code
         return {kind for path, kind in kept().items() if path not in before}
