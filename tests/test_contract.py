@@ -180,6 +180,42 @@ def test_what_a_dotted_target_is(code: str, expected: list[int]) -> None:
     assert dotted_targets(code) == expected
 
 
+CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
+CLOCKS |= {"process_time", "process_time_ns", "thread_time", "thread_time_ns"}
+
+
+def clocks(code: str) -> list[int]:
+    """Lines that read a clock, by any of the ways to import one."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and node.attr in CLOCKS:
+            found += [node.lineno] * (getattr(node.value, "id", "") == "time")
+        elif isinstance(node, ast.ImportFrom) and node.module == "time":
+            found += [node.lineno for alias in node.names if alias.name in CLOCKS]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("began = time.monotonic()", [1]),
+        ("import time\nassert time.perf_counter() < 3", [2]),
+        ("from time import process_time as clock", [1]),
+        ("time.sleep(1)", []),
+        ("from time import sleep", []),
+        ("datetime.time()", []),
+    ],
+)
+def test_what_reading_a_clock_is(code: str, expected: list[int]) -> None:
+    assert clocks(code) == expected
+
+
+def test_no_test_reads_a_clock() -> None:
+    """A busy machine lengthens every time: tests count work and wait for events; `benchmarks/` measures."""
+    files = [file for file in TESTS if file.name.startswith("test_")]
+    assert [f"{file.relative_to(ROOT)}:{line}" for file in files for line in clocks(file.read_text("utf-8"))] == []
+
+
 def test_no_test_replaces_by_a_dotted_path() -> None:
     assert [
         f"{file.relative_to(ROOT)}:{line}" for file in TESTS for line in dotted_targets(file.read_text("utf-8"))

@@ -29,10 +29,9 @@ SIDE, _, OTHER = os.environ.get("FT_BENCH_SIDE", "").partition(",")
 waited = looked = 0.0
 
 
-def wait():
-    """Until it is this program's turn, or the other one has ended."""
+def wait(begun, begun_cpu):
+    """Until it is this program's turn, or the other one has ended; from these wall and CPU seconds on."""
     global waited, looked
-    begun, begun_cpu = time.time(), time.process_time()
     while TURN and not os.path.exists(f"{TURN}.over"):
         with open(TURN, encoding="utf-8") as stream:
             if stream.read() == SIDE:
@@ -46,8 +45,9 @@ def hand_over():
     if TURN:
         with open(f"{TURN}.{SIDE}", "w", encoding="utf-8") as stream:
             stream.write(OTHER)
+        begun = time.time(), time.process_time()
         os.replace(f"{TURN}.{SIDE}", TURN)
-        wait()
+        wait(*begun)
 
 
 def note(event, state, logs):
@@ -81,7 +81,7 @@ class Watch(importlib.abc.MetaPathFinder):
 
             def call_event(handler, event, args, state, control, **kwargs):
                 if event == "on_init_end":
-                    wait()
+                    wait(time.time(), time.process_time())
                 if event in EVENTS:
                     note(event, state, kwargs.get("logs"))
                 if event == "on_step_end":

@@ -1,10 +1,9 @@
-"""R13: whatever a configuration holds, the answer is a plan or a list of problems, soon, and no code is run."""
+"""R13: whatever a configuration holds, the answer is a plan or a list of problems, and no code is run."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,14 +42,12 @@ snippets = st.sampled_from(
 
 def answer(file: Path, overrides: list[str], plugins: Plugins) -> None:
     """A plan, or problems of which each says something."""
-    began = time.process_time()
     problems: Sequence[Problem] = ()
     try:
         make_plan(file, overrides, plugins=plugins)
     except UsageError as error:
         problems = error.problems or [Problem("")]
     assert all(problem.message for problem in problems)
-    assert time.process_time() - began < 1
 
 
 @pytest.mark.slow

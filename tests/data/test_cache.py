@@ -68,10 +68,8 @@ def same(one: Any, other: Any) -> bool:
 
 def test_the_second_run_finds_what_the_first_made(rows: Path, tokenizer: Any, make_plan: Any, made: list[str]) -> None:
     first = chat_datasets(make_plan("a.jsonl"), tokenizer)
-    began = time.perf_counter()
     seen: list[Any] = []
     again = chat_datasets(make_plan("a.jsonl"), tokenizer, progress=lambda *one: seen.append(one))
-    assert time.perf_counter() - began < 0.3
     assert made == ["a.jsonl"]
     assert seen == [("a.jsonl", 20)]
     assert same(first.train, again.train)
@@ -389,7 +387,7 @@ from ftcore.data.storage.cache import Store
 from ftcore.data.storage.arrays import Table, TokenizedRow
 from ftcore.api.samples import Place
 import numpy as np, time
-made = []
+made, killed = [], len(sys.argv) > 3
 def fill(writer, counts):
     made.append(1)
     for number in range(5):
@@ -397,7 +395,7 @@ def fill(writer, counts):
         row = TokenizedRow(Place("f", number, 1), ids, np.ones(9, np.float32), np.ones(9, np.uint8))
         writer.append(Table.of([row]))
         counts.rows += 1
-        time.sleep(0.2)
+        time.sleep(600 if killed else 0.1)
 counts = RowCounts(name="d")
 table = Store(Path(sys.argv[2])).table("d", {"a": "1"}, ["f"], fill, counts)
 print(json.dumps([len(made), counts.rows, table.ids.tolist()]))
@@ -408,7 +406,7 @@ print(json.dumps([len(made), counts.rows, table.ids.tolist()]))
 def test_processes_wait_for_each_other(tmp_path: Path) -> None:
     """Of three that start together one makes the tokens; one that is killed in the middle is in nobody's way."""
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path / "store")]
-    killed = subprocess.Popen(command, stdout=subprocess.PIPE)
+    killed = subprocess.Popen([*command, "killed"], stdout=subprocess.PIPE)
     tokens = tmp_path / "store" / "tokens"
     while not tokens.is_dir() or not list(tokens.glob(".tmp-*")):
         time.sleep(0.05)

@@ -21,21 +21,27 @@ from ftcore.training.step.micro_batching import EVEN, ROWS, even, halved, parts
 
 LENGTHS = [90, 170, 60, 130, 120, 30, 210, 40]
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
+HANGING = 60
+"""Seconds after which a test fails rather than hangs."""
 
 
 # ---- the crew ----
 
 
 def test_results_come_in_the_jobs_order(two_threads: None) -> None:
-    crew, seen = ThreadPool(5), []
+    """Of each pair the second ends first."""
+    crew, ended = ThreadPool(5), [threading.Event() for _ in range(4)]
+    seen: list[tuple[int, int]] = []
 
     def job(number: int) -> tuple[int, bool, int]:
-        time.sleep(0.02 * (3 - number))
-        seen.append(threading.get_ident())
+        assert number % 2 or ended[number + 1].wait(HANGING)
+        seen.append((number, threading.get_ident()))
+        ended[number].set()
         return number, in_pool(), torch.get_num_threads()
 
     assert list(crew.each([partial(job, number) for number in range(4)])) == [(n, True, 2) for n in range(4)]
-    assert len(set(seen)) == NUM_WORKERS
+    assert [number for number, _ in seen] == [1, 0, 3, 2]
+    assert len({thread for _, thread in seen}) == NUM_WORKERS
     assert not in_pool()
     assert torch.get_num_threads() == 2
 
@@ -52,20 +58,25 @@ def test_modes_are_the_callers() -> None:
 
 
 def test_an_error_waits_for_what_is_under_way() -> None:
-    crew, ended = ThreadPool(2), []
+    crew, begun, ended, under_way = ThreadPool(2), [], [], threading.Event()
 
     def slow() -> None:
+        begun.append(True)
+        under_way.set()
         time.sleep(0.1)
         ended.append(True)
 
     def wrong() -> None:
+        assert under_way.wait(HANGING)
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        list(crew.each([wrong, slow, slow, slow, slow]))
+        list(crew.each([wrong, *[slow] * 50]))
     count = len(ended)
-    time.sleep(0.25)
-    assert len(ended) == count <= 2
+    assert len(begun) == count
+    assert 1 <= count < 50
+    list(crew.each([dict] * NUM_WORKERS))
+    assert len(begun) == count
 
 
 # ---- passes ----

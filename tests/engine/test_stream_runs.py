@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -147,16 +148,19 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(tiny_model_dir: Path
         file.write_text(json.dumps(options | {"output_dir": str(tmp_path / name)}))
         return [str(Path(sys.executable).with_name("ft")), "run", str(file)]
 
-    began = time.monotonic()
     subprocess.run(command("whole"), check=True, capture_output=True)
-    length, dice, saved = time.monotonic() - began, random.Random(1), 0
-    for _ in range(KILLS):
+    dice, ended = random.Random(1), 0
+    # at a checkpoint that is drawn, and after what is drawn of a step
+    for checkpoint in sorted(dice.sample(range(1, 30), KILLS)):
         killed = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(length * dice.uniform(0.5, 1))
+        while killed.poll() is None and not any(
+            int(path.name.partition("-")[2]) >= checkpoint for path in directory.checkpoints(tmp_path / "killed")
+        ):
+            time.sleep(0.005)
+        time.sleep(dice.uniform(0, 0.1))
         killed.kill()
-        killed.wait()
-        saved += bool(list((tmp_path / "killed").glob("checkpoint-*")))
+        ended += killed.wait() == -signal.SIGKILL
+    assert ended
     subprocess.run(command("killed"), check=True, capture_output=True)
-    assert saved
     for name in ("adapter_model.safetensors", "checkpoint-30/optimizer.safetensors", "checkpoint-30/progress.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -212,37 +210,18 @@ def test_what_cannot_be_is_said_by_the_plan(plan_of: Any, tiny_model_dir: Path, 
             plan_of(**options)
 
 
-@pytest.mark.slow
-def test_a_step_takes_at_most_twice_as_long_at_a_quarter_of_the_weights(tmp_path: Path, plan_of: Any) -> None:
-    """42 million parameters, 512 tokens, CPU time of one thread; measured 1.10 (8 bits: 1.04), and 0.14 (0.26)."""
-    import numpy as np
-
+def test_weights_take_a_quarter(tmp_path: Path, plan_of: Any) -> None:
+    """Bytes of 42 million parameters; `benchmarks/promises.py` measures a step over them."""
     from ftcore.testing import tiny_model
-    from ftcore.training.batching.collators import collate
-    from ftcore.training.forward.causal_lm import CausalLMForward
 
     shape = {"hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 9, "num_attention_heads": 10}
     folder = tiny_model(tmp_path / "model", num_key_value_heads=5, **shape)
-    ids = np.random.default_rng(0).integers(3, 400, 512).astype(np.int32)
-    batch = collate([{"input_ids": ids, "weights": np.ones(512, np.float32), "index": 0}])
-    scorers, sizes = {}, {}
+    sizes = {}
     for bits in (None, 4, 8):
         plan = plan_of(model_name_or_path=str(folder), quantization_bit=bits)
         kwargs = {"dtype": torch.float32} | plan.method.component.load_kwargs(plan)
         model = plan.plugins.hook.ft_load_model(plan=plan, kwargs=kwargs)
         sizes[bits] = sum(stored_bytes(tensor) for tensor in model.parameters())
-        scorers[bits] = CausalLMForward(plan.method.component.apply(plan, model).train())
-        scorers[bits].choose()
-    times: dict[Any, list[float]] = {bits: [] for bits in scorers}
-    for _ in range(6):
-        for bits, scorer in scorers.items():
-            begun = time.process_time()
-            scorer.weighted_nll(batch).backward()
-            times[bits].append(time.process_time() - begun)
-    seconds = {bits: statistics.median(found[1:]) for bits, found in times.items()}
-    print({bits: (round(seconds[bits] / seconds[None], 2), round(sizes[bits] / sizes[None], 3)) for bits in scorers})
-    assert seconds[4] <= 2 * seconds[None]
-    assert seconds[8] <= 2 * seconds[None]
     assert sizes[4] <= 0.25 * sizes[None]
     assert sizes[8] <= 0.27 * sizes[None]
 

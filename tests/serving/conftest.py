@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,19 @@ from ftcore.serving.served_models import load
 from ftcore.serving.server import server
 
 OPTIONS = ("do_sample=false", "max_new_tokens=24", "infer_dtype=float32", "serve_port=0")
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Waits until this holds.
+
+    Raises:
+        TimeoutError: something hangs.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.01)
 
 
 @dataclass
@@ -33,11 +46,10 @@ class Running:
         """Places that are taken."""
         return self.app.state.worker.taken
 
-    def settled(self, seconds: float = 10) -> int:
-        """Places that are taken, once nothing is or the time is up."""
-        end = time.monotonic() + seconds
-        while self.taken and time.monotonic() < end:
-            time.sleep(0.01)
+    def settled(self, places: int = 0) -> int:
+        """Places that are taken, once it is so many or two minutes are over."""
+        with suppress(TimeoutError):
+            until(lambda: self.taken == places)
         return self.taken
 
     def client(self, **more: Any) -> Any:
@@ -57,9 +69,8 @@ def running(targets: Any, key: str | None = None) -> Iterator[Running]:
     thread = threading.Thread(target=lambda: asyncio.run(program.serve()))
     thread.start()
     try:
-        while not program.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
+        until(lambda: program.started or not thread.is_alive())
+        assert program.started
         port = program.servers[0].sockets[0].getsockname()[1]
         yield Running(f"http://127.0.0.1:{port}", app, served)
     finally:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from ftcore.serving import preparing
 from ftcore.serving.bounds import Bounds, BoundsOf, size_of
 from ftcore.serving.http_errors import ApiError
 
-from .conftest import running
+from .conftest import running, until
 
 PATH = "/v1/chat/completions"
 BYSTANDER = {"model": "tiny", "messages": [{"role": "user", "content": "hello world"}]}
@@ -64,10 +66,7 @@ class Gate:
         return [int(line) for line in self.log.read_text().split()]
 
     def wait(self, count: int) -> None:
-        end = time.monotonic() + 20
-        while len(self.begun) < count:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(lambda: len(self.begun) >= count)
 
 
 @pytest.fixture
@@ -187,11 +186,15 @@ def test_a_stream_goes_on_while_a_prompt_is_made(tiny: Any, server: Any, gate: G
 
 def test_prompts_are_dropped_with_their_clients(server: Any, gate: Gate) -> None:
     """Of six whose clients hang up, those that have begun end where they are, and no other begins."""
-    with ThreadPoolExecutor(6) as pool:
-        gone = [pool.submit(post, server, ask(LONG), timeout=0.7) for _ in range(6)]
-        for one in gone:
-            with pytest.raises(httpx.ReadTimeout):
-                one.result()
+    content = json.dumps(ask(LONG)).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with ExitStack() as clients:
+        for _ in range(6):
+            client = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+            clients.enter_context(client)
+            client.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        assert server.settled(6) == 6
+        gate.wait(2)
     assert server.settled() == 0
     assert len(gate.begun) == 2
     gate.open.touch()
@@ -301,30 +304,27 @@ def test_a_template_that_does_not_end_serves_nothing(targets: Any, tmp_path: Pat
 
 @pytest.mark.slow
 def test_900_kb_of_control_tokens_do_not_silence_a_stream(targets: Any) -> None:
-    """In words per second: under load all is slower, and nothing stands still (16.6 s before)."""
+    """Pieces of the stream that come meanwhile are counted: a server that waited would send one at most."""
     bounds = ("serve_max_chars=1000000", "serve_max_messages=100000", "max_new_tokens=400")
     with running(targets(*bounds)) as server:
-        times: list[float] = []
+        lines: list[str] = []
         asked = BYSTANDER | {"stream": True, "max_tokens": 400, "temperature": 2, "top_p": 1, "top_k": 0}
         stop = threading.Event()
 
         def stream() -> None:
             while not stop.is_set():
                 with httpx.stream("POST", server.url + PATH, json=asked, timeout=60) as response:
-                    times.extend(time.monotonic() for line in response.iter_lines() if line)
+                    lines.extend(line for line in response.iter_lines() if line)
 
         with ThreadPoolExecutor(1) as pool:
             streaming = pool.submit(stream)
-            while len(times) < 200:
-                time.sleep(0.01)
-            begin = time.monotonic()
+            until(lambda: len(lines) >= 200)
+            begin = len(lines)
             hostile = post(server, ask("<|im_end|>" * 90_000))
+            between = len(lines)
             empty = post(server, ask("?") | {"messages": [{"role": "user", "content": ""}] * 24_000})
-            end = time.monotonic()
+            beside = between - begin, len(lines) - between
             stop.set()
             streaming.result()
         assert [hostile.status_code, empty.status_code] == [400, 400]
-        beside = [at for at in times if begin <= at <= end]
-        gap = max(after - before for before, after in zip([begin, *beside], [*beside, end], strict=True))
-        print(f"{end - begin:.2f} s, {len(beside)} chunks, longest gap {gap:.3f} s")
-        assert gap < max(1.0, (end - begin) / 4)
+        assert min(beside) > 20
