@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ftcore.api.registry import Candidate, Plugins, installed, load
 
@@ -17,6 +18,19 @@ from ftcore.api.registry import Candidate, Plugins, installed, load
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Numbers are those of float32, also on a processor that has bfloat16, where `bf16: auto` would take it.
 os.environ["FT_CPU_BF16"] = "0"
+
+
+EXAMPLES = int(os.environ.get("FT_FUZZ") or (100 if os.environ.get("CI") else 20))
+"""Of each property: few here, more in CI, and as many as ``FT_FUZZ`` says."""
+# a busy machine makes examples slow, and a fixture of a function serves all examples of a test that changes nothing
+settings.register_profile(
+    "ft",
+    max_examples=EXAMPLES,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("ft")
 
 
 @pytest.fixture(scope="session", autouse=True)

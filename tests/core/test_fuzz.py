@@ -1,23 +1,22 @@
-"""R13: whatever a configuration holds, the answer is a plan or a list of problems, and no code is run."""
+"""R13: whatever a configuration holds, the answer is a plan or a list of problems, and no code is run.
+
+R13 asks for 5,000 examples (145 s) and nightly 50,000: ``FT_FUZZ=500 pytest tests/core/test_fuzz.py``.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.api.registry import Plugins
 from ftcore.config.binding import list_options, selection_options
 from ftcore.config.planner import make_plan
 from ftcore.errors import Problem, UsageError
-
-EXAMPLES = int(os.environ.get("FT_FUZZ", "1000"))
-"""R13 asks for 5,000 (145 s) and nightly 50,000: ``FT_FUZZ=5000 pytest tests/core/test_fuzz.py``."""
 
 scalars = st.one_of(
     st.none(),
@@ -52,7 +51,7 @@ def answer(file: Path, overrides: list[str], plugins: Plugins) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10 * settings.default.max_examples)
 @given(data=st.data())
 def test_any_value_of_any_option(
     data: st.DataObject, built_in: Plugins, tmp_path_factory: pytest.TempPathFactory
@@ -70,7 +69,6 @@ def test_any_value_of_any_option(
 
 
 @pytest.mark.slow
-@settings(max_examples=EXAMPLES // 5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=st.lists(st.text(max_size=40) | snippets, max_size=4).map("\n".join))
 def test_any_text(text: str, built_in: Plugins, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()

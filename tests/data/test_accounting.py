@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from ftcore.data.pipeline.loading import chat_datasets, feedback_datasets, pair_datasets
@@ -91,7 +91,6 @@ def printed(accounting: RowStats) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(corpus=corpora(), cutoff=st.integers(24, 80), cut_alike=st.booleans())
 def test_identity(
     tmp_path: Path, tokenizer: Any, make_plan: Any, monkeypatch: Any, corpus: Any, cutoff: int, cut_alike: bool
@@ -118,7 +117,6 @@ def test_identity(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(corpus=corpora())
 def test_tokens_are_those_of_the_uncut_rows(
     tmp_path: Path, tokenizer: Any, make_plan: Any, monkeypatch: Any, corpus: Any

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.data.chat_template.reasoning import parted
 from ftcore.data.pipeline.loading import chat_datasets, feedback_datasets, pair_datasets
 from ftcore.data.tokenization.loss_reasons import Reason
 from ftcore.errors import UsageError
-
-SHARED = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(folder: Path, name: str, rows: list[Any]) -> None:
@@ -134,7 +132,6 @@ words = st.text(st.sampled_from("ab \n<>好"), max_size=8).filter(str.strip)
 pairs = st.lists(st.fixed_dictionaries({"instruction": words, "chosen": words, "rejected": words}), max_size=6)
 
 
-@SHARED
 @given(rows=pairs, cutoff=st.integers(20, 60))
 def test_parts_make_up_the_conversations(
     tmp_path: Path, tokenizer: Any, make_plan: Any, rows: list[Any], cutoff: int

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ft_plugins.formats import FORMATS
@@ -149,7 +149,6 @@ def schemas(depth: int = 2) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({"type": st.just("object")}, optional=optional)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.lists(schemas(), max_size=2), st.lists(schemas(), max_size=2)), min_size=2, max_size=4))
 def test_any_schemas(found: Any) -> None:
     rows = [

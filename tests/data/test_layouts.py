@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -60,7 +60,6 @@ def rendered(renderer: Renderer, row: Chat) -> Any:
         return error.reason
 
 
-@settings(deadline=None, max_examples=300)
 @given(name=st.sampled_from(NAMES), system=st.none() | words, pairs=turns)
 def test_remembered_layouts_tell_what_marks_tell(name: str, system: str | None, pairs: Any) -> None:
     """One renderer sees all conversations of the test, the other only this one."""
@@ -68,7 +67,6 @@ def test_remembered_layouts_tell_what_marks_tell(name: str, system: str | None, 
     assert rendered(remembering(name), row) == rendered(Renderer(tokenizer(), source(name)), row)
 
 
-@settings(deadline=None, max_examples=100)
 @given(name=st.sampled_from(NAMES), system=st.none() | words, pairs=turns, prompt=st.booleans())
 def test_templates_write_what_transformers_writes(name: str, system: str | None, pairs: Any, prompt: bool) -> None:
     conversation = [message.as_dict() for message in chat(system, pairs).messages]

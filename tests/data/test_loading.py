@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.data.pipeline.loading import chat_datasets
@@ -117,7 +117,6 @@ corpora = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=corpora, cutoff=st.integers(10, 80), limit=st.none() | st.integers(1, 6))
 def test_every_row_and_token_is_accounted_for(
     tmp_path: Path, tokenizer: Any, make_plan: Any, rows: list[Any], cutoff: int, limit: int | None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ft_plugins.templates import TEMPLATES
@@ -49,7 +49,6 @@ def text_of(tokenizer: Any, one: Any, which: Any) -> str:
 
 
 @EVERY
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chat=chats())
 def test_ids_and_mask_are_those_of_transformers(name: str, tokenizer: Any, chat: Chat) -> None:
     made = renderer(name, tokenizer)
@@ -66,7 +65,6 @@ def test_ids_and_mask_are_those_of_transformers(name: str, tokenizer: Any, chat:
 
 
 @EVERY
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chat=chats())
 def test_trained_is_exactly_the_answers_and_their_ends(name: str, tokenizer: Any, chat: Chat) -> None:
     made = renderer(name, tokenizer)
@@ -88,7 +86,6 @@ def test_trained_is_exactly_the_answers_and_their_ends(name: str, tokenizer: Any
 
 
 @EVERY
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chat=chats(st.lists(words | st.sampled_from(CONTROLS), min_size=1).map("".join).filter(str.strip)))
 def test_control_tokens_in_text_are_text(name: str, tokenizer: Any, chat: Chat) -> None:
     made = renderer(name, tokenizer)
@@ -259,7 +256,6 @@ def unmarked(source: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["chatml", "qwen", "llama3", "smollm2"])
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chat=chats())
 def test_without_marks_prefixes_find_the_same(name: str, tokenizer: Any, chat: Chat) -> None:
     with_marks, without = renderer(name, tokenizer), Renderer(tokenizer, unmarked(BY_NAME[name].source()))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.data.datasets.mixing import mixed, mixed_rows
@@ -36,7 +36,6 @@ def test_by_hand() -> None:
     assert rows("interleave_over") == [0, 3, 7, 1, 4, 8, 2, 5, 9, 0, 6, 7]
 
 
-@settings(max_examples=200, deadline=None)
 @given(lengths=sizes, parts=st.none() | shares, strategy=st.sampled_from(sorted(STRATEGIES)), seed=st.integers(0, 99))
 def test_as_datasets_does(lengths: list[int], parts: Any, strategy: str, seed: int) -> None:
     library = pytest.importorskip("datasets")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.api.samples import Place
@@ -66,7 +66,6 @@ def test_by_hand() -> None:
 lengths = st.lists(st.integers(1, 20), max_size=40)
 
 
-@settings(deadline=None)
 @given(lengths=lengths, size=st.integers(20, 60))
 def test_whole_rows(lengths: list[int], size: int) -> None:
     rows = dataset(lengths)
@@ -84,7 +83,6 @@ def test_whole_rows(lengths: list[int], size: int) -> None:
         assert firsts == sorted(firsts)
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 90), max_size=20), size=st.integers(2, 40))
 def test_split_rows(lengths: list[int], size: int) -> None:
     rows = dataset(lengths)

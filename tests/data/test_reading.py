@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.api.dataset_spec import DatasetSpec
@@ -243,7 +243,6 @@ def test_json_is_read_back_with_true_lines(table: list[Any], indent: int | None,
         assert [row for _, row in json_values("f", TextWindow(io.StringIO(lines), size))] == table
 
 
-@settings(max_examples=300)
 @given(tables, st.data())
 def test_cut_or_changed_json_never_gives_a_traceback(table: list[Any], data: st.DataObject) -> None:
     """And the same message, whatever the size of the pieces."""
@@ -266,7 +265,6 @@ def test_cut_or_changed_json_never_gives_a_traceback(table: list[Any], data: st.
         assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
-@settings(max_examples=200)
 @given(
     before=st.text(max_size=12),
     bad=st.sampled_from([b"\xff", b"\xc3(", b"\xe4\xbd(", b"\x80"]),
@@ -322,7 +320,6 @@ def test_a_key_twice(tmp_path: Path, name: str, text: list[str], places: list[st
     assert len(found) - len(wrong) == 3 - len(places)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40))
 def test_a_key_twice_wherever_a_piece_ends(size: int) -> None:
     text = f"[{TWICE},\n{ONCE}, {TWICE}]"

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.api.dataset_spec import DatasetSpec
@@ -130,7 +130,6 @@ def test_a_file_that_ends_in_a_large_row(tmp_path: Path) -> None:
 PIECES = st.sampled_from(["a", "é", "\\", '"', "{", "}", "[", "]", "\n", "\\\\", "😀", ","])
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     st.lists(st.lists(PIECES, max_size=30).map("".join), min_size=1, max_size=5), st.integers(1, 60), st.integers(1, 90)
 )

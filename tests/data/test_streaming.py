@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.data.pipeline import streaming
@@ -66,7 +66,6 @@ def test_passes_follow_each_other(tmp_path: Path, tokenizer: Any, stream_of: Any
     assert [cursor.epoch for _, cursor in first(plain, 41)] == [0] * 20 + [1] * 20 + [2]
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(1, 7), min_size=1, max_size=3),
     bad=st.sets(st.integers(0, 6)),

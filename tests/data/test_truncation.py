@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ft_plugins.templates import TEMPLATES
@@ -64,7 +64,6 @@ text = st.text(st.sampled_from("ab \n好😀"), min_size=1, max_size=8).filter(s
 turns = st.lists(st.tuples(text, text, st.sampled_from([None, 0.0, 0.5])), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=turns, cutoff=st.integers(2, 120), on_prompt=st.booleans(), history=st.booleans())
 def test_properties(tokenizer: Any, turns: Any, cutoff: int, on_prompt: bool, history: bool) -> None:
     messages = [

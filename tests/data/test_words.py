@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -104,7 +104,6 @@ def test_real_texts(way: str) -> None:
     assert agree(way, [whole, "", whole * 3, "a"]) == 4
 
 
-@settings(deadline=None, max_examples=300)
 @given(way=st.sampled_from(sorted(WAYS)), texts=texts)
 def test_any_text(way: str, texts: list[str]) -> None:
     agree(way, texts)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -92,7 +92,6 @@ def test_by_products(by_products: list[tuple[int, int]], length: int, branch: in
     assert by_products[-1][1] == length + (branch or 0)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 300), min_size=2, max_size=3), share=st.floats(0, 1))
 def test_any_lengths_by_products(by_products: list[Any], lengths: list[int], share: float) -> None:
     same_numbers(lengths, int(share * lengths[0]))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
@@ -46,7 +46,6 @@ def smoothed(model: Any, rows: Any, share: float = SHARE) -> torch.Tensor:
     return exact
 
 
-@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_the_head_gives_the_formula_and_its_gradient(data: st.DataObject) -> None:
     """By tiles and by chunks, in float64 and float32: losses, gradients and hits."""

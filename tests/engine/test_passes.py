@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.errors import UsageError
@@ -19,7 +19,6 @@ LENGTHS = [9, 17, 6, 30, 12, 3, 21, 4, 16, 5, 28, 11, 80, 8, 7, 13]
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
 
 
-@settings(max_examples=300, deadline=None)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30), limit=st.integers(1, 60), most=st.integers(1, 31))
 def test_every_row_once_in_the_fewest_passes(sizes: list[int], limit: int, most: int) -> None:
     found = balance(sizes, limit, most)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.training.batching.token_budget import TokenBatches, row_tokens
@@ -23,7 +23,6 @@ def epoch(batches: TokenBatches, number: int) -> list[list[int]]:
     return list(batches)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
     tokens=st.integers(1, 100),

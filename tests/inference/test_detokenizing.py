@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ft_plugins.engines.transformers.detokenizing import Detokenizer
@@ -33,7 +33,6 @@ def test_joined_pieces_are_the_text(tokenizer: Any, text: str) -> None:
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@settings(max_examples=200)
 @given(ids=st.lists(st.integers(0, 400), max_size=30), skip=st.booleans())
 def test_joined_pieces_are_the_text_of_any_tokens(tokenizer: Any, ids: list[int], skip: bool) -> None:
     assert "".join(pieces(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.serving.constrained_schema import ChatRequest
@@ -80,11 +80,6 @@ HOSTILE = st.sets(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=3).flatm
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 @given(TURNS, HOSTILE)
 def test_any_request_is_answered_or_refused_and_hurts_nobody(
     tiny: Any, expected: str, turns: list[Any], asked: dict[str, Any]

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcore.api.samples import ROLES
@@ -30,7 +30,6 @@ TOOLS = st.fixed_dictionaries({"type": st.just("function"), "function": st.fixed
 FIELDS = sorted(ChatRequest.model_fields)
 
 
-@settings(max_examples=100)
 @given(
     st.fixed_dictionaries(
         {"model": TEXT | ANY, "messages": st.lists(TURNS | ANY, max_size=4) | ANY},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from documentation import PAGE, page
 from harness import BY_NAME, Rendering, ours
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.api.components import ChatTemplate
@@ -28,7 +28,7 @@ def rendered(template: ChatTemplate, turns: list[tuple[str, str]]) -> Rendering:
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8)
 @given(turns=TURNS)
 def test_contents_are_written_as_they_are(name: str, turns: list[tuple[str, str]]) -> None:
     template = BY_NAME[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from harness import BY_NAME, frozen_date
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prompts import renderer_of
 
@@ -48,7 +48,7 @@ def test_what_people_say_is_text(renderer: Renderer, request: pytest.FixtureRequ
     def controls_of(ids: list[int]) -> list[int]:
         return [token for token in ids if token in special]
 
-    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+    @settings(max_examples=EXAMPLES, database=None)
     @given(chat=conversations(sorted(tokenizer.all_special_tokens)))
     def holds(chat: Chat) -> None:
         plain = Chat(tuple(Message(message.role, "x") for message in chat.messages))

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import pytest
 from click.testing import CliRunner
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -88,7 +88,6 @@ class TestSource:
         with pytest.raises(jinja2.TemplateError, match="a turn of role 'tool' is nothing that this template can write"):
             render(Separators(stop="").source(), [*CHAT, {"role": "tool", "content": "1"}])
 
-    @settings(deadline=None)
     @given(st.lists(st.text(), min_size=6, max_size=6))
     @example(["%}", "{% raw %}", "{#", "-%}'\"", "{{ eos_token }}}}", "\r\n{{ bos_token }}"])
     def test_any_string_stands_as_it_is(self, strings: list[str]) -> None:
