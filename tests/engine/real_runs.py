@@ -55,6 +55,14 @@ CASES: dict[str, dict[str, Any]] = {
     "qlora": {"finetuning_type": "qlora", "lora_target": "q_proj"},
     "packing": {"packing": True, "cutoff_len": 48, "eval_strategy": "no", "val_size": 0},
     "interleaved": {"mix_strategy": "interleave_over", "interleave_probs": "0.7,0.3"},
+    "streaming": {
+        "streaming": True,
+        "buffer_size": 4,
+        "dataset": "one",
+        "max_steps": 8,  # 32 rows: three passes over 13 rows, not whole
+        "eval_strategy": "no",
+        "val_size": 0,
+    },
     "dpo": {"stage": "dpo", "dataset": "pairs"},
     "rm": {"stage": "rm", "dataset": "pairs"},
     "kto": {"stage": "kto", "dataset": "marked"},

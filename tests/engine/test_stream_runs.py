@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -130,37 +125,3 @@ def test_evaluation_of_held_out_rows(trained: Any) -> None:
     assert {1, 2}.isdisjoint(rows)
     lines = read_log(folder / "trainer_log.jsonl")
     assert len([line for line in lines if "eval_loss" in line]) == 3
-
-
-KILLS = int(os.environ.get("FT_KILLS", "12")) // 3
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """kill -9, through ``ft run`` itself."""
-    write(tmp_path)
-    options = OPTIONS | {"model_name_or_path": str(tiny_model_dir), "dataset_dir": str(tmp_path), "do_train": True}
-    options |= {"save_steps": 1, "template": "chatml", "max_steps": 30}
-
-    def command(name: str) -> list[str]:
-        file = tmp_path / f"{name}.json"
-        file.write_text(json.dumps(options | {"output_dir": str(tmp_path / name)}))
-        return [str(Path(sys.executable).with_name("ft")), "run", str(file)]
-
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    dice, ended = random.Random(1), 0
-    # at a checkpoint that is drawn, and after what is drawn of a step
-    for checkpoint in sorted(dice.sample(range(1, 30), KILLS)):
-        killed = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while killed.poll() is None and not any(
-            int(path.name.partition("-")[2]) >= checkpoint for path in directory.checkpoints(tmp_path / "killed")
-        ):
-            time.sleep(0.005)
-        time.sleep(dice.uniform(0, 0.1))
-        killed.kill()
-        ended += killed.wait() == -signal.SIGKILL
-    assert ended
-    subprocess.run(command("killed"), check=True, capture_output=True)
-    for name in ("adapter_model.safetensors", "checkpoint-30/optimizer.safetensors", "checkpoint-30/progress.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
