@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +26,46 @@ HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "accelerat
 HOOK_NAMES = sorted(name for name in dir(hookspecs) if name.startswith("ft_"))
 
 
+COLD = f"""
+import json, os, sys
+from ftcore.cli import main
+from ftcore.api.registry import load
+load()
+for line in sys.stdin:
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = "an exception"
+        try:
+            main(json.loads(line))
+        except SystemExit as end:
+            status = end.code or 0
+        finally:
+            heavy = [name for name in {HEAVY!r} if name in sys.modules]
+            os.write(writing, json.dumps([status, heavy]).encode())
+            os._exit(0)
+    os.close(writing)
+    print(os.read(reading, 10_000).decode(), flush=True)
+    os.wait()
+"""
+"""A process that has imported ``ft`` and does each command in a fork: prints its status, and what it imported."""
+
+
+@pytest.fixture(scope="module")
+def cold() -> Iterator[Callable[[list[str]], Any]]:
+    """``cold(words)``: exit status of ``ft`` with these words, and the heavy packages that it imported."""
+    with subprocess.Popen([sys.executable, "-c", COLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin
+        assert server.stdout
+
+        def ask(words: list[str]) -> Any:
+            server.stdin.write(json.dumps(words).encode() + b"\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
+
+        yield ask
+
+
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["plugins", "list"], ["plugins", "show", "adamw"], ["options"], ["options", "--schema"],
@@ -30,16 +73,8 @@ HOOK_NAMES = sorted(name for name in dir(hookspecs) if name.startswith("ft_"))
      ["preview", "--help"], ["export", "--help"], ["serve", "--help"]],
     ids=" ".join,
 )  # fmt: skip
-def test_cold_commands_import_nothing_heavy(words: list[str], write_config) -> None:
-    words = [word.format(file=write_config()) for word in words]
-    code = (
-        "import sys\nfrom ftcore.cli import main\n"
-        f"try: main({words!r})\nexcept SystemExit as end: assert not end.code, end.code\n"
-        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+def test_cold_commands_import_nothing_heavy(words: list[str], cold: Any, write_config: Any) -> None:
+    assert cold([word.format(file=write_config()) for word in words]) == [0, []]
 
 
 def test_the_core_names_no_built_in(built_in) -> None:
