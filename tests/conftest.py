@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,40 @@ def torchs_products(monkeypatch: pytest.MonkeyPatch) -> None:
     from ftcore.training.kernels import matmul
 
     monkeypatch.setattr(matmul, "SMALL", 1 << 62)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[subprocess.CompletedProcess[str]]]]:
+    """``warm((script, words, environment), ...)``: these at once, in forks of a process that has imported everything.
+
+    A script of None is ``ft``.
+    """
+    file, folder, numbers = Path(__file__).with_name("warm_process.py"), tmp_path_factory.mktemp("warm"), count()
+    server = subprocess.Popen(
+        [sys.executable, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert server.stdin
+    assert server.stdout
+
+    def run(*processes: tuple[Path | None, Sequence[str], Mapping[str, str]]) -> list[subprocess.CompletedProcess[str]]:
+        asked = []
+        for script, words, environment in processes:
+            output, errors = (str(folder / f"{next(numbers)}.txt") for _ in range(2))
+            asked.append({"script": script and str(script), "words": list(words), "environment": dict(environment)})
+            asked[-1] |= {"output": output, "errors": errors}
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        statuses = json.loads(server.stdout.readline())
+        return [
+            subprocess.CompletedProcess(
+                one["words"], status, Path(one["output"]).read_text(), Path(one["errors"]).read_text()
+            )
+            for one, status in zip(asked, statuses, strict=True)
+        ]
+
+    yield run
+    os.killpg(server.pid, signal.SIGKILL)
+    server.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from ftcore.training.checkpointing.directory import checkpoints, verify
 SCRIPT = Path(__file__).with_name("process_runs.py")
 
 
-def run_processes(count: int, folder: Path, options: dict[str, Any]) -> None:
+def run_processes(warm: Any, count: int, folder: Path, options: dict[str, Any]) -> None:
     """Starts ``count`` processes, as torchrun does, and waits for them."""
     folder.mkdir(exist_ok=True)
     spec = folder / "spec.json"
@@ -28,33 +25,26 @@ def run_processes(count: int, folder: Path, options: dict[str, Any]) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    common = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    common = {"CUDA_VISIBLE_DEVICES": "", "FT_CACHE": str(folder / "cache")}
     if count > 1:
         common |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    started = []
-    for rank in range(count):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
-        command = [sys.executable, str(SCRIPT), str(spec)]
-        started.append(subprocess.Popen(command, env=common | own, stderr=subprocess.PIPE, text=True))
-    failed = [process.stderr.read()[-2000:] for process in started if process.stderr and process.wait()]
-    for process in started:
-        assert process.stderr
-        process.stderr.close()
-    assert failed == []
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {} for rank in range(count)]
+    ended = warm(*((SCRIPT, [str(spec)], common | rank) for rank in ranks))
+    assert [one.stderr[-2000:] for one in ended if one.returncode] == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_two_processes_train_what_one_does(method: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does(method: str, warm: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
     """The same global batches, of which one takes half: losses to 1e-5, and a checkpoint that both can go on from.
 
     13 rows in batches of four leave one row for two processes at an epoch's end.
     """
     options = {"model_name_or_path": str(tiny_model_dir), "finetuning_type": method, "gradient_accumulation_steps": 2}
     options |= {"logging_steps": 1, "learning_rate": 1e-3, "save_steps": 3, "max_steps": 5}
-    run_processes(1, tmp_path / "one", options | {"per_device_train_batch_size": 4})
-    run_processes(2, tmp_path / "two", options | {"per_device_train_batch_size": 2})
+    run_processes(warm, 1, tmp_path / "one", options | {"per_device_train_batch_size": 4})
+    run_processes(warm, 2, tmp_path / "two", options | {"per_device_train_batch_size": 2})
     losses = [
         [line["loss"] for line in read_log(tmp_path / name / "out" / "trainer_log.jsonl")] for name in ("one", "two")
     ]
@@ -70,5 +60,5 @@ def test_two_processes_train_what_one_does(method: str, tiny_model_dir: Path, tm
     verify(folder / "checkpoint-5")
     for path in (folder / "checkpoint-5").iterdir():
         path.unlink()
-    run_processes(2, tmp_path / "two", options | {"per_device_train_batch_size": 2})
+    run_processes(warm, 2, tmp_path / "two", options | {"per_device_train_batch_size": 2})
     assert (folder / name).read_bytes() == kept

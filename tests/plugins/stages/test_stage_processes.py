@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from ftcore.training.callbacks.progress import read_log
 SCRIPT = Path(__file__).with_name("stage_runs.py")
 
 
-def run(count: int, folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+def run(warm: Any, count: int, folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
     """The log of a run in so many processes."""
     folder.mkdir()
     file = folder / "options.json"
@@ -25,21 +22,12 @@ def run(count: int, folder: Path, options: dict[str, Any]) -> list[dict[str, Any
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    common = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "FT_CACHE": str(folder / "cache")}
+    common = {"CUDA_VISIBLE_DEVICES": "", "FT_CACHE": str(folder / "cache")}
     if count > 1:
         common |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(file)],
-            env=common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    errors = [process.communicate()[1] for process in started]
-    assert [error[-2000:] for error, process in zip(errors, started, strict=True) if process.returncode] == []
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {} for rank in range(count)]
+    ended = warm(*((SCRIPT, [str(file)], common | rank) for rank in ranks))
+    assert [one.stderr[-2000:] for one in ended if one.returncode] == []
     return read_log(folder / "out" / "trainer_log.jsonl")
 
 
@@ -47,7 +35,7 @@ def run(count: int, folder: Path, options: dict[str, Any]) -> list[dict[str, Any
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("stage", ["dpo", "rm", "kto", "ppo"])
 def test_two_processes_train_what_one_does(
-    stage: str, rows_of: Any, tiny_model_dir: Path, scorer_dir: Path, tmp_path: Path
+    stage: str, warm: Any, rows_of: Any, tiny_model_dir: Path, scorer_dir: Path, tmp_path: Path
 ) -> None:
     """Seven rows in global batches of four leave three for two processes, and evaluations of three leave a filler.
 
@@ -61,9 +49,12 @@ def test_two_processes_train_what_one_does(
         options |= {"reward_model": str(scorer_dir), "reward_model_type": "full", "max_new_tokens": 6}
         options |= {"ppo_epochs": 2, "ppo_buffer_size": 2, "max_steps": 6, "logging_steps": 3, "ppo_score_norm": True}
         options |= {"ppo_value_backbone": "separate", "gradient_accumulation_steps": 2}
-    one = run(1, tmp_path / "one", options | {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2})
-    half = 2 if stage == "ppo" else 1
-    two = run(2, tmp_path / "two", options | {"per_device_train_batch_size": 2, "per_device_eval_batch_size": half})
+    whole = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2}
+    one = run(warm, 1, tmp_path / "one", options | whole)
+    half = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2 if stage == "ppo" else 1}
+    two = run(
+        warm, 2, tmp_path / "two", options | {"per_device_train_batch_size": 2, "per_device_eval_batch_size": half}
+    )
     unlike = {"throughput", "elapsed_time", "remaining_time", "num_input_tokens_seen"}
     assert [line.keys() for line in two] == [line.keys() for line in one]
     assert len(one) == 3
