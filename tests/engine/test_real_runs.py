@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +26,12 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def script(memory: Path) -> Any:
+def script(memory: Path, warm: Any) -> Any:
     """``script(name, *words)``: runs it and returns its lines of JSON."""
 
     def run(name: str, *words: str) -> list[dict[str, Any]]:
-        command = [sys.executable, str(Path(__file__).with_name(name)), str(memory), *words]
-        environment = os.environ | {"FT_CACHE": str(memory / "cache"), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        environment = {"FT_CACHE": str(memory / "cache")}
+        (done,) = warm((Path(__file__).with_name(name), [str(memory), *words], environment))
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +13,9 @@ SCRIPT = Path(__file__).with_name("generate_kills.py")
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_killed_or_stopped_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_or_stopped_it_ends_in_the_same_bytes(warm: Any, tmp_path: Path) -> None:
     """Sampled with a seed, in windows of eight: what a second process adds is what the first would have written."""
-    ran = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, check=False)
+    (ran,) = warm((SCRIPT, [str(tmp_path)], {}))
     assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]
     found = {(case["place"], case["signal"]): case for case in map(json.loads, ran.stdout.splitlines())}
     kept = {"in an answer": 8, "before a window is written": 8, "in a line": 8, "after a window": 16}
