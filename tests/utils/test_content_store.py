@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -116,8 +117,8 @@ SOURCES: dict[str, tuple[ModuleType, ...]] = {
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str]]:
-    """``run()``: a run that needs every kind; the kinds of which it has kept something new."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., set[str]]:
+    """``run("key=value")``: a run that needs every kind; the kinds of which it has kept something new."""
     monkeypatch.setattr(file_digests, "_RECENT_NS", 0)
     rows = [{"prompt": f"question {n}", "chosen": f"answer {n}", "rejected": f"no {n}"} for n in range(4)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -144,10 +145,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str
     def kept() -> dict[Path, str]:
         return {one.path: one.kind.name for one in list_kept()}
 
-    def new() -> set[str]:
+    def new(*options: str) -> set[str]:
         before = kept()
         with matmul.choice_scope(matmul.get_choice()), pytest.raises(SystemExit) as end:
-            main(["run", str(tmp_path / "run.yaml")])
+            main(["run", str(tmp_path / "run.yaml"), *options])
         assert not end.value.code
         return {kind for path, kind in kept().items() if path not in before}
 
@@ -187,6 +188,17 @@ def test_a_changed_line_makes_every_kind_anew(run: Any, tmp_path: Path, monkeypa
                 hashing._source.cache_clear()
                 assert run() == made_by_it
         hashing._source.cache_clear()
+
+
+@pytest.mark.slow
+def test_without_file_locking_nothing_is_locked(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[Any] = []
+    monkeypatch.setattr(fcntl, "flock", lambda *arguments: locked.append(arguments))
+    kinds = set(CACHE_KINDS) - ({"matmul-choice"} if matmul.onednn() is None else set())
+    assert run("use_file_locking=false") == kinds
+    assert locked == []
+    run("use_file_locking=true")
+    assert locked
 
 
 # ---- entries ----

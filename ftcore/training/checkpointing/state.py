@@ -226,7 +226,8 @@ def saved_matmul(plan: Plan) -> matmul.MatmulChoice | None:
 
 def choose_matmul(trainer: Any) -> None:
     """Takes products that are fast here, or the ones that the checkpoint was made with; the same in all processes."""
-    matmul_autotune.autotune(trainer.args.device.type, saved_matmul(trainer.plan))
+    locking = trainer.plan.training.use_file_locking
+    matmul_autotune.autotune(trainer.args.device.type, saved_matmul(trainer.plan), locking=locking)
     if trainer.args.world_size > 1:
         chosen = [matmul.get_choice()]
         broadcast_object_list(chosen)

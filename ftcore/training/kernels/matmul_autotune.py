@@ -36,13 +36,13 @@ _HEADS = (9, 3, 64, 512)
 """Query heads, key heads, their size and tokens of the attention that is timed: 10 to 15 ms on a fast core."""
 
 
-def autotune(device: str, kept: MatmulChoice | None = None) -> None:
+def autotune(device: str, kept: MatmulChoice | None = None, *, locking: bool = True) -> None:
     """Takes a checkpoint's choice or the faster products of this machine, from the cache folder or measured now."""
     if device != "cpu" or matmul.onednn() is None or kept is not None:
         matmul.set_choice(kept or MatmulChoice())
         return
     machine = _machine()
-    entry = Entry.of(MATMUL_CHOICE, machine, SOURCES)
+    entry = Entry.of(MATMUL_CHOICE, machine, SOURCES, locking=None if locking else False)
     matmul.set_choice(MatmulChoice(**entry.value(_measured_alone, machine, _is_choice)))
 
 

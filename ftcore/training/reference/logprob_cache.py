@@ -207,7 +207,8 @@ def _values_of(
 
 def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> Array:
     """From the disk, or computed by all processes together and put there by the first one."""
-    entry = Entry(REFERENCE, _key(trainer, measure, reference, rows), store_root())
+    locking = None if trainer.plan.training.use_file_locking else False
+    entry = Entry(REFERENCE, _key(trainer, measure, reference, rows), store_root(), locking)
     with _alone(entry, trainer.args):
         found = [_read(entry) if trainer.args.process_index == 0 else None]
         if trainer.args.world_size > 1:
