@@ -32,14 +32,14 @@ from typing import Any
 GROUPS = ("chatml_like", "own_tokens", "vendors", "makers", "plain")
 
 LEFT_OUT = {
-    "shared/CohereForAI-c4ai-command-r-plus-tool_use.jinja": "its text ends with an instruction to call tools, after "
-    "the answer as well, so that no answer of a conversation follows what a model is shown",
-    "shared/google-gemma-4-31B-it-interleaved.jinja": "it takes results as a part of the answer that called; results "
-    "that are messages it writes as turns, which the template that gemma4 is held against does not",
-    "shared/llama-cpp-deepseek-r1.jinja": "llama.cpp's own: it ends questions with an end-of-sentence token, which the "
-    "makers' templates, against which deepseekr1 is held, do not",
-    "shared/upstage-Solar-Open-100B.jinja": "thoughts and answers end with the same token, so that nothing in it tells "
-    "what ends the model's turn",
+    "shared/CohereForAI-c4ai-command-r-plus-tool_use.jinja": "an instruction to call tools is the end of its "
+    "text, also after an answer, so no answer follows the prompt",
+    "shared/google-gemma-4-31B-it-interleaved.jinja": "it expects tool results inside the answer that called, and "
+    "writes result messages as turns; the template that gemma4 is compared with does not",
+    "shared/llama-cpp-deepseek-r1.jinja": "llama.cpp's own: it ends questions with an end-of-sentence token; the authors' "
+    "templates, with which deepseekr1 is compared, do not",
+    "shared/upstage-Solar-Open-100B.jinja": "thoughts and answers end with the same token, so the end of the model's turn "
+    "cannot be found",
 }
 """Published templates that no template of ours follows, and why. With such a model the tokenizer's own is used."""
 
