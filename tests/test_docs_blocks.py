@@ -1,8 +1,9 @@
-"""The Python blocks of the plugin docs are run: what they show is a plugin that loads, and that trains."""
+"""The Python blocks of the plugin docs run and train; links, paths and names of the docs exist."""
 
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 from ftcore.api.registry import Plugins
 
 DOCS = Path(__file__).parent.parent / "docs"
+ROOT = DOCS.parent
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("contrib/*/README.md")])
+CURRENT = [page for page in PAGES if page.name not in ("CHANGELOG.md", "benchmark-history.md")]
 
 
 def blocks(page: str) -> dict[str, ModuleType]:
@@ -60,6 +64,45 @@ def test_readmes_show_the_quickstart_file_as_it_is(page: str) -> None:
     root = DOCS.parent
     shown = (root / "examples" / "quickstart.yaml").read_text("utf-8")
     assert f"```yaml\n{shown}```\n" in (root / page).read_text("utf-8")
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" not in link and (not target.exists() or (anchor and anchor not in anchors(target))):
+            wrong.append(link)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_and_dotted_names_exist(page: Path) -> None:
+    """Deprecated names do not: importing one is a warning, which is an error here."""
+    code = re.findall(r"`([^`\n]+)`", prose(page))
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    paths = [name for name in code if re.fullmatch(rf"(?:{folders})/[\w./*-]*", name)]
+    assert [path for path in paths if not any(ROOT.glob(path.rstrip("/")))] == []
+    unknown = []
+    for name in code:
+        if re.fullmatch(r"(?:ftcore|ft_plugins)(?:\.\w+)+", name):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError):
+                unknown.append(name)
+    assert unknown == []
 
 
 @pytest.mark.slow

@@ -36,10 +36,10 @@ LEFT_OUT = {
     "text, also after an answer, so no answer follows the prompt",
     "shared/google-gemma-4-31B-it-interleaved.jinja": "it expects tool results inside the answer that called, and "
     "writes result messages as turns; the template that gemma4 is compared with does not",
-    "shared/llama-cpp-deepseek-r1.jinja": "llama.cpp's own: it ends questions with an end-of-sentence token; the authors' "
-    "templates, with which deepseekr1 is compared, do not",
-    "shared/upstage-Solar-Open-100B.jinja": "thoughts and answers end with the same token, so the end of the model's turn "
-    "cannot be found",
+    "shared/llama-cpp-deepseek-r1.jinja": "llama.cpp's own: it ends questions with an end-of-sentence token; the "
+    "authors' templates, with which deepseekr1 is compared, do not",
+    "shared/upstage-Solar-Open-100B.jinja": "thoughts and answers end with the same token, so the end of the model's "
+    "turn cannot be found",
 }
 """Published templates that no template of ours follows, and why. With such a model the tokenizer's own is used."""
 
