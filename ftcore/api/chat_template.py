@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftcore.api.component import Component
+from ftcore.api.component import Component, Harmless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class ChatTemplate(Component):
 
     kind = "chat_template"
     option = "template"
+    resume_harmless = Harmless("the template's text and the rows that follow from it are compared")
 
     path: Path | None = None
     text: str = ""

@@ -7,7 +7,9 @@ options checked in a fraction of a second, and a component's methods import what
 from __future__ import annotations
 
 from ftcore.api.chat_template import ChatTemplate as ChatTemplate
+from ftcore.api.component import EVERY as EVERY
 from ftcore.api.component import Component as Component
+from ftcore.api.component import Harmless as Harmless
 from ftcore.api.component import OptionGroup as OptionGroup
 from ftcore.api.dataset_format import DatasetFormat as DatasetFormat
 from ftcore.api.foreign_option import ForeignOption as ForeignOption

@@ -7,12 +7,13 @@ not listed here are taken too (`ftcore.config.hf_training_arguments`).
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ftcore.api.component import OptionGroup
+from ftcore.api.component import EVERY, Harmless, OptionGroup, learns_from_answers
 from ftcore.resources.compilers import INDUCTOR
 
 
@@ -45,8 +46,50 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Probabilities = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_names)]
 
 
+SCHEDULES_BY_METRIC = frozenset({"reduce_lr_on_plateau", "greedy"})
+"""Values of ``lr_scheduler_type`` whose learning rate follows the evaluations."""
+
+
+def loads_best(plan: Any) -> bool:
+    """Whether the run ends with the weights of its best checkpoint."""
+    return bool(plan.transformers.get("load_best_model_at_end"))
+
+
+def evaluations_decide(plan: Any) -> bool:
+    """Whether evaluations decide the weights: when the run stops, which checkpoint it loads, or the learning rate."""
+    training = plan.training
+    by_metric = training.lr_scheduler_type in SCHEDULES_BY_METRIC
+    return by_metric or training.early_stopping_steps is not None or loads_best(plan)
+
+
+def batches_decide(plan: Any) -> bool:
+    """Whether it decides the weights how many rows are evaluated, or answered, at a time."""
+    return evaluations_decide(plan) or learns_from_answers(plan)
+
+
+EVALUATES = Harmless("an evaluation draws no random number and trains nothing", unless=evaluations_decide)
+SAVES = Harmless("a checkpoint draws no random number and changes nothing that it saves", unless=loads_best)
+_ROWS = Harmless("the rows that follow from it are compared, or in a stream all that decides them")
+_ANSWERS = Harmless("answers are generated after training only", unless=learns_from_answers)
+_DTYPES = Harmless("the dtypes that follow from it are compared")
+_COMPILER = Harmless("the compiler that follows from it is compared")
+_PLACES = Harmless("it says where files are, not what is in them")
+_LOGS = Harmless("it changes what is shown or logged only")
+_ENDS = Harmless("it decides whether a run ends with an error, not what an earlier or later step computes")
+_AFTER = Harmless("it adds work after training, or leaves it out")
+_RECOMPUTES = Harmless("activations that are recomputed have the same bits, dropout included")
+_LOADS = Harmless("rows are read by other processes or at other times, and are the same")
+
+
 class ModelOptions(OptionGroup):
     """Which model, and how it is loaded."""
+
+    resume_harmless: ClassVar[Mapping[str, Harmless]] = {
+        "use_fast_tokenizer": Harmless("it has one value"),
+        "low_cpu_mem_usage": Harmless("it has no effect"),
+        "cache_dir": _PLACES,
+        "infer_dtype": _ANSWERS,
+    }
 
     model_name_or_path: str | None = None
     """Hub id, local folder, or a name that an installed plugin offers (``ft plugins list --kind model_family``)."""
@@ -94,6 +137,19 @@ class ModelOptions(OptionGroup):
 
 class DataOptions(OptionGroup):
     """Which data, and how it becomes tokens."""
+
+    resume_harmless: ClassVar[Mapping[str, Harmless]] = {
+        **dict.fromkeys(("dataset", "dataset_dir", "media_dir", "max_samples", "val_size", "cutoff_len"), _ROWS),
+        **dict.fromkeys(("streaming", "buffer_size", "mix_strategy", "interleave_probs"), _ROWS),
+        **dict.fromkeys(("packing", "neat_packing", "packing_split"), _ROWS),
+        **dict.fromkeys(("train_on_prompt", "mask_history"), _ROWS),
+        **dict.fromkeys(("default_system", "enable_thinking", "preserve_thinking"), _ROWS),
+        **dict.fromkeys(("on_bad_row", "max_row_bytes"), _ROWS),
+        **dict.fromkeys(("max_bad_rows", "template_check"), _ENDS),
+        **dict.fromkeys(("overwrite_cache", "tokenized_path"), _PLACES),
+        **dict.fromkeys(("preprocessing_num_workers", "preprocessing_batch_size"), _LOADS),
+        "eval_dataset": EVALUATES,
+    }
 
     dataset: Names = ()
     """Names in ``dataset_info.json``, or files or folders, comma separated."""
@@ -165,6 +221,29 @@ class DataOptions(OptionGroup):
 
 class TrainingOptions(OptionGroup):
     """How the run trains, evaluates, logs and saves."""
+
+    resume_harmless: ClassVar[Mapping[str, Harmless]] = {
+        "do_train": Harmless("only a run that trains resumes"),
+        **dict.fromkeys(("do_eval", "do_predict"), _AFTER),
+        **dict.fromkeys(("output_dir", "overwrite_output_dir", "resume_from_checkpoint"), _PLACES),
+        "use_file_locking": Harmless("it is about other processes"),
+        **dict.fromkeys(("eval_strategy", "eval_steps"), EVALUATES),
+        "logging_steps": Harmless("it changes what is logged, and when to evaluate", unless=evaluations_decide),
+        "per_device_eval_batch_size": Harmless("an evaluation trains nothing", unless=batches_decide),
+        **dict.fromkeys(("save_strategy", "save_steps"), SAVES),
+        "save_total_limit": Harmless("the best checkpoint and the last one are kept, whatever it is"),
+        "save_only_model": Harmless("only checkpoints that hold more are resumed from"),
+        **dict.fromkeys(("on_nonfinite", "max_skipped_steps", "ddp_timeout"), _ENDS),
+        **dict.fromkeys(("bf16", "fp16", "pure_bf16", "strict_precision"), _DTYPES),
+        **dict.fromkeys(("disable_gradient_checkpointing", "gradient_checkpointing"), _RECOMPUTES),
+        "gradient_checkpointing_kwargs": _RECOMPUTES,
+        "auto_find_batch_size": Harmless("it has no effect"),
+        **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _COMPILER),
+        "cache_frozen_prefix": Harmless("whether it is false is compared; a resume goes on as the checkpoint was made"),
+        "frozen_prefix_size": Harmless("a resume goes on as the checkpoint was made"),
+        **dict.fromkeys(("logging_dir", "plot_loss", "report_to"), _LOGS),
+        "dataloader_num_workers": _LOADS,
+    }
 
     do_train: bool = False
     """Whether to train; without it the run only evaluates."""
@@ -326,6 +405,8 @@ RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
 class HubOptions(OptionGroup):
     """Where what a run trains is uploaded to."""
 
+    resume_harmless: ClassVar[Mapping[str, Harmless]] = {EVERY: Harmless("uploads read what was saved")}
+
     push_to_hub: bool = False
     """Upload what is trained to a repository on the Hugging Face hub, while the run saves and at its end."""
     hub_model_id: str | None = None
@@ -346,6 +427,8 @@ class HubOptions(OptionGroup):
 
 class GenerationOptions(OptionGroup):
     """How answers are sampled."""
+
+    resume_harmless: ClassVar[Mapping[str, Harmless]] = {EVERY: _ANSWERS}
 
     do_sample: bool = True
     """Draw from the distribution; false always takes the likeliest token."""
@@ -387,6 +470,8 @@ class MediaOptions(OptionGroup):
 class VideoOptions(OptionGroup):
     """Limits of videos, which no run reads yet: a file that has them is told so."""
 
+    resume_harmless: ClassVar[Mapping[str, Harmless]] = {EVERY: Harmless("no run reads videos")}
+
     video_max_pixels: Annotated[int, Field(ge=1)] = 256 * 256
     """Largest video frame."""
     video_min_pixels: Annotated[int, Field(ge=1)] = 16 * 16
@@ -399,6 +484,8 @@ class VideoOptions(OptionGroup):
 
 class ExportOptions(OptionGroup):
     """What ``ft export`` writes; of no effect elsewhere."""
+
+    resume_harmless: ClassVar[Mapping[str, Harmless]] = {EVERY: Harmless("only ft export reads it")}
 
     export_dir: str | None = None
     """Folder that the model is written into; one that is there already must be an earlier export."""
@@ -416,6 +503,8 @@ class ExportOptions(OptionGroup):
 
 class ServingOptions(OptionGroup):
     """What ``ft serve`` does; of no effect elsewhere."""
+
+    resume_harmless: ClassVar[Mapping[str, Harmless]] = {EVERY: Harmless("only ft serve reads it")}
 
     serve_host: str = "127.0.0.1"
     """Address to listen on; one that other machines reach needs an API key."""

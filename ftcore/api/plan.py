@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from ftcore.api.chat_template import ChatTemplate
-from ftcore.api.component import Component, OptionGroup
+from ftcore.api.component import Component, Harmless, OptionGroup, learns_from_answers
 from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.api.model_family import ModelFamily, ModelSource
 from ftcore.api.option_groups import (
@@ -323,6 +323,8 @@ class Stage(Component, ABC):
     """What to write instead where it is not."""
     predicts: ClassVar[bool] = False
     """Whether it can do what ``do_predict`` asks for."""
+    learns_from_answers: ClassVar[bool] = True
+    """Whether it may train on answers that it has generated: a resume then compares the options of generation too."""
 
     @abstractmethod
     def trainer(self, run: Run) -> Trainer:
@@ -394,6 +396,7 @@ class Launcher(Component, ABC):
 
     kind = "launcher"
     option = "launcher"
+    resume_harmless = Harmless("the number of processes is compared")
 
     @abstractmethod
     def launch(self, plan: Plan, work: Callable[[Plan], int]) -> int:
@@ -406,6 +409,7 @@ class InferenceEngine(Component, ABC):
 
     kind = "inference_engine"
     option = "infer_backend"
+    resume_harmless = Harmless("it generates after training only", unless=learns_from_answers)
 
     @abstractmethod
     def load(self, plan: Plan) -> Generator:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ftcore.api.components import ForeignOption
+from ftcore.api.components import ForeignOption, Harmless
+from ftcore.api.option_groups import EVALUATES
 
 _TRACKER = "the tracker's callback in transformers"
 _FLOW = "transformers' DefaultFlowCallback"
@@ -57,6 +58,28 @@ PASSED_ON: Mapping[str, str] = {
     "use_cpu": "the plan (precision, memory) and TrainingArguments",
 }
 """Field -> what reads it."""
+
+_BATCHES = Harmless("batches are ft's own, and the same")
+_SHOWN = Harmless("it changes what is shown or logged only")
+_WAITS = Harmless("it decides how processes find the gradients that they exchange, not what these are")
+_FULL_EVAL = Harmless("an evaluation computes in the dtype of training, or the plan is refused")
+
+RESUME_HARMLESS: Mapping[str, Harmless] = {
+    "accelerator_config": _BATCHES,
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), _FULL_EVAL),
+    **dict.fromkeys(("dataloader_multiprocessing_context", "dataloader_persistent_workers"), _BATCHES),
+    **dict.fromkeys(("dataloader_pin_memory", "dataloader_prefetch_factor"), _BATCHES),
+    **dict.fromkeys(("ddp_find_unused_parameters", "ddp_static_graph"), _WAITS),
+    "debug": Harmless("it ends a run with an error, or does nothing"),
+    **dict.fromkeys(("disable_tqdm", "log_level", "log_level_replica", "log_on_each_node"), _SHOWN),
+    **dict.fromkeys(("logging_first_step", "logging_strategy", "skip_memory_metrics"), _SHOWN),
+    **dict.fromkeys(("project", "run_name"), _SHOWN),
+    **dict.fromkeys(("trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"), _SHOWN),
+    **dict.fromkeys(("eval_delay", "eval_on_start", "greater_is_better", "metric_for_best_model"), EVALUATES),
+    "torch_empty_cache_steps": Harmless("it returns memory that nothing uses"),
+    "use_cpu": Harmless("a run may resume on another device or machine, whose numbers differ in the last bits"),
+}
+"""Field of `PASSED_ON` -> why its change changes no weight; a resume refuses the change of any other."""
 
 _NO_PREDICTIONS = "an evaluation sums up its metrics batch by batch and keeps no predictions"
 _NO_PADDING = "sequences are never padded, so that there is nothing to gain"

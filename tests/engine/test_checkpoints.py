@@ -172,7 +172,7 @@ def test_another_runs_checkpoint_is_refused_with_every_difference(tmp_path: Path
     assert [problem.message for problem in caught.value.problems] == [
         f"this run cannot go on from {tmp_path / 'checkpoint-5'}",
         "learning_rate was 0.1, now it is 0.2",
-        "seed was unset, now it is 1",
+        "seed was not compared, now it is 1",
         "training rows was 3 rows, abc, now it is 4 rows, abd",
     ]
 

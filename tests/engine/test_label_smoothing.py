@@ -193,5 +193,5 @@ def test_a_resume_with_another_share_is_refused(trainer_of: Any, tokens: Any, tm
         for trainer in (trainer_of(data), trainer_of(data, label_smoothing_factor=SHARE))
     ]
     assert [problem.message for problem in settings_[0].differences(settings_[1])] == [
-        "label_smoothing_factor was unset, now it is 0.1"
+        "label_smoothing_factor was 0.0, now it is 0.1"
     ]

@@ -23,6 +23,9 @@ from ftcore.utils.ownership import MANIFEST, is_staged, named_checkpoints, not_o
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+FINGERPRINT_FORM = 2
+"""Of what a `RunFingerprint` lists. Form 1, of versions up to 0.1, listed some of the options that decide the weights; form 2
+lists all but those that are declared harmless."""
 
 
 class DamagedError(RunError):
@@ -36,10 +39,12 @@ class RunFingerprint:
     Args:
         values: these decide.
         causes: thing -> what it is made from, named where that thing is another one; of no weight by itself.
+        form: of what it lists; see `FINGERPRINT_FORM`.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
     causes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    form: int = FINGERPRINT_FORM
 
     @property
     def digest(self) -> str:
@@ -47,17 +52,29 @@ class RunFingerprint:
         return seal_of(dict(self.values))
 
     def differences(self, now: RunFingerprint) -> list[Problem]:
-        """Where another setting is not this one; of what is made from other things, each of these that differs."""
-        found = []
-        for name, then, new in _unequal(self.values, now.values):
+        """Where another fingerprint is not this one; of what is made from other things, each of these that differs.
+
+        Fingerprints of two forms are never the same; what both list is compared.
+        """
+        found, before, after = [], self.values, now.values
+        if self.form != now.form:
+            reason = f"the checkpoint lists its options in form {self.form}, this version of ft in form {now.form}"
+            found.append(Problem(f"{reason}: options that one of them does not list cannot be compared"))
+            before = {name: value for name, value in before.items() if name in now.values}
+            after = {name: value for name, value in after.items() if name in self.values}
+        for name, then, new in _unequal(before, after, _NOT_COMPARED):
             causes = _unequal(self.causes.get(name, {}), now.causes.get(name, {}))
             because = f" ({'; '.join(f'{cause} was {a}, now it is {b}' for cause, a, b in causes)})" if causes else ""
             found.append(Problem(f"{name} was {then}, now it is {new}{because}"))
         return found
 
 
-def _unequal(then: Mapping[str, str], now: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    pairs = ((name, then.get(name, "unset"), now.get(name, "unset")) for name in sorted({*then, *now}))
+_NOT_COMPARED = "not compared"
+"""An option that decides weights in one of two runs alone, or of a component that only one of them has."""
+
+
+def _unequal(then: Mapping[str, str], now: Mapping[str, str], missing: str = "unset") -> list[tuple[str, str, str]]:
+    pairs = ((name, then.get(name, missing), now.get(name, missing)) for name in sorted({*then, *now}))
     return [(name, before, after) for name, before, after in pairs if before != after]
 
 
@@ -86,6 +103,7 @@ class Manifest:
             "step": self.step,
             "resumable": self.resumable,
             "plan": self.setting.digest,
+            "setting_form": self.setting.form,
             "setting": dict(self.setting.values),
             "causes": {name: dict(found) for name, found in self.setting.causes.items()},
             "versions": dict(self.versions),
@@ -113,7 +131,7 @@ class Manifest:
         if content["format"] != FORMAT:
             raise DamagedError(f"{file} has format {content['format']}, this version reads {FORMAT}")
         files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
-        setting = RunFingerprint(content["setting"], content.get("causes", {}))
+        setting = RunFingerprint(content["setting"], content.get("causes", {}), content.get("setting_form", 1))
         return cls(content["step"], files, setting, content["resumable"], content["versions"])
 
 

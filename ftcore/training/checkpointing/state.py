@@ -21,54 +21,19 @@ from ftcore.errors import RunError
 from ftcore.models.files import model_files
 from ftcore.training.checkpointing import directory
 from ftcore.training.checkpointing.directory import RunFingerprint
+from ftcore.training.checkpointing.fingerprint import compared_options
 from ftcore.training.checkpointing.safe_serialization import load_pytree, save_pytree
 from ftcore.training.kernels import matmul, matmul_autotune
 from ftcore.utils.hashing import new_digest, sha256_of
 from ftcore.utils.ownership import sealed_manifest
 
-_TRAINING = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "lr_scheduler_type",
-    "warmup_ratio",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "seed",
-)
-_WITHOUT_EFFECT = ("dataloader_", "ddp_", "eval_", "log", "project", "run_name", "save_", "trackio_", "use_cpu")
-"""Beginnings of TrainingArguments' fields that change no weight."""
-
 
 def run_fingerprint(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> RunFingerprint:
-    """All that decides the run's weights: options, components with their versions, models' files, template, rows."""
-    values: dict[str, Any] = {"processes": processes, "disable_shuffling": plan.data.disable_shuffling}
-    for name in ("model_name_or_path", "model_revision", "adapter_name_or_path"):
-        values[name] = getattr(plan.model, name)
-    values |= plan.model.vocabulary
-    values |= {name: getattr(plan.training, name) for name in _TRAINING}
-    values |= {name: value for name, value in plan.transformers.items() if not name.startswith(_WITHOUT_EFFECT)}
-    if plan.training.cache_frozen_prefix is False:
-        values["cache_frozen_prefix"] = False  # what is kept was computed row by row, which differs in the last bits
-    if plan.training.compiler is not None:
-        values["torch_compile"] = plan.training.compiler
-    if plan.training.tokens_per_batch is not None:
-        values["tokens_per_batch"] = plan.training.tokens_per_batch
-    if plan.training.label_smoothing_factor:
-        values["label_smoothing_factor"] = plan.training.label_smoothing_factor
-    if plan.training.dataloader_drop_last:
-        values["dataloader_drop_last"] = True
-    for name in ("tokens_per_pass", "share_prompt"):
-        if getattr(plan.training, name) != "auto":
-            values[name] = getattr(plan.training, name)
-    values |= {"compute dtype": plan.precision.compute, "trained dtype": plan.precision.trained}
-    for selected in (plan.stage, plan.method, plan.optimizer):
-        kind = selected.component.kind
-        values[kind] = f"{selected.full_name} {selected.version}"
-        values |= {f"{kind} {name}": value for name, value in selected.options.model_dump(mode="json").items()}
+    """All that decides the run's weights: options, components with their versions, models' files, template, rows.
+
+    Options are in unless they are declared harmless; see `ftcore.training.checkpointing.fingerprint`.
+    """
+    values: dict[str, Any] = {"processes": processes, **compared_options(plan)}
     values["chat template"] = _digest(str(getattr(tokenizer, "chat_template", None)).encode())
     digest = getattr(dataset, "fingerprint", "") or fingerprint(dataset)
     values["training rows"] = f"{getattr(dataset, 'size', None) or f'{len(dataset)} rows'}, {digest[:16]}"

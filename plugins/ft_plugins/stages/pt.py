@@ -27,6 +27,7 @@ class Pretraining(Stage):
 
     Options = PretrainingOptions
     samples: ClassVar[tuple[str, ...]] = ("Text",)
+    learns_from_answers: ClassVar[bool] = False
     packs: ClassVar[bool | None] = True
     streams: ClassVar[bool] = True
     smooths_labels: ClassVar[bool] = True

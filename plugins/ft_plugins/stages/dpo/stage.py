@@ -69,6 +69,7 @@ class DirectPreference(Stage):
 
     Options = PreferenceOptions
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
+    learns_from_answers: ClassVar[bool] = False
     copies: ClassVar[float] = 2.0
     smoothing_hint: ClassVar[str] = "write dpo_label_smoothing, which smooths which answer is the better one"
 

@@ -39,6 +39,7 @@ class KahnemanTversky(Stage):
 
     Options = FeedbackOptions
     samples: ClassVar[tuple[str, ...]] = ("Feedback",)
+    learns_from_answers: ClassVar[bool] = False
 
     def beside(self, plan: Plan) -> Mapping[str, Plan]:
         """The reference that the file names."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from ft_plugins.engines.transformers.reward_head import check_head
 from ft_plugins.stages.auxiliary_models import load_frozen
 from ft_plugins.stages.ppo import reward_models
-from ftcore.api.components import OptionGroup, Stage
+from ftcore.api.components import Harmless, OptionGroup, Stage
 from ftcore.api.option_groups import Names
 from ftcore.errors import Problem
 
@@ -25,6 +25,10 @@ PLAIN = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "num_b
 
 class PpoOptions(OptionGroup):
     """Rewards, rollouts and losses."""
+
+    resume_harmless: ClassVar[Mapping[str, Harmless]] = dict.fromkeys(
+        ("reward_api_timeout", "reward_api_retries"), Harmless("a score that does not come ends the run")
+    )
 
     reward_model: str | None = None
     """What scores: with ``reward_model_type: lora`` the adapter that stage rm left, on ``model_name_or_path``; with

@@ -15,6 +15,7 @@ class RewardModelling(Stage):
     """Learns a score by which preferred answers come first; leaves a sequence-classification model of one label."""
 
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
+    learns_from_answers: ClassVar[bool] = False
     head: ClassVar[str] = "sequence_classification"
     copies: ClassVar[float] = 2.0
 

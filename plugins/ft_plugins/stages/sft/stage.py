@@ -35,6 +35,7 @@ class SupervisedFineTuning(Stage):
     streams: ClassVar[bool] = True
     smooths_labels: ClassVar[bool] = True
     predicts: ClassVar[bool] = True
+    learns_from_answers: ClassVar[bool] = False
     sees: ClassVar[bool] = True
 
     def datasets(self, run: Run) -> Any:
