@@ -28,11 +28,17 @@ def quoted(value: object, most: int = _MOST) -> str:
     return short(repr(value), most)
 
 
-def listed(names: Iterable[object], most: int = 10) -> str:
-    """Names, comma separated, each shortened, the first so many of them."""
+def listed(names: Iterable[object], most: int = 10, length: int = _MOST) -> str:
+    """``a, b, c and 4 more``; ``none`` where there are none.
+
+    Args:
+        names: what is listed.
+        most: at most so many.
+        length: characters of each, at most.
+    """
     names = tuple(names)
-    shown = ", ".join(short(str(name)) for name in names[:most]) or "none"
-    return f"{shown}, and {len(names) - most:,} more" if len(names) > most else shown
+    shown = ", ".join(short(str(name), length) for name in names[:most]) or "none"
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ stranger's package could replace a built-in without a word (tried with 1.7.0).
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from ftcore.api.components import (
 )
 from ftcore.api.plan import Listed, RegisteredComponent
 from ftcore.errors import Problem, UsageError, quoted
+from ftcore.utils.suggestions import did_you_mean
 
 GROUP = "ftcore"
 C = TypeVar("C", bound=Component)
@@ -123,10 +123,7 @@ class Plugins:
 
     def _what_exists(self, name: str, offers: Sequence[RegisteredComponent[Any]]) -> str:
         names = sorted({known for offer in offers for known in (offer.component.name, *offer.component.aliases)})
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        parts = [f"did you mean {', '.join(map(repr, near))}?"] if near else []
-        if not near:
-            parts.append(f"there are: {', '.join(names)}" if names else "none is installed")
+        parts = [did_you_mean(name, names, f"there are: {', '.join(names)}" if names else "none is installed")]
         if broken := self._broken_hint():
             parts.append(broken)
         return "; ".join(parts)
@@ -202,10 +199,8 @@ def _register(manager: pluggy.PluginManager, candidate: Candidate) -> list[str]:
         return []
     manager.unregister(plugin)
     known = [name for name in dir(hookspecs) if name.startswith("ft_")]
-    near = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
-    return [
-        f"unknown hook {name}" + (f", did you mean {match[0]}?" if (match := near[name]) else "") for name in unknown
-    ]
+    near = {name: did_you_mean(name, known, most=1) for name in unknown}
+    return [f"unknown hook {name}" + (f"; {near[name]}" if near[name] else "") for name in unknown]
 
 
 def _collect(manager: pluggy.PluginManager, candidate: Candidate) -> tuple[list[RegisteredComponent[Any]], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from ftcore.api.registry import Plugins, load
 from ftcore.cli.common import echo_json, json_option, kind_names
 from ftcore.config.binding import option_info, owner_of
 from ftcore.errors import Problem, UsageError
+from ftcore.utils.suggestions import did_you_mean
 
 
 @click.group(name="plugins")
@@ -49,8 +49,7 @@ def show(name: str, as_json: bool) -> None:
         known = sorted(
             {known for offer in plugins.offers for known in names_of(offer)} | {p.id for p in plugins.listed}
         )
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "ft plugins list shows all"
+        hint = did_you_mean(name, known, "ft plugins list shows all")
         raise UsageError(Problem(f"there is no component or plugin {name!r}", "", hint))
     if as_json:
         echo_json(shown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from ftcore.config.hf_training_arguments import training_fields
 from ftcore.config.reader import Setting
 from ftcore.config.training_answers import ANSWERED, PASSED_ON
 from ftcore.errors import Problem, quoted
+from ftcore.utils.suggestions import near_names, question
 
 TRANSFORMERS = "transformers"
 
@@ -182,8 +182,8 @@ def _answer_field(setting: Setting, option: ForeignOption, default: Any, binding
 def _near(name: str, names: list[str]) -> str:
     known = sorted(set(names))
     longer = [other for other in known if other.startswith(f"{name}_")][:3]  # model: model_name_or_path, not ref_model
-    near = longer or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else "ft options lists all that there are"
+    # of 400 names some share half of their letters with any word
+    return question(longer or near_names(name, known, cutoff=0.6)) or "ft options lists all that there are"
 
 
 def _join(owners_: list[str]) -> str:

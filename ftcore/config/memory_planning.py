@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ftcore.resources import hardware
 from ftcore.resources.hardware import NUM_WORKERS
-from ftcore.resources.memory_model import BYTES, Architecture, Depth, Estimate, Need, estimate, in_units
+from ftcore.resources.memory_model import BYTES, Architecture, Depth, Estimate, Need, estimate
+from ftcore.utils.units import in_units
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ftcore.errors import Problem, RunError, UsageError
+from ftcore.errors import Problem, RunError, UsageError, listed
 from ftcore.utils.files import staged_folder, write_json
 from ftcore.utils.hashing import file_hash
 
@@ -36,8 +36,7 @@ def check_folder(folder: Path, where: str) -> None:
     if (written := _written(folder)) is None:
         raise UsageError(Problem(f"export_dir {folder} holds files that are no export of ft", where, hint))
     if strange := sorted(present - written):
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        reason = f"export_dir {folder} holds files that no export wrote: {', '.join(strange[:3])}{more}"
+        reason = f"export_dir {folder} holds files that no export wrote: {listed(strange, 3)}"
         raise UsageError(Problem(reason, where, hint))
 
 

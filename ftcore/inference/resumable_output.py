@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ftcore.errors import Problem, RunError, UsageError
+from ftcore.errors import Problem, RunError, UsageError, short
 from ftcore.utils.file_lock import HeldError, take
 from ftcore.utils.files import staged_file
 
@@ -157,5 +157,4 @@ def _check(known: Mapping[str, Any], path: Path, facts: Mapping[str, Any]) -> No
 
 
 def _said(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return short(json.dumps(value, ensure_ascii=False), 80)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from ftcore.api.plan import RegisteredComponent, Registry
 from ftcore.errors import Problem
 from ftcore.models.model_config import folder_problems
 from ftcore.utils.json_files import read_object
+from ftcore.utils.suggestions import did_you_mean
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -76,12 +76,8 @@ def _folder(path: Path, name: str, where: str) -> tuple[ResolvedModel, list[Prob
 
 def _near(name: str, plugins: Registry) -> str:
     names = [source.name for offer in plugins.of(ModelFamily) for source in offer.component.models]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return (
-        f"write a folder, a hub id, or a model that a plugin offers ({', '.join(sorted(names)) or 'none is installed'})"
-    )
+    offered = ", ".join(sorted(names)) or "none is installed"
+    return did_you_mean(name, names, f"write a folder, a hub id, or a model that a plugin offers ({offered})")
 
 
 def _cached(name: str, cache_dir: str | None, where: str) -> tuple[ResolvedModel, list[Problem]]:

@@ -40,6 +40,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftcore.resources.model_shapes import Architecture
+from ftcore.utils.units import in_units as in_units
 
 __all__ = ["Architecture", "Depth", "Estimate", "Need", "estimate"]
 
@@ -279,12 +280,3 @@ def _note(need: Need) -> str:
     tokens = f"{need.tokens_per_row:.0f} tokens in the mean" if known else f"{need.cutoff_len} tokens"
     pairs = f", {need.copies:g} sequences each," if need.copies != 1 else ""
     return f"{rows}{pairs} of {tokens}{recomputed}"
-
-
-def in_units(size: float) -> str:
-    """Decimal units, three digits."""
-    for unit in ("B", "kB", "MB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB" if size < 1000 else f"{size:.0f} GB"

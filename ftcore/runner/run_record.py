@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ftcore.errors import FtError, UsageError
+from ftcore.errors import FtError, UsageError, short
 from ftcore.runner import artifacts
 from ftcore.training.callbacks.signals import InterruptedRunError, before_exit, ended_at_once, shown
 from ftcore.utils.files import as_json, write_whole
@@ -134,7 +134,7 @@ def cause_of(error: BaseException) -> str:
     """An error in one line."""
     lines = str(error).strip().splitlines() or [""]
     text = lines[0] if isinstance(error, FtError) and lines[0] else f"{type(error).__name__}: {lines[0]}".rstrip(": ")
-    return text if len(text) <= _CAUSE else f"{text[: _CAUSE - 3]}..."
+    return short(text, _CAUSE)
 
 
 def _written_in_place(file: Path, text: str) -> bool:

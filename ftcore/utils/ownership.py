@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ftcore.errors import listed
 from ftcore.utils.hashing import sha256_of
 from ftcore.utils.json_files import read_object
 
@@ -89,7 +90,7 @@ def _strange(path: Path) -> str:
         strange = sorted(name for name in present if Path(name).suffix not in _SUFFIXES)
     else:
         return "was not written by ft"
-    return f"holds files that ft did not write ({listed(strange)})" if strange else ""
+    return f"holds files that ft did not write ({listed(strange, 3)})" if strange else ""
 
 
 def is_staged(path: Path) -> bool:
@@ -136,13 +137,6 @@ def put_back_aside(file: Path) -> None:
     aside = file.with_name(file.name + BACKUP)
     if os.path.lexists(aside) and not os.path.lexists(file):
         aside.rename(file)
-
-
-def listed(names: Iterable[object], most: int = 3) -> str:
-    """``a, b, c and 4 more``."""
-    found = [str(name) for name in names]
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more
 
 
 def _files(folder: Path) -> set[str]:

@@ -43,7 +43,7 @@ def test_an_unknown_key(answer) -> None:
 
 def test_two_unknown_keys_and_a_bad_value(answer) -> None:
     assert answer("lora_rnk: 1\nseed: x\nqqqqqq: 1\n") == [
-        "x.yaml:6: unknown option 'lora_rnk'; did you mean lora_rank or lora_target or vllm_max_lora_rank?",
+        "x.yaml:6: unknown option 'lora_rnk'; did you mean lora_rank, lora_target or vllm_max_lora_rank?",
         "x.yaml:7: seed: input should be a valid integer, unable to parse string as an integer, found 'x'",
         "x.yaml:8: unknown option 'qqqqqq'; ft options lists all that there are",
     ]
@@ -51,7 +51,7 @@ def test_two_unknown_keys_and_a_bad_value(answer) -> None:
 
 def test_an_unknown_template(answer) -> None:
     (line,) = answer(template="chatmll")
-    assert line.startswith("x.yaml:4: unknown chat template 'chatmll'; did you mean 'chatml'")
+    assert line.startswith("x.yaml:4: unknown chat template 'chatmll'; did you mean chatml")
 
 
 def test_a_missing_configuration(capsys, tmp_path: Path) -> None:

@@ -48,9 +48,7 @@ def test_a_third_party_never_replaces_a_built_in_silently(with_plugins, hooks) -
 def test_an_unknown_name_lists_the_near_ones(built_in) -> None:
     with pytest.raises(UsageError) as error:
         built_in.find(ChatTemplate, "chatlm", "x.yaml:1")
-    assert str(error.value) == (
-        "x.yaml:1: unknown chat template 'chatlm'; did you mean 'chatglm', 'chatglm3', 'chatml'?"
-    )
+    assert str(error.value) == ("x.yaml:1: unknown chat template 'chatlm'; did you mean chatglm, chatglm3 or chatml?")
 
 
 def test_a_plugin_that_fails_to_import_stops_nothing_and_is_named_when_missed(with_plugins) -> None:
@@ -68,7 +66,7 @@ def test_a_plugin_may_even_exit_on_import(with_plugins) -> None:
 
 def test_a_misspelt_hook_is_reported_with_the_right_one(with_plugins, hooks) -> None:
     plugins = with_plugins(acme=hooks(ft_chat_template=lambda: ()))
-    assert plugins.broken[0].status == "unknown hook ft_chat_template, did you mean ft_chat_templates?"
+    assert plugins.broken[0].status == "unknown hook ft_chat_template; did you mean ft_chat_templates?"
 
 
 def test_a_hook_with_a_foreign_argument_is_reported(with_plugins, hooks) -> None:

@@ -253,7 +253,7 @@ def test_described_columns_and_limits(tmp_path: Path, tokenizer: Any, make_plan:
     assert error(make_plan("wrong,unknown"), tokenizer, tmp_path) == [
         f"dataset 'wrong': format 'messages' has no column 'prompt'; {HAS}",
         f"dataset 'wrong': format 'messages' has no column 'response'; {HAS}",
-        "unknown dataset format 'alpacca'; did you mean 'alpaca'?",
+        "unknown dataset format 'alpacca'; did you mean alpaca?",
     ]
     assert error(make_plan("turns", max_samples=2), tokenizer, tmp_path)[:2] == [
         'a.json:1: question is a text, not a list: "q"; write a list: [...]',

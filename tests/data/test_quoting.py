@@ -35,7 +35,7 @@ def test_the_helper() -> None:
     assert quoted(b"x" * 99) == "b'" + "x" * 58 + "..."
     assert short("x" * 60) == "x" * 60
     assert short("x" * 61) == "x" * 60 + "..."
-    assert listed("abc", 2) == "a, b, and 1 more"
+    assert listed("abc", 2) == "a, b and 1 more"
     assert listed(()) == "none"
     assert len(str(Problem(LONG, LONG, LONG))) < 6100
 

@@ -74,8 +74,7 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
         "x.yaml:3: no dataset 'data/x.json'; did you mean alpaca.json?",
         "x.yaml:3: dataset 'notes.md': cannot tell the format of DIR/notes.md; "
         "data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .feather, .txt",
-        "DIR/dataset_info.json:5: dataset 'gone' names DIR/alpaca.jsn, which does not exist; "
-        "near names there: alpaca.json",
+        "DIR/dataset_info.json:5: dataset 'gone' names DIR/alpaca.jsn, which does not exist; did you mean alpaca.json?",
         "DIR/dataset_info.json:10: dataset 'odd' has an unknown key 'formating'; did you mean formatting?",
         "DIR/dataset_info.json:11: dataset 'odd': ranking must be true or false, not 'yes'",
         "DIR/dataset_info.json:12: dataset 'odd': columns must be an object of texts, not {'a': 1}",

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcore.errors import Problem
-from ftcore.utils.ownership import foreign_files, is_ours, listed, named_checkpoints, not_ours
+from ftcore.errors import Problem, listed
+from ftcore.utils.ownership import foreign_files, is_ours, named_checkpoints, not_ours
 from ftcore.utils.run_status import notice
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ftcore.errors import Problem, quoted, short
 from ftcore.utils.strict_json import RepeatedKeyError, loads
+from ftcore.utils.suggestions import did_you_mean
 
 INFO = "dataset_info.json"
 
@@ -139,8 +139,7 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _wrong(name: str, key: str, value: Any, where: str, has_source: bool) -> Problem | None:
     if key not in _KINDS:
-        near = get_close_matches(key, _KINDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KINDS)}"
+        hint = did_you_mean(key, _KINDS, f"known: {', '.join(_KINDS)}", most=1)
         return Problem(f"dataset {quoted(name)} has an unknown key {quoted(key)}", where, hint)
     if value in (None, "") or (key in _UNREAD and has_source):
         return None  # a further address of what is read from elsewhere

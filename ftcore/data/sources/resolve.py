@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from ftcore.api.dataset_spec import DatasetSpec
 from ftcore.data.sources.dataset_info import INFO, Description, describe
 from ftcore.errors import Problem, listed, quoted, short
 from ftcore.utils.cache_dir import is_there
+from ftcore.utils.suggestions import did_you_mean
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
 """What can be read, each also as ``.gz``."""
@@ -78,8 +78,8 @@ def _described(name: str, entry: Description, folder: Path, where: str) -> Datas
     if not entry.hub_id:
         path = folder / entry.file_name
         if not is_there(path):
-            near = get_close_matches(entry.file_name, _files(folder), n=3)
-            hint = f"near names there: {', '.join(near)}" if near else f"files there: {listed(_files(folder))}"
+            files = _files(folder)
+            hint = did_you_mean(entry.file_name, files, f"files there: {listed(files)}")
             return [
                 Problem(
                     f"dataset {quoted(name)} names {short(str(path), 200)}, which does not exist", entry.where, hint
@@ -192,8 +192,8 @@ def _not_data(name: str, path: Path, where: str) -> Problem:
 
 def _near(name: str, folder: Path, described: Mapping[str, Description]) -> str:
     files = _files(folder)
-    if near := get_close_matches(name, [*described, *files], n=3):
-        return f"did you mean {' or '.join(near)}?"
+    if hint := did_you_mean(name, [*described, *files]):
+        return hint
     if described:
         return f"{folder / INFO} describes {listed(sorted(described))}"
     if not folder.is_dir():

@@ -17,7 +17,7 @@ from ftcore.api.samples import Place
 from ftcore.data.fingerprint import SOURCES, differences
 from ftcore.data.row_stats import RowCounts
 from ftcore.data.storage.arrays import ARRAYS, MappedTable, TableWriter, read_table
-from ftcore.errors import Problem, RunError, UsageError
+from ftcore.errors import Problem, RunError, UsageError, listed
 from ftcore.utils.cache_dir import cache_root
 from ftcore.utils.content_store import (
     MANIFEST,
@@ -32,7 +32,6 @@ from ftcore.utils.content_store import (
 )
 from ftcore.utils.file_digests import file_sha256
 from ftcore.utils.file_lock import made_under
-from ftcore.utils.ownership import listed
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan
@@ -186,7 +185,7 @@ def _refuse_strange(folder: Path, name: str) -> None:
     if not folder.is_dir():
         return
     if strange := sorted(path.name for path in folder.iterdir() if path.name not in (*ARRAYS, MANIFEST)):
-        message = f"tokenized_path: {folder} holds files that ft did not write ({listed(strange)})"
+        message = f"tokenized_path: {folder} holds files that ft did not write ({listed(strange, 3)})"
         hint = f"write another tokenized_path; overwrite_cache: true makes dataset {name!r} anew there"
         raise UsageError(Problem(message, hint=hint))
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ftcore.errors import listed
+
 
 class EpochBatches:
     """Batches of row numbers of one process, in an order that seed and epoch decide.
@@ -90,5 +92,4 @@ def places(dataset: Any, indices: Sequence[int], limit: int = 8) -> str:
     """Where rows came from, for a message: ``a.jsonl:3, a.jsonl:9 and 2 more``."""
     known = getattr(dataset, "places", None)
     names = [str(known[index]) if known is not None else f"row {index}" for index in indices]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return listed(names, limit, length=200)  # the line stands behind the path

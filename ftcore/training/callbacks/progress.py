@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from ftcore.utils.files import write_whole
+from ftcore.utils.units import as_clock
 
 LOG = "trainer_log.jsonl"
 _FIRST = ("loss", "grad_norm", "learning_rate", "eval_loss", "epoch", "throughput", "num_input_tokens_seen")
@@ -81,8 +81,8 @@ class ProgressCallback(TrainerCallback):
         percentage = 100 * state.global_step / state.max_steps if state.max_steps else 100.0
         return {
             "percentage": round(percentage, 2),
-            "elapsed_time": str(timedelta(seconds=int(elapsed))),
-            "remaining_time": str(timedelta(seconds=int(left))),
+            "elapsed_time": as_clock(elapsed),
+            "remaining_time": as_clock(left),
         }
 
 

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 FINGERPRINT_FORM = 2
-"""Of what a `RunFingerprint` lists. Form 1, of versions up to 0.1, listed some of the options that decide the weights; form 2
-lists all but those that are declared harmless."""
+"""Of what a `RunFingerprint` lists. Form 1, of versions up to 0.1, lists some of the options that decide the weights;
+form 2 lists all but those that are declared harmless."""
 
 
 class DamagedError(RunError):

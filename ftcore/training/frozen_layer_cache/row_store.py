@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ftcore.resources.memory_model import in_units
 from ftcore.utils.cache_pruning import list_kept
 from ftcore.utils.content_store import Entry
 from ftcore.utils.hashing import new_digest
+from ftcore.utils.units import in_units
 
 log = logging.getLogger(__name__)
 

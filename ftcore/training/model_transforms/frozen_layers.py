@@ -12,7 +12,6 @@ from torch import nn
 
 from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, RunError, UsageError
-from ftcore.resources.memory_model import in_units
 from ftcore.training.batching.token_budget import row_tokens
 from ftcore.training.checkpointing import state
 from ftcore.training.forward.causal_lm import TOLERANCE, flat_inputs
@@ -22,6 +21,7 @@ from ftcore.training.kernels import matmul
 from ftcore.training.model_transforms.capability_cache import files_of_classes
 from ftcore.utils.content_store import FROZEN_LAYERS, Entry, entry_name, store_root
 from ftcore.utils.hashing import new_digest, package_of
+from ftcore.utils.units import in_units
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_plugins.models.classes import automatic_class
 from ft_plugins.models.quantizers import quantized_by, reading
-from ftcore.errors import Problem, UsageError
+from ftcore.errors import Problem, UsageError, listed
 from ftcore.models import hub_access
 from ftcore.models.files import source_of
 
@@ -111,9 +111,8 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     # transformers would go on with random numbers in their place; only a scoring head may be new
     missing = sorted(name for name in found["missing_keys"] if not (scores and name.startswith("score.")))
     if missing:
-        reason = f"{plan.model.model_name_or_path} lacks weights: {', '.join(missing[:3])}"
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UsageError(Problem(reason + more, plan.where("model_name_or_path"), "fetch the model again"))
+        reason = f"{plan.model.model_name_or_path} lacks weights: {listed(missing, 3, length=200)}"
+        raise UsageError(Problem(reason, plan.where("model_name_or_path"), "fetch the model again"))
     model.ft_new_weights = tuple(sorted(found["missing_keys"]))
     if getattr(model, "quantization_method", None) == "bitsandbytes":
         from ft_plugins.methods.quantized import settle, use_tables
