@@ -107,7 +107,7 @@ def test_what_is_said(left: Callable[..., Path], tmp_path: Path) -> None:
         (ZeroDivisionError("boom\nmore"), "failed", "ZeroDivisionError: boom"),
         (MemoryError(), "failed", "MemoryError"),
         (SystemExit(3), "failed", "SystemExit: 3"),
-        (ValueError("x" * 999), "failed", f"ValueError: {'x' * 385}..."),
+        (ValueError("x" * 999), "failed", f"ValueError: {'x' * 388}..."),
     ],
 )
 def test_every_way_to_end_is_recorded(error: BaseException, status: str, cause: str, tmp_path: Path) -> None:
