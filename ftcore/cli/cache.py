@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import time
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from ftcore.cli.common import echo_json, json_option
 from ftcore.errors import Problem, UsageError
-from ftcore.resources.memory_model import in_units
 from ftcore.utils.cache_dir import cache_root
 from ftcore.utils.cache_pruning import OLD, Kept, Pruned, clear, list_kept, prune
 from ftcore.utils.content_store import CACHE_KINDS
+from ftcore.utils.units import in_units, parse_duration, parse_size
 
-_SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+T = TypeVar("T")
 
 
 @click.group(name="cache")
@@ -58,9 +57,9 @@ def prune_(older_than: str | None, larger_than: str | None, as_json: bool) -> No
 
     Damaged entries, what killed processes left and what earlier versions kept are always removed. Entries in use stay.
     """
-    age = None if older_than is None else _amount(older_than, _SECONDS, "--older-than", "30d")
-    size = None if larger_than is None else _amount(larger_than, _BYTES, "--larger-than", "20GB")
-    _report(prune(age, None if size is None else int(size), now=time.time()), as_json)
+    age = None if older_than is None else _read(parse_duration, older_than, "--older-than")
+    size = None if larger_than is None else _read(parse_size, larger_than, "--larger-than")
+    _report(prune(age, size, now=time.time()), as_json)
 
 
 @command.command(name="clear")
@@ -131,10 +130,8 @@ def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
-def _amount(text: str, units: dict[str, int], option: str, example: str) -> float:
-    """``30d`` in seconds, ``20GB`` in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
-    if match is None or match[2] not in units:
-        message = f"{option} {text!r} is no number with a unit"
-        raise UsageError(Problem(message, hint=f"write for example {example}; units are {', '.join(units)}"))
-    return float(match[1]) * units[match[2]]
+def _read(read: Callable[[str], T], text: str, option: str) -> T:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise UsageError(Problem(f"{option}: cannot read {text!r}", hint=str(error))) from None

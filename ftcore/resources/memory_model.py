@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftcore.resources.model_shapes import Architecture
-from ftcore.utils.units import in_units as in_units
+from ftcore.utils.units import in_units
 
 __all__ = ["Architecture", "Depth", "Estimate", "Need", "estimate"]
 

@@ -147,7 +147,7 @@ def test_wrong_words(ft: Any) -> None:
         "capability-probes, matmul-choice, old, all\n"
     )
     assert ft("cache", "prune", "--older-than", "30", status=2) == (
-        "error: --older-than '30' is no number with a unit; write for example 30d; units are m, h, d, w\n"
+        "error: --older-than: cannot read '30'; write a number with a unit, such as 30d; units are s, m, h, d, w\n"
     )
     assert "units are B, kB, KB, MB, GB, TB" in ft("cache", "prune", "--larger-than", "-1GB", status=2)
 
