@@ -81,7 +81,7 @@ def test_all_of_smollm2() -> None:
 
 def test_what_changes_it() -> None:
     base = megabytes(LORA)
-    assert megabytes(replace(LORA, copies=2))["activations"] == pytest.approx(2 * base["activations"], abs=1)
+    assert megabytes(replace(LORA, sequences_per_row=2))["activations"] == pytest.approx(2 * base["activations"], abs=1)
     assert megabytes(replace(LORA, tokens_per_row=128))["activations"] == pytest.approx(base["activations"] / 4, abs=1)
     assert megabytes(replace(LORA, tokens_per_row=9999)) == base  # cutoff_len is the longest
     assert megabytes(replace(LORA, heap=False))["heap holes"] == 0
@@ -98,7 +98,7 @@ def test_what_changes_it() -> None:
 
 
 def test_what_it_says() -> None:
-    found = estimate(ARCH, replace(LORA, copies=2, tokens_per_row=100, heap=False))
+    found = estimate(ARCH, replace(LORA, sequences_per_row=2, tokens_per_row=100, heap=False))
     assert str(found) == (
         "1.73 GB for 2 rows, 2 sequences each, of 100 tokens in the mean: weights 538 MB, trained parameters 9.77 MB, "
         "gradients 9.77 MB, optimizer state 19.5 MB, activations 529 MB, logits chunk 68.9 MB, runtime 566 MB"

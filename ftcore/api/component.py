@@ -83,6 +83,9 @@ class Component:
     resume_harmless: ClassVar[Harmless | None] = None
     """Why another component of the kind, or another version, may resume from a checkpoint; None where it may not."""
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """What a component of this kind had under other names before ftcore 0.2; one that still has them is refused."""
+
     name: str
     summary: str
     aliases: tuple[str, ...] = ()

@@ -213,6 +213,7 @@ class Method(Component, ABC):
 
     kind = "method"
     option = "finetuning_type"
+    renamed: ClassVar[Mapping[str, str]] = {"beneath": "base_adapters"}
 
     saves_adapter: ClassVar[bool] = False
     """Whether a run leaves an adapter beside the base model rather than a model."""
@@ -225,7 +226,7 @@ class Method(Component, ABC):
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
         """The model with its trainable parameters in place, in float32, and all others frozen."""
 
-    def beneath(self, plan: Plan) -> tuple[str, ...]:
+    def base_adapters(self, plan: Plan) -> tuple[str, ...]:
         """Adapters of ``adapter_name_or_path`` that are merged into the base model under the one that a run leaves."""
         return plan.model.adapter_name_or_path[:-1]
 
@@ -302,26 +303,40 @@ class Stage(Component, ABC):
 
     kind = "stage"
     option = "stage"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "beside": "auxiliary_models",
+        "constant_rows": "deterministic_rows",
+        "copies": "sequences_per_row",
+        "divides": "loss_is_additive",
+        "longest": "max_seq_len",
+        "packs": "packs_by_default",
+        "predicts": "supports_prediction",
+        "sees": "supports_images",
+        "sequences": "planned_sequences",
+        "smoothing_hint": "label_smoothing_hint",
+        "smooths_labels": "supports_label_smoothing",
+        "streams": "supports_streaming",
+    }
 
     samples: ClassVar[tuple[str, ...]] = ()
     """Names of the sample classes that it eats, such as ``Chat``; ``Prompt`` is a chat without its last answer."""
     head: ClassVar[str] = "causal_lm"
     """``causal_lm``, or ``sequence_classification`` with one label."""
-    copies: ClassVar[float] = 1.0
+    sequences_per_row: ClassVar[float] = 1.0
     """Full sequences that one row costs (two for a pair), for the memory estimate."""
-    packs: ClassVar[bool | None] = None
+    packs_by_default: ClassVar[bool | None] = None
     """Whether rows are packed unless the file says otherwise; None where they cannot be."""
-    streams: ClassVar[bool] = False
+    supports_streaming: ClassVar[bool] = False
     """Whether it trains on rows that come one after the other, of which nobody knows how many there are."""
-    constant_rows: ClassVar[bool] = True
+    deterministic_rows: ClassVar[bool] = True
     """Whether every epoch computes the same sequences."""
-    sees: ClassVar[bool] = False
+    supports_images: ClassVar[bool] = False
     """Whether it trains on conversations with images."""
-    smooths_labels: ClassVar[bool] = False
+    supports_label_smoothing: ClassVar[bool] = False
     """Whether its loss is that of labels which ``label_smoothing_factor`` may smooth."""
-    smoothing_hint: ClassVar[str] = "remove label_smoothing_factor"
+    label_smoothing_hint: ClassVar[str] = "remove label_smoothing_factor"
     """What to write instead where it is not."""
-    predicts: ClassVar[bool] = False
+    supports_prediction: ClassVar[bool] = False
     """Whether it can do what ``do_predict`` asks for."""
     learns_from_answers: ClassVar[bool] = True
     """Whether it may train on answers that it has generated: a resume then compares the options of generation too."""
@@ -334,23 +349,24 @@ class Stage(Component, ABC):
     def datasets(self, run: Run) -> Any:
         """Tokenised train and evaluation data with their accounting (see `ftcore.data`)."""
 
-    def longest(self, plan: Plan) -> int:
+    def max_seq_len(self, plan: Plan) -> int:
         """Tokens of the longest row that is trained on."""
         return plan.data.cutoff_len
 
-    def sequences(self, plan: Plan) -> float:
+    def planned_sequences(self, plan: Plan) -> float:
         """Full sequences that one row costs in forward and backward passes; `copies`, unless options say otherwise."""
-        return self.copies
+        return self.sequences_per_row
 
-    def divides(self, plan: Plan) -> bool:
-        """Whether a micro-batch may be computed in several passes (`ftcore.training.trainer.FtTrainer.divisible`)."""
+    def loss_is_additive(self, plan: Plan) -> bool:
+        """Whether a micro-batch may be computed in several passes
+        (`ftcore.training.trainer.FtTrainer.loss_is_additive`)."""
         return True
 
     def memory(self, plan: Plan) -> Mapping[str, int]:
         """What is kept beside the trained model and its batch: name -> bytes."""
         return {}
 
-    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+    def auxiliary_models(self, plan: Plan) -> Mapping[str, Plan]:
         """Models that the run reads beside the trained one: option -> the plan with that one in the model's place.
 
         A run only goes on from a checkpoint while their files are what they were.

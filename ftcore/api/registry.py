@@ -234,6 +234,8 @@ def _wrong(kind: type[Component], component: object) -> str:
         return "it has no summary"
     if not (isinstance(component.Options, type) and issubclass(component.Options, OptionGroup)):
         return "its Options must be a subclass of ftcore.api.components.OptionGroup"
+    if old := [name for name in kind.renamed if hasattr(component, name)]:
+        return f"since ftcore 0.2 {', '.join(f'{name} is {kind.renamed[name]}' for name in old)}"
     return ""
 
 

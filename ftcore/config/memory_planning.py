@@ -29,7 +29,7 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     options = method.effective(plan)
     weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
     stage, heap = plan.stage.component, hardware.machine(plan.on_cpu).cuda is None
-    divides = stage.divides(plan) and int(os.environ.get("WORLD_SIZE") or 1) == 1
+    divides = stage.loss_is_additive(plan) and int(os.environ.get("WORLD_SIZE") or 1) == 1
     parameters = weights / BYTES[plan.precision.compute]
     found = estimate(
         architecture,
@@ -45,8 +45,8 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             batch_tokens=training.tokens_per_batch,
             pass_tokens=training.pass_tokens(heap) if divides else None,
             together=NUM_WORKERS if divides and heap and _side_by_side(plan, 4 * trainable <= parameters) else 1,
-            cutoff_len=stage.longest(plan),
-            copies=stage.sequences(plan),
+            cutoff_len=stage.max_seq_len(plan),
+            sequences_per_row=stage.planned_sequences(plan),
             gradient_checkpointing=plan.gradient_checkpointing,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             adapter_dropout=method.drops_inputs(options),
@@ -91,7 +91,7 @@ def _forward(plan: Plan, architecture: Architecture, *, answers: bool) -> Estima
             compute=compute,
             rows=rows,
             cutoff_len=longest,
-            copies=1 if answers else plan.stage.component.sequences(plan),
+            sequences_per_row=1 if answers else plan.stage.component.planned_sequences(plan),
             heap=hardware.detect().cuda is None,
         ),
     )

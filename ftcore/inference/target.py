@@ -199,7 +199,7 @@ def _left_by(plan: Plan) -> dict[str, Any]:
         return {}
     if not trained.adapter:
         return {"model_name_or_path": str(folder), "adapter_name_or_path": ()}
-    return {"adapter_name_or_path": (*trained.beneath, str(folder))}
+    return {"adapter_name_or_path": (*trained.base_adapters, str(folder))}
 
 
 def _list(names: Any) -> list[str]:

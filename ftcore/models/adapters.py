@@ -164,9 +164,9 @@ def other_bases(plan: Plan) -> Iterator[str]:
                 f"adapter {name} was trained on other base weights, of {trained.model} ({_weights(trained.files)}), "
                 f"than it is put on here, of {base} ({_weights(now)})"
             )
-        if _last_parts(trained.beneath) != _last_parts(names[:number]):
+        if _last_parts(trained.base_adapters) != _last_parts(names[:number]):
             yield (
-                f"adapter {name} was trained on a base with {_joined(trained.beneath)} merged in, "
+                f"adapter {name} was trained on a base with {_joined(trained.base_adapters)} merged in, "
                 f"and is put here on one with {_joined(names[:number])}"
             )
 

@@ -165,7 +165,7 @@ def _on_hub(name: str) -> bool:
 
 def names(plan: Plan) -> Iterator[tuple[str, HubName]]:
     """All that the plan's run reads from the hub, each with the place that names it."""
-    beside = plan.stage.component.beside(plan)
+    beside = plan.stage.component.auxiliary_models(plan)
     for option, other in {"": plan, **beside}.items():
         if found := model_name(other):
             yield plan.where(option or "model_name_or_path"), found

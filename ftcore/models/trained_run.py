@@ -30,7 +30,7 @@ class Trained:
         vocabulary: options by which it got new tokens.
         files: name -> sha256 of the base model's files; empty where nobody knew.
         adapter: whether the run left an adapter.
-        beneath: adapters that were merged into the base model under it.
+        base_adapters: adapters that were merged into the base model under it.
         finished: whether it ended well.
         template: full name of its chat template; None for the tokenizer's own.
         sha256: of the template's source, default system message included.
@@ -43,7 +43,7 @@ class Trained:
     vocabulary: Mapping[str, Any]
     files: Mapping[str, str]
     adapter: bool
-    beneath: tuple[str, ...]
+    base_adapters: tuple[str, ...]
     finished: bool
     template: str | None
     sha256: str
@@ -59,7 +59,7 @@ class Trained:
             values["default_system"] = self.default_system
         if self.adapter:
             values |= {"model_name_or_path": self.model, "model_revision": self.revision, **self.vocabulary}
-            values["adapter_name_or_path"] = (*self.beneath, str(self.folder))
+            values["adapter_name_or_path"] = (*self.base_adapters, str(self.folder))
         return values
 
 
@@ -83,7 +83,7 @@ def read_trained(folder: Path) -> Trained | None:
             vocabulary=model.get("vocabulary", {}),
             files=model.get("files", {}),
             adapter=said["adapter"],
-            beneath=tuple(said["adapters_beneath"]),
+            base_adapters=tuple(said["adapters_beneath"]),
             finished=said["status"] == "finished",
             template=template["full_name"],
             sha256=template["sha256"],

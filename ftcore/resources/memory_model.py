@@ -97,7 +97,7 @@ class Need:
             micro-batches are.
         cutoff_len: tokens of the longest row; there is no padding.
         tokens_per_row: mean length where it is known, else every row is taken to be as long as it may.
-        copies: sequences that one row costs (two for a pair).
+        sequences_per_row: sequences that one row costs (two for a pair).
         gradient_checkpointing: whether activations are computed anew in the backward pass.
         gradient_accumulation_steps: from 2 on, gradients are held through the forward passes.
         adapter_dropout: whether adapters drop out of their inputs.
@@ -118,7 +118,7 @@ class Need:
     compute: str = "float32"
     trained: str = "float32"
     tokens_per_row: float | None = None
-    copies: float = 1.0
+    sequences_per_row: float = 1.0
     gradient_checkpointing: bool = False
     gradient_accumulation_steps: int = 1
     adapter_dropout: bool = False
@@ -133,15 +133,15 @@ class Need:
 
     @property
     def row(self) -> float:
-        """Tokens of a row with its copies, in the mean."""
+        """Tokens of a row with all its sequences, in the mean."""
         mean = self.cutoff_len if self.tokens_per_row is None else min(self.tokens_per_row, self.cutoff_len)
-        return self.copies * mean
+        return self.sequences_per_row * mean
 
     @property
     def whole(self) -> float:
         """Tokens of one micro-batch."""
         if self.batch_tokens is not None:
-            return max(self.batch_tokens, self.copies * self.cutoff_len)
+            return max(self.batch_tokens, self.sequences_per_row * self.cutoff_len)
         return self.rows * self.row
 
     @property
@@ -278,5 +278,5 @@ def _note(need: Need) -> str:
     rows = f"{need.rows} row" + "s" * (need.rows != 1)
     known = need.tokens_per_row is not None and need.tokens_per_row < need.cutoff_len
     tokens = f"{need.tokens_per_row:.0f} tokens in the mean" if known else f"{need.cutoff_len} tokens"
-    pairs = f", {need.copies:g} sequences each," if need.copies != 1 else ""
+    pairs = f", {need.sequences_per_row:g} sequences each," if need.sequences_per_row != 1 else ""
     return f"{rows}{pairs} of {tokens}{recomputed}"

@@ -44,7 +44,7 @@ def manifest(
             "files": base_files(plan),
         },
         "adapter": plan.method.component.saves_adapter,
-        "adapters_beneath": list(plan.method.component.beneath(plan)),
+        "adapters_beneath": list(plan.method.component.base_adapters(plan)),
         "template": {
             "name": plan.template.component.name if plan.template else None,
             "full_name": plan.template.full_name if plan.template else None,

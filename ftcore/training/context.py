@@ -24,7 +24,7 @@ class TrainingContext(Protocol):
         work: the cost of a micro-batch by its rows; see `ftcore.training.cost_model.tokens`.
         crew: threads that work side by side; None where one does all of it.
         side_by_side: whether micro-batches of a step are computed two at a time.
-        divisible: whether the loss of a micro-batch is the sum of those of its parts.
+        loss_is_additive: whether the loss of a micro-batch is the sum of those of its parts.
         data_collator: makes batches of rows.
         train_dataset: None where the run only evaluates.
         eval_dataset: None for none.
@@ -41,7 +41,7 @@ class TrainingContext(Protocol):
     meters: Any
     reports: Any
     crew: Any
-    divisible: bool
+    loss_is_additive: bool
     data_collator: Any
     train_dataset: Any
     eval_dataset: Any

@@ -62,7 +62,11 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             file="run.yaml",
             config={},
             data=DataOptions(**options),
-            stage=SimpleNamespace(component=SimpleNamespace(name="train", samples=(samples,), packs=packs, sees=False)),
+            stage=SimpleNamespace(
+                component=SimpleNamespace(
+                    name="train", samples=(samples,), packs_by_default=packs, supports_images=False
+                )
+            ),
             training=TrainingOptions(),
             template=SimpleNamespace(component=plugins.find(ChatTemplate, "chatml").component),
             options={},

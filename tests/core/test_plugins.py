@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ftcore import hookimpl
-from ftcore.api.components import ChatTemplate, OptionGroup, Stage
-from ftcore.api.registry import installed, load
+from ftcore.api.components import KINDS, ChatTemplate, Component, OptionGroup, Stage
+from ftcore.api.registry import HOOKS, installed, load
 from ftcore.errors import UsageError
 
 
@@ -122,6 +122,18 @@ def test_options_must_be_an_option_group(with_plugins, hooks) -> None:
     plugins = with_plugins(acme=hooks(ft_chat_templates=lambda: [Odd(name="odd", summary="x")]))
     assert "its Options must be a subclass" in plugins.broken[0].status
     assert issubclass(ChatTemplate.Options, OptionGroup)
+
+
+@pytest.mark.parametrize(("kind", "old"), [(kind, old) for kind in KINDS for old in kind.renamed])
+def test_what_an_earlier_version_called_otherwise_is_refused_with_its_new_name(
+    kind: type[Component], old: str, with_plugins, hooks, built_in
+) -> None:
+    offered = type(built_in.of(kind)[0].component)
+    mine = type("Mine", (offered,), {old: True})(name="mine", summary="x")
+    plugins = with_plugins(acme=hooks(**{HOOKS[kind]: lambda: [mine]}))
+    assert plugins.broken[0].status.endswith(f": since ftcore 0.2 {old} is {kind.renamed[old]}")
+    assert hasattr(kind, kind.renamed[old])
+    assert not hasattr(kind, old)
 
 
 def test_hookimpl_is_exported() -> None:

@@ -80,7 +80,13 @@ def make_plan(tmp_path: Path) -> Any:
             training=training,
             template=chosen,
             stage=SimpleNamespace(
-                component=SimpleNamespace(name=stage, samples=(samples,), packs=packs, streams=True, sees=False)
+                component=SimpleNamespace(
+                    name=stage,
+                    samples=(samples,),
+                    packs_by_default=packs,
+                    supports_streaming=True,
+                    supports_images=False,
+                )
             ),
             options={},
             source=None,

@@ -93,7 +93,7 @@ def test_predicting_takes_them_and_evaluates_on_the_others(
     names = list(ANSWERS)
     file = write(tmp_path, "a.jsonl", [FORMATS[form](ANSWERS[name]) for name in names])
     plan = make_plan("", eval_dataset="a.jsonl", do_predict=True)
-    plan.stage.component.predicts = True
+    plan.stage.component.supports_prediction = True
     data = chat_datasets(plan, tokenizer)
     assert [place.line for place in data.eval.places] == [1]
     (counts,) = data.accounting.eval
@@ -113,7 +113,7 @@ def test_nothing_but_prompts(tmp_path: Path, tokenizer: Any, make_plan: Any) -> 
 
     def plan(**more: Any) -> Any:
         made = make_plan("", eval_dataset="a.jsonl", do_predict=True, **more)
-        made.stage.component.predicts = True
+        made.stage.component.supports_prediction = True
         return made
 
     data = chat_datasets(plan(), tokenizer)
@@ -130,7 +130,7 @@ def test_nothing_but_prompts(tmp_path: Path, tokenizer: Any, make_plan: Any) -> 
 def test_a_prompt_that_is_too_long_is_left_out_as_ever(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
     write(tmp_path, "a.jsonl", [{"instruction": "q " * 200, "output": ""}, {"instruction": "and?", "output": ""}])
     plan = make_plan("", eval_dataset="a.jsonl", do_predict=True, cutoff_len=50)
-    plan.stage.component.predicts = True
+    plan.stage.component.supports_prediction = True
     untrainable = chat_datasets(plan, tokenizer).accounting.eval[0].untrainable
     assert {why: [place.line for place in places] for why, places in untrainable.items()} == {
         next(why for why in untrainable if why != NO_ANSWER): [1],

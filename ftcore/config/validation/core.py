@@ -78,7 +78,7 @@ def _check_data(plan: Plan) -> Iterable[Problem]:
             plan.where(wants),
             "write val_size or eval_dataset",
         )
-    if training.do_predict and not plan.stage.component.predicts:
+    if training.do_predict and not plan.stage.component.supports_prediction:
         hint = "remove do_predict; do_eval evaluates"
         yield Problem(f"stage {plan.stage.component.name!r} predicts nothing", plan.where("do_predict"), hint)
     if data.val_size and data.eval_dataset:
@@ -111,7 +111,7 @@ def _check_packing(plan: Plan) -> Iterable[Problem]:
     option = "packing" if data.packing else "neat_packing"
     if data.packing is False and data.neat_packing:
         yield Problem("packing is false and neat_packing is true", plan.where("neat_packing"), "keep one")
-    elif (data.packing or data.neat_packing) and stage.packs is None:
+    elif (data.packing or data.neat_packing) and stage.packs_by_default is None:
         hint = f"remove {option}; rows are never padded, so that nothing is lost"
         yield Problem(f"{option}: stage {stage.name!r} cannot train on packs", plan.where(option), hint)
     if data.packing_split and stage.samples != ("Text",):
@@ -128,7 +128,7 @@ def _check_prefix(plan: Plan) -> Iterable[Problem]:
     whys = {
         "the rows are a stream, of which each comes once": plan.data.streaming,
         f"stage {plan.stage.component.name} makes its sequences anew in each epoch": (
-            not plan.stage.component.constant_rows
+            not plan.stage.component.deterministic_rows
         ),
         "neftune_noise_alpha puts noise on what the lowest layer reads": plan.transformers.get("neftune_noise_alpha"),
     }
@@ -165,7 +165,7 @@ def _check_tokens_per_batch(plan: Plan) -> Iterable[Problem]:
     if plan.data.streaming:
         message = "tokens_per_batch is set, and nobody knows how many steps a stream's epoch has"
         yield Problem(message, where, "write per_device_train_batch_size")
-    if not plan.stage.component.constant_rows:
+    if not plan.stage.component.deterministic_rows:
         message = f"tokens_per_batch is set, and stage {plan.stage.component.name} makes its sequences anew"
         yield Problem(message, where, "write per_device_train_batch_size")
 
@@ -181,7 +181,7 @@ def _check_streaming(plan: Plan) -> Iterable[Problem]:
     data, training, stage = plan.data, plan.training, plan.stage.component
     if not data.streaming:
         return
-    if not stage.streams:
+    if not stage.supports_streaming:
         hint = "remove streaming; what is tokenised is kept on disk, not in memory"
         yield Problem(f"stage {stage.name!r} cannot train on a stream", plan.where("streaming"), hint)
     if training.do_train and training.max_steps <= 0:
@@ -263,7 +263,7 @@ def unknown(plan: Plan) -> Iterable[str]:
         yield f"{name} is not in the hub's cache, so nobody looked at its config.json: {listed} are found out by ft run"
     elif plan.memory is None:
         yield f"memory is not estimated: the shapes of model_type {plan.config.get('model_type')!r} are not known"
-    for option, other in {"adapter_name_or_path": plan, **plan.stage.component.beside(plan)}.items():
+    for option, other in {"adapter_name_or_path": plan, **plan.stage.component.auxiliary_models(plan)}.items():
         if other is not plan and other.config is None:
             yield f"{option}: {other.model.model_name_or_path} is not in the hub's cache, and nobody looked at it"
         for adapter in other.model.adapter_name_or_path:

@@ -75,7 +75,7 @@ def _checkpointing(plan: Plan) -> Iterable[Problem]:
 def _batches(plan: Plan) -> Iterable[Problem]:
     training, stage = plan.training, plan.stage.component
     where = plan.where("auto_find_batch_size")
-    if training.auto_find_batch_size and not stage.divides(plan):
+    if training.auto_find_batch_size and not stage.loss_is_additive(plan):
         message = "auto_find_batch_size is true, and this loss compares the rows of a batch, which stays whole"
         yield Problem(message, where, "remove auto_find_batch_size, and lower per_device_train_batch_size if need be")
     elif training.auto_find_batch_size and int(os.environ.get("WORLD_SIZE") or 1) > 1:
@@ -88,9 +88,9 @@ def _batches(plan: Plan) -> Iterable[Problem]:
 
 def _smoothing(plan: Plan) -> Iterable[Problem]:
     stage = plan.stage.component
-    if plan.training.label_smoothing_factor and not stage.smooths_labels:
+    if plan.training.label_smoothing_factor and not stage.supports_label_smoothing:
         message = f"label_smoothing_factor spreads the weight of labels, and stage {stage.name!r} learns none"
-        yield Problem(message, plan.where("label_smoothing_factor"), stage.smoothing_hint)
+        yield Problem(message, plan.where("label_smoothing_factor"), stage.label_smoothing_hint)
 
 
 def _loader(plan: Plan) -> Iterable[Problem]:

@@ -29,7 +29,7 @@ def packs(plan: Plan) -> bool:
     """Whether the plan's rows are packed: as ``packing`` or ``neat_packing`` says, else as its stage does."""
     if plan.data.packing is not None:
         return plan.data.packing
-    return plan.data.neat_packing or bool(plan.stage.component.packs)
+    return plan.data.neat_packing or bool(plan.stage.component.packs_by_default)
 
 
 def splits(plan: Plan) -> bool:

@@ -29,7 +29,7 @@ def renderer_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     if plan.stage.component.samples == (Text.__name__,):
         return Renderer(tokenizer, "")
     renderer = Renderer.from_plan(plan, tokenizer)
-    if plan.stage.component.sees:
+    if plan.stage.component.supports_images:
         renderer.pictures = ImageReader.of(plan, tokenizer)
     return renderer
 

@@ -22,7 +22,7 @@ _ANSWERS = ("response", "chosen", "rejected")
 
 def predicts(plan: Plan) -> bool:
     """Whether the plan's evaluation data is answered, so that its rows need no answers."""
-    return plan.training.do_predict and plan.stage.component.predicts
+    return plan.training.do_predict and plan.stage.component.supports_prediction
 
 
 def as_question(row: Row, columns: Names, tags: Names) -> tuple[Row, dict[str, str]]:

@@ -38,7 +38,7 @@ def run_fingerprint(plan: Plan, tokenizer: Any, dataset: Any, processes: int) ->
     digest = getattr(dataset, "fingerprint", "") or fingerprint(dataset)
     values["training rows"] = f"{getattr(dataset, 'size', None) or f'{len(dataset)} rows'}, {digest[:16]}"
     models = {"model files": plan} | {
-        f"{name} files": other for name, other in plan.stage.component.beside(plan).items()
+        f"{name} files": other for name, other in plan.stage.component.auxiliary_models(plan).items()
     }
     files = {name: model_files(other) for name, other in models.items()}
     values |= {name: _digest(json.dumps(found).encode()) for name, found in files.items()}

@@ -68,7 +68,7 @@ def choose_frozen_layer_cache(trainer: TrainingContext) -> FrozenLayerCache | No
 
 def _passes(trainer: TrainingContext) -> float:
     """How often the training rows are gone through."""
-    arguments, constant = trainer.args, trainer.plan.stage.component.constant_rows
+    arguments, constant = trainer.args, trainer.plan.stage.component.deterministic_rows
     if arguments.max_steps <= 0 or isinstance(trainer.train_dataset, Stream) or not constant:
         return float(arguments.num_train_epochs)
     return arguments.max_steps * arguments.gradient_accumulation_steps / max(len(trainer.get_train_dataloader()), 1)
@@ -79,7 +79,7 @@ def _proven(trainer: TrainingContext) -> FrozenLayerCache:
     scorer = trainer.scorer
     if isinstance(trainer.train_dataset, Stream):
         raise _ImpossibleError("the rows are a stream, of which each comes once")
-    if not trainer.plan.stage.component.constant_rows:
+    if not trainer.plan.stage.component.deterministic_rows:
         raise _ImpossibleError("this stage makes its sequences anew in each epoch")
     if trainer.noise is not None:
         raise _ImpossibleError("neftune_noise_alpha puts noise on what the lowest layer reads")

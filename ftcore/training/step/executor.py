@@ -35,7 +35,7 @@ class MicroBatchExecutor:
         adds_up: whether the gradients of two passes may be in memory at once, beside those of the step.
     """
 
-    divisible = True
+    loss_is_additive = True
     """Whether the loss of a micro-batch is the sum of those of its parts."""
     plan: Plan
     model: Any
@@ -72,7 +72,7 @@ class MicroBatchExecutor:
     @property
     def side_by_side(self) -> bool:
         """Whether passes of a step are done two at a time."""
-        return self.crew is not None and self.divisible and self.adds_up
+        return self.crew is not None and self.loss_is_additive and self.adds_up
 
     @cached_property
     def work(self) -> CostModel | None:

@@ -128,7 +128,7 @@ class StepGuard:
         together = NUM_WORKERS if self.trainer.side_by_side else 1
         taken = [split_micro_batches(self.trainer, batch, self.most) for batch in self._taken]
         rows = max(sum(map(len, some[:together])) for some in taken)
-        if rows == 1 or trainer.args.world_size > 1 or not trainer.divisible:
+        if rows == 1 or trainer.args.world_size > 1 or not trainer.loss_is_additive:
             raise self.too_large(f"with {rows} row" + "s" * (rows > 1))
         self.most = -(-rows // 2)
         trainer.model.zero_grad()

@@ -46,7 +46,7 @@ def micro_batch_tokens(trainer: TrainingContext) -> int | None:
     row, by which their tokens would not be counted.
     """
     alone = trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled
-    if not (alone and trainer.divisible and getattr(trainer.scorer, "packed", False)):
+    if not (alone and trainer.loss_is_additive and getattr(trainer.scorer, "packed", False)):
         return None
     return trainer.plan.training.pass_tokens(trainer.args.device.type == "cpu")
 

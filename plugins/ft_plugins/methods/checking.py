@@ -79,5 +79,5 @@ def _quantized(plan: Plan, here: bool) -> Iterable[Problem]:
         at = plan.where("quantization_bit")
         hint = "drop quantization_bit and write finetuning_type: lora"
         yield Problem(f"the model is quantised already ({already})", at, hint)
-    if (here or already) and plan.training.do_train and plan.method.component.beneath(plan):
+    if (here or already) and plan.training.do_train and plan.method.component.base_adapters(plan):
         yield Problem(ROUNDED, plan.where("adapter_name_or_path"), MERGE)

@@ -27,7 +27,7 @@ class EvalOnly(Method):
             model = model if quantized else model.merge_and_unload()
         return model.requires_grad_(False)
 
-    def beneath(self, plan: Plan) -> tuple[str, ...]:
+    def base_adapters(self, plan: Plan) -> tuple[str, ...]:
         """All of them."""
         return plan.model.adapter_name_or_path
 

@@ -198,7 +198,7 @@ class Lora(Method):
             return options
         return options.model_copy(update={"additional_target": VOCABULARY})
 
-    def beneath(self, plan: Plan) -> tuple[str, ...]:
+    def base_adapters(self, plan: Plan) -> tuple[str, ...]:
         """All of them where a new adapter is begun; else the last one is trained further and saved again."""
         earlier = plan.model.adapter_name_or_path
         return earlier if self._options(plan).create_new_adapter else earlier[:-1]

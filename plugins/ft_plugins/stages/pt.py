@@ -28,9 +28,9 @@ class Pretraining(Stage):
     Options = PretrainingOptions
     samples: ClassVar[tuple[str, ...]] = ("Text",)
     learns_from_answers: ClassVar[bool] = False
-    packs: ClassVar[bool | None] = True
-    streams: ClassVar[bool] = True
-    smooths_labels: ClassVar[bool] = True
+    packs_by_default: ClassVar[bool | None] = True
+    supports_streaming: ClassVar[bool] = True
+    supports_label_smoothing: ClassVar[bool] = True
 
     def datasets(self, run: Run) -> Any:
         """Texts as tokens, all of them trained."""

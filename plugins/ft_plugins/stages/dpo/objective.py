@@ -93,7 +93,7 @@ class PairTrainer(FtTrainer):
         reference: Callable[[], Any] | None = None,
     ) -> None:
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
-        self.objective, self.divisible = objective, not objective.compares
+        self.objective, self.loss_is_additive = objective, not objective.compares
         if objective.reference:
             measure = ReferenceMetric("pairs", _pair_sums)
             self.train_dataset, self.eval_dataset = add_reference_logprobs(

@@ -70,14 +70,14 @@ class DirectPreference(Stage):
     Options = PreferenceOptions
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
     learns_from_answers: ClassVar[bool] = False
-    copies: ClassVar[float] = 2.0
-    smoothing_hint: ClassVar[str] = "write dpo_label_smoothing, which smooths which answer is the better one"
+    sequences_per_row: ClassVar[float] = 2.0
+    label_smoothing_hint: ClassVar[str] = "write dpo_label_smoothing, which smooths which answer is the better one"
 
-    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+    def auxiliary_models(self, plan: Plan) -> Mapping[str, Plan]:
         """The reference that the file names."""
         return reference_beside(plan)
 
-    def divides(self, plan: Plan) -> bool:
+    def loss_is_additive(self, plan: Plan) -> bool:
         """Not where the loss compares pairs with each other."""
         options = plan.stage.options
         assert isinstance(options, PreferenceOptions)

@@ -41,7 +41,7 @@ class KahnemanTversky(Stage):
     samples: ClassVar[tuple[str, ...]] = ("Feedback",)
     learns_from_answers: ClassVar[bool] = False
 
-    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+    def auxiliary_models(self, plan: Plan) -> Mapping[str, Plan]:
         """The reference that the file names."""
         return reference_beside(plan)
 

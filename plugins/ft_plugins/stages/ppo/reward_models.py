@@ -38,7 +38,7 @@ def reward_plan(plan: Plan) -> Plan:
     if options.reward_model_type == "lora":
         folder = Path(options.reward_model).expanduser()
         trained = read_trained(folder) if folder.is_dir() else None
-        beneath = trained.beneath if trained else ()
+        beneath = trained.base_adapters if trained else ()
         judged = plan_with(plan, "reward_model", None, (*beneath, options.reward_model), "")
     else:
         judged = plan_with(

@@ -84,13 +84,13 @@ class ProximalPolicy(Stage):
 
     Options = PpoOptions
     samples: ClassVar[tuple[str, ...]] = ("Prompt",)
-    constant_rows: ClassVar[bool] = False
+    deterministic_rows: ClassVar[bool] = False
 
-    def longest(self, plan: Plan) -> int:
+    def max_seq_len(self, plan: Plan) -> int:
         """A prompt and its answer."""
         return plan.data.cutoff_len + plan.generation.max_new_tokens
 
-    def sequences(self, plan: Plan) -> float:
+    def planned_sequences(self, plan: Plan) -> float:
         """Twice where values have a backbone of their own."""
         return 2.0 if has_own_values(plan) else 1.0
 
@@ -98,7 +98,7 @@ class ProximalPolicy(Stage):
         """Reward model, value head and rollout."""
         return reward_models.memory(plan, own_values=has_own_values(plan))
 
-    def beside(self, plan: Plan) -> Mapping[str, Plan]:
+    def auxiliary_models(self, plan: Plan) -> Mapping[str, Plan]:
         """The reward model, unless it is an address."""
         options: Any = plan.stage.options
         return {} if options.reward_model_type == "api" else {"reward_model": reward_models.reward_plan(plan)}

@@ -17,7 +17,7 @@ class RewardModelling(Stage):
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
     learns_from_answers: ClassVar[bool] = False
     head: ClassVar[str] = "sequence_classification"
-    copies: ClassVar[float] = 2.0
+    sequences_per_row: ClassVar[float] = 2.0
 
     def datasets(self, run: Run) -> Any:
         """Prompts with two answers each."""

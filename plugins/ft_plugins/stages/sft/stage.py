@@ -31,12 +31,12 @@ class SupervisedFineTuning(Stage):
 
     Options = SupervisedOptions
     samples: ClassVar[tuple[str, ...]] = ("Chat",)
-    packs: ClassVar[bool | None] = False
-    streams: ClassVar[bool] = True
-    smooths_labels: ClassVar[bool] = True
-    predicts: ClassVar[bool] = True
     learns_from_answers: ClassVar[bool] = False
-    sees: ClassVar[bool] = True
+    packs_by_default: ClassVar[bool | None] = False
+    supports_streaming: ClassVar[bool] = True
+    supports_label_smoothing: ClassVar[bool] = True
+    supports_prediction: ClassVar[bool] = True
+    supports_images: ClassVar[bool] = True
 
     def datasets(self, run: Run) -> Any:
         """Conversations tokenised, with a weight for each token."""
