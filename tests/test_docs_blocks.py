@@ -105,6 +105,19 @@ def test_paths_and_dotted_names_exist(page: Path) -> None:
     assert unknown == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_attributes_of_components_exist(page: Path) -> None:
+    """``Stage.supports_images``: in the class, or among its fields."""
+    from ftcore.api import components
+
+    unknown = []
+    for name, attribute in re.findall(r"`([A-Z]\w+)\.(\w+)(?:\([^`]*\))?`", prose(page)):
+        kind = getattr(components, name, None)
+        if kind is not None and not hasattr(kind, attribute) and attribute not in kind.__dataclass_fields__:
+            unknown.append(f"{name}.{attribute}")
+    assert unknown == []
+
+
 @pytest.mark.slow
 def test_plugins_page_trains(with_plugins: Callable[..., Plugins], tiny_model_dir: Path, tmp_path: Path) -> None:
     """One run in which stage, method, optimizer, template and format are those of the page."""
