@@ -59,7 +59,7 @@ coverage: $(READY)
 	$(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered tests contrib
 
 kills: $(READY)
-	$(BIN)/python tests/engine/kill_runs.py --kills $(or $(N),100)
+	$(BIN)/python tests/training/kill_runs.py --kills $(or $(N),100)
 
 bench: $(READY) $(PEERS)
 	$(BIN)/python benchmarks/bench.py --llamafactory $(LF) --trl $(TRL) $(if $(WORK),--work $(WORK)) $(ARGS)

@@ -1,8 +1,8 @@
 """What config.json says of a mixture of experts: its linear layers and its experts, counted without building it.
 
 transformers 5 keeps experts as tensors of three dimensions, which are no linear layers. The counts equal those of its
-own classes (tests/core/test_experts.py builds each on torch's meta device); a model type with experts that is not in
-`LAYOUTS` is not guessed at.
+own classes (tests/resources/test_experts.py builds each on torch's meta device); a model type with experts that is not
+in `LAYOUTS` is not guessed at.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much memory a training run needs, worked out from config.json and the plan: no torch, nothing is loaded.
 
-What autograd keeps of one decoder layer, per token (read off torch 2.13's saved tensors; tests/test_memory.py repeats
-it). ``h`` hidden size, ``i`` intermediate size, ``q`` and ``k`` widths of all query and of all key heads, ``b`` bytes
-of the compute dtype:
+What autograd keeps of one decoder layer, per token (read off torch 2.13's saved tensors;
+tests/resources/test_memory_model.py repeats it). ``h`` hidden size, ``i`` intermediate size, ``q`` and ``k`` widths of
+all query and of all key heads, ``b`` bytes of the compute dtype:
 
 ==================================  ======================================================================
 inputs of the norms                 ``norms * h * 4`` (they compute in float32), and as much again where the

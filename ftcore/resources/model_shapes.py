@@ -1,7 +1,7 @@
 """What config.json says of a decoder: its linear layers and parameters, counted without building the model.
 
-The counts equal those of transformers 5.23's own classes exactly (tests/test_memory.py builds each on torch's meta
-device); an architecture that is not in `LAYOUTS` is not guessed at.
+The counts equal those of transformers 5.23's own classes exactly (tests/resources/test_memory_model.py builds each on
+torch's meta device); an architecture that is not in `LAYOUTS` is not guessed at.
 """
 
 from __future__ import annotations

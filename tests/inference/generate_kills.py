@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
-# threads do not survive a fork (see tests/engine/real_runs.py)
+# threads do not survive a fork (see tests/training/real_runs.py)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["FT_CPU_BF16"] = "0"
 

@@ -149,7 +149,7 @@ def test_what_is_installed_makes_a_step(name: str, plan_of: Any, tiny_model_dir:
     from transformers import AutoModelForCausalLM
 
     if name in STEPS_IN_BACKWARD or name.endswith("layerwise"):
-        pytest.skip("steps inside the backward pass: tests/engine/test_optimizers_run.py")
+        pytest.skip("steps inside the backward pass: tests/training/test_optimizers_run.py")
     plan = by_name(name, plan_of)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     groups = [{"params": list(model.parameters()), "lr": 1e-3, "weight_decay": 0.0}]

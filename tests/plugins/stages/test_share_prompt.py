@@ -36,7 +36,8 @@ def meters(trainer: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize(("stage", "options"), VARIANTS, ids=str)
 def test_loss_gradient_and_metrics(stage: str, options: Any, trainer_of: Any, moved: Any, own_loss: Any) -> None:
-    """In float64, whose norms are float32's (see tests/engine/test_sharing.py); the model has left its reference."""
+    """In float64, whose norms are float32's (see tests/training/test_shared_prefix.py); the model has left its
+    reference."""
     found = []
     for share in (False, True):
         trainer = trainer_of(

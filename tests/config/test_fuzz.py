@@ -1,6 +1,6 @@
 """R13: whatever a configuration holds, the answer is a plan or a list of problems, and no code is run.
 
-R13 asks for 5,000 examples (145 s) and nightly 50,000: ``FT_FUZZ=500 pytest tests/core/test_fuzz.py``.
+R13 asks for 5,000 examples (145 s) and nightly 50,000: ``FT_FUZZ=500 pytest tests/config/test_fuzz.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Crashes at every boundary of a save: ``python tests/engine/crash_points.py FOLDER``.
+"""Crashes at every boundary of a save: ``python tests/training/crash_points.py FOLDER``.
 
 A real run stops before it saves its second checkpoint, keeping one (``save_total_limit: 1``). There it is forked again
 and again: each fork does the save, and dies at the n-th thing that it does to the disk (opening to write, fsync, mkdir,

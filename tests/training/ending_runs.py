@@ -1,4 +1,5 @@
-"""Runs that end in every way, and runs whose output closes or fills up: ``python tests/engine/ending_runs.py FOLDER``.
+"""Runs that end in every way, and runs whose output closes or fills up: ``python tests/training/ending_runs.py
+FOLDER``.
 
 Prints a line of JSON a run: exit status, what ``ft_run.json`` says of its end, whether what was trained is there, the
 last line that a user could read, and what the next plan says of the folder.

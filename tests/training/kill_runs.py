@@ -1,4 +1,4 @@
-"""``python tests/engine/kill_runs.py --kills 100``: runs that are killed at random moments end in the same bytes.
+"""``python tests/training/kill_runs.py --kills 100``: runs that are killed at random moments end in the same bytes.
 
 Of each case one run is let end; another is killed by SIGKILL, at moments uniform over that run's time, and started
 again with the same command until so many kills are done; then it is let end. Every third kill waits for the next save

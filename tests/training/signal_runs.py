@@ -1,4 +1,4 @@
-"""Runs that are stopped by signals: ``python tests/engine/signal_runs.py FOLDER [CASE ...]``.
+"""Runs that are stopped by signals: ``python tests/training/signal_runs.py FOLDER [CASE ...]``.
 
 Without cases: a run sends itself SIGTERM or SIGINT in a step, while it writes a checkpoint, or while it evaluates;
 once, or twice in a row. Prints a line of JSON a stop: exit status, whether anything was done after the signals, the
