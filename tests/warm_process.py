@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -39,6 +40,9 @@ def begin(process: dict[str, Any]) -> int:
     try:
         for number, name in ((1, "output"), (2, "errors")):
             os.dup2(os.open(process[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        # a shell ignores SIGINT in what it starts with &, and nohup SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ |= process["environment"]
         sys.argv = [process["script"] or "ft", *process["words"]]
         if process["script"]:

@@ -203,5 +203,8 @@ def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
 
 
 def test_recomputed_activations_change_nothing(trained: Any) -> None:
-    both = [weights(trained(str(off), disable_gradient_checkpointing=off)) for off in (True, False)]
-    assert torch.equal(*both)
+    """Where rows of other lengths are computed with a row, its last digits are others on some processors (8e-7)."""
+    for cached, most in ((False, 0), ("auto", 1e-5)):
+        options = [{"disable_gradient_checkpointing": off, "cache_frozen_prefix": cached} for off in (True, False)]
+        kept, again = (weights(trained(f"{cached}-{number}", **one)) for number, one in enumerate(options))
+        torch.testing.assert_close(again, kept, rtol=0, atol=most)

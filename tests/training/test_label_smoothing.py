@@ -138,7 +138,7 @@ def test_a_step_is_the_mean_over_the_global_batchs_labels(
     trainer.model.zero_grad()
     trainer.train()
     assert logged(tmp_path / "out", "loss") == [pytest.approx(expected.item(), rel=1e-6)]
-    assert logged(tmp_path / "out", "grad_norm") == [pytest.approx(norm, rel=1e-9)]
+    assert logged(tmp_path / "out", "grad_norm") == [pytest.approx(norm, rel=1e-7)]  # softmax in float32
 
 
 def test_half_precision_sums_in_float32() -> None:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -267,7 +266,7 @@ def test_the_last_use_is_noted() -> None:
     for use in (entry().read_value, lambda: entry().open().close()):
         os.utime(manifest, (1, 1))
         use()
-        assert time.time() - manifest.stat().st_mtime < 60
+        assert manifest.stat().st_mtime > 1
 
 
 SCRIPT = """
