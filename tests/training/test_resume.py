@@ -227,14 +227,14 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_one(
     import ftcore.training.checkpointing.state as snapshots
 
     trainer = trainer_of(tokens(LENGTHS), save_strategy="steps", save_steps=1, max_steps=3)
-    real = snapshots.save_tree
+    real = snapshots.save_pytree
 
     def full(folder: Path, name: str, tree: Any) -> None:
         if trainer.state.global_step == 2 and name == "optimizer":
             raise OSError(28, "No space left on device")
         real(folder, name, tree)
 
-    monkeypatch.setattr(snapshots, "save_tree", full)
+    monkeypatch.setattr(snapshots, "save_pytree", full)
     message = r"checkpoint-2 could not be written to .*: No space left on device; it needs about 196,608 bytes, .* free"
     with pytest.raises(RunError, match=message):
         trainer.train()
