@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,16 +20,12 @@ from ftcore.training.cost_model.prefix import AlwaysShare
 from ftcore.training.forward.dependence import check_causal, check_images
 from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
 from ftcore.training.losses.linear_cross_entropy import LMHead, nll_and_hits, token_logps, weighted_nll
+from ftcore.training.numerics import TOLERANCE, equivalent, evaluating
 
 if TYPE_CHECKING:
     from ftcore.training.parallel.cpu_threads.split_forward import SequenceSplit
 
 log = logging.getLogger(__name__)
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest difference between two ways to the same logits, relative to the largest logit. Models' own eager
-attention takes its softmax in float32 even where they are in float64."""
-
 
 ATTENTION_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes", "side")
 """What a decoder hands on to attention of a row of sequences."""
@@ -231,7 +226,7 @@ class CausalLMForward:
             if self._tries(short, expected, fused=hoped, shares=True):
                 return
             self.inner.set_attn_implementation(own_attention)
-            self.fused = hoped and _same(_tried(self, short), expected, self.coarsest)
+            self.fused = hoped and equivalent(_tried(self, short), expected, TOLERANCE[self.coarsest])
             if not self.fused:
                 log.warning("the model makes its logits in its own way: its forward is used instead of the fused head")
             if self.fused != hoped and self._tries(short, expected, fused=self.fused, shares=True):
@@ -262,7 +257,7 @@ class CausalLMForward:
             self.inner.set_attn_implementation(varlen.NAME)
             batch = self.placed(share_prefixes(_probe(self.inner), AlwaysShare())) if shares else short
             with varlen.watched() as plain:
-                self.packed = _same(_tried(self, batch), expected, self.coarsest)
+                self.packed = equivalent(_tried(self, batch), expected, TOLERANCE[self.coarsest])
             self.plain = self.packed and all(plain)
         self.shares = self.packed and shares
         return self.packed
@@ -354,22 +349,3 @@ def _tried(scorer: CausalLMForward, batch: Batch) -> torch.Tensor | None:
     except (varlen.UnsupportedAttentionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         log.warning("%s: %s", type(error).__name__, error)
         return None
-
-
-def _same(logits: torch.Tensor | None, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    # the logits are float32 whatever they were made in
-    if logits is None or logits.shape != expected.shape:
-        return False
-    return bool((logits - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max())
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Dropout off and no gradients, and the model back in the mode that it was in."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

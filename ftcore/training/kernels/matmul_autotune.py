@@ -17,6 +17,7 @@ import torch
 from ftcore.training.attention import blocked, layout
 from ftcore.training.kernels import matmul
 from ftcore.training.kernels.matmul import MatmulChoice
+from ftcore.training.numerics import TOLERANCE, equivalent
 from ftcore.utils.content_store import MATMUL_CHOICE, Entry
 from ftcore.utils.hashing import package_of
 
@@ -128,5 +129,5 @@ def _faster(compute: Callable[[], torch.Tensor], usual: MatmulChoice, other: Mat
             results[way] = compute()
             spent[way].append(time.process_time() - begun)
     typical = median(one / less for one, less in zip(spent[other], spent[usual], strict=True))
-    same = torch.allclose(results[usual], results[other], rtol=1e-4, atol=1e-3)
+    same = equivalent(results[other], results[usual], TOLERANCE[torch.float32])
     return same and max(typical, min(spent[other]) / min(spent[usual])) < WORTH

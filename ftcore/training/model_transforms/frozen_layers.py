@@ -14,11 +14,12 @@ from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.training.batching.token_budget import row_tokens
 from ftcore.training.checkpointing import state
-from ftcore.training.forward.causal_lm import TOLERANCE, flat_inputs
+from ftcore.training.forward.causal_lm import flat_inputs
 from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
 from ftcore.training.frozen_layer_cache.row_store import RowStore, make_room
 from ftcore.training.kernels import matmul
 from ftcore.training.model_transforms.capability_cache import files_of_classes
+from ftcore.training.numerics import TOLERANCE, equivalent
 from ftcore.utils.content_store import FROZEN_LAYERS, Entry, entry_name, store_root
 from ftcore.utils.hashing import new_digest, package_of
 from ftcore.utils.units import in_units
@@ -127,8 +128,7 @@ def _prove(trainer: TrainingContext, prefix: FrozenLayerCache) -> None:
             same, own = prefix.halved(probe, whole), prefix.below(probe)
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
             raise _ImpossibleError("the model is no plain stack of layers") from error
-    near = (own - whole).abs().max() <= tolerance * whole.abs().max()
-    if not torch.equal(same, last) or not near:
+    if not torch.equal(same, last) or not equivalent(own, whole, tolerance):
         raise _ImpossibleError("the upper layers read more than the hidden states of those below")
     prefix.proof = own.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 

@@ -20,13 +20,11 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ftcore.training.forward.causal_lm import evaluating
 from ftcore.training.kernels import matmul, recompute
+from ftcore.training.numerics import KERNEL_TOLERANCE, equivalent, evaluating, fixed_random
 
 BLOCK = 1 << 17
 """Numbers of a tensor that are computed with at a time: half a megabyte in float32."""
-_DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
-"""What is computed with, and the largest difference from a module's own result, relative to its largest number."""
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:
@@ -284,9 +282,9 @@ def _norm_of(module: nn.Module) -> tuple[float, float] | None:
         return None
     if any(module.children()) or [name for name, _ in module.named_parameters()] != ["weight"]:
         return None
-    if weight.dtype not in _DTYPES or weight.device.type != "cpu":
+    if weight.dtype not in KERNEL_TOLERANCE or weight.device.type != "cpu":
         return None
-    x = _random(3, len(weight)).to(weight.dtype)
+    x = fixed_random(3, len(weight)).to(weight.dtype)
     try:
         own = module(x)
     except (RuntimeError, TypeError, ValueError):
@@ -309,7 +307,7 @@ def _is_gate(module: nn.Module, known: dict[Any, bool]) -> bool:
         return False
     tensors = [*module.parameters()]
     if any(
-        tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype not in _DTYPES)
+        tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype not in KERNEL_TOLERANCE)
         for tensor in tensors
     ):
         return False
@@ -333,19 +331,13 @@ def _scalars(module: nn.Module) -> list[tuple[str, Any]]:
 def _computes_gate(layer: Any) -> bool:
     try:
         dtypes = [tensor.dtype for tensor in layer.parameters() if tensor.is_floating_point()]
-        x = _random(3, layer.gate_proj.in_features)[None].to(min(dtypes, key=lambda dtype: dtype.itemsize))
+        x = fixed_random(3, layer.gate_proj.in_features)[None].to(min(dtypes, key=lambda dtype: dtype.itemsize))
         formula = layer.down_proj(layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x))
         return _equal(formula, layer(x))
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False
 
 
-def _random(*shape: int) -> torch.Tensor:
-    """The same each time, and no number taken from the run's own."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
 def _equal(own: torch.Tensor, theirs: Any) -> bool:
-    if not isinstance(theirs, torch.Tensor) or theirs.shape != own.shape or theirs.dtype != own.dtype:
-        return False
-    return bool((own - theirs).abs().max() <= _DTYPES[own.dtype] * theirs.abs().max())
+    same = isinstance(theirs, torch.Tensor) and theirs.dtype == own.dtype
+    return same and equivalent(own, theirs, KERNEL_TOLERANCE[own.dtype])

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import torch
 
-from ftcore.training.forward.causal_lm import TOLERANCE, CausalLMForward, evaluating, flat_inputs
+from ftcore.training.forward.causal_lm import CausalLMForward, flat_inputs
+from ftcore.training.numerics import TOLERANCE, equivalent, evaluating, fixed_random
 
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _GATE = {"gate_proj", "up_proj", "down_proj"}
@@ -52,7 +53,7 @@ def prune_last_layer(scorer: CausalLMForward) -> None:
         expected = _made(layer, decoder, scorer)
         layer.__class__ = _turned(own)
         found = _made(layer, decoder, scorer, labelled=_READ)
-    if expected is None or found is None or not _alike(found, expected[:, _READ], scorer.coarsest):
+    if expected is None or not equivalent(found, expected[:, _READ], TOLERANCE[scorer.coarsest]):
         layer.__class__ = own
     else:
         scorer.last = layer
@@ -63,18 +64,13 @@ def _made(layer: Any, decoder: Any, scorer: CausalLMForward, **asked: Any) -> to
     inputs = flat_inputs(scorer.probe())
     ids = inputs.pop("input_ids")
     size = scorer.inner.config.get_text_config().hidden_size
-    x = torch.randn(*ids.shape, size, generator=torch.Generator().manual_seed(0)).to(ids.device, scorer.coarsest)
+    x = fixed_random(*ids.shape, size).to(ids.device, scorer.coarsest)
     try:
         places = decoder.rotary_emb(x, inputs["position_ids"])
         made = layer(x, attention_mask=None, position_embeddings=places, past_key_values=None, **inputs, **asked)
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return None
     return made if isinstance(made, torch.Tensor) else None
-
-
-def _alike(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    same = found.shape == expected.shape
-    return same and bool((found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max())
 
 
 def _last(scorer: CausalLMForward) -> Any:

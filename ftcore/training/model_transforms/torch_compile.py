@@ -27,9 +27,10 @@ from transformers import AttentionInterface
 from ftcore.resources.compilers import INDUCTOR
 from ftcore.training.attention import varlen
 from ftcore.training.batching.collators import Batch, collate
-from ftcore.training.forward.causal_lm import ATTENTION_KWARGS, TOLERANCE, CausalLMForward
+from ftcore.training.forward.causal_lm import ATTENTION_KWARGS, CausalLMForward
 from ftcore.training.model_transforms.frozen_layers import first_trainable_layer
 from ftcore.training.model_transforms.fused_layers import has_fused_layers
+from ftcore.training.numerics import TOLERANCE, equivalent
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
@@ -264,6 +265,6 @@ def _alike(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], clos
     Outputs of smollm2-135m's layers in bfloat16 differed by up to 0.007 of their norm, gradients by up to 0.055.
     """
     return len(found) == len(expected) and all(
-        mine.shape == theirs.shape and bool((mine - theirs).float().norm() <= limit * theirs.float().norm())
+        equivalent(mine, theirs, limit, norm=True)
         for mine, theirs, limit in zip(found, expected, [close, *[_CANCELLED * close] * len(found)], strict=False)
     )

@@ -34,10 +34,10 @@ from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.shared_prefix import PrefixSharingCollator
 from ftcore.training.batching.token_budget import row_tokens
 from ftcore.training.checkpointing import state
-from ftcore.training.forward.causal_lm import evaluating
 from ftcore.training.model_transforms import capability_cache
 from ftcore.training.model_transforms.adapter_noop import adapter_is_noop
 from ftcore.training.model_transforms.torch_compile import compile_layers
+from ftcore.training.numerics import evaluating
 from ftcore.utils.content_store import REFERENCE, Entry, entry_name, store_root
 from ftcore.utils.hashing import new_digest, package_of, sha256_of
 

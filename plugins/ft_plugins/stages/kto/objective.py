@@ -19,8 +19,8 @@ from ftcore.errors import Problem, UsageError
 from ftcore.training.batching.collators import Batch, collate
 from ftcore.training.batching.pairs import answered
 from ftcore.training.batching.samplers import EpochLoader
-from ftcore.training.forward.causal_lm import evaluating
 from ftcore.training.losses import sequence_reductions
+from ftcore.training.numerics import evaluating
 from ftcore.training.reference.logprob_cache import ReferenceMetric, add_reference_logprobs
 from ftcore.training.step.micro_batching import parts
 from ftcore.training.trainer import FtTrainer

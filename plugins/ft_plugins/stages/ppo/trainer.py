@@ -20,8 +20,8 @@ from ftcore.api.plan import Run
 from ftcore.errors import RunError
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.samplers import EpochLoader
-from ftcore.training.forward.causal_lm import evaluating
 from ftcore.training.losses.linear_cross_entropy import token_logps
+from ftcore.training.numerics import evaluating
 from ftcore.training.reference.start_weights import reference_of
 from ftcore.training.step.micro_batching import ROWS
 from ftcore.training.trainer import FtTrainer, enable_recomputation
