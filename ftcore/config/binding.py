@@ -1,4 +1,4 @@
-"""Every option has one owner. Binding hands each setting to its owner and collects every mistake at once."""
+"""Binds settings to options. Every option has one owner, and all mistakes are collected at once."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def owners(plugins: Plugins) -> dict[str, type[OptionGroup]]:
 
 
 def owner_of(kind: str, name: str) -> str:
-    """How a component is named as an owner: ``method`` and its name."""
+    """A component's name as an owner, such as ``method lora``."""
     return f"{kind.replace('_', ' ')} {name}"
 
 
@@ -79,7 +79,7 @@ def list_options(plugins: Plugins) -> list[OptionInfo]:
 
 
 def option_info(name: str, owner: str, info: FieldInfo) -> OptionInfo:
-    """One field of a group, for people."""
+    """One field of a group, as ``ft options`` lists it."""
     return OptionInfo(
         name, owner, type_name(info.annotation), info.get_default(call_default_factory=True), info.description or ""
     )
@@ -103,7 +103,7 @@ def type_name(annotation: Any) -> str:
 
 @dataclass
 class Binding:
-    """What binding found: values by owner, and what is to be said."""
+    """The result of binding: values by owner, ignored settings and problems."""
 
     values: dict[str, dict[str, Setting]] = field(default_factory=dict)
     """Active owner -> option -> setting."""
@@ -112,12 +112,12 @@ class Binding:
 
 
 def assign(settings: Iterable[Setting], active: Mapping[str, type[OptionGroup]], plugins: Plugins) -> Binding:
-    """Hands each setting to the active owner of its name.
+    """Assigns each setting to the active owner of its name.
 
     Args:
         settings: what the user wrote, without the options that select components.
         active: owner -> options, of the core's groups and of this run's components.
-        plugins: to know the owners that this run does not use.
+        plugins: they also name the owners that this run does not use.
     """
     binding = Binding({owner: {} for owner in (*active, TRANSFORMERS)})
     every = owners(plugins)
@@ -128,12 +128,16 @@ def assign(settings: Iterable[Setting], active: Mapping[str, type[OptionGroup]],
         others = [owner for owner, group in every.items() if name in group.model_fields]
         if len(mine) > 1:
             binding.problems.append(
-                Problem(f"{name} is an option of {' and of '.join(mine)}", setting.where, "turn one plugin off")
+                Problem(
+                    f"{name} is an option of {' and of '.join(mine)}",
+                    setting.where,
+                    "disable one of the plugins with FT_DISABLE_PLUGINS",
+                )
             )
         elif mine:
             binding.values[mine[0]][name] = setting
         elif others:
-            binding.ignored.append(f"{setting.where}: ignored: {name} belongs to {_join(others)}")
+            binding.ignored.append(f"{setting.where}: ignored: {name} is an option of {_join(others)}, not used here")
         else:
             _assign_rest(setting, binding, foreign, [*every.values()])
     return binding
@@ -162,28 +166,28 @@ def _assign_rest(
 def _answer_foreign(setting: Setting, option: ForeignOption, binding: Binding) -> None:
     name, value, where = setting.name, setting.value, setting.where
     if option.takes(value):
-        binding.ignored.append(f"{where}: ignored: {name}: {option.advice or 'it has no effect here'}")
+        binding.ignored.append(f"{where}: ignored: {name}: {option.advice or 'it has no effect'}")
     else:
-        binding.problems.append(Problem(f"{name} is known, not supported here", where, option.hint))
+        binding.problems.append(Problem(f"{name} is known but not supported", where, option.hint))
 
 
 def _answer_field(setting: Setting, option: ForeignOption, default: Any, binding: Binding) -> None:
-    """Says what is done instead; at its default nothing is asked for."""
+    """Reports what ft does instead; a field at its default value asks for nothing."""
     name, value, where = setting.name, setting.value, setting.where
     if value in (None, default):
-        binding.ignored.append(f"{where}: ignored: {name} has its default and no effect here")
+        binding.ignored.append(f"{where}: ignored: {name} has its default value and no effect")
     elif option.takes(value):
         binding.ignored.append(f"{where}: {name}: {option.advice}")
     else:
-        message = f"{name}: {quoted(value)} is not supported here"
+        message = f"{name}: {quoted(value)} is not supported"
         binding.problems.append(Problem(message, where, option.hint))
 
 
 def _near(name: str, names: list[str]) -> str:
     known = sorted(set(names))
     longer = [other for other in known if other.startswith(f"{name}_")][:3]  # model: model_name_or_path, not ref_model
-    # of 400 names some share half of their letters with any word
-    return question(longer or near_names(name, known, cutoff=0.6)) or "ft options lists all that there are"
+    # 0.6: among 400 names some share half of their letters with any word
+    return question(longer or near_names(name, known, cutoff=0.6)) or "ft options lists all options"
 
 
 def _join(owners_: list[str]) -> str:
@@ -192,7 +196,7 @@ def _join(owners_: list[str]) -> str:
 
 
 def foreign_options(plugins: Plugins) -> dict[str, ForeignOption]:
-    """Name -> answer, of every plugin; the first plugin wins, as the answers are advice alone."""
+    """Name -> answer, of all plugins; the first plugin wins, since answers are only advice."""
     found: dict[str, ForeignOption] = {name: option for name, option in ANSWERED.items() if option.means}
     for answers in plugins.hook.ft_foreign_options():
         for name, option in answers.items():
@@ -201,9 +205,9 @@ def foreign_options(plugins: Plugins) -> dict[str, ForeignOption]:
 
 
 def rename(settings: Mapping[str, Setting], plugins: Plugins) -> tuple[dict[str, Setting], list[Problem]]:
-    """Settings under their present names: old names of one option are passed on, and both at once are an error.
+    """Settings under their current names. An old name and its new name together are an error.
 
-    So are values that another option has a name for, unless that one is set to the same.
+    A value that corresponds to another option becomes that option. It is an error if that option has another value.
     """
     renamed: dict[str, Setting] = {}
     problems: list[Problem] = []
@@ -213,9 +217,8 @@ def rename(settings: Mapping[str, Setting], plugins: Plugins) -> tuple[dict[str,
         if option and (meant := _meant(setting, option)) is not None:
             there = settings.get(meant.name)
             if there is not None and there.value not in (None, meant.value):
-                message = (
-                    f"{setting.name}: {setting.value} is {meant.name}: {meant.value}, which is set to another value"
-                )
+                means = f"{setting.name}: {setting.value} means {meant.name}: {meant.value}"
+                message = f"{means}, but {meant.name} has another value"
                 problems.append(Problem(message, setting.where, f"keep one, {setting.name} or {meant.name}"))
             renamed[meant.name] = meant if there is None or there.value is None else there
             continue
@@ -234,7 +237,7 @@ def rename(settings: Mapping[str, Setting], plugins: Plugins) -> tuple[dict[str,
 
 
 def _meant(setting: Setting, option: ForeignOption) -> Setting | None:
-    """What a value of another tool's option is called here."""
+    """ft's own setting for a value of another tool's option, if there is one."""
     hashable = isinstance(setting.value, str | bool | int | float)
     if not hashable or setting.value not in option.means:
         return None
@@ -245,7 +248,7 @@ def _meant(setting: Setting, option: ForeignOption) -> Setting | None:
 def bind(
     owner: str, group: type[OptionGroup], settings: Mapping[str, Setting]
 ) -> tuple[OptionGroup | None, list[Problem]]:
-    """An owner's options with these settings, or every problem with them. A null leaves the default."""
+    """An owner's options with these settings, or all problems with them. A null keeps the default."""
     values = {name: setting.value for name, setting in settings.items() if setting.value is not None}
     problems = [
         Problem(
@@ -277,7 +280,7 @@ def _validation_problem(group: type[BaseModel], details: Any, settings: Mapping[
 
 
 def bound_options(values: Mapping[str, OptionGroup], binding: Binding) -> dict[str, Bound]:
-    """Every option of the run with its owner and origin."""
+    """All options of the run, each with its owner and origin."""
     bound: dict[str, Bound] = {}
     for owner, group in values.items():
         written = binding.values.get(owner, {})

@@ -1,4 +1,4 @@
-"""From a plan to its memory estimate."""
+"""The memory estimate of a plan."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def estimate_plan(plan: Plan) -> Estimate | None:
-    """The estimate, or None where the model's config.json, or what it says, is not known.
+    """The estimate, or None if the model's config.json is missing or its architecture unknown.
 
-    Rows are taken to be ``cutoff_len`` tokens long: that is what must fit.
+    Every row is assumed to have ``cutoff_len`` tokens, since such rows must fit.
     """
     architecture = Architecture.from_config(plan.config) if plan.config else None
     if architecture is None:
@@ -29,7 +29,7 @@ def estimate_plan(plan: Plan) -> Estimate | None:
     options = method.effective(plan)
     weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
     stage, heap = plan.stage.component, hardware.machine(plan.on_cpu).cuda is None
-    divides = stage.loss_is_additive(plan) and int(os.environ.get("WORLD_SIZE") or 1) == 1
+    splits = stage.loss_is_additive(plan) and int(os.environ.get("WORLD_SIZE") or 1) == 1
     parameters = weights / BYTES[plan.precision.compute]
     found = estimate(
         architecture,
@@ -43,8 +43,8 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             trained=plan.precision.trained,
             rows=training.per_device_train_batch_size,
             batch_tokens=training.tokens_per_batch,
-            pass_tokens=training.pass_tokens(heap) if divides else None,
-            together=NUM_WORKERS if divides and heap and _side_by_side(plan, 4 * trainable <= parameters) else 1,
+            pass_tokens=training.pass_tokens(heap) if splits else None,
+            together=NUM_WORKERS if splits and heap and _side_by_side(plan, 4 * trainable <= parameters) else 1,
             cutoff_len=stage.max_seq_len(plan),
             sequences_per_row=stage.planned_sequences(plan),
             gradient_checkpointing=plan.gradient_checkpointing,
@@ -53,12 +53,12 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             heap=heap,
         ),
     )
-    beside = stage.memory(plan)
-    return replace(found, terms={**found.terms, **beside}, total=found.total + sum(beside.values()))
+    auxiliary = stage.memory(plan)
+    return replace(found, terms={**found.terms, **auxiliary}, total=found.total + sum(auxiliary.values()))
 
 
 def _without_training(plan: Plan, architecture: Architecture) -> Estimate:
-    """The estimate of a plan that evaluates, predicts, or is there to generate with: whichever needs more."""
+    """The estimate of a plan that evaluates, predicts or generates: of these, what needs most memory."""
     training = plan.training
     generates = training.do_predict or not (training.do_eval or training.eval_strategy != "no")
     evaluates = training.do_eval or training.eval_strategy != "no"
@@ -67,18 +67,18 @@ def _without_training(plan: Plan, architecture: Architecture) -> Estimate:
         for answers, does in ((False, evaluates), (True, generates))
         if does
     ]
-    return max(found, key=lambda one: one.total)
+    return max(found, key=lambda estimate: estimate.total)
 
 
 def _forward(plan: Plan, architecture: Architecture, *, answers: bool) -> Estimate:
-    """Of a forward pass over a batch, with the keys and values of the whole batch where it is answered."""
+    """The estimate of forward passes over a batch; generating answers adds the key-value cache of the batch."""
     method, training = plan.method.component, plan.training
     compute = plan.precision.compute
     if answers and not training.do_predict and plan.model.infer_dtype != "auto":
         compute = plan.model.infer_dtype
     rows, longest, new = training.per_device_eval_batch_size, plan.data.cutoff_len, plan.generation.max_new_tokens
     weights, trainable = method.count(architecture, method.effective(plan), BYTES[compute])
-    runs = training.do_predict or not answers  # a run puts the method on the model, whether it trains or not
+    runs = training.do_predict or not answers  # a run always applies the method to the model
     adapters = trainable if method.saves_adapter and (plan.model.adapter_name_or_path or runs) else 0
     found = estimate(
         architecture,
@@ -98,21 +98,21 @@ def _forward(plan: Plan, architecture: Architecture, *, answers: bool) -> Estima
     left_out = ("trained parameters", "gradients", "optimizer state")
     terms = {name: size for name, size in found.terms.items() if name not in left_out}
     terms |= {"adapters": found.terms["trained parameters"], **plan.stage.component.memory(plan)}
-    # Measured: a model of 135 M parameters, 4 rows of 1024 tokens in float32, peaked at 1.36 GB, where 1.23 are live.
+    # measured: 135 M parameters and 4 rows of 1024 tokens in float32 peaked at 1.36 GB, of which 1.23 GB were live
     terms["heap holes"] = terms["activations"] if hardware.detect().cuda is None else 0
     note = f"evaluating {found.note}"
     if answers:
         terms["keys and values"] = (
             rows * (longest + new) * architecture.layers * 2 * architecture.key_size * BYTES[compute]
         )
-        # as they come, and what sampling makes of them
+        # 3 copies in float32: the logits and what sampling computes from them
         terms["logits chunk"] = max(terms["logits chunk"], 3 * 4 * rows * architecture.vocab_size)
-        note = f"answering {rows} prompt{'s' * (rows != 1)} of {longest} tokens by at most {new}"
+        note = f"generating at most {new} tokens for {rows} prompt{'s' * (rows != 1)} of {longest} tokens"
     return Estimate(terms, sum(terms.values()), note)
 
 
 def _side_by_side(plan: Plan, trains_little: bool) -> bool:
-    """Whether `ftcore.training.step.executor` will do passes of a step two at a time, as far as it can be told."""
+    """Whether `ftcore.training.step.executor` will compute two passes of a step in parallel, as far as is known now."""
     method = plan.method.component
     noise = plan.transformers.get("neftune_noise_alpha") or method.drops_inputs(method.effective(plan))
     return (
@@ -121,10 +121,10 @@ def _side_by_side(plan: Plan, trains_little: bool) -> bool:
 
 
 def advice(plan: Plan) -> str:
-    """What to change where memory does not suffice, with what each change would come to."""
+    """Options to change when memory does not suffice, each with the estimate after the change."""
     now = plan.memory or estimate_plan(plan)
     if now is None:
-        return "lower cutoff_len, write disable_gradient_checkpointing: false, or take a smaller model"
+        return "lower cutoff_len, write disable_gradient_checkpointing: false, or use a smaller model"
     shorter = plan.data.model_copy(update={"cutoff_len": max(2, plan.data.cutoff_len // 2)})
     one = plan.training.model_copy(update={"per_device_train_batch_size": 1})
     half = plan.training.model_copy(update={"tokens_per_batch": (plan.training.tokens_per_batch or 0) // 2 or 1})
@@ -141,4 +141,4 @@ def advice(plan: Plan) -> str:
         f"{change} needs {in_units(less.total)}" for change, less in found.items() if less and less.total < now.total
     ]
     text = f"the run needs {now}"
-    return f"{text}; {', '.join(helpful)}" if helpful else f"{text}; only a smaller model or an adapter needs less"
+    return f"{text}; {', '.join(helpful)}" if helpful else f"{text}; use a smaller model or train an adapter"

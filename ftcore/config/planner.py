@@ -1,4 +1,4 @@
-"""From what the user wrote to a plan: components chosen, options bound, everything checked, all mistakes at once."""
+"""Makes a plan of a user's settings: chooses components, binds options and checks everything at once."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def make_plan(
     plugins: Plugins | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """The plan of a file.
+    """Makes the plan of a file.
 
     Args:
         file: YAML or JSON; None for none.
         overrides: ``key=value`` words of the command line; they win.
-        plugins: instead of those installed.
-        values: further settings, stronger than the file and weaker than the overrides.
+        plugins: used instead of the installed ones.
+        values: further settings; they win over the file, and the overrides win over them.
 
     Raises:
         UsageError: with every problem found.
@@ -108,7 +108,7 @@ class _Planner:
         name = self._raw("model_name_or_path")
         if not isinstance(name, str) or not name:
             missing = (
-                "model_name_or_path is missing" if name is None else f"model_name_or_path: {quoted(name)} is not a name"
+                "model_name_or_path is missing" if name is None else f"model_name_or_path: {quoted(name)} is not text"
             )
             hint = "write a folder, a hub id, or a model that a plugin offers"
             self.problems.append(Problem(missing, self._where("model_name_or_path"), hint))
@@ -120,8 +120,8 @@ class _Planner:
         self.problems += problems
         return located
 
-    def _unseen(self) -> bool:
-        """Whether the model is one of the hub's that is not on this machine."""
+    def _is_not_downloaded(self) -> bool:
+        """Whether the model is on the hub and not on this machine."""
         return self._located.source is None and self._located.config is None
 
     def _family(self, located: ResolvedModel) -> RegisteredComponent[ModelFamily] | None:
@@ -136,12 +136,12 @@ class _Planner:
     def _find(self, kind: type[Component], name: Any) -> Any:
         where = self._where(kind.option)
         if not isinstance(name, str):
-            self.problems.append(Problem(f"{kind.option}: {quoted(name)} is not a name", where))
+            self.problems.append(Problem(f"{kind.option}: {quoted(name)} is not text", where))
             return None
         try:
             offer = self.plugins.find(kind, name, where)
-            instead = offer.component.resolve({key: setting.value for key, setting in self.settings.items()})
-            return offer if instead == offer.component.name else self.plugins.find(kind, instead, where)
+            resolved = offer.component.resolve({key: setting.value for key, setting in self.settings.items()})
+            return offer if resolved == offer.component.name else self.plugins.find(kind, resolved, where)
         except UsageError as error:
             self.problems += error.problems
             return None
@@ -172,7 +172,7 @@ class _Planner:
             return None
 
     def _claims(self, kind: type[Component]) -> list[tuple[RegisteredComponent[Any], str]]:
-        """Components of a kind with the option that the file has of theirs."""
+        """Components of a kind that an option of the file selects, each with that option."""
         return [
             (offer, written[0])
             for offer in self.plugins.of(kind)
@@ -184,12 +184,12 @@ class _Planner:
         if len(claims) == 1:
             return offer
         names = [offer.full_name for offer, _ in claims]
-        message = f"{option} selects a {kind.kind.replace('_', ' ')}, and there are {' and '.join(names)}"
+        message = f"{option} selects more than one {kind.kind.replace('_', ' ')}: {' and '.join(names)}"
         self.problems.append(Problem(message, self._where(option), f"write {kind.option}: {' or '.join(names)}"))
         return None
 
     def _bind(self, chosen: Mapping[str, RegisteredComponent[Any]]) -> tuple[Binding, dict[str, OptionGroup] | None]:
-        unused = _unused(chosen, unknown=self._unseen())
+        unused = _unused(chosen, unknown=self._is_not_downloaded())
         active: dict[str, type[OptionGroup]] = {name: group for name, group in GROUPS.items() if name not in unused}
         for kind, offer in chosen.items():
             active[owner_of(kind, offer.component.name)] = offer.component.Options
@@ -257,7 +257,9 @@ class _Planner:
             origin = written[0] if written else "family" if kind == ChatTemplate.kind and offer else "default"
             options[option] = Bound(offer.full_name if offer else None, "selection", origin)
         active = {
-            owner: group for owner, group in groups.items() if owner not in _unused(chosen, unknown=self._unseen())
+            owner: group
+            for owner, group in groups.items()
+            if owner not in _unused(chosen, unknown=self._is_not_downloaded())
         }
         return options | bound_options(active, binding)
 
@@ -287,7 +289,7 @@ class _Planner:
         plan = checks.with_memory(plan, machine)
         plan = replace(plan, warnings=tuple(checks.warnings(plan)))
         plan = replace(plan, ignored=(*plan.ignored, *training_checks.notes(plan)))
-        for found in (
+        for check in (
             checks.check,
             training_checks.problems,
             hub.problems,
@@ -295,18 +297,18 @@ class _Planner:
             trackers.problems,
             selection_checks.problems,
         ):
-            self.problems += found(plan)
-        for found in self.plugins.hook.ft_check_plan(plan=plan):
-            self.problems += found or ()
+            self.problems += check(plan)
+        for problems in self.plugins.hook.ft_check_plan(plan=plan):
+            self.problems += problems or ()
         return plan if self.problems else replace(plan, unknown=tuple(checks.unknown(plan)))
 
 
 def _unused(chosen: Mapping[str, Any], *, unknown: bool) -> tuple[str, ...]:
-    """Groups of options that mean nothing to this model; rows with videos are refused by every one.
+    """Option groups without effect on this model. No model accepts rows with videos yet.
 
     Args:
-        chosen: kind -> offer.
-        unknown: whether nobody knows yet what the model reads.
+        chosen: kind -> registered component.
+        unknown: whether it is not known yet what the model reads.
     """
     family = chosen.get(ModelFamily.kind)
     if family is None and unknown:

@@ -1,7 +1,7 @@
 """Reads what the user wrote: a flat YAML or JSON file and ``key=value`` words, each value with its place.
 
-YAML is read as 1.2, so that ``1e-4`` is a number and ``no`` a word. Nodes are composed, not loaded: each key keeps its
-line, tags can run no code, and a file of aliases that would unfold to gigabytes is refused before it does.
+YAML is read as version 1.2, so that ``1e-4`` is a number and ``no`` a word. Nodes are composed, not loaded: each key
+keeps its line, and tags cannot run code. Aliases that would expand to gigabytes are refused before they expand.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_settings(file: str | Path | None, overrides: Sequence[str] = ()) -> dic
 
 
 def from_mapping(values: Mapping[str, Any], where: str) -> dict[str, Setting]:
-    """Settings out of a mapping that some program made."""
+    """Settings from a mapping."""
     return {name: Setting(name, value, where) for name, value in values.items()}
 
 
@@ -60,9 +60,9 @@ def _file_settings(file: str | Path) -> Iterable[Setting | Problem]:
     path = Path(file)
     try:
         if not path.is_file():
-            return [Problem("there is no such file" if not path.exists() else "this is not a file", str(file))]
+            return [Problem("the file does not exist" if not path.exists() else "it is not a file", str(file))]
         if path.stat().st_size > MAX_BYTES:
-            return [Problem(f"the file is larger than {MAX_BYTES} bytes", str(file), "is it a configuration?")]
+            return [Problem(f"the file is larger than {MAX_BYTES:,} bytes", str(file), "name a configuration file")]
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return [Problem(f"byte {error.start} is not UTF-8", str(file), "save the file as UTF-8")]
@@ -117,9 +117,9 @@ def _pairs(root: Any, file: str) -> Iterable[Setting | Problem]:
         where = f"{file}:{line}"
         name = key_node.value if isinstance(key_node.value, str) else None
         if name is None or name == "<<":
-            yield Problem("a key must be a plain word", where)
+            yield Problem("a key must be plain text", where)
         elif name in seen:
-            yield Problem(f"{short(name)} stands here again, first on line {seen[name]}", where, "keep one")
+            yield Problem(f"{short(name)} is repeated, first on line {seen[name]}", where, "keep one")
         else:
             seen[name] = line
             try:
@@ -132,27 +132,27 @@ def _compose(text: str) -> Any:
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
-    yaml.composer.warn_double_anchors = False  # a warning, where YAML allows it
+    yaml.composer.warn_double_anchors = False  # YAML allows an anchor's name to be reused
     try:
         root = yaml.compose(text)
-    except (KeyError, AssertionError) as error:  # how ruamel.yaml says that it knows no rules of that version
-        raise ValueError("its %YAML line names a version that is not known; 1.1 and 1.2 are") from error
+    except (KeyError, AssertionError) as error:  # ruamel.yaml raises these for an unknown version
+        raise ValueError("the %YAML line names an unknown version; write 1.1 or 1.2") from error
     if root is not None:
         _measure(root, {}, 0)
     return root
 
 
 def _measure(node: Any, sizes: dict[int, int], depth: int) -> int:
-    """How many nodes there are with every alias unfolded.
+    """Counts the nodes with every alias expanded.
 
     Raises:
-        ValueError: when there are too many, or a node holds itself.
+        ValueError: if there are too many, or a node contains itself.
     """
     if depth > MAX_DEPTH:
         raise ValueError(f"values are nested deeper than {MAX_DEPTH}")
     if (known := sizes.get(id(node))) is not None:
         if known == 0:
-            raise ValueError("an alias stands inside what it names")
+            raise ValueError("an alias refers to a node that contains it")
         return known
     sizes[id(node)] = 0
     size = 1
@@ -161,7 +161,7 @@ def _measure(node: Any, sizes: dict[int, int], depth: int) -> int:
             for part in child if isinstance(child, tuple) else (child,):
                 size += _measure(part, sizes, depth + 1)
     if size > MAX_NODES:
-        raise ValueError(f"aliases unfold to more than {MAX_NODES} values")
+        raise ValueError(f"with aliases expanded there are more than {MAX_NODES:,} values")
     sizes[id(node)] = size
     return size
 
@@ -178,7 +178,7 @@ def _construct(node: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
-            raise ValueError("keys must be words")
+            raise ValueError("keys must be text")
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
@@ -186,7 +186,7 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise ValueError(f"a {type(value).__name__} has no place here")
+    raise ValueError(f"a value of type {type(value).__name__} is not supported")
 
 
 def _json_settings(text: str, file: str) -> Iterable[Setting | Problem]:
@@ -199,9 +199,7 @@ def _json_settings(text: str, file: str) -> Iterable[Setting | Problem]:
     if not isinstance(values, dict):
         return [Problem("the file is not an object", file, 'write {"key": value, ...}')]
     found: list[Setting | Problem] = [
-        Problem(
-            f"{short(name)} stands here twice", "{}:{}:{}".format(file, *line_and_column(text, position)), "keep one"
-        )
+        Problem(f"{short(name)} is repeated", "{}:{}:{}".format(file, *line_and_column(text, position)), "keep one")
         for name, position in repeated_keys(text)
     ]
     return found + [Setting(name, value, f"{file}:{_json_line(text, name)}") for name, value in values.items()]

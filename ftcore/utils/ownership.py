@@ -73,7 +73,7 @@ def not_ours(path: Path) -> str:
     if path.is_symlink():
         return "is a symbolic link"
     if not path.is_dir():
-        return "is no folder" if path.exists() else ""
+        return "is not a folder" if path.exists() else ""
     if not os.access(path, os.R_OK | os.X_OK):
         return "cannot be looked into"
     reason = _strange(path)

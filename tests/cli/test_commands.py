@@ -112,7 +112,7 @@ def test_plan_as_json(ft, write_config: Callable[..., Path]) -> None:
     assert options["lora_rank"] == {"value": 4, "owner": "method lora", "origin": f"{file}:6"}
     assert options["seed"] == {"value": 3, "owner": "training", "origin": "command line"}
     assert options["cutoff_len"] == {"value": 2048, "owner": "data", "origin": "default"}
-    assert plan["ignored"] == [f"{file}:7: ignored: image_max_pixels belongs to media"]
+    assert plan["ignored"] == [f"{file}:7: ignored: image_max_pixels is an option of media, not used here"]
     assert plan["warnings"] == []
     assert plan["memory"]["largest"] in plan["memory"]["terms"]
     assert plan["memory"]["total"] > 0

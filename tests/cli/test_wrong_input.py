@@ -45,7 +45,7 @@ def test_two_unknown_keys_and_a_bad_value(answer) -> None:
     assert answer("lora_rnk: 1\nseed: x\nqqqqqq: 1\n") == [
         "x.yaml:6: unknown option 'lora_rnk'; did you mean lora_rank, lora_target or vllm_max_lora_rank?",
         "x.yaml:7: seed: input should be a valid integer, unable to parse string as an integer, found 'x'",
-        "x.yaml:8: unknown option 'qqqqqq'; ft options lists all that there are",
+        "x.yaml:8: unknown option 'qqqqqq'; ft options lists all options",
     ]
 
 
@@ -58,7 +58,7 @@ def test_a_missing_configuration(capsys, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         main(["run", str(tmp_path / "none.yaml")])
     assert end.value.code == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/none.yaml: there is no such file\n"
+    assert capsys.readouterr().err == f"error: {tmp_path}/none.yaml: the file does not exist\n"
 
 
 def test_a_missing_dataset(answer) -> None:

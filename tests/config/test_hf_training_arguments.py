@@ -255,7 +255,7 @@ def test_a_gpu_that_is_left_alone(write_config: Any, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"split_batches": True}, "accelerator_config: split_batches: True is not supported here"),
+        ({"split_batches": True}, "accelerator_config: split_batches: True is not supported"),
         ({"gradient_accumulation_kwargs": {"num_steps": 2}}, "accelerator_config: gradient_accumulation_kwargs: "),
         ({"no_such": 1}, "accelerator_config: it has no 'no_such'"),
         ("[1]", "accelerator_config: there is no file [1]"),

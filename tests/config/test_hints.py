@@ -339,7 +339,7 @@ def further(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         yield {"finetuning_type": "none", "do_train": False, "adapter_name_or_path": f"{ADAPTER},{ADAPTER}"}
         yield {"adapter_name_or_path": f"{ADAPTER},{ADAPTER}"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trackers, "_unfit", lambda requirement: "0.9")
+        patch.setattr(trackers, "_unsupported_version", lambda requirement: "0.9")
         yield {"report_to": "tensorboard"}
     with pytest.MonkeyPatch.context() as patch:
         from ft_plugins.engines.transformers.engine import HuggingFace
@@ -371,7 +371,7 @@ def test_what_an_answer_says_plans(
 ) -> None:
     """Each option of another tool: at a value that is refused, and then with what its answer says in its place."""
     monkeypatch.setattr(trackers, "find_spec", lambda name: name)
-    monkeypatch.setattr(trackers, "_unfit", lambda requirement: "")
+    monkeypatch.setattr(trackers, "_unsupported_version", lambda requirement: "")
     assert not any(option.instead for option in ANSWERED.values())
     for name, option in foreign_options(built_in).items():
         if option.same_as or option.harmless is None or name in ANSWERED:
@@ -381,7 +381,7 @@ def test_what_an_answer_says_plans(
             value for value in (True, 3, "something") if not option.takes(value) and value not in option.means
         )
         (problem,) = problems(write_config(**{name: refused}), built_in)
-        assert (problem.message, problem.hint) == (f"{name} is known, not supported here", option.hint)
+        assert (problem.message, problem.hint) == (f"{name} is known but not supported", option.hint)
         assert problem.hint
         base = {"stage": "dpo"} if "pref_loss" in option.instead else {}
         assert problems(write_config(**base, **option.instead), built_in) == [], name

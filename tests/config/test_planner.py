@@ -66,7 +66,7 @@ def test_every_mistake_at_once(write_config: Write, built_in: Plugins) -> None:
         "run.yaml:6: unknown option 'learning_rte'; did you mean learning_rate?",
         "run.yaml:7: num_train_epochs: input should be a valid number, unable to parse string as a number,"
         " found 'many'",
-        "run.yaml:8: unknown option 'zzzzzz'; ft options lists all that there are",
+        "run.yaml:8: unknown option 'zzzzzz'; ft options lists all options",
         "run.yaml:9: per_device_train_batch_size: expected int, found true",
         "run.yaml:10: cutoff_len: input should be greater than or equal to 2, found -1",
         "run.yaml:11: adam_beta1: input should be a valid number, unable to parse string as a number, found 'x'",
@@ -98,8 +98,8 @@ def test_an_option_of_an_unused_component_is_ignored_with_a_line(write_config: W
     plan = make_plan(write_config("lora_rank: 4\nimage_max_pixels: 9\n"), ["finetuning_type=full"], plugins=built_in)
     lines = [line.rpartition("/")[2] for line in plan.ignored]
     assert lines == [
-        "run.yaml:6: ignored: lora_rank belongs to method lora and method qlora",
-        "run.yaml:7: ignored: image_max_pixels belongs to media",
+        "run.yaml:6: ignored: lora_rank is an option of method lora and method qlora, not used here",
+        "run.yaml:7: ignored: image_max_pixels is an option of media, not used here",
     ]
     assert "lora_rank" not in plan.options
 
@@ -109,7 +109,9 @@ def test_options_of_videos_are_never_obeyed_and_said_to_be_ignored(write_config,
     (config_dir / "config.json").write_text(json.dumps(config))
     plan = make_plan(write_config("image_max_pixels: 9\nvideo_fps: 1.0\n"), [], plugins=built_in)
     assert plan.media.image_max_pixels == 9
-    assert [line.partition(": ")[2] for line in plan.ignored] == ["ignored: video_fps belongs to videos"]
+    assert [line.partition(": ")[2] for line in plan.ignored] == [
+        "ignored: video_fps is an option of videos, not used here"
+    ]
 
 
 def test_null_leaves_the_default(write_config: Write, built_in: Plugins) -> None:
@@ -133,16 +135,16 @@ def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugin
     assert [line.rpartition("ignored: ")[2] for line in plan.ignored] == [
         "flash_attn: attention is chosen by the hardware",
         "use_galore: GaLore is an optimizer",
-        "pref_beta belongs to stage dpo and stage kto",
+        "pref_beta is an option of stage dpo and stage kto, not used here",
     ]
     file = write_config(
         "evaluation_strategy: 'no'\neval_strategy: epoch\nval_size: 1\nuse_galore: true\nfsdp: full_shard\n"
     )
     assert problems(file, plugins=built_in) == [
         "run.yaml:6: evaluation_strategy is the old name of eval_strategy, which is set too; keep eval_strategy",
-        "run.yaml:9: use_galore is known, not supported here; GaLore is an optimizer; write optim: galore_adamw, "
+        "run.yaml:9: use_galore is known but not supported; GaLore is an optimizer; write optim: galore_adamw, "
         "save_only_model: true",
-        "run.yaml:10: fsdp: 'full_shard' is not supported here; one process trains the whole model on one device "
+        "run.yaml:10: fsdp: 'full_shard' is not supported; one process trains the whole model on one device "
         "today; several devices are not built yet",
     ]
 
@@ -150,7 +152,7 @@ def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugin
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("eval_strategy: epoch\n", "run.yaml:6: eval_strategy asks to evaluate, but there is nothing to evaluate on"),
+        ("eval_strategy: epoch\n", "run.yaml:6: eval_strategy needs evaluation data, and there is none"),
         ("bf16: true\nfp16: true\n", "run.yaml:7: bf16 and fp16 are both true; keep one"),
         ("val_size: 1.5\n", "run.yaml:6: val_size: 1.5 is neither a share nor a number of rows"),
         ("train_on_prompt: true\nmask_history: true\n", "run.yaml:7: train_on_prompt and mask_history contradict"),
@@ -173,7 +175,7 @@ def test_cross_checks(
 
 def test_training_needs_data(write_config: Write, built_in: Plugins) -> None:
     assert problems(write_config(dataset=...), plugins=built_in) == [
-        "run.yaml:2: do_train is true, but there is no dataset; write dataset: NAME or a file"
+        "run.yaml:2: do_train is true, but dataset is not set; write dataset: NAME or a file"
     ]
 
 
@@ -181,7 +183,7 @@ def test_files_that_are_not_ours_are_not_overwritten(write_config: Write, built_
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("x")
     found = problems(write_config(), plugins=built_in)
-    assert found[0].startswith("run.yaml:5: output_dir out holds files that no run of ft left; write another folder")
+    assert found[0].startswith("run.yaml:5: output_dir out holds files that no run of ft wrote; write another folder")
     assert make_plan(write_config(), ["overwrite_output_dir=true"], plugins=built_in).training.overwrite_output_dir
 
 
@@ -214,7 +216,7 @@ def test_precision_follows_the_hardware(
 def test_strict_precision_is_an_error(write_config: Write, built_in, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "detect", lambda: Hardware(1 << 36))
     found = problems(write_config("bf16: true\nstrict_precision: true\n"), plugins=built_in)
-    assert found[0].startswith("run.yaml:6: this CPU only emulates bfloat16, many times slower; drop bf16")
+    assert found[0].startswith("run.yaml:6: this CPU only emulates bfloat16, many times slower; remove bf16")
 
 
 def test_a_family_gives_template_and_defaults(write_config: Write, with_plugins, hooks) -> None:
@@ -285,7 +287,11 @@ def test_a_third_partys_options_are_bound_like_ours(write_config: Write, with_pl
     plan = make_plan(file, ["optim=zap"], plugins=plugins)
     assert plan.optimizer.full_name == "acme:zap"
     assert plan.optimizer.options.zap_power == 9
-    assert make_plan(file, plugins=plugins).ignored[0].endswith("ignored: zap_power belongs to optimizer zap")
+    assert (
+        make_plan(file, plugins=plugins)
+        .ignored[0]
+        .endswith("ignored: zap_power is an option of optimizer zap, not used here")
+    )
     assert problems(write_config("zap_powr: 9\n"), plugins=plugins) == [
         "run.yaml:6: unknown option 'zap_powr'; did you mean zap_power?"
     ]
@@ -319,9 +325,9 @@ def test_the_default_output_dir(write_config: Write, built_in, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"streaming": True, "max_steps": 3}, "the rows are a stream, of which each comes once"),
-        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha puts noise on what the lowest layer reads"),
-        ({"stage": "ppo", "reward_model": "{config}"}, "stage ppo makes its sequences anew in each epoch"),
+        ({"streaming": True, "max_steps": 3}, "streaming reads each row only once"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha adds noise to the inputs of the first layer"),
+        ({"stage": "ppo", "reward_model": "{config}"}, "stage ppo generates new sequences in each epoch"),
     ],
 )
 def test_keeping_frozen_layers_where_nothing_stays(
@@ -343,7 +349,7 @@ def test_keeping_frozen_layers_where_nothing_stays(
     ("values", "message"),
     [
         ({}, "streaming needs max_steps"),
-        ({"max_steps": 3, "val_size": 0.1}, "val_size: 0.1 is a share, and nobody knows how long a stream is"),
+        ({"max_steps": 3, "val_size": 0.1}, "val_size: 0.1 is a share, and the number of rows in a stream is unknown"),
         ({"max_steps": 3, "stage": "kto"}, "stage 'kto' cannot train on a stream"),
     ],
 )
@@ -388,11 +394,11 @@ def test_batches_by_tokens_in_the_plan(write_config: Any, config_dir: Path, buil
         ({"per_device_train_batch_size": 2}, "tokens_per_batch and per_device_train_batch_size are both set"),
         (
             {"streaming": True, "max_steps": 3},
-            "tokens_per_batch is set, and nobody knows how many steps a stream's epoch has",
+            "tokens_per_batch is set, and the number of steps per epoch of a stream is unknown",
         ),
         (
             {"stage": "ppo", "reward_model": str(config_dir)},
-            "tokens_per_batch is set, and stage ppo makes its sequences anew",
+            "tokens_per_batch is set, and stage ppo generates new sequences in each epoch",
         ),
     ):
         with pytest.raises(UsageError, match=message):
@@ -427,13 +433,13 @@ def test_a_compiler_that_is_not_there(
         make_plan(write_config(torch_compile_backend="inducter", torch_compile_mode="default"))
     assert [problem.message for problem in caught.value.problems] == [
         "there is no torch_compile_backend 'inducter'",
-        "torch_compile_mode is of the backend inductor, not of inducter",
+        "torch_compile_mode works with the backend inductor only, not with inducter",
     ]
     assert "inductor" in caught.value.problems[0].hint
     with pytest.raises(UsageError) as caught:
         make_plan(write_config(torch_compile=True))
     (problem,) = caught.value.problems
-    assert problem.message == "torch_compile needs a C++ compiler, and there is neither g++ nor what CXX names"
+    assert problem.message == "torch_compile needs a C++ compiler, and neither g++ nor the one of CXX is installed"
     assert problem.where.partition(":")[2].isdigit()
     make_plan(write_config(torch_compile=True, bf16=False))  # compiles nothing
 
@@ -454,5 +460,5 @@ def test_rows_cannot_be_drawn_of_a_stream(tmp_path: Path, write_config: Any, row
     with pytest.raises(UsageError) as caught:
         make_plan(write_config(streaming=True, **values))
     assert [problem.message for problem in caught.value.problems] == [
-        "dataset 'drawn' has num_samples, and nobody knows of how many rows of a stream to draw them"
+        "dataset 'drawn' has num_samples, and the number of rows in a stream is unknown"
     ]

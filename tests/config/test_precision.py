@@ -63,9 +63,13 @@ def test_dtypes(machine: Hardware, options: Any, compute: str, trained: str, rea
     ("machine", "options", "message"),
     [
         (OLD_CPU, {"bf16": True, "strict_precision": True}, "this CPU only emulates bfloat16, many times slower"),
-        (OLD_CPU, {"pure_bf16": True, "strict_precision": True}, "drop pure_bf16, or strict_precision to train in fl"),
+        (
+            OLD_CPU,
+            {"pure_bf16": True, "strict_precision": True},
+            "remove pure_bf16, or remove strict_precision to train in fl",
+        ),
         (V100, {"bf16": True, "strict_precision": True}, V100_EMULATES),
-        (OLD_CPU, {"fp16": True, "strict_precision": True}, "this CPU computes float16 only on CUDA; drop fp16, or"),
+        (OLD_CPU, {"fp16": True, "strict_precision": True}, "this CPU computes float16 only on CUDA; remove fp16, or"),
         (H100, {"fp16": True, "bf16": True}, "bf16 and fp16 are both true; keep one"),
         (H100, {"fp16": True, "pure_bf16": True}, "pure_bf16 and fp16 are both true; keep one"),
         (H100, {"bf16": False, "pure_bf16": True}, "pure_bf16 is true and bf16 false; keep one"),

@@ -50,18 +50,18 @@ def test_json_has_lines_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: 1\nb: 2\na: 3\n", "x.yaml:3: a stands here again, first on line 1; keep one"),
+        ("a: 1\nb: 2\na: 3\n", "x.yaml:3: a is repeated, first on line 1; keep one"),
         ("- 1\n", "x.yaml:1: the file is not a mapping; write key: value lines"),
         ("", "x.yaml: the file is empty"),
         ("a: b: c\n", "x.yaml:1: not valid YAML: mapping values are not allowed here"),
-        ("a: &x [*x]\n", "x.yaml: not valid YAML: an alias stands inside what it names"),
-        ("-\n%YAML 0.0", "x.yaml: not valid YAML: its %YAML line names a version that is not known; 1.1 and 1.2 are"),
+        ("a: &x [*x]\n", "x.yaml: not valid YAML: an alias refers to a node that contains it"),
+        ("-\n%YAML 0.0", "x.yaml: not valid YAML: the %YAML line names an unknown version; write 1.1 or 1.2"),
         (
             "%YAML 1.9\n---\na: 1",
-            "x.yaml: not valid YAML: its %YAML line names a version that is not known; 1.1 and 1.2 are",
+            "x.yaml: not valid YAML: the %YAML line names an unknown version; write 1.1 or 1.2",
         ),
-        ("a: {1: 2}\n", "x.yaml:1: the value of a cannot be read: keys must be words"),
-        ("? [1]\n: 2\n", "x.yaml:1: a key must be a plain word"),
+        ("a: {1: 2}\n", "x.yaml:1: the value of a cannot be read: keys must be text"),
+        ("? [1]\n: 2\n", "x.yaml:1: a key must be plain text"),
     ],
 )
 def test_a_bad_file_is_answered_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -80,19 +80,22 @@ def test_tags_run_no_code(tmp_path: Path) -> None:
 def test_a_billion_laughs_are_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
-    assert message(tmp_path, "\n".join(lines)) == "x.yaml: not valid YAML: aliases unfold to more than 20000 values"
+    assert (
+        message(tmp_path, "\n".join(lines))
+        == "x.yaml: not valid YAML: with aliases expanded there are more than 20,000 values"
+    )
 
 
 def test_bad_json(tmp_path: Path) -> None:
     assert message(tmp_path, '{\n "a": 1,\n "b": [\n', name="x.json") == "x.json:4: not valid JSON: Expecting value"
-    assert message(tmp_path, '{"a": 1, "a": 2}', name="x.json") == "x.json:1:10: a stands here twice; keep one"
+    assert message(tmp_path, '{"a": 1, "a": 2}', name="x.json") == "x.json:1:10: a is repeated; keep one"
     assert message(tmp_path, "[1]", name="x.json") == 'x.json: the file is not an object; write {"key": value, ...}'
 
 
 def test_a_missing_file_a_folder_and_a_wrong_encoding(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no such file"):
+    with pytest.raises(UsageError, match="the file does not exist"):
         read_settings(tmp_path / "none.yaml")
-    with pytest.raises(UsageError, match="this is not a file"):
+    with pytest.raises(UsageError, match="it is not a file"):
         read_settings(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("a: é".encode("latin-1"))
     with pytest.raises(UsageError, match="byte 3 is not UTF-8; save the file as UTF-8"):
@@ -101,7 +104,7 @@ def test_a_missing_file_a_folder_and_a_wrong_encoding(tmp_path: Path) -> None:
 
 def test_bad_overrides_and_a_bad_file_are_told_together(tmp_path: Path) -> None:
     assert message(tmp_path, "a: 1\na: 2\n", "nonsense", "b=[") == (
-        "x.yaml:2: a stands here again, first on line 1; keep one\n"
+        "x.yaml:2: a is repeated, first on line 1; keep one\n"
         "command line: 'nonsense' is not key=value; write for instance learning_rate=1e-4\n"
         "command line: the value of b cannot be read: expected the node content, but found '<stream end>'"
     )

@@ -1,4 +1,4 @@
-"""What a plan could not look at, and the memory of plans that do not train."""
+"""What a plan cannot know, and the memory of plans that do not train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ftcore.cli.plan import command
 from ftcore.config.planner import make_plan
 
 FAR = "acme/far-7b"
-LOOKED = "is not in the hub's cache, so nobody looked at its config.json"
+UNKNOWN_CONFIG = "is not in the hub's cache, so its config.json is unknown"
 
 
 @pytest.fixture(autouse=True)
@@ -34,18 +34,18 @@ def test_a_model_that_is_not_here(write_config: Callable[..., Path], built_in: P
     file = write_config("image_max_pixels: 1000\n", model_name_or_path=FAR, template=...)
     plan = make_plan(file, plugins=built_in)
     assert plan.unknown == (
-        f"{FAR} {LOOKED}: model family, chat template, what its images need and memory are found out by ft run",
+        f"{FAR} {UNKNOWN_CONFIG}; ft run determines model family, chat template, settings for images and memory",
     )
     assert plan.ignored == ()
     assert plan.memory is None
     assert plan.media.image_max_pixels == 1000
     file = write_config(model_name_or_path=FAR, template="chatml")
     assert make_plan(file, plugins=built_in).unknown == (
-        f"{FAR} {LOOKED}: model family, what its images need and memory are found out by ft run",
+        f"{FAR} {UNKNOWN_CONFIG}; ft run determines model family, settings for images and memory",
     )
     shown = CliRunner().invoke(command, [str(file), "template=null"]).output
     assert "chat template     not known before the model is here\n" in shown
-    assert f"not known: {FAR} {LOOKED}" in shown
+    assert f"not known: {FAR} {UNKNOWN_CONFIG}" in shown
     assert [line.partition(":")[0] for line in shown.splitlines()[-3:]] == [
         "precision",
         "effective batch size",
@@ -63,10 +63,12 @@ def test_a_model_that_is_here(
     plan = make_plan(write_config("image_max_pixels: 1000\n", model_name_or_path=FAR), plugins=built_in)
     assert plan.unknown == ()
     assert plan.memory is not None
-    assert [line.partition(": ")[2] for line in plan.ignored] == ["ignored: image_max_pixels belongs to media"]
+    assert [line.partition(": ")[2] for line in plan.ignored] == [
+        "ignored: image_max_pixels is an option of media, not used here"
+    ]
     cached(tmp_path, "acme/odd", "config.json", {"model_type": "odd"})
     plan = make_plan(write_config(model_name_or_path="acme/odd"), plugins=built_in)
-    assert plan.unknown == ("memory is not estimated: the shapes of model_type 'odd' are not known",)
+    assert plan.unknown == ("memory is not estimated: the architecture of model_type 'odd' is unknown",)
 
 
 def test_what_lies_beside_the_model(tmp_path: Path, write_config: Callable[..., Path], built_in: Plugins) -> None:
@@ -75,14 +77,14 @@ def test_what_lies_beside_the_model(tmp_path: Path, write_config: Callable[..., 
     cached(tmp_path, "acme/two", "adapter_config.json", {})
     file = write_config("ref_model: acme/ref\nref_model_adapters: acme/three\n", stage="dpo", **values)
     assert make_plan(file, plugins=built_in).unknown == (
-        "adapter_name_or_path: adapter acme/one is not in the hub's cache, and nobody looked at it",
-        "ref_model: acme/ref is not in the hub's cache, and nobody looked at it",
-        "ref_model: adapter acme/three is not in the hub's cache, and nobody looked at it",
-        "dataset far is on the hub, and nobody looked whether it is there",
+        "adapter_name_or_path: adapter acme/one is not in the hub's cache and was not checked",
+        "ref_model: acme/ref is not in the hub's cache and was not checked",
+        "ref_model: adapter acme/three is not in the hub's cache and was not checked",
+        "dataset far is on the hub; whether it exists was not checked",
     )
     file = write_config("reward_model: acme/judge\nreward_model_type: full\n", stage="ppo")
     assert make_plan(file, plugins=built_in).unknown == (
-        "reward_model: acme/judge is not in the hub's cache, and nobody looked at it",
+        "reward_model: acme/judge is not in the hub's cache and was not checked",
     )
 
 
@@ -92,9 +94,9 @@ def test_what_lies_beside_the_model(tmp_path: Path, write_config: Callable[..., 
         ({"do_eval": True}, "evaluating 3 rows of 512 tokens"),
         (
             {"do_predict": True, "predict_with_generate": True},
-            "answering 3 prompts of 512 tokens by at most 64",
+            "generating at most 64 tokens for 3 prompts of 512 tokens",
         ),
-        ({}, "answering 3 prompts of 512 tokens by at most 64"),
+        ({}, "generating at most 64 tokens for 3 prompts of 512 tokens"),
     ],
 )
 def test_memory_without_training(
@@ -113,7 +115,7 @@ def test_memory_without_training(
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     width = heads * (config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
     answered = 3 * (512 + 64) * config["num_hidden_layers"] * 2 * width * 4
-    assert terms.get("keys and values", 0) == (answered if "answering" in note else 0)
+    assert terms.get("keys and values", 0) == (answered if "generating" in note else 0)
     trains = make_plan(write_config(**more | {"dataset": str(rows_file)}), plugins=built_in).memory
     assert trains is not None
     assert trains.total > plan.memory.total

@@ -179,7 +179,7 @@ def test_max_bad_rows_and_fail(write_config: Callable[..., Path]) -> None:
         make_plan(file)
     (problem,) = caught.value.problems
     assert str(problem).removeprefix(str(file)).partition(": ")[2] == (
-        "max_bad_rows is set, and on_bad_row: fail takes none; write on_bad_row: skip or quarantine"
+        "max_bad_rows is set, and on_bad_row: fail accepts no bad row; write on_bad_row: skip or quarantine"
     )
 
 

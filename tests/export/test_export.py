@@ -171,7 +171,7 @@ def test_what_cannot_be_obeyed_is_refused_at_once(tiny_model_dir: Path) -> None:
         "command line: export_legacy_format: true asks for pickle; "
         "pickled weights can run code and are not written; leave it out for safetensors",
     ]
-    with pytest.raises(UsageError, match="export_hub_model_id is known, not supported here"):
+    with pytest.raises(UsageError, match="export_hub_model_id is known but not supported"):
         export("--model", tiny_model_dir, "export_dir=x", "export_hub_model_id=a/b")
 
 

@@ -189,4 +189,4 @@ def test_arguments_arrive(name: str, arguments: str | None, expected: dict[str, 
 def test_options_of_another_are_named(plan_of: Any) -> None:
     ignored = plan_of(optim="adafactor", adam_beta1=0.5).ignored
     assert len(ignored) == 1
-    assert ignored[0].startswith("command line: ignored: adam_beta1 belongs to optimizer adamw")
+    assert ignored[0].startswith("command line: ignored: adam_beta1 is an option of optimizer adamw and ")

@@ -141,7 +141,7 @@ class TestOwnSeparators:
         assert plan.template
         assert plan.template.full_name == "ftcore:chatml"
         assert [line.rpartition("/")[2] for line in plan.ignored] == [
-            f"run.yaml:{line}: ignored: {name} belongs to chat template separators"
+            f"run.yaml:{line}: ignored: {name} is an option of chat template separators, not used here"
             for line, name in ((6, "user_token"), (7, "assistant_token"), (8, "system_token"))
         ]
 
@@ -194,7 +194,7 @@ class TestOwnSeparators:
         other = ChatTemplate(name="acme", summary="-", text="-", selected_by=("user_token",))
         plugins = with_plugins(acme=hooks(ft_chat_templates=lambda: [other]))
         expected = (
-            "run.yaml:5: user_token selects a chat template, and there are ftcore:separators and acme:acme;"
+            "run.yaml:5: user_token selects more than one chat template: ftcore:separators and acme:acme;"
             " write template: ftcore:separators or acme:acme"
         )
         assert problems(write_config(TOKENS, template=...), plugins)[0] == expected

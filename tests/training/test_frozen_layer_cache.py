@@ -145,7 +145,7 @@ def test_switching_it_off_is_another_run(trained: Any, tmp_path: Path) -> None:
         ({"finetuning_type": "full"}, "the lowest layer is trained"),
         ({"finetuning_type": "lora"}, "the lowest layer is trained"),
         ({"freeze_extra_modules": "embed_tokens"}, "something under the lowest trained layer is trained too"),
-        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha puts noise on what the lowest layer reads"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha adds noise to the inputs of the first layer"),
         ({"frozen_prefix_size": 1e-6}, "it takes 44.8 kB, and frozen_prefix_size allows 1 kB"),
     ],
 )

@@ -238,8 +238,8 @@ def test_the_plan_wants_a_token_and_a_name(write_config: Any, monkeypatch: pytes
     with pytest.raises(UsageError) as caught:
         make_plan(write_config(push_to_hub=True, hub_model_id="a/b/c"))
     assert [problem.message for problem in caught.value.problems] == [
-        "push_to_hub needs a token of the hub, and there is none",
-        "the hub takes no repository named 'a/b/c'",
+        "push_to_hub needs a hub token, and there is none",
+        "'a/b/c' is not a valid repository name on the hub",
     ]
     plan = make_plan(write_config(push_to_hub=True, hub_token=TOKEN))
     from ftcore.config.serialization import as_dict

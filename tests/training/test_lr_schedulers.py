@@ -93,15 +93,16 @@ def test_the_table_is_that_of_transformers() -> None:
         ({"lr_scheduler_type": "cosin"}, "there is no lr_scheduler_type 'cosin'; write one of linear, cosine, "),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs min_lr or min_lr_rate in lr_scheduler_kwargs"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "needs num_decay_steps in lr_scheduler_kwargs"),
-        ({"lr_scheduler_kwargs": {"power": 2}}, "schedule linear does not take power; it takes none"),
-        ({"lr_scheduler_kwargs": "power"}, "lr_scheduler_kwargs is no mapping of names to values"),
+        ({"lr_scheduler_kwargs": {"power": 2}}, "schedule linear does not take power; it takes no arguments"),
+        ({"lr_scheduler_kwargs": "power"}, "lr_scheduler_kwargs is not a mapping of names to values"),
         (
             {"lr_scheduler_type": "greedy", "do_train": True, "dataset": "x.json"},
-            "schedule greedy goes by the evaluation's metric, and there is no evaluation; write eval_strategy",
+            "schedule greedy depends on an evaluation metric, and there are no evaluations during training; "
+            "write eval_strategy",
         ),
         (
             {"lr_scheduler_type": "reduce_lr_on_plateau", "do_train": True, "dataset": "x.json"},
-            "schedule reduce_lr_on_plateau goes by the evaluation's metric",
+            "schedule reduce_lr_on_plateau depends on an evaluation metric",
         ),
     ],
 )

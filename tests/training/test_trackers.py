@@ -114,12 +114,14 @@ def test_a_version_that_transformers_cannot_talk_to(plan_of: Any, monkeypatch: p
 
     monkeypatch.setattr(ftcore.config.validation.trackers, "find_spec", lambda module: module)
     monkeypatch.setattr(ftcore.config.validation.trackers, "version", lambda name: "0.10.3")
-    with pytest.raises(UsageError, match=r'transformers cannot talk to swanlab 0.10.3; pip install "swanlab<0.8"'):
+    with pytest.raises(UsageError, match=r'transformers does not support swanlab 0.10.3; pip install "swanlab<0.8"'):
         plan_of(report_to="swanlab")
 
 
 def test_an_unknown_tracker_is_refused(plan_of: Any) -> None:
-    with pytest.raises(UsageError, match="report_to: there is no tracker 'wandbb'; write none, tensorboard, wandb"):
+    with pytest.raises(
+        UsageError, match="report_to: unknown tracker 'wandbb'; write none, all, or one of tensorboard, wandb"
+    ):
         plan_of(report_to="wandbb")
 
 

@@ -105,7 +105,7 @@ REASONS = {
     without_manifest_with_notes: "holds files that ft did not write (weights.pt)",
     linked: "is a symbolic link",
     dangling: "is a symbolic link",
-    a_file: "is no folder",
+    a_file: "is not a folder",
 }
 
 
@@ -225,7 +225,7 @@ def test_folders_that_no_run_may_write_to(
         home.parent: "holds your home folder",
         tmp_path / "file": "is a file",
         tmp_path / "file" / "below" / "it": f"lies under {tmp_path / 'file'}, which is a file",
-        tmp_path / "fifo": "is no folder",
+        tmp_path / "fifo": "is not a folder",
         tmp_path / "dangling": f"is a symbolic link to {tmp_path / 'nowhere'}, which does not exist",
         tmp_path / "dangling" / "out": (
             f"lies under {tmp_path / 'dangling'}, which is a symbolic link to {tmp_path / 'nowhere'}, "
@@ -242,7 +242,7 @@ def test_folders_that_no_run_may_write_to(
             assert said(folder, *words) == [line], folder
     monkeypatch.setattr(output_folder.os, "access", lambda *_: False)
     for folder in (tmp_path / "deep" / "out", tmp_path / "deeper"):
-        assert f"nothing can be written to output_dir {folder}: Permission denied" in said(folder)
+        assert f"output_dir {folder} is not writable: Permission denied" in said(folder)
 
 
 def test_links_to_folders_and_new_folders_are_fine(said: Callable, tmp_path: Path) -> None:
@@ -259,21 +259,19 @@ def test_what_stays_is_named_by_the_plan(said: Callable, tmp_path: Path) -> None
     own(out, 11)
     assert said(out) == said(out, "overwrite_output_dir=true")  # it has a checkpoint of ft
     assert said(out, "overwrite_output_dir=true") == [
-        f"{out}/checkpoint-7 was not written by ft: it stays, and a run that would have to write checkpoint-7 there "
-        "does not begin",
-        f"{out}/checkpoint-9 is a symbolic link: it stays, and a run that would have to write checkpoint-9 there "
-        "does not begin",
+        f"{out}/checkpoint-7 was not written by ft: it stays, and a run that has to write checkpoint-7 is refused",
+        f"{out}/checkpoint-9 is a symbolic link: it stays, and a run that has to write checkpoint-9 is refused",
     ]
     other = tmp_path / "other"
     another_trainers(other, 7)
     (other / "thesis.txt").write_text("x")
     assert said(other) == [
-        f"command line: output_dir {other} holds files that no run of ft left; write another folder, or "
-        "overwrite_output_dir: true, which leaves them and writes beside them"
+        f"command line: output_dir {other} holds files that no run of ft wrote; write another folder, or "
+        "overwrite_output_dir: true, which keeps these files and adds the run's"
     ]
     assert said(other, "overwrite_output_dir=true")[1:] == [
-        f"{other} holds files that no run of ft wrote: thesis.txt; they stay; where this run writes a file of the "
-        "same name, the earlier one is kept as NAME.before-ft"
+        f"{other} holds files that no run of ft wrote: thesis.txt; they stay; if this run writes a file of the "
+        "same name, the existing one is renamed NAME.before-ft"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Learning rate schedules by transformers' names, and what each takes, known without importing it."""
+"""Learning rate schedules under transformers' names, with their arguments; transformers is not imported."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Schedule:
     """One schedule.
 
     Args:
-        takes: names in ``lr_scheduler_kwargs``.
-        needs: of these names, one must be there.
-        evaluates: whether it goes by the evaluation's metric.
+        takes: accepted keys of ``lr_scheduler_kwargs``.
+        needs: keys of which at least one is required.
+        evaluates: whether it depends on an evaluation metric.
     """
 
     takes: tuple[str, ...] = ()
@@ -48,11 +48,11 @@ SCHEDULES: Mapping[str, Schedule] = {
         (*_PLATEAU, "warmup", "max_lr", "verbose", "smooth", "window_size", "reset_start"), evaluates=True
     ),
 }
-"""Name -> what it takes. A test keeps it equal to the installed transformers."""
+"""Name -> its arguments. A test keeps it equal to the installed transformers."""
 
 
 def arguments(plan: Plan) -> Mapping[str, Any] | None:
-    """``lr_scheduler_kwargs`` as a mapping; None where it is no JSON object."""
+    """``lr_scheduler_kwargs`` as a mapping; None if it is not a JSON object."""
     given = plan.transformers.get("lr_scheduler_kwargs") or {}
     if isinstance(given, str):
         try:
@@ -72,15 +72,15 @@ def problems(plan: Plan) -> Iterable[Problem]:
         return
     given = arguments(plan)
     if given is None:
-        yield Problem(f"{option} is no mapping of names to values", plan.where(option))
+        yield Problem(f"{option} is not a mapping of names to values", plan.where(option))
         return
     if unknown := [key for key in given if key not in schedule.takes]:
-        takes = f"it takes {', '.join(schedule.takes)}" if schedule.takes else "it takes none"
+        takes = f"it takes {', '.join(schedule.takes)}" if schedule.takes else "it takes no arguments"
         yield Problem(f"{option}: schedule {name} does not take {', '.join(unknown)}", plan.where(option), takes)
     if schedule.needs and not any(key in given for key in schedule.needs):
         needs = " or ".join(schedule.needs)
         hint = f"write {option}: {{{schedule.needs[0]}: ...}}"
         yield Problem(f"schedule {name} needs {needs} in {option}", plan.where("lr_scheduler_type"), hint)
     if schedule.evaluates and plan.training.eval_strategy == "no" and plan.training.do_train:
-        message = f"schedule {name} goes by the evaluation's metric, and there is no evaluation"
+        message = f"schedule {name} depends on an evaluation metric, and there are no evaluations during training"
         yield Problem(message, plan.where("lr_scheduler_type"), "write eval_strategy: steps or epoch")

@@ -1,4 +1,4 @@
-"""What is wrong with an ``output_dir``, and what lies there, said before anything is loaded."""
+"""Checks of ``output_dir`` and its content before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def problems(plan: Plan, where: str) -> Iterable[Problem]:
-    """Why nothing can, or should, be written to the plan's ``output_dir``.
+    """Reasons why nothing can or should be written to the plan's ``output_dir``.
 
     Args:
-        plan: of a run; a plan that does nothing is not asked.
+        plan: the plan; one that does nothing has no problem here.
         where: the place of the option.
     """
     training, folder = plan.training, plan.output_dir
@@ -31,16 +31,16 @@ def problems(plan: Plan, where: str) -> Iterable[Problem]:
     elif training.do_train and _is_model(plan):
         reason = "is the folder of model_name_or_path, whose files the run would replace"
         yield Problem(f"output_dir {folder} {reason}", where, "write another folder")
-    elif training.do_train and not training.overwrite_output_dir and _strange(folder):
-        hint = "write another folder, or overwrite_output_dir: true, which leaves them and writes beside them"
-        yield Problem(f"output_dir {folder} holds files that no run of ft left", where, hint)
+    elif training.do_train and not training.overwrite_output_dir and _has_only_foreign_files(folder):
+        hint = "write another folder, or overwrite_output_dir: true, which keeps these files and adds the run's"
+        yield Problem(f"output_dir {folder} holds files that no run of ft wrote", where, hint)
 
 
 def unusable(folder: Path) -> str:
-    """Why no run may write to a folder; empty where one may."""
+    """Why a run must not write to a folder; empty if it may."""
     try:
         return _unusable(folder)
-    except OSError as error:  # a folder above it that may not be looked into, a name that is too long
+    except OSError as error:  # no permission to enter a parent folder, or a name that is too long
         return f"cannot be used: {error.strerror}"
 
 
@@ -50,14 +50,14 @@ def _unusable(folder: Path) -> str:
         if path.is_symlink() and not path.exists():
             return f"{what}is a symbolic link to {path.readlink()}, which does not exist"
         if path.exists() and not path.is_dir():
-            return f"{what}is a file" if path.is_file() else f"{what}is no folder"
+            return f"{what}is a file" if path.is_file() else f"{what}is not a folder"
         if path.is_dir():
             return _reserved(folder)
     return ""
 
 
 def _reserved(folder: Path) -> str:
-    """Folders that hold too much else to be a run's own."""
+    """Folders that cannot be a run's own, since they hold everything else."""
     real = folder.resolve()
     if real == Path(real.anchor):
         return "is the root of the file system"
@@ -71,12 +71,12 @@ def _reserved(folder: Path) -> str:
 
 
 def unwritable(folder: Path) -> str:
-    """Why nothing can be written to a folder that is usable, or be made where it is to be; empty where it can."""
+    """Why a usable folder cannot be written to or created; empty if it can."""
     existing = next(path for path in (folder, *folder.resolve().parents) if path.is_dir())
     if os.access(existing, os.W_OK | os.X_OK):
         return ""
     read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
-    return f"nothing can be written to output_dir {folder}: {os.strerror(errno.EROFS if read_only else errno.EACCES)}"
+    return f"output_dir {folder} is not writable: {os.strerror(errno.EROFS if read_only else errno.EACCES)}"
 
 
 def _is_model(plan: Plan) -> bool:
@@ -84,12 +84,12 @@ def _is_model(plan: Plan) -> bool:
     return plan.source is None and model.is_dir() and model.resolve() == plan.output_dir.resolve()
 
 
-def _strange(folder: Path) -> bool:
+def _has_only_foreign_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir()) and not is_ours(folder)
 
 
 def notices(plan: Plan) -> Iterable[str]:
-    """What lies in ``output_dir`` and is not ft's: it stays; and a run that writes there, or was killed there."""
+    """Notices about ``output_dir``: files that are not ft's and stay, and a run that writes there or was killed."""
     folder, training = plan.output_dir, plan.training
     if unusable(folder) or not (training.do_train or training.do_eval or training.do_predict):
         return
@@ -101,7 +101,7 @@ def notices(plan: Plan) -> Iterable[str]:
         yield line
     for path in named_checkpoints(folder):
         if reason := not_ours(path):
-            yield f"{path} {reason}: it stays, and a run that would have to write {path.name} there does not begin"
-    if strange := foreign_files(folder):
-        kept = "they stay; where this run writes a file of the same name, the earlier one is kept as NAME.before-ft"
-        yield f"{folder} holds files that no run of ft wrote: {listed(strange, 5)}; {kept}"
+            yield f"{path} {reason}: it stays, and a run that has to write {path.name} is refused"
+    if foreign := foreign_files(folder):
+        note = "they stay; if this run writes a file of the same name, the existing one is renamed NAME.before-ft"
+        yield f"{folder} holds files that no run of ft wrote: {listed(foreign, 5)}; {note}"

@@ -1,4 +1,4 @@
-"""Experiment trackers by transformers' names, and the packages that they need."""
+"""Experiment trackers under transformers' names, and the packages that they need."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ TRACKERS: Mapping[str, tuple[str, str]] = {
     "kubeflow": ("kubeflow", "kubeflow"),
     "neptune": ("neptune", "neptune"),
 }
-"""Name in ``report_to`` -> module, and what pip installs, with the versions that transformers can talk to. ``none`` and
-``all`` (what is installed) are names too."""
+"""Name in ``report_to`` -> module, and pip's requirement with the versions that transformers supports. ``none`` and
+``all`` (all that are installed) are names too."""
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
@@ -38,21 +38,23 @@ def problems(plan: Plan) -> Iterable[Problem]:
         if name in ("none", "all"):
             continue
         if name not in TRACKERS:
-            yield Problem(f"report_to: there is no tracker {name!r}", where, f"write none, {', '.join(TRACKERS)}")
+            yield Problem(
+                f"report_to: unknown tracker {name!r}", where, f"write none, all, or one of {', '.join(TRACKERS)}"
+            )
         elif find_spec(TRACKERS[name][0]) is None:
-            yield Problem(f"report_to: {name} is not installed", where, _cure(name))
-        elif wrong := _unfit(TRACKERS[name][1]):
-            yield Problem(f"report_to: transformers cannot talk to {name} {wrong}", where, _cure(name))
+            yield Problem(f"report_to: {name} is not installed", where, _hint(name))
+        elif wrong := _unsupported_version(TRACKERS[name][1]):
+            yield Problem(f"report_to: transformers does not support {name} {wrong}", where, _hint(name))
 
 
-def _cure(name: str) -> str:
+def _hint(name: str) -> str:
     package = TRACKERS[name][1]
-    quoted = f'"{package}"' if "<" in package else package  # a shell would read from a file
+    quoted = f'"{package}"' if "<" in package else package  # unquoted, a shell reads < as a redirection
     return f"pip install {quoted}, or write report_to: none"
 
 
-def _unfit(requirement: str) -> str:
-    """The installed version, where a requirement excludes it."""
+def _unsupported_version(requirement: str) -> str:
+    """The installed version if the requirement excludes it, else empty."""
     name, limited, _ = requirement.partition("<")
     if not limited:
         return ""

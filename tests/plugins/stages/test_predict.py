@@ -119,8 +119,8 @@ def test_scores_by_hand() -> None:
     [
         ({"predict_with_generate": False}, "do_predict is true, and nothing is generated"),
         ({"do_predict": False}, "predict_with_generate is true, and do_predict is false"),
-        ({"eval_dataset": None}, "do_predict asks to predict, but there is nothing to evaluate on"),
-        ({"stage": "dpo"}, "stage 'dpo' predicts nothing"),
+        ({"eval_dataset": None}, "do_predict needs evaluation data, and there is none"),
+        ({"stage": "dpo"}, "stage 'dpo' cannot predict"),
     ],
 )
 def test_what_cannot_be(values: dict[str, Any], message: str, tiny_model_dir: Path, tmp_path: Path) -> None:

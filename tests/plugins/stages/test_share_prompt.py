@@ -99,7 +99,7 @@ def test_what_is_shared_decides_the_reference(trainer_of: Any, tmp_path: Path, m
 @pytest.mark.parametrize("stage", ["dpo", "rm"])
 def test_noise_on_embeddings_is_each_answers_own(stage: str, trainer_of: Any) -> None:
     assert trainer_of(stage, 3, neftune_noise_alpha=5.0).data_collator.shares is None
-    with pytest.raises(UsageError, match="neftune_noise_alpha makes other noise for each sequence"):
+    with pytest.raises(UsageError, match="neftune_noise_alpha adds different noise to each sequence"):
         trainer_of(stage, 3, neftune_noise_alpha=5.0, share_prompt=True)
 
 
