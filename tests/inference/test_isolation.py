@@ -89,7 +89,7 @@ def test_what_a_row_raises_after_the_pass_ends_that_row(
     elif part == "detokenize":
         monkeypatch.setattr(row.detokenizer, "add", failing(row.detokenizer.add))
     else:
-        monkeypatch.setattr(continuous_batching, "scored", failing(continuous_batching.scored))
+        monkeypatch.setattr(continuous_batching, "scored_token", failing(continuous_batching.scored_token))
     texts, errors = drained(session)
     assert {numbers.index(number): repr(error) for number, error in errors.items()} == {3: "ZeroDivisionError('mine')"}
     assert [None if number in errors else texts[number] for number in numbers] == but(alone, 3)

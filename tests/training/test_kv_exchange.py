@@ -274,7 +274,7 @@ def test_a_run_ends_in_the_numbers_of_whole_batches(
 ) -> None:
     """In float64; and in the same bytes again, in one go and stopped between."""
     cuts = []
-    monkeypatch.setattr(team, "cut", lambda *given: cuts.append(given) or split_row(*given))
+    monkeypatch.setattr(team, "split_row", lambda *given: cuts.append(given) or split_row(*given))
     ends = []
     ways: list[tuple[str, bool, dict[str, Any]]] = [
         ("whole", False, {"tokens_per_pass": False}),

@@ -36,7 +36,7 @@ def _fresh() -> Iterator[None]:
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are compiled in float32 on a CPU too, where results can be compared to the last digits."""
-    monkeypatch.setattr(torch_compile, "is_lean", lambda layer: False)
+    monkeypatch.setattr(torch_compile, "has_fused_layers", lambda layer: False)
 
 
 def rows_of(tokens: Any) -> Any:
@@ -73,8 +73,11 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("torch_compile")]
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "freeze"])
-@pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("method", "again"),
+    [("lora", False), ("lora", True), ("full", False), ("freeze", True)],
+    ids=["lora-kept", "lora-recomputed", "full-kept", "freeze-recomputed"],
+)
 def test_a_step_is_that_of_the_layers_as_they_are(
     method: str, again: bool, in_float32: None, trainer_of: Any, tokens: Any, capsys: Any
 ) -> None:
@@ -163,7 +166,10 @@ def test_frozen_layers_are_kept_as_without_it(in_float32: None, trainer_of: Any,
     agree(step(trainer), step(expected))
 
 
-def test_without_gradients_it_is_the_same_code(in_float32: None, trainer_of: Any, tokens: Any) -> None:
+def test_without_gradients_it_is_the_same_code_and_answers_go_by_the_layers_as_they_are(
+    in_float32: None, trainer_of: Any, tokens: Any
+) -> None:
+    expected = trainer_of(rows_of(tokens), finetuning_type="full")
     trainer = trainer_of(rows_of(tokens), finetuning_type="full", **TRACED)
     batch = trainer.data_collator([trainer.train_dataset[number] for number in range(4)])
     with_them = trainer.scorer.hidden(batch)
@@ -171,31 +177,31 @@ def test_without_gradients_it_is_the_same_code(in_float32: None, trainer_of: Any
         without = trainer.scorer.hidden(batch)
     assert torch.equal(with_them.detach(), without)
     assert not without.requires_grad
-
-
-def test_generation_goes_by_the_layers_as_they_are(in_float32: None, trainer_of: Any, tokens: Any) -> None:
-    expected, trainer = trainer_of(rows_of(tokens)), trainer_of(rows_of(tokens), **TRACED)
     asked = {"input_ids": torch.tensor([[5, 9, 11]]), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     with torch.compiler.set_stance("fail_on_recompile"):
         assert torch.equal(trainer.model.eval().generate(**asked), expected.model.eval().generate(**asked))
 
 
-def test_what_is_kept_of_a_reference_is_of_compiled_layers(in_float32: None, trainer_of: Any, tokens: Any) -> None:
-    keys = set()
-    for options in ({}, TRACED):
-        trainer = trainer_of(rows_of(tokens), **options)
+def test_what_is_kept_of_a_reference_is_of_compiled_layers(trainer_of: Any, tokens: Any) -> None:
+    keys, trainer = set(), trainer_of(rows_of(tokens))
+    for compiled in (None, ("aot_eager", None), ("inductor", None), ("inductor", "max-autotune")):
+        trainer.scorer.compiled = compiled
         reference = Reference.of(trainer.model, trainer.scorer, trainer.data_collator)
         measure = ReferenceMetric("logps", lambda scorer, batch: torch.zeros(1))
         keys.add(_key(trainer, measure, reference, trainer.train_dataset))
-    assert len(keys) == 2
+    assert len(keys) == 4
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "gpt_oss"])
-def test_families(name: str, in_float32: None, small_models: Mapping[str, Any], trainer_of: Any, tokens: Any) -> None:
+def test_families(
+    name: str, small_models: Mapping[str, Any], trainer_of: Any, tokens: Any, request: pytest.FixtureRequest
+) -> None:
     from ftcore.training.forward.causal_lm import CausalLMForward
 
     rows = tokens([9, 21, 14], vocabulary=90, untrained=())
     host = trainer_of(rows, **TRACED)
+    assert host.scorer.compiled is None, "its own model would be compiled for nothing"
+    request.getfixturevalue("in_float32")
     results = []
     for compile_it in (False, True):
         scorer = CausalLMForward(small_models[name].make())
@@ -234,7 +240,7 @@ def test_halves_side_by_side(in_float32: None, trainer_of: Any, tokens: Any) -> 
     agree(results[1], results[0])
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_dropout": 0.2}, {"torch_compile_mode": "max-autotune-no-cudagraphs"}])
+@pytest.mark.parametrize("options", [{}, {"lora_dropout": 0.2, "torch_compile_mode": "max-autotune-no-cudagraphs"}])
 def test_by_inductor(options: dict[str, Any], in_float32: None, trainer_of: Any, tokens: Any, capsys: Any) -> None:
     """Dropout drops what it drops without the compiler."""
     expected = trainer_of(rows_of(tokens), **{name: one for name, one in options.items() if "compile" not in name})

@@ -30,7 +30,7 @@ def test_the_same_as_one_at_a_time(
 ) -> None:
     """In float64: log lines, weights, and an evaluation; of passes of whole rows, and of one that is cut."""
     cuts: list[Any] = []
-    monkeypatch.setattr(split_forward, "cut", lambda *given: cuts.append(given) or split_row(*given))
+    monkeypatch.setattr(split_forward, "split_row", lambda *given: cuts.append(given) or split_row(*given))
     if rows == "cut":
         monkeypatch.setattr(micro_batching, "even", lambda sizes, share: False)
     found = []
