@@ -1,4 +1,4 @@
-"""The command line: core commands and those of plugins, each imported when it is called."""
+"""The command line: core commands and those of plugins. A command is imported when it is called."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ftcore.errors import FtError, RunError, UsageError
 from ftcore.runner.console_log import SafeStream, surviving
 
 COMMANDS = {
-    "run": "train, evaluate: what the file says",
-    "plan": "what a run would do: components, options with their origins, memory",
-    "preview": "what would be trained, row by row, without a model",
+    "run": "train and evaluate as the file says",
+    "plan": "show what a run would do: components, options, memory",
+    "preview": "show the rows as they would be trained, without a model",
     "chat": "talk to a model, with or without an adapter",
-    "generate": "answers to prompts, from the command line or a file",
-    "serve": "an OpenAI-compatible server for a model and its adapters",
-    "export": "a model that loads anywhere: adapters merged, template set, for Ollama and llama.cpp too",
-    "plugins": "what is installed",
-    "options": "what a file may hold",
-    "cache": "what is kept between runs: list it, remove it",
-    "env": "versions and hardware, for bug reports",
+    "generate": "answer prompts from the command line or a file",
+    "serve": "serve a model and its adapters to OpenAI clients",
+    "export": "write a complete model with merged adapters, also for Ollama and llama.cpp",
+    "plugins": "list installed plugins and components",
+    "options": "list all options of a training file",
+    "cache": "list and remove cached data",
+    "env": "show versions and hardware, for bug reports",
 }
-"""Core command -> its line in ``ft --help``; the module of the same name holds it as ``command``."""
+"""Core command -> its line in ``ft --help``. The module of the same name defines it as ``command``."""
 
 
 class Commands(click.Group):
-    """Core commands, then plugins' (``ft_commands``); a name that two plugins offer needs its distribution."""
+    """Core commands, then those of plugins (``ft_commands``); a name that two plugins use needs its distribution."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order in which they are listed."""
@@ -44,7 +44,7 @@ class Commands(click.Group):
             return _import(found[cmd_name])
         clashing = [name for name in found if name.partition(":")[2] == cmd_name]
         if clashing:
-            raise UsageError(f"command {cmd_name!r} is offered more than once; write {' or '.join(clashing)}")
+            raise UsageError(f"command {cmd_name!r} is registered more than once; write {' or '.join(clashing)}")
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -57,7 +57,7 @@ class Commands(click.Group):
 
 
 def _plugin_commands() -> dict[str, str]:
-    """Name -> ``module:attribute``; a name that is taken or offered twice is listed as ``distribution:name``."""
+    """Name -> ``module:attribute``; a name that clashes is listed as ``distribution:name``."""
     from ftcore.api.registry import load
 
     commands: dict[str, str] = {}
@@ -79,12 +79,12 @@ def _import(target: str) -> click.Command:
 def group() -> None:
     """Fine-tune language models from one flat YAML file. Everything is a plugin.
 
-    Exit status: 0 done, 1 the run failed, 2 the file or the command line is wrong.
+    Exit status: 0 success, 1 the run failed, 2 the file or the command line is wrong.
     """
 
 
 def report(error: FtError) -> None:
-    """Shows an error as text on standard error, one line a problem."""
+    """Prints an error on standard error, one line per problem."""
     lines = [str(problem) for problem in error.problems] if isinstance(error, UsageError) else [str(error)]
     for line in lines:
         click.echo(click.style("error: ", fg="red", bold=True) + line, err=True)
@@ -93,13 +93,13 @@ def report(error: FtError) -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """The script ``ft``.
 
-    A reader that goes away (``| head -1``) ends a command that only prints, without a word; a run it does not end.
+    When the reader of its output goes away (``| head -1``), a command that only prints ends silently; a run goes on.
     """
     _occupy_descriptors()
     try:
         return group.main(args=arguments, prog_name="ft")
     except FtError as error:
-        with surviving():  # whoever reads standard error may be gone
+        with surviving():  # standard error may be closed
             report(error)
         sys.exit(error.exit_code)
     except OSError as error:
@@ -111,21 +111,21 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def _occupy_descriptors() -> None:
-    """Where ``ft`` was started with standard streams closed, the next file opened would be taken for one of them."""
+    """Opens closed standard streams, so that the next opened file does not get their descriptors."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # open returns the lowest free descriptor, which is this one
 
 
 def _output_fails() -> bool:
-    """Whether standard output is what could not be written; what it still holds is dropped then."""
+    """Whether writing standard output fails; its buffered text is then dropped."""
     if not sys.stdout:
         return False
     try:
         sys.stdout.flush()
-        os.write(sys.stdout.fileno(), b"\n")  # unbuffered, nothing was left to flush
+        os.write(sys.stdout.fileno(), b"\n")  # with an unbuffered stream flush has written nothing
     except OSError:
         SafeStream(sys.stdout).flush()
         return True

@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 @click.group(name="cache")
 def command() -> None:
-    """What ft keeps between runs, and how to remove it.
+    """Lists and removes data that ft caches between runs.
 
-    Everything in the cache can be made again. The cache is $FT_CACHE, else $XDG_CACHE_HOME/ft, else ~/.cache/ft.
+    Everything in the cache can be computed again. The cache is $FT_CACHE, else $XDG_CACHE_HOME/ft, else ~/.cache/ft.
     """
 
 
 @command.command(name="list")
 @json_option
 def list_(as_json: bool) -> None:
-    """Every entry: kind, purpose, size, last use and the version that made it."""
+    """Lists all entries: kind, purpose, size, last use and the version that wrote them."""
     found = list_kept()
     if as_json:
         echo_json({"cache": str(cache_root()), "size": _size(found), "entries": [as_dict(kept) for kept in found]})
@@ -49,13 +49,15 @@ def list_(as_json: bool) -> None:
 
 
 @command.command(name="prune")
-@click.option("--older-than", metavar="AGE", help="Remove entries not used for so long: 12h, 30d, 8w.")
-@click.option("--larger-than", metavar="SIZE", help="Remove entries until the cache is no larger: 500MB, 20GB.")
+@click.option("--older-than", metavar="AGE", help="Remove entries not used for this long: 12h, 30d, 8w.")
+@click.option(
+    "--larger-than", metavar="SIZE", help="Remove entries until the cache has at most this size: 500MB, 20GB."
+)
 @json_option
 def prune_(older_than: str | None, larger_than: str | None, as_json: bool) -> None:
-    """Remove entries, least recently used first.
+    """Removes entries, least recently used first.
 
-    Damaged entries, what killed processes left and what earlier versions kept are always removed. Entries in use stay.
+    Always removed: damaged entries, files of killed processes, and entries of earlier versions. Entries in use stay.
     """
     age = None if older_than is None else _read(parse_duration, older_than, "--older-than")
     size = None if larger_than is None else _read(parse_size, larger_than, "--larger-than")
@@ -66,7 +68,7 @@ def prune_(older_than: str | None, larger_than: str | None, as_json: bool) -> No
 @click.argument("kind")
 @json_option
 def clear_(kind: str, as_json: bool) -> None:
-    """Remove all entries of KIND, or of all kinds with `all`. Entries in use stay."""
+    """Removes all entries of KIND, or of all kinds with `all`. Entries in use stay."""
     names = (*CACHE_KINDS, OLD, "all")
     if kind not in names:
         raise UsageError(Problem(f"the cache has no kind {kind!r}", hint=f"write one of {', '.join(names)}"))
@@ -74,7 +76,7 @@ def clear_(kind: str, as_json: bool) -> None:
 
 
 def as_dict(kept: Kept) -> dict[str, Any]:
-    """An entry as plain facts; sizes in bytes, times in ISO 8601 with the offset from UTC."""
+    """An entry for ``--json``: sizes in bytes, times in ISO 8601 with the offset from UTC."""
     return {
         "kind": _kind(kept),
         "purpose": kept.kind.purpose,
@@ -94,9 +96,11 @@ def _kind(kept: Kept) -> str:
 
 def _about(kept: Kept) -> str:
     where = kept.path.name if kept.old else ""
-    notes = ["in use"] * kept.in_use + [f"holds files of others: {', '.join(kept.strange)}"] * bool(kept.strange)
+    notes = ["in use"] * kept.in_use + [f"holds files that ft did not write: {', '.join(kept.strange)}"] * bool(
+        kept.strange
+    )
     text = " ".join([where, kept.about]).strip() + (f" ({'; '.join(notes)})" if notes else "")
-    return text.encode(errors="replace").decode()  # a file's name need not be text
+    return text.encode(errors="replace").decode()  # a file name may hold bytes that are not text
 
 
 def _report(pruned: Pruned, as_json: bool) -> None:
@@ -123,7 +127,7 @@ def _entries(kept: list[Kept]) -> str:
 
 
 def _size(kept: list[Kept]) -> int:
-    return sum(one.size for one in kept)
+    return sum(entry.size for entry in kept)
 
 
 def _when(seconds: float) -> str:

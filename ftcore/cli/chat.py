@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 BLOCK = '"""'
 FIRST, MORE = "> ", ". "
-"""Prompts of a turn's first line, and of those that belong to it."""
+"""Prompts of the first line of a turn and of its further lines."""
 HELP = """\
-/system TEXT   set the system message (none: TEXT left out), and begin anew
-/clear         begin anew
+/system TEXT   set the system message (without TEXT: remove it) and start a new conversation
+/clear         start a new conversation
 /save FILE     write the conversation as one JSON line, in the messages format
-/help          this
-/exit          leave; so does the end of input
-A backslash at the end of a line goes on in the next; so does everything between two lines of \"\"\".
-Ctrl-C stops an answer, what was said of it stays; at the prompt it drops what was typed. Arrow keys bring back lines.
-A space before a slash makes it text."""
+/help          show this help
+/exit          leave, as does the end of input
+A backslash at the end of a line continues it on the next line. Lines between two lines of \"\"\" are one message.
+Ctrl-C stops an answer and keeps its text so far; at the prompt it clears the line. Arrow keys recall earlier lines.
+A space before a slash makes the line a message."""
 
 
 @click.command(name="chat")
 @names_a_model
-@click.option("--system", metavar="TEXT", help="System message; unset, the template's own.")
-@click.option("--seed", metavar="N", type=click.IntRange(0), help="Makes answers repeatable.")
+@click.option("--system", metavar="TEXT", help="System message; default: the template's own.")
+@click.option("--seed", metavar="N", type=click.IntRange(0), help="Seed, for reproducible answers.")
 def command(words: ModelArguments, system: str | None, seed: int | None) -> None:
-    """Talk to a model, with or without an adapter.
+    """Chats with a model, with or without an adapter.
 
-    FILE is a training file: then the talk is with what its run left, else with its base model. The chat template and
+    FILE is a training file: its trained model is loaded if the run has one, else its base model. The chat template and
     the base model of an adapter come from the run that trained it.
     """
     target = words.find()
@@ -52,13 +52,13 @@ def command(words: ModelArguments, system: str | None, seed: int | None) -> None
 
 
 class Chat:
-    """A conversation that goes on.
+    """A conversation.
 
     Args:
-        generator: answers.
-        system: system message, None for the template's own.
-        seed: the n-th answer is sampled with ``seed + n``.
-        tells: whether a command that leaves nothing to see is confirmed.
+        generator: the model's generator.
+        system: system message; None for the template's own.
+        seed: answer n is sampled with ``seed + n``.
+        tells: whether commands without output are confirmed.
     """
 
     def __init__(self, generator: Any, system: str | None, seed: int, *, tells: bool = False) -> None:
@@ -66,10 +66,10 @@ class Chat:
         self.messages: tuple[Message, ...] = system_messages(system)
 
     def take(self, text: str) -> bool:
-        """One turn or command; false when it was the last."""
+        """Handles one turn or command; returns false after the last one."""
         try:
             if text.startswith("/") and "\n" not in text:
-                return self._obey(text)
+                return self._run_command(text)
             if text.strip():
                 self._answer(text)
         except KeyboardInterrupt:  # just before or after an answer
@@ -79,23 +79,23 @@ class Chat:
                 click.echo(click.style("error: ", fg="red", bold=True) + str(problem), err=True)
         return True
 
-    def _obey(self, text: str) -> bool:
+    def _run_command(self, text: str) -> bool:
         name, _, rest = text.partition(" ")
         rest = rest.strip()
         if name == "/exit":
             return False
         if name == "/system":
             self.messages = system_messages(rest or None)
-            self._tell(f"system message {'set' if rest else 'removed'}, conversation begun anew")
+            self._tell(f"system message {'set' if rest else 'removed'}, new conversation started")
         elif name == "/clear":
             self.messages = tuple(message for message in self.messages if message.role == "system")
-            self._tell("conversation begun anew")
+            self._tell("new conversation started")
         elif name == "/save":
             self._save(rest)
         elif name == "/help":
             click.echo(HELP)
         else:
-            raise UsageError(Problem(f"there is no command {name}", hint="/help shows them"))
+            raise UsageError(Problem(f"there is no command {name}", hint="/help lists the commands"))
         return True
 
     def _tell(self, text: str) -> None:
@@ -104,23 +104,23 @@ class Chat:
 
     def _save(self, name: str) -> None:
         if not name:
-            raise UsageError("/save needs a file's name")
+            raise UsageError("/save needs a file name")
         line = json.dumps({"messages": [message.as_dict() for message in self.messages]}, ensure_ascii=False)
         write_new(Path(name).expanduser(), line + "\n")
         click.echo(f"written to {name}", err=True)
 
     def _answer(self, text: str) -> None:
-        """Streams the answer; Ctrl-C stops it, and what was said is kept, if anything was."""
+        """Streams the answer; Ctrl-C stops it and keeps its text so far, unless it is empty."""
         from ftcore.api.inference_types import Prompt
         from ftcore.api.samples import Message
 
         messages = (*self.messages, Message("user", text))
         stream = self.generator.stream([Prompt(messages, seed=self.seed + self.answers)])
-        said, stopped = "", False
+        answer, stopped = "", False
         try:
             for chunk in stream:
                 click.echo(chunk.text, nl=False)
-                said += chunk.text
+                answer += chunk.text
                 if chunk.finish == "error":
                     raise RunError(chunk.error)
                 if chunk.finish == "length":
@@ -129,31 +129,31 @@ class Chat:
             stream.close()
             stopped = True
         click.echo()
-        if stopped and not said:
+        if stopped and not answer:
             return
-        self.messages, self.answers = (*messages, Message("assistant", said)), self.answers + 1
+        self.messages, self.answers = (*messages, Message("assistant", answer)), self.answers + 1
 
 
 def write_new(file: Path, text: str) -> None:
-    """Writes a file that must not exist.
+    """Writes a new file.
 
     Raises:
-        UsageError: when it does, or cannot be written.
+        UsageError: if the file exists or cannot be written.
     """
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
-        raise UsageError(Problem(f"{file} exists", hint="write another name")) from None
+        raise UsageError(Problem(f"{file} exists already", hint="write another name")) from None
     except OSError as error:
         raise UsageError(Problem(f"{file} cannot be written: {error.strerror}")) from error
 
 
 def turns(read: Callable[[str], str]) -> Iterator[str]:
-    r"""Lines put together: one that ends in a backslash goes on; a block stands between two lines of \"\"\".
+    r"""Joins lines to turns: a backslash at the end continues a line; a block is between two lines of \"\"\".
 
     Args:
-        read: given a prompt, the next line; ``EOFError`` ends, ``KeyboardInterrupt`` drops what was begun.
+        read: reads the next line with a prompt; ``EOFError`` ends, ``KeyboardInterrupt`` drops an unfinished turn.
     """
     while True:
         try:
@@ -165,7 +165,7 @@ def turns(read: Callable[[str], str]) -> Iterator[str]:
 
 
 def _turn(read: Callable[[str], str]) -> str:
-    """One turn; the end of input ends it where it was begun."""
+    """One turn; the end of input also ends an unfinished turn."""
     line = read(FIRST)
     if line.strip() == BLOCK:
         return "\n".join(_block(read))
@@ -196,7 +196,7 @@ def _piped(_: str) -> str:
 
 
 def _typed(prompt: str) -> str:
-    """A line from a terminal, with the keys of readline."""
+    """A line from a terminal, edited with readline."""
     import readline  # noqa: F401  (input() edits lines with it)
 
     try:

@@ -1,4 +1,4 @@
-"""What commands share: the FILE and ``key=value`` arguments, and JSON out."""
+"""What commands share: the FILE and ``key=value`` arguments, and JSON output."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def file_and_overrides(command: F) -> F:
     return click.argument("file", type=click.Path(path_type=Path))(command)
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Facts as JSON on standard output.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def echo_json(value: Any) -> None:
-    """One JSON document, readable, with anything unusual as text."""
+    """Prints one indented JSON document."""
     click.echo(as_json(value), nl=False)
 
 
 def kind_names() -> list[str]:
-    """Every kind of component."""
+    """All kinds of component."""
     from ftcore.api.components import KINDS
 
     return [kind.kind for kind in KINDS]

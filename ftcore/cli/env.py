@@ -21,7 +21,7 @@ PACKAGES = (
 @click.command(name="env")
 @json_option
 def command(as_json: bool) -> None:
-    """Versions, hardware and plugins."""
+    """Shows versions, hardware and plugins."""
     facts = collect()
     if as_json:
         echo_json(facts)
@@ -36,7 +36,7 @@ def command(as_json: bool) -> None:
 
 
 def collect() -> dict[str, Any]:
-    """What a bug report needs. Nothing of the user's environment variables or paths."""
+    """The facts for a bug report, without environment variables and paths of the user."""
     machine = hardware.detect()
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""``ft export``: what a run trained, as a model that loads anywhere."""
+"""``ft export``: writes a trained model in a form that other programs load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def command(words: ModelArguments, as_json: bool) -> None:
     target = words.find()
     check_options(target.plan)
     _check_finished(words, target)
-    with surviving():  # the model is in the folder
+    with surviving():  # the exported model does not depend on the output
         _export(words, target, as_json)
 
 
@@ -52,13 +52,13 @@ def _export(words: ModelArguments, target: Target, as_json: bool) -> None:
 
 
 def _check_finished(words: ModelArguments, target: Target) -> None:
-    """A training file whose run has left nothing yet: its base model alone is not what is meant."""
+    """Refuses a training file whose run has written nothing yet: exporting only its base model would be a mistake."""
     from ftcore.config.reader import read_settings
     from ftcore.errors import Problem, UsageError
 
     settings = read_settings(words.file, words.overrides)
-    found = target.trained is not None or bool(target.plan.model.adapter_name_or_path)
-    if not found and not words.model and "do_train" in settings and settings["do_train"].value is True:
-        hint = "let it finish, or name a checkpoint with --adapter or --model"
+    trained = target.trained is not None or bool(target.plan.model.adapter_name_or_path)
+    if not trained and not words.model and "do_train" in settings and settings["do_train"].value is True:
+        hint = "let the run finish, or name a checkpoint with --adapter or --model"
         why = f" ({target.notes[0].partition(';')[0]})" if target.notes else ""
         raise UsageError(Problem(f"the run of this file has not finished{why}", str(words.file), hint))

@@ -1,4 +1,4 @@
-"""``ft generate``: answers to prompts, from the command line, a file, a dataset or standard input."""
+"""``ft generate``: answers prompts from the command line, a file, a dataset or standard input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ftcore.inference.target import Target
 
 WINDOW = 8
-"""Batches that are answered before their answers are written."""
+"""Batches per write of answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +30,11 @@ class Request:
     """Where prompts come from.
 
     Args:
-        texts: of ``--prompt``.
-        source: of ``--input``.
-        dataset: of ``--dataset``.
-        system: of prompts that have none.
-        seed: of sampling; None for the option ``seed``.
+        texts: values of ``--prompt``.
+        source: file of ``--input``.
+        dataset: names of ``--dataset``.
+        system: system message of prompts without one.
+        seed: seed for sampling; None for the option ``seed``.
     """
 
     texts: tuple[str, ...]
@@ -46,77 +46,81 @@ class Request:
 
 @click.command(name="generate")
 @names_a_model
-@click.option("--prompt", "texts", metavar="TEXT", multiple=True, help="What to answer; repeatable.")
-@click.option("--input", "source", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="A prompt a line.")
-@click.option("--dataset", metavar="NAME", help="Datasets, as in the option dataset: their last answers anew.")
-@click.option("--output", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Where answers go.")
-@click.option("--overwrite", is_flag=True, help="Replace --output where it exists.")
-@click.option("--system", metavar="TEXT", help="System message of prompts that have none.")
-@click.option("--seed", metavar="N", type=click.IntRange(0), help="Of sampling; unset, the option seed.")
-@click.option("--score", is_flag=True, help="Score the conversations of --input by a reward model.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object an answer.")
+@click.option("--prompt", "texts", metavar="TEXT", multiple=True, help="Prompt to answer; repeatable.")
+@click.option(
+    "--input", "source", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="File with one prompt per line."
+)
+@click.option(
+    "--dataset", metavar="NAME", help="Datasets, as in the option dataset: generate their last answers again."
+)
+@click.option("--output", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="File for the answers.")
+@click.option("--overwrite", is_flag=True, help="Replace --output if it exists.")
+@click.option("--system", metavar="TEXT", help="System message for prompts without one.")
+@click.option("--seed", metavar="N", type=click.IntRange(0), help="Seed for sampling; default: the option seed.")
+@click.option("--score", is_flag=True, help="Score the conversations of --input with a reward model.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per answer.")
 def command(
-    words: ModelArguments, output: Path | None, overwrite: bool, score: bool, as_json: bool, **asked: Any
+    words: ModelArguments, output: Path | None, overwrite: bool, score: bool, as_json: bool, **request: Any
 ) -> None:
-    """Answers prompts: those of --prompt, --input and --dataset, or what standard input holds.
+    """Answers the prompts of --prompt, --input and --dataset, or a prompt from standard input.
 
-    A line of --input is {"prompt": "..."} or {"messages": [...]}, with "system", "tools", "settings" (such as
-    {"temperature": 0}) and "seed" where wanted. Answers keep the prompts' order. Until all are there they are in
-    FILE.jsonl.partial; when stopped, the same command goes on.
+    A line of --input is {"prompt": "..."} or {"messages": [...]}, optionally with "system", "tools", "settings"
+    (such as {"temperature": 0}) and "seed". Answers keep the order of the prompts. An unfinished output is in
+    FILE.jsonl.partial; run the same command again to resume.
 
-    With --score each line is {"messages": [...]} up to an assistant's turn, and what comes out is the line with
-    "score" and "tokens".
+    With --score each line is {"messages": [...]} that ends with an assistant turn. The output is this line with "score"
+    and "tokens" added.
     """
-    said = Request(**asked)
+    source = Request(**request)
     if score and (
-        said.source is None or said.texts or said.dataset or said.system is not None or said.seed is not None
+        source.source is None or source.texts or source.dataset or source.system is not None or source.seed is not None
     ):
-        hint = "it reads whole conversations, from --input alone"
-        raise UsageError(Problem("--score goes with no --prompt, --dataset, --system or --seed", hint=hint))
+        hint = "write --input FILE.jsonl with whole conversations, and none of these"
+        raise UsageError(Problem("--score cannot be combined with --prompt, --dataset, --system or --seed", hint=hint))
     from ftcore.cli.output_writer import check_output
 
     if score:
         from ftcore.cli.score import score_work
 
-        assert said.source is not None
-        work = score_work(words, said.source)
+        assert source.source is not None
+        work = score_work(words, source.source)
     else:
-        target, rows, prompts = _questions(words, said)
+        target, rows, prompts = _questions(words, source)
         if not output and not as_json and len(prompts) == 1:
             _stream(words.load(target), prompts)
             return
         work = _answer_work(words, target, rows, prompts)
     if output:
         check_output(output, overwrite)
-        with surviving():  # the answers are in the file
+        with surviving():  # the answers are written to the file
             work.to_file(output, as_json)
     else:
         work.to_terminal(as_json)
 
 
-def _questions(words: ModelArguments, said: Request) -> tuple[Target, list[Mapping[str, Any]], list[Prompt]]:
-    """The model, and rows with their prompts."""
+def _questions(words: ModelArguments, request: Request) -> tuple[Target, list[Mapping[str, Any]], list[Prompt]]:
+    """The model, and the rows with their prompts."""
     from ftcore.inference.prompts import read_prompts, text_prompt
 
-    rows: list[Mapping[str, Any]] = [{"prompt": text} for text in said.texts]
-    prompts = [text_prompt(text, said.system) for text in said.texts]
-    if said.source:
-        more, read = read_prompts(said.source, said.system)
+    rows: list[Mapping[str, Any]] = [{"prompt": text} for text in request.texts]
+    prompts = [text_prompt(text, request.system) for text in request.texts]
+    if request.source:
+        more, read = read_prompts(request.source, request.system)
         rows, prompts = rows + more, prompts + read
-    elif not said.texts and not said.dataset:
+    elif not request.texts and not request.dataset:
         text = sys.stdin.read().rstrip("\n") if not sys.stdin.isatty() else ""
         if not text:
             raise UsageError("there is no prompt; write --prompt, --input, --dataset, or pipe one in")
-        rows, prompts = [{"prompt": text}], [text_prompt(text, said.system)]
+        rows, prompts = [{"prompt": text}], [text_prompt(text, request.system)]
     target = words.find()
-    if said.dataset:
+    if request.dataset:
         from ftcore.inference.dataset_prompts import dataset_prompts
 
-        more, read, told = dataset_prompts(said.dataset, target.plan, said.system)
+        more, read, notes = dataset_prompts(request.dataset, target.plan, request.system)
         rows, prompts = rows + more, prompts + read
-        for line in told:
+        for line in notes:
             click.echo(line, err=True)
-    seed = target.plan.training.seed if said.seed is None else said.seed
+    seed = target.plan.training.seed if request.seed is None else request.seed
     return target, rows, [prompt if prompt.seed is not None else replace(prompt, seed=seed) for prompt in prompts]
 
 
@@ -149,7 +153,7 @@ def _answer_work(
 
 
 def _stream(generator: Any, prompts: Sequence[Prompt]) -> None:
-    """One answer, as it is made."""
+    """Prints one answer while it is generated."""
     from ftcore.training.callbacks.signals import ended_at_once
 
     with ended_at_once(lambda: ""):

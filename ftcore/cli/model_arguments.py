@@ -1,4 +1,4 @@
-"""What ``ft chat`` and ``ft generate`` share: how a model is named, and how it is loaded."""
+"""What ``ft chat``, ``ft generate``, ``ft serve`` and ``ft export`` share: naming and loading a model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelArguments:
-    """The command line as far as it names a model.
+    """The part of the command line that names a model.
 
     Args:
         file: the training file, if there is one.
         overrides: ``key=value`` words.
         model: of ``--model``.
         adapters: of ``--adapter``.
-        force: whether another template than the trained one is taken.
+        force: whether a template other than the trained one is accepted.
     """
 
     file: str | None
@@ -33,7 +33,7 @@ class ModelArguments:
     force: bool
 
     def find(self, *, score: bool = False) -> Target:
-        """What to talk to, or what scores; nothing heavy is imported."""
+        """The model to generate or score with; does not import torch."""
         from ftcore.api.registry import load
         from ftcore.inference.reward_models import to_score
         from ftcore.inference.target import find_target
@@ -46,14 +46,14 @@ class ModelArguments:
         return find_target(self.file, **named) if fetch_config(target.plan) else target
 
     def load(self, target: Target) -> Any:
-        """The generator, without what libraries print of their own accord."""
+        """The generator. Libraries print only warnings."""
         from ftcore.runner.run import silence_libraries
 
         silence_libraries()
         return target.load(force=self.force)
 
     def judge(self, target: Target) -> Judge:
-        """The same with a reward model, which scores."""
+        """The reward model. Libraries print only warnings."""
         from ftcore.runner.run import silence_libraries
 
         silence_libraries()
@@ -61,12 +61,14 @@ class ModelArguments:
 
 
 def names_a_model(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``[FILE] [key=value ...] --model --adapter --force``, handed over as ``words``."""
+    """``[FILE] [key=value ...] --model --adapter --force``, passed on as ``words``."""
 
     @click.argument("words", nargs=-1, metavar="[FILE] [key=value]...")
-    @click.option("--model", metavar="M", help="Folder, hub id or a plugin's model, instead of a file's.")
-    @click.option("--adapter", "adapters", metavar="A", multiple=True, help="Adapter's folder or hub id; repeatable.")
-    @click.option("--force", is_flag=True, help="Take a template that is not the one trained with.")
+    @click.option("--model", metavar="M", help="Folder, hub id or a plugin's model, instead of FILE's.")
+    @click.option(
+        "--adapter", "adapters", metavar="A", multiple=True, help="Folder or hub id of an adapter; repeatable."
+    )
+    @click.option("--force", is_flag=True, help="Accept a template other than the one trained with.")
     @wraps(command)
     def wrapped(words: tuple[str, ...], model: str | None, adapters: tuple[str, ...], force: bool, **more: Any) -> Any:
         has_file = bool(words) and "=" not in words[0]

@@ -1,4 +1,4 @@
-"""``ft options``: what a file may hold."""
+"""``ft options``: all options of a training file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ftcore.errors import Problem, UsageError
 
 @click.command(name="options")
 @click.argument("what", required=False, metavar="[KIND|NAME|OPTION]")
-@click.option("--schema", is_flag=True, help="A JSON schema of the whole file, for editors.")
+@click.option("--schema", is_flag=True, help="Print a JSON schema of training files, for editors.")
 @json_option
 def command(what: str | None, schema: bool, as_json: bool) -> None:
-    """Every option with its owner, type, default and meaning; or those of a group, kind, component, or one."""
+    """Lists options with owner, type, default and help: all, those of a group, kind or component, or one option."""
     plugins = load()
     if schema:
         echo_json(json_schema(plugins))
@@ -36,7 +36,7 @@ def command(what: str | None, schema: bool, as_json: bool) -> None:
 
 
 def select(options: list[OptionInfo], what: str | None, plugins: Plugins) -> list[OptionInfo]:
-    """The options that a word names: a group, a kind, a component, or one option."""
+    """The options of a group, kind or component, or the one option of that name."""
     if what is None:
         return options
     owners = {owner_of(o.component.kind, o.component.name) for o in plugins.offers if what in names_of(o)}
@@ -48,7 +48,11 @@ def select(options: list[OptionInfo], what: str | None, plugins: Plugins) -> lis
     ]
     if not found and not owners and kind not in {offer.component.kind.replace("_", " ") for offer in plugins.offers}:
         groups = ", ".join(dict.fromkeys(option.owner for option in options))
-        raise UsageError(Problem(f"nothing is called {what!r}", "", f"write an option, or one of: {groups}"))
+        raise UsageError(
+            Problem(
+                f"there is no option, group, kind or component {what!r}", "", f"write an option, or one of: {groups}"
+            )
+        )
     return found
 
 
@@ -64,7 +68,7 @@ def as_dict(option: OptionInfo) -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """A value as a YAML file has it."""
+    """A value as written in a YAML file."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""Lines made a window at a time, to a file that a kill does not spoil, or to standard output."""
+"""Writes output lines window by window, to standard output or to a file that can be resumed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ftcore.inference.fingerprint import facts
 from ftcore.training.callbacks.signals import ended_at_once
 
 Lines = Callable[[int, int], Sequence[tuple[str, str]]]
-"""``lines(start, end)``: of each of these inputs the JSON line, and what people read."""
+"""``lines(start, end)``: for each of these inputs its JSON line and its text for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputWriter:
-    """What is written.
+    """Writes answers or scores.
 
     Args:
         what: ``answers`` or ``scores``.
-        plan: of the model.
-        inputs: one for each line.
-        window: how many are made at a time.
-        load: loads what makes the lines, of which so many are there already.
+        plan: the model's plan.
+        inputs: one per line.
+        window: number of lines computed at a time.
+        load: loads the model; its argument is the number of lines already written.
     """
 
     what: str
@@ -37,21 +37,21 @@ class OutputWriter:
     window: int
     load: Callable[[int], Lines]
     failed: list[Problem] = field(default_factory=list)
-    """What was raised for single lines, by what `load` gives; they are written too, and the command fails."""
+    """Errors of single lines. These lines are written too, and the command fails."""
 
     def to_terminal(self, as_json: bool) -> None:
-        """On standard output."""
-        with ended_at_once(lambda: f"; --output FILE keeps {self.what}, and goes on after a stop"):
+        """Writes to standard output."""
+        with ended_at_once(lambda: f"; --output FILE saves {self.what}, and can be resumed"):
             self._each_window(0, as_json=as_json, show=True, keep=lambda lines: None)
         self._check()
 
     def to_file(self, output: Path, as_json: bool) -> None:
-        """Into a file, which is whole or not there; what was made before a kill is gone on with."""
+        """Writes to a file, which appears when it is complete; lines of an earlier, killed process are reused."""
         from ftcore.inference.resumable_output import open_partial
 
         count, done, locking = len(self.inputs), 0, self.plan.training.use_file_locking
         with (
-            ended_at_once(lambda: f" after {done:,} of {count:,} {self.what}; the same command goes on"),
+            ended_at_once(lambda: f" after {done:,} of {count:,} {self.what}; the same command resumes"),
             open_partial(output, facts(self.plan, self.inputs), count, self.window, locking=locking) as partial,
         ):
             done = partial.done
@@ -62,7 +62,7 @@ class OutputWriter:
                 done = partial.done
 
             if done:
-                click.echo(f"going on after {done:,} of {count:,} {self.what}", err=True)
+                click.echo(f"resuming after {done:,} of {count:,} {self.what}", err=True)
             self._each_window(done, as_json=as_json, show=as_json, keep=keep)
             partial.finish()
         click.echo(f"{count:,} {self.what} written to {output}", err=True)
@@ -78,21 +78,21 @@ class OutputWriter:
             return
         lines = self.load(done)
         for start in range(done, count, self.window):
-            made = lines(start, min(start + self.window, count))
-            keep([line for line, _ in made])
-            for line, text in made if show else ():
+            window = lines(start, min(start + self.window, count))
+            keep([line for line, _ in window])
+            for line, text in window if show else ():
                 click.echo(line if as_json else text)
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuses a file that is there, and a folder that is not.
+    """Refuses an existing file, and a file in a folder that does not exist.
 
     Raises:
-        UsageError: naming it.
+        UsageError: naming the file or folder.
     """
     if output.exists() and not overwrite:
-        raise UsageError(Problem(f"{output} exists", "--output", "write another name, or --overwrite"))
+        raise UsageError(Problem(f"{output} exists already", "--output", "write another name, or --overwrite"))
     if output.is_dir():
-        raise UsageError(Problem(f"{output} is a folder", "--output", "write a file's name"))
+        raise UsageError(Problem(f"{output} is a folder", "--output", "write a file name"))
     if not output.parent.is_dir():
-        raise UsageError(Problem(f"there is no folder {output.parent}", "--output"))
+        raise UsageError(Problem(f"the folder {output.parent} does not exist", "--output"))

@@ -1,9 +1,8 @@
-"""``ft plan``: the run, decided, without carrying it out."""
+"""``ft plan``: what a run would do, without doing it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,16 +11,13 @@ from ftcore.cli.common import echo_json, file_and_overrides, json_option
 from ftcore.cli.options import show
 from ftcore.config.serialization import SECRETS, _coverage, as_dict, batch_line
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command(name="plan")
 @file_and_overrides
-@click.option("--all", "everything", is_flag=True, help="Options at their defaults too.")
+@click.option("--all", "everything", is_flag=True, help="Show options at their defaults too.")
 @json_option
 def command(file: Path, overrides: tuple[str, ...], everything: bool, as_json: bool) -> None:
-    """What a run would do: components, options with their origins, precision, memory. Imports no torch."""
+    """Shows what a run would do: components, options with their origins, precision, memory. Does not import torch."""
     from ftcore.config.planner import make_plan
 
     plan = make_plan(file, overrides)
@@ -32,14 +28,14 @@ def command(file: Path, overrides: tuple[str, ...], everything: bool, as_json: b
 
 
 def print_plan(plan: Plan, everything: bool = False) -> None:
-    """The plan for people."""
+    """Prints the plan as text."""
     click.secho("components", bold=True)
     for kind, selected in plan.components.items():
         click.echo(
             f"  {kind.replace('_', ' '):<17} {selected.full_name} {selected.version}  {selected.component.summary}"
         )
     if plan.template is None:
-        own = "the tokenizer's own" if plan.config or plan.source else "not known before the model is here"
+        own = "the tokenizer's own" if plan.config or plan.source else "not known before the model is downloaded"
         click.echo(f"  {'chat template':<17} {own}")
     click.secho("options", bold=True)
     for name, bound in plan.options.items():

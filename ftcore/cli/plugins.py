@@ -17,14 +17,14 @@ from ftcore.utils.suggestions import did_you_mean
 
 @click.group(name="plugins")
 def command() -> None:
-    """What is installed."""
+    """Lists installed plugins and their components."""
 
 
 @command.command(name="list")
-@click.option("--kind", type=click.Choice(kind_names()), help="One kind of component only.")
+@click.option("--kind", type=click.Choice(kind_names()), help="List only this kind of component.")
 @json_option
 def list_(kind: str | None, as_json: bool) -> None:
-    """Every component, where it comes from, and plugins that are broken or turned off."""
+    """Lists all components with their distribution, and plugins that are broken or disabled."""
     found = [row for row in rows(load()) if kind in (None, row["kind"])]
     if as_json:
         echo_json(found)
@@ -41,7 +41,7 @@ def list_(kind: str | None, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """One component or plugin, whole. NAME is a name, an alias or a full name."""
+    """Shows one component or plugin in full. NAME is a name, an alias or a full name."""
     plugins = load()
     shown = [detail(offer, plugins) for offer in plugins.offers if name in names_of(offer)]
     shown += [plugin_row(listed) for listed in plugins.listed if name in (listed.id, listed.id.partition("/")[2])]
@@ -49,7 +49,7 @@ def show(name: str, as_json: bool) -> None:
         known = sorted(
             {known for offer in plugins.offers for known in names_of(offer)} | {p.id for p in plugins.listed}
         )
-        hint = did_you_mean(name, known, "ft plugins list shows all")
+        hint = did_you_mean(name, known, "ft plugins list shows all of them")
         raise UsageError(Problem(f"there is no component or plugin {name!r}", "", hint))
     if as_json:
         echo_json(shown)
@@ -59,12 +59,12 @@ def show(name: str, as_json: bool) -> None:
 
 
 def names_of(offer: RegisteredComponent[Any]) -> tuple[str, ...]:
-    """Whatever selects it."""
+    """All names that select a component."""
     return (offer.full_name, offer.component.name, *offer.component.aliases)
 
 
 def rows(plugins: Plugins) -> list[dict[str, Any]]:
-    """Components, with clashes as their status; then plugins that are broken, turned off, or offer no component."""
+    """Components, with name clashes as status; then plugins that are broken, disabled, or without components."""
     offering = {offer.plugin for offer in plugins.offers}
     return [component_row(offer, plugins) for offer in plugins.offers] + [
         plugin_row(plugin) for plugin in plugins.listed if plugin.status != "ok" or plugin.id not in offering
@@ -98,7 +98,7 @@ def component_row(offer: RegisteredComponent[Any], plugins: Plugins) -> dict[str
         "full_name": offer.full_name,
         "distribution": offer.distribution,
         "version": offer.version,
-        "status": f"also offered as {', '.join(clashing)}: write the full name" if clashing else "ok",
+        "status": f"name also registered by {', '.join(clashing)}: write the full name" if clashing else "ok",
         "summary": component.summary,
         "aliases": list(component.aliases),
         "default": component.default,
@@ -106,7 +106,7 @@ def component_row(offer: RegisteredComponent[Any], plugins: Plugins) -> dict[str
 
 
 def detail(offer: RegisteredComponent[Any], plugins: Plugins) -> dict[str, Any]:
-    """One component whole, its options included."""
+    """One component in full, with its options."""
     component = offer.component
     owner = owner_of(component.kind, component.name)
     options = [option_info(name, owner, info) for name, info in component.Options.model_fields.items()]

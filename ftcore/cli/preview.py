@@ -1,4 +1,4 @@
-"""``ft preview``: what would be trained, row by row, without a model."""
+"""``ft preview``: the rows as they would be trained, without a model."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="N",
     type=click.IntRange(0),
-    help="Rows of each dataset, or packs, to show; 0 for all.",
+    help="Rows per dataset, or packs, to show; 0 for all.",
 )
-@click.option("--stats", is_flag=True, help="Only the counts, over all rows.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a row: tokens, labels, reasons.")
+@click.option("--stats", is_flag=True, help="Show only the counts, over all rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row: tokens, labels, reasons.")
 def command(file: Path, overrides: tuple[str, ...], rows: int, stats: bool, as_json: bool) -> None:
-    """What would be trained: each row's text with the tokens that are learnt, and why others are not.
+    """Shows the rows as they would be trained: which tokens are in the loss, and why others are not.
 
-    No model is loaded, only its tokenizer.
+    Only the tokenizer is loaded, not the model.
     """
     from ftcore.config.planner import make_plan
     from ftcore.models import hub_access
@@ -46,10 +46,10 @@ def command(file: Path, overrides: tuple[str, ...], rows: int, stats: bool, as_j
 
 
 def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
-    """Prints what is odd about the template, as a run does, the rows, then the counts.
+    """Prints findings of the template check, the rows, then the counts.
 
     Raises:
-        UsageError: the bad rows among those looked at, unless the plan skips them; what is odd about the template, with
+        UsageError: for bad rows among those read, unless the plan skips them; for findings of the template check, with
             ``template_check: error``.
     """
     from ftcore.cli.preview_packs import show_packs
@@ -62,7 +62,7 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
 
     tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
     if tokenizer is None:
-        raise UsageError(Problem("no plugin loads this model's tokenizer", plan.file))
+        raise UsageError(Problem("no plugin can load this model's tokenizer", plan.file))
     check_template(plan, tokenizer)
     if packs(plan) and not stats and not plan.data.streaming:
         show_packs(plan, tokenizer, rows, as_json=as_json)
@@ -73,8 +73,8 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
     pairs = zip((*plan.datasets, *plan.eval_datasets), (*train, *held_out), strict=True)
     show_one = _show_json if as_json else Terminal().show
     for number, (spec, counts) in enumerate(pairs):
-        asked = predicts(plan) and number >= len(plan.datasets)
-        for place, row, times in _rows(plan, renderer, spec, counts, 0 if stats else rows, questions=asked):
+        questions = predicts(plan) and number >= len(plan.datasets)
+        for place, row, times in _rows(plan, renderer, spec, counts, 0 if stats else rows, questions=questions):
             if not stats:
                 show_one(place, row, times)
     accounting = RowStats(tuple(train), tuple(held_out))
@@ -89,7 +89,7 @@ def show(plan: Plan, *, rows: int, stats: bool, as_json: bool) -> None:
 def _rows(
     plan: Plan, renderer: Renderer, spec: DatasetSpec, counts: RowCounts, most: int, *, questions: bool
 ) -> Iterator[tuple[Place, Any, int]]:
-    """The rows, each with how often it is taken."""
+    """The rows, each with the number of times it is trained."""
     from ftcore.data.datasets.packing import uncut
     from ftcore.data.formats.detection import read_samples, row_problem
     from ftcore.data.pipeline.row_sampling import counted, sampling_of
@@ -116,10 +116,10 @@ def _show_json(place: Place, row: Any, times: int) -> None:
 
 
 def as_dict(place: Place, row: Any) -> dict[str, Any]:
-    """A row for ``--json``: kept tokens, labels (-100: not trained), reasons; ``truncated`` counts the tokens cut.
+    """A row for ``--json``: kept tokens, labels (-100: not trained), reasons; ``truncated`` counts the tokens cut off.
 
-    A preference has these twice, under ``chosen`` and ``rejected``; ``shared`` is how many of the first tokens are one
-    prompt. Feedback has ``good`` besides.
+    A preference has these twice, under ``chosen`` and ``rejected``; ``shared`` is the length of the common prompt.
+    Feedback also has ``good``.
     """
     from ftcore.data.formats.detection import row_problem
     from ftcore.data.preprocessing.prepare import PreparedFeedback, PreparedPair

@@ -1,4 +1,4 @@
-"""Packs as they are trained: row after row, with a border between them."""
+"""Packs as they are trained: row after row, with a line between them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def show_packs(plan: Plan, tokenizer: Any, most: int, *, as_json: bool) -> None:
-    """Prints the first packs of the training data. All of it is tokenised for that, and kept for the run.
+    """Prints the first packs of the training data. All data is tokenised for this, and cached for the run.
 
     Args:
-        plan: packs.
-        tokenizer: its own.
-        most: packs at most; 0 for all.
-        as_json: one JSON object a pack.
+        plan: a plan with packing.
+        tokenizer: the plan's tokenizer.
+        most: maximum number of packs; 0 for all.
+        as_json: whether to print one JSON object per pack.
 
     Raises:
         UsageError: see `ftcore.data.pipeline.loading`.
@@ -41,14 +41,14 @@ def show_packs(plan: Plan, tokenizer: Any, most: int, *, as_json: bool) -> None:
 
 
 def as_dict(packs: PackedDataset, number: int) -> dict[str, Any]:
-    """A pack for ``--json``: each piece of a row with its source, its first token's number there, ids and labels."""
+    """A pack for ``--json``: for each piece of a row its source, its start in the row, ids and labels."""
     segments, pieces = packs.segments, []
     for piece in range(int(segments.packs[number]), int(segments.packs[number + 1])):
         row, start, end = (int(array[piece]) for array in segments[:3])
         item = packs.dataset[row]
         ids, weights = item["input_ids"][start:end].tolist(), item["weights"][start:end].tolist()
         labels = [token if weight > 0 else -100 for token, weight in zip(ids, weights, strict=True)]
-        # what a piece begins with is not predicted in it
+        # the first token of a piece is not predicted
         pieces.append(
             {"source": str(packs.places[row]), "start": start, "input_ids": ids, "labels": [-100, *labels[1:]]}
         )
@@ -56,11 +56,11 @@ def as_dict(packs: PackedDataset, number: int) -> dict[str, Any]:
 
 
 def bordered(pack: dict[str, Any], tokenizer: Any) -> str:
-    """A pack for people: ``⟦trained⟧``, and a line where a row ends and none of the next sees it."""
+    """A pack as text: ``⟦trained⟧`` tokens, and a line at the start of each row."""
     lines = [f"━━ pack {pack['pack']}: {pack['tokens']:,} tokens, {len(pack['rows'])} rows"]
     for piece in pack["rows"]:
-        goes_on = f" from token {piece['start'] + 1:,} on" if piece["start"] else ""
-        lines.append(f"── {piece['source']}{goes_on}  {len(piece['input_ids']):,} tokens")
+        offset = f" from token {piece['start'] + 1:,} on" if piece["start"] else ""
+        lines.append(f"── {piece['source']}{offset}  {len(piece['input_ids']):,} tokens")
         parts = []
         pairs = zip(piece["input_ids"], piece["labels"], strict=True)
         for trained, run in groupby(pairs, key=lambda pair: pair[1] >= 0):

@@ -1,4 +1,4 @@
-"""Prepared rows for people: in colours, or with brackets where there are none; preferences side by side."""
+"""Prepared rows as text: in colours, or with brackets if there are none; preferences side by side."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ _STYLES = {
     "truncated": "red strike",
 }
 CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
-"""Control characters are shown as pictures: a data file must not steer the terminal."""
+"""Control characters -> visible symbols, so that a data file cannot control the terminal."""
 _MANY = re.compile(r"(<\|?[\w|]{3,40}\|?>)\1{3,}")
 _NARROW = 60
-"""Columns below which two answers do not stand side by side."""
+"""Terminal width below which two answers are not shown side by side."""
 
 
 class Terminal:
-    """Rows one after the other; the legend before the first one."""
+    """Prints rows, with a legend before the first one."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         self.coloured = self.console.is_terminal and not self.console.no_color
-        self._told = False
+        self._legend_shown = False
 
     def show(self, place: Place, row: Any, times: int = 1) -> None:
-        """Prints one row, or what is wrong with it, and how often it is trained in an epoch where that is not once."""
-        if not self._told:
+        """Prints one row, or its problem; and the number of times per epoch it is trained, if not once."""
+        if not self._legend_shown:
             self.console.print(self._legend())
-            self._told = True
+            self._legend_shown = True
         if isinstance(row, RowError):
             self.console.print(Text(str(row_problem(place, row)), style="red"))
             return
@@ -91,7 +91,7 @@ class Terminal:
 
     def _legend(self) -> Text:
         if not self.coloured:
-            return Text("⟦ ⟧ is trained, ⟨ ⟩ is beyond cutoff_len")
+            return Text("⟦ ⟧ trained, ⟨ ⟩ cut off at cutoff_len")
         legend = Text("trained: underlined  ")
         for reason, style in _STYLES.items():
             legend.append(reason, style=style).append(" ")
@@ -99,7 +99,7 @@ class Terminal:
 
 
 def bracketed(row: Prepared, first: int = 0, last: int | None = None) -> str:
-    """The row's text for where there are no colours: ``⟦trained⟧``, ``⟨beyond cutoff_len⟩``."""
+    """The row's text without colours: ``⟦trained⟧``, ``⟨cut off at cutoff_len⟩``."""
     parts = []
     for (trained, cut), run in groupby(pieces(row, first, last), key=lambda piece: (piece[2], piece[1] == "truncated")):
         text = _folded("".join(piece for piece, _, _ in run)).translate(CONTROLS)
@@ -108,12 +108,12 @@ def bracketed(row: Prepared, first: int = 0, last: int | None = None) -> str:
 
 
 def _folded(text: str) -> str:
-    """Tokens that stand for parts of an image, hundreds of the same, as one with their number."""
+    """Replaces a run of image tokens by one token and their number."""
     return _MANY.sub(lambda found: f"{found[1]}×{len(found[0]) // len(found[1])}", text)
 
 
 def _sizes(row: Prepared | PreparedPair | PreparedFeedback) -> str:
-    # Of what cannot be trained nothing is used, though its tokens are shown.
+    # a row that cannot be trained uses no tokens, though they are shown
     cut = row.tokens - row.used
     trained = 0 if row.untrainable else row.trained
     lost = f", {row.thoughtless} without thought" if row.thoughtless else ""

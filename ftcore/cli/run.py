@@ -1,4 +1,4 @@
-"""``ft run``: does what the file says."""
+"""``ft run``: trains and evaluates as the file says."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ftcore.runner.console_log import surviving
 @click.command(name="run")
 @file_and_overrides
 @click.option("--dry-run", is_flag=True, help="Only print the plan.")
-@click.option("--force", is_flag=True, help="Go on from a checkpoint although data, template or options differ.")
+@click.option("--force", is_flag=True, help="Resume from a checkpoint although data, template or options differ.")
 def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
-    """Trains and evaluates as FILE says; every key=value replaces a line of it."""
+    """Trains and evaluates as FILE says; key=value replaces an option of the file."""
     from ftcore.config.planner import make_plan
     from ftcore.models import hub_access
     from ftcore.resources.hardware import share_heap
@@ -35,7 +35,7 @@ def command(file: Path, overrides: tuple[str, ...], dry_run: bool, force: bool) 
     launcher = plan.launcher.component
     try:
         status = launcher.launch(plan, run)
-    except KeyboardInterrupt:  # in training it is a signal that writes a checkpoint
+    except KeyboardInterrupt:  # during training the signal handler writes a checkpoint instead
         with surviving():
             click.echo("stopped by Ctrl-C outside of training", err=True)
         status = 130

@@ -1,4 +1,4 @@
-"""``ft generate --score``: scores of conversations by a reward model."""
+"""``ft generate --score``: scores conversations with a reward model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from ftcore.cli.output_writer import Lines, OutputWriter
 
 WINDOW = 64
-"""Batches that are scored before their scores are written."""
+"""Batches per write of scores."""
 
 
 def score_work(words: ModelArguments, source: Path) -> OutputWriter:
-    """Scores of the conversations of ``source``: each line with ``score`` and ``tokens``."""
+    """Scores the conversations of ``source`` and adds ``score`` and ``tokens`` to each line."""
     from ftcore.cli.output_writer import OutputWriter
     from ftcore.inference.prompts import read_conversations
 
@@ -29,12 +29,12 @@ def score_work(words: ModelArguments, source: Path) -> OutputWriter:
         read = judge.read(chats[done:], places[done:])
 
         def lines(start: int, end: int) -> Sequence[tuple[str, str]]:
-            ids = read[start - done : end - done]
-            found = []
-            for number, (one, score) in enumerate(zip(ids, judge.score(ids), strict=True), start=start):
-                line = json.dumps({**rows[number], "score": score, "tokens": len(one)}, ensure_ascii=False)
-                found.append((line, f"{number + 1}  {score:.6f}"))
-            return found
+            window = read[start - done : end - done]
+            scored = []
+            for number, (ids, score) in enumerate(zip(window, judge.score(window), strict=True), start=start):
+                line = json.dumps({**rows[number], "score": score, "tokens": len(ids)}, ensure_ascii=False)
+                scored.append((line, f"{number + 1}  {score:.6f}"))
+            return scored
 
         return lines
 

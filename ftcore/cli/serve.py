@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 @click.command(name="serve")
 @names_a_model
-@click.option("--host", metavar="H", help="Address to listen on: serve_host.")
-@click.option("--port", metavar="P", type=click.IntRange(0, 65535), help="Port to listen on: serve_port.")
-@click.option("--score", is_flag=True, help="The model is a reward model: it scores at /v1/score.")
+@click.option("--host", metavar="H", help="Address to listen on; sets serve_host.")
+@click.option("--port", metavar="P", type=click.IntRange(0, 65535), help="Port to listen on; sets serve_port.")
+@click.option("--score", is_flag=True, help="The model is a reward model; serve scores at /v1/score.")
 def command(words: ModelArguments, host: str | None, port: int | None, score: bool) -> None:
-    """Serves a model to OpenAI's clients, until SIGTERM or Ctrl-C.
+    """Serves a model to OpenAI clients, until SIGTERM or Ctrl-C.
 
-    FILE is a training file: then what its run left is served, else its base model. --adapter NAME=A serves an adapter
-    beside the model, under NAME. The API key is what the environment variable FT_API_KEY holds.
+    FILE is a training file: its trained model is served if the run has one, else its base model. --adapter NAME=A also
+    serves an adapter, under NAME. The environment variable FT_API_KEY holds the API key.
     """
-    words, adapters = _parted(words, host, port)
+    words, adapters = _split_adapters(words, host, port)
     if score and adapters:
         raise UsageError(Problem("a reward model is served alone, without named adapters", "--score"))
     targets = find_targets(words, adapters, score=score)
-    with surviving():  # nobody need read what a server prints
+    with surviving():  # a server runs without a reader of its output
         _serve(targets, force=words.force)
 
 
 def find_targets(words: ModelArguments, adapters: Mapping[str, str], *, score: bool = False) -> dict[str, Target]:
-    """Name -> what is served under it: the model that the words name, then adapters.
+    """Name -> served model: first the model of the command line, then its adapters.
 
     Raises:
-        UsageError: as `find_target`; and for a name that is there twice.
+        UsageError: as `find_target`; and for a repeated name.
     """
     from ftcore.inference.target import find_target
     from ftcore.serving.naming import distinct, name_of
@@ -51,14 +51,14 @@ def find_targets(words: ModelArguments, adapters: Mapping[str, str], *, score: b
     named = {**main.plan.serving.serve_adapters, **adapters}
     found = [(name_of(main), main)]
     for name, path in named.items():
-        beside = replace(words, adapters=[path], model=str(main.plan.model.model_name_or_path))
-        found.append((name, beside.find()))
+        adapter = replace(words, adapters=[path], model=str(main.plan.model.model_name_or_path))
+        found.append((name, adapter.find()))
     distinct([name for name, _ in found])
     return dict(found)
 
 
-def _parted(words: ModelArguments, host: str | None, port: int | None) -> tuple[ModelArguments, dict[str, str]]:
-    """The words without NAME=A, and these; ``--host`` and ``--port`` as the options that they are."""
+def _split_adapters(words: ModelArguments, host: str | None, port: int | None) -> tuple[ModelArguments, dict[str, str]]:
+    """Separates adapters with a name from the others, and turns ``--host`` and ``--port`` into options."""
     named: dict[str, str] = {}
     plain = []
     for word in words.adapters:

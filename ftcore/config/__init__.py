@@ -1,4 +1,4 @@
-"""From a file and ``key=value`` words to a `ftcore.api.plan.Plan`. Imports no torch."""
+"""Makes a `ftcore.api.plan.Plan` of a file and ``key=value`` words. Does not import torch."""
 
 from __future__ import annotations
 

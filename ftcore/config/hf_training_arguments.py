@@ -1,4 +1,4 @@
-"""The fields of ``transformers.Seq2SeqTrainingArguments``, known without importing transformers (which costs seconds).
+"""The fields of ``transformers.Seq2SeqTrainingArguments``, without importing transformers, which takes seconds.
 
 ``hf_training_arguments.json`` is written by ``docs/generate.py`` and a test keeps it equal to the installed
 transformers.
@@ -27,7 +27,7 @@ _CHOICES = {
     "log_level_replica": _LEVELS,
     "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
 }
-"""Values of fields that transformers declares as mere texts; a test holds them against it."""
+"""Values of fields that transformers declares as ``str``; a test compares them with transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class TrainingField:
     choices: tuple[str, ...] = ()
 
     def check(self, value: Any) -> str:
-        """What is wrong with a value; empty when nothing is."""
+        """An error message for a wrong value; empty for a valid one."""
         if self.choices and value not in self.choices:
-            return f"{value!r} is none of {', '.join(self.choices)}"
+            return f"{value!r} is not one of {', '.join(self.choices)}"
         if isinstance(value, bool) and "bool" not in self.types:
             return f"{value!r} is not {' or '.join(self.types)}"
         if any(isinstance(value, _CHECKS[name]) for name in self.types if name in _CHECKS):

@@ -1,4 +1,4 @@
-"""The JSON schema of a file, so that editors complete and check it."""
+"""The JSON schema of a training file, for completion and checks in editors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean
 
 
 def json_schema(plugins: Plugins) -> dict[str, Any]:
-    """Draft 2020-12; every option of every installed owner, each with its help."""
+    """All options of all installed owners with their help, as a schema of draft 2020-12."""
     properties: dict[str, Any] = {}
     for name, known in training_fields().items():
         if name in PASSED_ON:
@@ -60,7 +60,7 @@ def _field(types: tuple[str, ...], choices: tuple[str, ...], help_text: str, def
 
 
 def _loose(details: dict[str, Any]) -> dict[str, Any]:
-    """Null always leaves the default, and a list of names may be one word with commas."""
+    """Allows null, which keeps the default, and for lists a text with commas."""
     details = {key: value for key, value in details.items() if key != "title"}
     alternatives = details.pop("anyOf", None) or [
         {k: details.pop(k) for k in [*details] if k not in ("description", "default")}

@@ -1,4 +1,4 @@
-"""A plan as plain data and as lines for people."""
+"""A plan as JSON values and as text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 from ftcore.api.plan import Plan
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from ftcore.resources.coverage import Coverage
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """The plan for ``--json`` and for the manifest; secrets are left out."""
+    """The plan for ``--json`` and for the manifest, without secrets."""
     return {
         "file": plan.file,
         "components": {kind: selected.full_name for kind, selected in plan.components.items()},
@@ -37,7 +34,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def _coverage(plan: Plan) -> Coverage | None:
-    """What part of the weights a training run would reach."""
+    """The share of the weights that a training run covers."""
     return plan.method.component.planned_coverage(plan) if plan.training.do_train else None
 
 
@@ -47,7 +44,7 @@ def effective_batch(plan: Plan) -> int:
 
 
 def effective_tokens(plan: Plan) -> int | None:
-    """Tokens per optimizer step on one device, at most, where batches are made by them."""
+    """Maximum tokens per optimizer step on one device, with ``tokens_per_batch``."""
     tokens = plan.training.tokens_per_batch
     return tokens and tokens * plan.training.gradient_accumulation_steps
 

@@ -119,7 +119,7 @@ SWITCHES: Mapping[str, ForeignOption] = {
     "use_legacy_prediction_loop": _option("an evaluation keeps no predictions", True, False),
     "ray_scope": _option("Ray is not supported here", "last"),
     "mp_parameters": _option("SageMaker's model parallelism is not supported here", ""),
-    "sharded_ddp": _option("one process trains the whole model on one device today", "", False),
+    "sharded_ddp": _option("one process trains the whole model on one device", "", False),
     "fsdp_min_num_params": _option("one process on one device is what runs today", 0),
     "fsdp_transformer_layer_cls_to_wrap": _option("one process on one device is what runs today"),
 }

@@ -90,8 +90,8 @@ def test_save_writes_a_row_of_the_messages_format_once(chat: Any, answer: Any, t
     }
     assert result.stderr == (
         f"{CUT}written to {file}\n"
-        f"error: {file} exists; write another name\n"
-        "error: /save needs a file's name\n"
+        f"error: {file} exists already; write another name\n"
+        "error: /save needs a file name\n"
         f"error: {tmp_path}/no/x cannot be written: No such file or directory\n"
     )
 
@@ -99,7 +99,7 @@ def test_save_writes_a_row_of_the_messages_format_once(chat: Any, answer: Any, t
 def test_exit_help_and_what_is_no_command(chat: Any) -> None:
     result = chat("/help", "/bye", "/exit", "hello")
     assert result.stdout == HELP + "\n"
-    assert result.stderr == "error: there is no command /bye; /help shows them\n"
+    assert result.stderr == "error: there is no command /bye; /help lists the commands\n"
 
 
 def test_a_turn_that_cannot_be_answered_is_not_kept(chat: Any, answer: Any) -> None:
@@ -174,12 +174,12 @@ def test_on_a_terminal(tiny_model_dir: Path, answer: Any, tmp_path: Path) -> Non
     first = answer("hello")
     assert shown["hello"] == f"hello\n{first}{CUT}\n> "
     assert shown["again"] == f"hello\n{answer('hello', first, 'hello')}{CUT}\n> "  # brought back by the arrow key
-    assert shown["system"] == "/system be brief\nsystem message set, conversation begun anew\n> "
+    assert shown["system"] == "/system be brief\nsystem message set, new conversation started\n> "
     assert shown["lines"] == f"one\\\n. two\n{answer(chr(10).join(('one', 'two')), system='be brief')}{CUT}\n> "
     assert shown["block begun"] == '"""\n. '
     assert shown["block dropped"] == "\nCtrl-D or /exit leaves\n> "
     assert shown["paste"] == f"one^Jtwo\n{answer(chr(10).join(('one', 'two')))}{CUT}\n> "
-    assert shown["clear"] == "/clear\nconversation begun anew\n> "
+    assert shown["clear"] == "/clear\nnew conversation started\n> "
     assert shown["end"] == "\n"
     assert shown["status"] == 0
     # an answer of 8,000 tokens was stopped, what had been said stays, and the talk went on

@@ -94,7 +94,7 @@ def test_a_file_of_prompts_in_a_file_of_answers(generate: Any, answer: Any, tmp_
 
     with pytest.raises(UsageError) as error:
         generate("--input", source, "--output", output, *GREEDY)
-    assert str(error.value) == f"--output: {output} exists; write another name, or --overwrite"
+    assert str(error.value) == f"--output: {output} exists already; write another name, or --overwrite"
     assert not (tmp_path / "out.jsonl.partial").exists()
     generate("--prompt", "hello", "--output", output, "--overwrite", *GREEDY)
     assert json.loads(output.read_text(encoding="utf-8")) == line(answer("hello"), prompt="hello")
@@ -166,7 +166,7 @@ def test_what_cannot_be(generate: Any, tmp_path: Path) -> None:
     assert str(error.value) == f"--input: {tmp_path}/none cannot be read: No such file or directory"
     with pytest.raises(UsageError) as error:
         generate("--prompt", "x", "--output", tmp_path / "no" / "out")
-    assert str(error.value) == f"--output: there is no folder {tmp_path}/no"
+    assert str(error.value) == f"--output: the folder {tmp_path}/no does not exist"
     with pytest.raises(UsageError) as error:
         generate("--prompt", "x", "top_p=2", "do_sampel=1")
     assert len(str(error.value).splitlines()) == 2

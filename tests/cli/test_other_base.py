@@ -146,5 +146,5 @@ def test_a_training_file_of_a_failed_run(tiny_model_dir: Path, tmp_path: Path, r
     done = CliRunner().invoke(group, ["export", str(file), f"export_dir={tmp_path / 'export'}"])
     assert str(done.exception) == (
         f"{file}: the run of this file has not finished ({out}: the run failed: boom); "
-        "let it finish, or name a checkpoint with --adapter or --model"
+        "let the run finish, or name a checkpoint with --adapter or --model"
     )

@@ -95,7 +95,7 @@ def test_rows_in_brackets(preview: Any) -> None:
     assert found.error is None
     total, trained = size(FIRST + "Hello.<|im_end|>\n"), size("Hello.<|im_end|>")
     assert found.output == (
-        "⟦ ⟧ is trained, ⟨ ⟩ is beyond cutoff_len\n"
+        "⟦ ⟧ trained, ⟨ ⟩ cut off at cutoff_len\n"
         f"── a.jsonl:1  {total} tokens, {trained} trained\n"
         f"{FIRST}⟦Hello.<|im_end|>⟧\n"
         f"a.jsonl: 1 of 1 rows, {total} tokens, {trained} trained ({trained / total:.1%})\n"
@@ -112,7 +112,7 @@ def test_what_is_odd_about_the_template_comes_first(preview: Any, monkeypatch: p
     )
     assert preview("-n", "1").output.splitlines()[0] == f"warning: {finding}"
     assert str(preview("-n", "1", template_check="error").error) == finding
-    assert preview("-n", "1", template_check="off").output.startswith("⟦ ⟧ is trained")
+    assert preview("-n", "1", template_check="off").output.startswith("⟦ ⟧ trained")
 
 
 def test_cut_rows_and_control_characters(preview: Any) -> None:
@@ -208,7 +208,7 @@ def test_preferences_one_above_the_other(preview: Any) -> None:
     total = size(FIRST + "Hello.<|im_end|>\n") + size("No " * 9 + "<|im_end|>\n")
     trained = size("Hello.<|im_end|>") + size("No " * 9 + "<|im_end|>")
     assert found.output == (
-        "⟦ ⟧ is trained, ⟨ ⟩ is beyond cutoff_len\n"
+        "⟦ ⟧ trained, ⟨ ⟩ cut off at cutoff_len\n"
         f"── a.jsonl:1  {total} tokens, {trained} trained\n"
         f"{FIRST}─ chosen\n"
         "⟦Hello.<|im_end|>⟧\n"
@@ -288,7 +288,7 @@ def test_a_dataset_of_another_kind(preview: Any) -> None:
 
 def test_without_a_tokenizer(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Tokenizers, "ft_load_tokenizer")
-    assert str(preview().error) == "run.yaml: no plugin loads this model's tokenizer"
+    assert str(preview().error) == "run.yaml: no plugin can load this model's tokenizer"
 
 
 def test_packs_with_their_borders(preview: Any) -> None:

@@ -212,7 +212,7 @@ def test_recomputing_that_contradicts_itself(value: bool, write_config: Any) -> 
     told = str(value).lower()
     assert [(problem.message, problem.hint) for problem in caught.value.problems] == [
         (
-            f"gradient_checkpointing and disable_gradient_checkpointing are both {told}, and contradict each other",
+            f"gradient_checkpointing and disable_gradient_checkpointing are both {told}, which is a contradiction",
             "remove one of them",
         )
     ]
@@ -257,9 +257,9 @@ def test_a_gpu_that_is_left_alone(write_config: Any, monkeypatch: pytest.MonkeyP
     [
         ({"split_batches": True}, "accelerator_config: split_batches: True is not supported"),
         ({"gradient_accumulation_kwargs": {"num_steps": 2}}, "accelerator_config: gradient_accumulation_kwargs: "),
-        ({"no_such": 1}, "accelerator_config: it has no 'no_such'"),
+        ({"no_such": 1}, "accelerator_config: unknown key 'no_such'"),
         ("[1]", "accelerator_config: there is no file [1]"),
-        ("{1", "accelerator_config: it is no JSON"),
+        ("{1", "accelerator_config: it is not valid JSON"),
     ],
 )
 def test_what_accelerates_is_the_plans(given: Any, message: str, write_config: Any) -> None:

@@ -144,8 +144,8 @@ def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugin
         "run.yaml:6: evaluation_strategy is the old name of eval_strategy, which is set too; keep eval_strategy",
         "run.yaml:9: use_galore is known but not supported; GaLore is an optimizer; write optim: galore_adamw, "
         "save_only_model: true",
-        "run.yaml:10: fsdp: 'full_shard' is not supported; one process trains the whole model on one device "
-        "today; several devices are not built yet",
+        "run.yaml:10: fsdp: 'full_shard' is not supported; one process trains the whole model on one device; "
+        "training on several devices is not implemented yet",
     ]
 
 

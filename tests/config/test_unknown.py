@@ -44,7 +44,7 @@ def test_a_model_that_is_not_here(write_config: Callable[..., Path], built_in: P
         f"{FAR} {UNKNOWN_CONFIG}; ft run determines model family, settings for images and memory",
     )
     shown = CliRunner().invoke(command, [str(file), "template=null"]).output
-    assert "chat template     not known before the model is here\n" in shown
+    assert "chat template     not known before the model is downloaded\n" in shown
     assert f"not known: {FAR} {UNKNOWN_CONFIG}" in shown
     assert [line.partition(":")[0] for line in shown.splitlines()[-3:]] == [
         "precision",

@@ -202,7 +202,9 @@ def test_a_crash_leaves_the_earlier_export(tiny_model_dir: Path, out: Path, monk
 
 
 def test_a_run_that_has_not_finished_is_not_exported(write_config: Callable, out: Path) -> None:
-    with pytest.raises(UsageError, match="the run of this file has not finished; let it finish, or name a checkpoint"):
+    with pytest.raises(
+        UsageError, match="the run of this file has not finished; let the run finish, or name a checkpoint"
+    ):
         export(write_config(), f"export_dir={out}")
 
 

@@ -21,7 +21,7 @@ def test_killed_or_stopped_it_ends_in_the_same_bytes(warm: Any, tmp_path: Path) 
     kept = {"in an answer": 8, "before a window is written": 8, "in a line": 8, "after a window": 16}
     kept |= {"before the move": 20, "after the move": 20}
     assert {case: found[case]["told"] for case in found} == {
-        (place, number): [f"going on after {kept[place]} of 20 answers"] for place, number in found
+        (place, number): [f"resuming after {kept[place]} of 20 answers"] for place, number in found
     }
     statuses = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}
     for (place, number), case in found.items():
@@ -31,4 +31,4 @@ def test_killed_or_stopped_it_ends_in_the_same_bytes(warm: Any, tmp_path: Path) 
     names = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C"}
     for number, name in names.items():
         said = found["in an answer", number]["said"]
-        assert said == [f"error: stopped by {name} after 8 of 20 answers; the same command goes on"]
+        assert said == [f"error: stopped by {name} after 8 of 20 answers; the same command resumes"]

@@ -112,7 +112,7 @@ def test_the_command_refuses(reward_dir: Path, tmp_path: Path) -> None:
         ["--input", str(source), "--seed", "1"],
         ["--input", str(source), "--dataset", "x"],
     ):
-        with pytest.raises(UsageError, match="--score goes with no --prompt, --dataset, --system or --seed"):
+        with pytest.raises(UsageError, match="--score cannot be combined with --prompt, --dataset, --system or --seed"):
             CliRunner().invoke(command, [*words, *more], catch_exceptions=False)
     source.write_text("\n" + json.dumps({"messages": [{"role": "user", "content": "hello"}]}) + "\n")
     with pytest.raises(UsageError, match=r"in\.jsonl:2: the last turn is not the assistant's"):

@@ -143,7 +143,7 @@ def test_tensorboards_folder(trainer_of: Any, tokens: Any, tmp_path: Path, monke
 
 def test_tensorboards_folder_without_tensorboard(plan_of: Any) -> None:
     (line,) = (line for line in plan_of(logging_dir="logs").ignored if "logging_dir" in line)
-    assert line.endswith("ignored: logging_dir: it is tensorboard's folder, and report_to does not name tensorboard")
+    assert line.endswith("ignored: logging_dir: it is the folder for tensorboard, which report_to does not name")
 
 
 def test_a_run_that_goes_on_does_not_start(trainer_of: Any, tokens: Any, stops_after: Any, tmp_path: Path) -> None:
