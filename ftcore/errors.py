@@ -1,7 +1,6 @@
-"""What a user may do wrong, as one family of exceptions that are shown as text.
+"""Exceptions for mistakes of users, shown as text without a traceback.
 
-Anything else that is raised is our mistake and keeps its traceback.
-Messages are lower case and have no full stop, unless there are several sentences (tox, docs/development.rst).
+Any other exception is a mistake of ft and keeps its traceback. Messages are lower case without a full stop.
 """
 
 from __future__ import annotations
@@ -10,31 +9,31 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _MOST = 60
-"""Characters of a user's value that a message quotes."""
+"""Maximum characters of a user's value in a message."""
 _MESSAGE = 1000
 _HINT = 4000
-"""Characters of a problem's message and hint, which may list all templates: whoever wrote it, it can be read."""
+"""Maximum characters of a problem's message and hint; a hint may list all templates."""
 
 
 def short(text: str, most: int = _MOST) -> str:
-    """The text, or as much of its beginning."""
+    """The text, cut to ``most`` characters."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def quoted(value: object, most: int = _MOST) -> str:
-    """A user's value in a message: Python's notation, shortened, however long it is."""
+    """A user's value for a message: its ``repr``, shortened."""
     if isinstance(value, str | bytes):
         value = value[: most + 1]
     return short(repr(value), most)
 
 
 def listed(names: Iterable[object], most: int = 10, length: int = _MOST) -> str:
-    """``a, b, c and 4 more``; ``none`` where there are none.
+    """``a, b, c and 4 more``; ``none`` for an empty list.
 
     Args:
-        names: what is listed.
-        most: at most so many.
-        length: characters of each, at most.
+        names: the names to list.
+        most: maximum number of names.
+        length: maximum characters of each.
     """
     names = tuple(names)
     shown = ", ".join(short(str(name), length) for name in names[:most]) or "none"
@@ -48,7 +47,7 @@ class Problem:
     Args:
         message: what is wrong, naming the thing, lower case, no full stop.
         where: the place, such as ``run.yaml:12``, ``data.jsonl:3`` or ``command line``; empty when there is none.
-        hint: what exists or what to write; empty when the message says it all.
+        hint: what exists or what to write; empty if the message is enough.
     """
 
     message: str
@@ -65,13 +64,13 @@ class Problem:
 
 
 class FtError(Exception):
-    """The one base of what is shown as text. ``exit_code`` is the status that ``ft`` ends with."""
+    """Base of all exceptions that are shown as text. ``exit_code`` is the exit status of ``ft``."""
 
     exit_code = 1
 
 
 class UsageError(FtError):
-    """The file, the data or the command line is wrong: every problem at once, before anything heavy loads."""
+    """The file, the data or the command line is wrong. Holds all problems, found before a model is loaded."""
 
     exit_code = 2
 
@@ -83,11 +82,11 @@ class UsageError(FtError):
 
 
 class RunError(FtError):
-    """The run itself failed: out of memory, a loss that is not a number, a full disk, a damaged checkpoint."""
+    """The run itself failed: out of memory, a non-finite loss, a full disk, a damaged checkpoint."""
 
 
 class RowError(Exception):
-    """A dataset row that cannot be read. The data layer adds the place and turns it into a `Problem`.
+    """A dataset row is invalid. The data layer adds the place and turns it into a `Problem`.
 
     Args:
         reason: what is wrong, such as ``role 'user' follows 'user'``; values in it are `quoted`.

@@ -1,1 +1,1 @@
-"""What a plugin's author imports: kinds of component, samples, the plan, the registry. Imports no torch."""
+"""The API for plugins: kinds of component, samples, the plan, the registry. Does not import torch."""

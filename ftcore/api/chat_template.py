@@ -10,22 +10,23 @@ from ftcore.api.component import Component, Harmless
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate(Component):
-    """One Jinja source with ``{% generation %}`` marks around what the model says, its end-of-turn included.
+    """A Jinja template with ``{% generation %}`` marks around the model's output, its end of turn included.
 
-    It makes the training mask, the prompt at inference and the ``chat_template`` saved with the tokenizer.
+    The same template gives the training mask, the prompt at inference and the ``chat_template`` saved with the
+    tokenizer.
 
     Args:
         path: the Jinja file; or
         text: the source itself.
-        stop: what ends the model's turn, the first being the one that training teaches.
-        default_system: the system message that the template writes when the conversation has none.
-        tool_dialect: how tools are offered and called, such as ``json`` or ``xml``; None where the model has no tools.
+        stop: texts that end the model's turn; the first one is trained.
+        default_system: the system message that the template writes if the conversation has none.
+        tool_dialect: format of tools and calls, such as ``json`` or ``xml``; None for models without tools.
         thinking: whether the template renders ``reasoning_content``.
     """
 
     kind = "chat_template"
     option = "template"
-    resume_harmless = Harmless("the template's text and the rows that follow from it are compared")
+    resume_harmless = Harmless("the template's text and the resulting rows are compared")
 
     path: Path | None = None
     text: str = ""

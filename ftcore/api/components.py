@@ -1,4 +1,4 @@
-"""What a plugin offers: eight kinds of component, each a frozen dataclass with a name, a summary and options.
+"""The eight kinds of component that a plugin registers: frozen dataclasses with a name, a summary and options.
 
 A component describes; it never holds the state of a run. Nothing here imports torch: components are listed and their
 options checked in a fraction of a second, and a component's methods import what they need when they are called.

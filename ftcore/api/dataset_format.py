@@ -18,9 +18,9 @@ class DatasetFormat(Component, ABC):
     """Reads one row of a dataset into a sample.
 
     Args:
-        columns: role -> column that holds it unless ``dataset_info.json`` says otherwise.
-        tags: the same for names inside a column, such as the key that holds a message's role.
-        samples: names of the sample classes that it can make, such as ``Chat``; empty when only the row tells.
+        columns: role -> its default column, which ``dataset_info.json`` may override.
+        tags: the same for keys inside a column, such as the key of a message's role.
+        samples: names of the sample classes that it can return, such as ``Chat``; empty if this depends on the row.
     """
 
     kind = "dataset_format"
@@ -39,10 +39,10 @@ class DatasetFormat(Component, ABC):
 
         Args:
             row: column -> value.
-            columns: role -> column, the format's own completed by what the dataset's description says. The roles
-                ``response``, ``chosen``, ``rejected`` and ``kto_tag`` are left out unless they are to be read: with
-                ``chosen`` and ``rejected`` the sample is a `Preference`, with ``kto_tag`` a `Feedback`, with none of
-                the four a prompt. A column without a name is one that the dataset does not have.
+            columns: role -> column: the format's own, updated by the dataset's description. The roles ``response``,
+                ``chosen``, ``rejected`` and ``kto_tag`` are present only if they are to be read. With ``chosen`` and
+                ``rejected`` the sample is a `Preference`, with ``kto_tag`` a `Feedback`, with none of the four a
+                prompt. A column with an empty name does not exist in the dataset.
             tags: likewise.
 
         Raises:

@@ -1,4 +1,4 @@
-"""One dataset of a run, described."""
+"""The description of one dataset of a run."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """One dataset, described.
+    """The description of one dataset.
 
     Args:
         name: as the user wrote it.
         path: the file or folder; None for a hub id.
-        hub_id: set when it is to be fetched.
-        format: name of the dataset format; None to find it from the columns.
-        columns: role -> column, as far as described.
-        tags: role -> key inside a column, as far as described.
+        hub_id: the hub id of a dataset to download.
+        format: name of the dataset format; None to detect it from the columns.
+        columns: role -> column, for the roles that are described.
+        tags: role -> key inside a column, for the roles that are described.
         ranking: whether rows are preferences.
         subset: hub subset.
         folder: hub folder that holds the data.
         split: which split of a folder or hub dataset.
-        num_samples: so many rows are drawn at random; more than there are repeat rows.
-        where: the place that names it, such as ``x.yaml:12``.
+        num_samples: number of rows drawn at random; rows repeat if it is larger than the dataset.
+        where: the place that names the dataset, such as ``x.yaml:12``.
     """
 
     name: str

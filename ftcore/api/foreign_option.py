@@ -1,4 +1,4 @@
-"""Options of other tools' files."""
+"""Options of other fine-tuning tools."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ForeignOption:
-    """An option of another tool's files that nothing here owns.
+    """An option of another tool that ft does not have.
 
     Args:
-        advice: what is done instead, or why it is refused.
-        same_as: the option that it is another name of; its value is passed on.
-        harmless: values, besides null, under which leaving it out changes nothing; None for every value.
-        instead: options to write in its place where it is refused; each such file plans.
-        means: value -> the option and the value that say the same; they are passed on.
+        advice: what ft does instead, or why the option is refused.
+        same_as: ft's option with the same meaning; the value is passed to it.
+        harmless: values, besides null, that may be ignored without effect; None for all values.
+        instead: options to write instead if it is refused; they must make a valid plan.
+        means: value -> ft's option and value with the same meaning.
     """
 
     advice: str = ""
@@ -27,12 +27,12 @@ class ForeignOption:
 
     @property
     def hint(self) -> str:
-        """For a message that refuses it."""
+        """The hint of the message that refuses the option."""
         written = ", ".join(f"{name}: {_shown(value)}" for name, value in self.instead.items())
         return "; ".join(part for part in (self.advice, f"write {written}" if written else "") if part) or "remove it"
 
     def takes(self, value: Any) -> bool:
-        """Whether nothing is lost where it is left out. 0 and False are equal in Python, and two things in a file."""
+        """Whether a value may be ignored without effect. Unlike Python, a file keeps 0 apart from false."""
         if self.harmless is None or value is None:
             return True
         same = (other for other in self.harmless if value == other)

@@ -1,7 +1,7 @@
-"""Every hook, in the order in which it is called. Types cost nothing: they are imported for the checker alone.
+"""All hooks, in the order in which they are called. Types are imported for type checkers only.
 
-A plugin is a module (or object) with some of these functions under `ftcore.hookimpl`, named in the entry-point group
-``ftcore``. It takes only the arguments that it wants.
+A plugin is a module or object with some of these functions, decorated with `ftcore.hookimpl`. It is named in the
+entry-point group ``ftcore``. A hook function declares only the arguments that it uses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def ft_commands() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Commands for the ``ft`` command line: name -> ``module:click_command``, imported when called.
 
-    Called when the command line starts, before anything else.
+    Called first, when the command line starts.
     """
 
 
@@ -43,7 +43,7 @@ def ft_chat_templates() -> Iterable[c.ChatTemplate]:  # type: ignore[empty-body]
 
 @hookspec
 def ft_model_families() -> Iterable[c.ModelFamily]:  # type: ignore[empty-body]
-    """Model families, and the models that they bring along."""
+    """Model families, and the models that they include."""
 
 
 @hookspec
@@ -73,15 +73,15 @@ def ft_inference_engines() -> Iterable[c.InferenceEngine]:  # type: ignore[empty
 
 @hookspec
 def ft_foreign_options() -> Mapping[str, c.ForeignOption]:  # type: ignore[empty-body]
-    """Options of other tools' files that have no owner here: name -> its new name, or what to do instead.
+    """Options of other tools that ft does not have: name -> the option's name in ft, or what to do instead.
 
-    Called while options are bound, so that such a key is never passed over and never merely unknown.
+    Called while options are bound, so that such an option gets a better message than «unknown option».
     """
 
 
 @hookspec
 def ft_check_plan(plan: Plan) -> Iterable[Problem]:  # type: ignore[empty-body]
-    """Cross-checks over a bound plan. Called before anything heavy loads; all problems are shown together."""
+    """Checks over several options of a bound plan. Called before a model is loaded; all problems are shown together."""
 
 
 @hookspec(firstresult=True)
@@ -91,9 +91,9 @@ def ft_load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase | None:
 
 @hookspec(firstresult=True)
 def ft_load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
-    """The processor of a model that sees, or None to leave it to the next plugin; the built-in comes last.
+    """The processor of a multimodal model, or None to leave it to the next plugin; the built-in comes last.
 
-    Called by stages that train on images, and by ``ft export``; None from all means that the model reads text only.
+    Called by stages that train on images, and by ``ft export``. If all plugins return None, the model reads text only.
     """
 
 
@@ -101,20 +101,20 @@ def ft_load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Process
 def ft_load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel | None:
     """The model, or None to leave it to the next plugin; the built-in comes last.
 
-    ``kwargs`` are for ``from_pretrained``: dtype, attention, and what the method asks for.
+    ``kwargs`` are for ``from_pretrained``: dtype, attention, and arguments of the method.
     """
 
 
 @hookspec
 def ft_model_ready(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Called once the method has been applied and before the trainer is made; may change the model in place."""
+    """Called after the method was applied and before the trainer is created; may change the model in place."""
 
 
 @hookspec
 def ft_callbacks(plan: Plan) -> Iterable[TrainerCallback]:  # type: ignore[empty-body]
-    """Callbacks for the trainer. Called when the trainer is made."""
+    """Callbacks for the trainer. Called when the trainer is created."""
 
 
 @hookspec
 def ft_run_finished(plan: Plan, result: Result) -> None:
-    """Called when a run has ended well and its files are written."""
+    """Called when a run has finished without error and its files are written."""

@@ -1,4 +1,4 @@
-"""Generation: prompts in, pieces of text out."""
+"""Types for generation: prompts and pieces of answers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ftcore.api.samples import Message
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation that waits for the assistant.
+    """A conversation whose next turn is the assistant's.
 
     Args:
         messages: the turns so far.
-        tools: JSON schemas, in OpenAI's shape.
+        tools: JSON schemas in OpenAI's format.
         settings: overrides of the plan's generation options for this prompt, such as ``{"temperature": 0.0}``.
-        seed: makes sampling repeatable: the same prompts in one call get the same answers.
-        place: where it comes from, such as ``prompts.jsonl:3``, for errors.
-        ids: its tokens, where they are made already; an engine that takes them does not render the messages.
+        seed: makes sampling reproducible: the same prompts in one call get the same answers.
+        place: source for errors, such as ``prompts.jsonl:3``.
+        ids: its tokens, if known; an engine that accepts them does not render the messages.
     """
 
     messages: tuple[Message, ...]
@@ -32,12 +32,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token and how likely the model finds it, before temperature and the like.
+    """A token and its log-probability, before temperature and other sampling settings.
 
     Args:
-        text: of the token alone; an unfinished character is U+FFFD.
+        text: text of the token alone; an incomplete character is U+FFFD.
         logprob: natural logarithm of its probability.
-        bytes: of the token, None where the tokenizer does not tell.
+        bytes: bytes of the token; None if the tokenizer does not give them.
     """
 
     text: str
@@ -47,7 +47,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token of an answer, and the likeliest tokens in its place, the likeliest first."""
+    """A token of an answer, and the most likely tokens at its position, most likely first."""
 
     token: TokenLogprob
     top: tuple[TokenLogprob, ...] = ()
@@ -58,14 +58,13 @@ class Chunk:
     """A piece of an answer.
 
     Args:
-        index: of the prompt that it answers.
+        index: index of the prompt that it answers.
         text: new text; may be empty in the last chunk.
-        finish: empty while the answer goes on, then ``stop`` or ``length``; ``error`` where it failed.
-        prompt_tokens: set in the last chunk, and in every chunk of a session.
-        tokens: tokens of the answer, set in the last chunk; so far, in every chunk of a session.
-        scored: the tokens that came with this chunk, where a session was asked for log-probabilities; an end of turn
-            that is no text is not among them.
-        error: why it failed.
+        finish: empty until the last chunk, which has ``stop``, ``length`` or ``error``.
+        prompt_tokens: tokens of the prompt; set in the last chunk, and in every chunk of a session.
+        tokens: tokens of the answer so far; set in the last chunk, and in every chunk of a session.
+        scored: the tokens of this chunk, in a session with log-probabilities; without an end of turn that has no text.
+        error: the reason, with ``finish`` ``error``.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""The kind of component that knows an architecture, and the models that a plugin brings along."""
+"""The kind of component that describes a model architecture, and models that a plugin provides."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ftcore.api.component import Component
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model that a plugin brings along, selected by ``model_name_or_path: name``.
+    """A model that a plugin provides, selected by ``model_name_or_path: name``.
 
     Args:
-        name: how a file names it.
+        name: its name in a training file.
         summary: one line.
-        config: the model's ``config.json``, so that memory is estimated before anything is fetched.
-        fetch: ``module:function``; called without arguments it returns the local folder, fetching on first use.
+        config: the model's ``config.json``, used to estimate memory before the model is downloaded.
+        fetch: ``module:function``, called without arguments; it returns the local folder and downloads on first use.
         hub_id: the same model on the hub, for the records.
     """
 
@@ -30,17 +30,16 @@ class ModelSource:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFamily(Component):
-    """What is known of an architecture: which models belong to it, and the defaults that suit them.
+    """A model architecture: which models belong to it, and their defaults.
 
     Args:
         model_types: values of ``model_type`` in config.json.
-        template: name of the chat template; None where only the tokenizer knows.
-        lora_targets: module names that LoRA's ``all`` means; empty for every linear layer but the head.
-        media: what a model reads beside text, ``image`` and ``video``, through its own processor.
-        image: what stands in the text for an image, its processor's token in it; empty where the model's own chat
-            template says so.
-        models: models that the plugin offers by name.
-        defaults: option -> value, used where the file is silent; the plan shows their origin as ``family``.
+        template: name of the chat template; None for the tokenizer's own.
+        lora_targets: modules that LoRA's target ``all`` stands for; empty for every linear layer but the head.
+        media: what the model reads besides text, ``image`` and ``video``, through its own processor.
+        image: the text for an image, with its processor's token; empty if the model's own chat template writes it.
+        models: models that the plugin provides by name.
+        defaults: option -> value for options that the file does not set; the plan shows their origin as ``family``.
     """
 
     kind = "model_family"
@@ -55,7 +54,7 @@ class ModelFamily(Component):
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def matches(self, config: Mapping[str, Any], name: str) -> int:
-        """How well a model fits: 0 not at all; the highest of all families wins.
+        """How well a model fits this family. 0: not at all; the family with the highest value is chosen.
 
         Args:
             config: its config.json.

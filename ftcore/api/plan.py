@@ -1,7 +1,7 @@
-"""The plan and what acts on it: six kinds of component whose methods take a plan, and the run that a plan becomes.
+"""The plan, the six kinds of component whose methods take a plan, and the state of a run.
 
-They name each other in their signatures, and so stand in one file. Nothing here imports torch: a component describes,
-it never holds the state of a run, and its methods import what they need when they are called.
+Their signatures name each other, so they share one file. Nothing here imports torch: a component describes, it never
+holds the state of a run, and its methods import what they need when they are called.
 `ftcore.config.planner.make_plan` makes a plan; `ftcore.runner.run` carries it out.
 """
 
@@ -45,7 +45,7 @@ C = TypeVar("C", bound=Component)
 
 @dataclass(frozen=True, slots=True)
 class RegisteredComponent(Generic[C]):
-    """A component and where it comes from."""
+    """A component and the plugin that registers it."""
 
     component: C
     distribution: str
@@ -70,7 +70,7 @@ class Listed:
 
 
 class Registry(Protocol):
-    """What a plan can ask of the installed plugins; `ftcore.api.registry.Plugins` is it."""
+    """The interface of the installed plugins for a plan; `ftcore.api.registry.Plugins` implements it."""
 
     listed: tuple[Listed, ...]
     offers: tuple[RegisteredComponent[Any], ...]
@@ -81,22 +81,22 @@ class Registry(Protocol):
 
     @property
     def broken(self) -> tuple[Listed, ...]:
-        """Plugins that could not be loaded, or not in full."""
+        """Plugins that could not be loaded, or only in part."""
 
     def of(self, kind: type[C]) -> tuple[RegisteredComponent[C], ...]:
-        """Every component of one kind."""
+        """All components of one kind."""
 
     def find(self, kind: type[C], name: str, where: str = "") -> RegisteredComponent[C]:
         """The one component that ``name`` selects: a name, an alias or a full name.
 
         Raises:
-            UsageError: when there is none, or more than one.
+            UsageError: if there is none, or more than one.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected(Generic[C]):
-    """A component that this run uses, where it comes from, and its options."""
+    """A component that this run uses, its source and its options."""
 
     component: C
     full_name: str
@@ -110,7 +110,7 @@ class Bound:
     """One option's value.
 
     Args:
-        value: after validation.
+        value: the validated value.
         owner: ``model``, ``data``, ..., ``transformers``, or ``kind name`` of a component.
         origin: ``default``, ``family``, ``x.yaml:12`` or ``command line``.
     """
@@ -122,12 +122,12 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """What the run computes in.
+    """The dtypes of a run.
 
     Args:
         compute: ``float32``, ``bfloat16`` or ``float16``: the dtype of frozen weights and of activations.
         trained: dtype of the trained parameters.
-        reason: why it is not what the file asked for; empty when it is.
+        reason: why it differs from the file; empty if it does not.
     """
 
     compute: str = "float32"
@@ -137,7 +137,7 @@ class Precision:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run, decided.
+    """Everything that determines a run.
 
     ``model``, ``data``, ``training``, ``hub``, ``generation``, ``media``, ``videos``, ``export`` and ``serving`` are
     the core's option groups; ``transformers`` holds further fields of TrainingArguments; a component's own options are
@@ -169,40 +169,40 @@ class Plan:
     source: ModelSource | None = None
     """Set when ``model_name_or_path`` is a plugin's model."""
     config: Mapping[str, Any] | None = None
-    """The model's config.json, where it can be read without the network."""
+    """The model's config.json, if it can be read without the network."""
     datasets: tuple[DatasetSpec, ...] = ()
     eval_datasets: tuple[DatasetSpec, ...] = ()
     precision: Precision = field(default_factory=Precision)
     gradient_checkpointing: bool = False
     memory: Estimate | None = None
     force: bool = False
-    """``ft run --force``: go on from a checkpoint although data, template or options differ."""
+    """``ft run --force``: resume from a checkpoint although data, template or options differ."""
 
     options: Mapping[str, Bound] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
-    """What could not be looked at without the network, and what goes by it."""
+    """What could not be determined without the network."""
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the run leaves a GPU alone."""
+        """Whether the run uses the CPU even if there is a GPU."""
         return bool(self.transformers.get("use_cpu"))
 
     @property
     def output_dir(self) -> Path:
-        """Where the run's files go."""
-        assert self.training.output_dir is not None  # make_plan fills it in
+        """The folder for the run's files."""
+        assert self.training.output_dir is not None  # make_plan sets it
         return Path(self.training.output_dir).expanduser()
 
     @property
     def components(self) -> dict[str, Selected[Any]]:
-        """Kind -> what this run uses of it."""
+        """Kind -> the component that this run uses."""
         found = (self.stage, self.method, self.optimizer, self.launcher, self.engine, self.family, self.template)
         return {selected.component.kind: selected for selected in found if selected is not None}
 
     def where(self, option: str) -> str:
-        """Where the user wrote an option, such as ``x.yaml:12``; else the file."""
+        """The place of an option, such as ``x.yaml:12``; for an option that is not set, the file."""
         bound = self.options.get(option)
         return bound.origin if bound and bound.origin not in ("default", "family") else self.file
 
@@ -216,30 +216,30 @@ class Method(Component, ABC):
     renamed: ClassVar[Mapping[str, str]] = {"beneath": "base_adapters"}
 
     saves_adapter: ClassVar[bool] = False
-    """Whether a run leaves an adapter beside the base model rather than a model."""
+    """Whether a run saves an adapter instead of a whole model."""
 
     def load_kwargs(self, plan: Plan) -> dict[str, Any]:
-        """Keyword arguments for ``from_pretrained``, a quantisation config for instance."""
+        """Keyword arguments for ``from_pretrained``, such as a quantisation config."""
         return {}
 
     @abstractmethod
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
-        """The model with its trainable parameters in place, in float32, and all others frozen."""
+        """Returns the model with its trainable parameters in float32 and all others frozen."""
 
     def base_adapters(self, plan: Plan) -> tuple[str, ...]:
-        """Adapters of ``adapter_name_or_path`` that are merged into the base model under the one that a run leaves."""
+        """Adapters of ``adapter_name_or_path`` that are merged into the base model before the saved one is trained."""
         return plan.model.adapter_name_or_path[:-1]
 
     @abstractmethod
     def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """Writes what was trained, as safetensors."""
+        """Writes the trained parameters as safetensors."""
 
     @abstractmethod
     def load(self, model: PreTrainedModel, folder: Path) -> None:
-        """Reads back, in place and exactly, what `save` wrote.
+        """Loads into the model, bit by bit, what `save` wrote.
 
         Raises:
-            RunError: when names or shapes differ.
+            RunError: if names or shapes differ.
         """
 
     @abstractmethod
@@ -247,13 +247,13 @@ class Method(Component, ABC):
         """``(bytes of the base weights, number of trainable parameters)`` for the memory estimate.
 
         Args:
-            architecture: shapes read off config.json.
+            architecture: shapes according to config.json.
             options: this method's options.
             width: bytes of a frozen weight in the run's compute dtype.
         """
 
     def coverage(self, plan: Plan, model: PreTrainedModel) -> Coverage | None:
-        """What part of the weights of a model that `apply` returned is adapted and quantised; None to say nothing."""
+        """The share of the weights of the model from `apply` that is adapted and quantised; None to report nothing."""
         return None
 
     def planned_coverage(self, plan: Plan) -> Coverage | None:
@@ -261,15 +261,15 @@ class Method(Component, ABC):
         return None
 
     def drops_inputs(self, options: OptionGroup) -> bool:
-        """Whether dropout is put on the inputs of what is trained, which keeps further activations."""
+        """Whether dropout applies to the inputs of trained modules, which stores further activations."""
         return False
 
     def effective(self, plan: Plan) -> OptionGroup:
-        """This method's options with what other options of the plan entail; `count` and `depth` are asked with them."""
+        """This method's options, adjusted to other options of the plan; `count` and `depth` are called with them."""
         return plan.method.options
 
     def depth(self, architecture: Architecture, options: OptionGroup) -> Depth:
-        """How far the backward pass goes, for the memory estimate; here through everything."""
+        """The depth of the backward pass, for the memory estimate; by default the whole model."""
         from ftcore.resources.memory_model import Depth
 
         return Depth(layers=architecture.layers, head=not self.saves_adapter)
@@ -279,27 +279,27 @@ class Method(Component, ABC):
 
         Args:
             options: this method's options.
-            name: of the parameter.
+            name: the parameter's name.
             tensor: the parameter.
             rate: the run's ``learning_rate``.
         """
         return rate
 
     def reference(self, plan: Plan, model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]] | None:
-        """Contexts in which the model computes as it does now, before it is trained, for stages that compare with it.
+        """A way to compute with the model as it is before training, for stages that compare with it.
 
-        A stage asks by `ftcore.training.reference.start_weights.reference_of`, when `apply` has returned and before a
-        checkpoint is read.
+        A stage calls it through `ftcore.training.reference.start_weights.reference_of`, after `apply` and before a
+        checkpoint is loaded.
 
         Returns:
-            Makes such contexts, without gradients; None to have what is trained copied.
+            A function that returns a context without gradients; None if trained parameters are to be copied.
         """
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Component, ABC):
-    """Turns samples into a dataset and a trainer."""
+    """Makes a dataset of samples, and the trainer."""
 
     kind = "stage"
     option = "stage"
@@ -319,42 +319,42 @@ class Stage(Component, ABC):
     }
 
     samples: ClassVar[tuple[str, ...]] = ()
-    """Names of the sample classes that it eats, such as ``Chat``; ``Prompt`` is a chat without its last answer."""
+    """Names of the sample classes that it accepts, such as ``Chat``; ``Prompt`` is a chat without its last answer."""
     head: ClassVar[str] = "causal_lm"
     """``causal_lm``, or ``sequence_classification`` with one label."""
     sequences_per_row: ClassVar[float] = 1.0
-    """Full sequences that one row costs (two for a pair), for the memory estimate."""
+    """Full sequences per row (two for a pair), for the memory estimate."""
     packs_by_default: ClassVar[bool | None] = None
-    """Whether rows are packed unless the file says otherwise; None where they cannot be."""
+    """Whether rows are packed by default; None if they cannot be packed."""
     supports_streaming: ClassVar[bool] = False
-    """Whether it trains on rows that come one after the other, of which nobody knows how many there are."""
+    """Whether it can train on a stream, whose number of rows is unknown."""
     deterministic_rows: ClassVar[bool] = True
-    """Whether every epoch computes the same sequences."""
+    """Whether every epoch has the same sequences."""
     supports_images: ClassVar[bool] = False
-    """Whether it trains on conversations with images."""
+    """Whether it can train on conversations with images."""
     supports_label_smoothing: ClassVar[bool] = False
-    """Whether its loss is that of labels which ``label_smoothing_factor`` may smooth."""
+    """Whether ``label_smoothing_factor`` applies to its loss."""
     label_smoothing_hint: ClassVar[str] = "remove label_smoothing_factor"
-    """What to write instead where it is not."""
+    """The hint if it does not apply."""
     supports_prediction: ClassVar[bool] = False
-    """Whether it can do what ``do_predict`` asks for."""
+    """Whether it supports ``do_predict``."""
     learns_from_answers: ClassVar[bool] = True
-    """Whether it may train on answers that it has generated: a resume then compares the options of generation too."""
+    """Whether it may train on answers that the model generates. A resume then compares the generation options too."""
 
     @abstractmethod
     def trainer(self, run: Run) -> Trainer:
-        """The trainer over the run's model, tokenizer and datasets (see `ftcore.training.trainer`)."""
+        """The trainer for the run's model, tokenizer and datasets (see `ftcore.training.trainer`)."""
 
     @abstractmethod
     def datasets(self, run: Run) -> Any:
-        """Tokenised train and evaluation data with their accounting (see `ftcore.data`)."""
+        """Tokenised training and evaluation data with their accounting (see `ftcore.data`)."""
 
     def max_seq_len(self, plan: Plan) -> int:
-        """Tokens of the longest row that is trained on."""
+        """Tokens of the longest row in training."""
         return plan.data.cutoff_len
 
     def planned_sequences(self, plan: Plan) -> float:
-        """Full sequences that one row costs in forward and backward passes; `copies`, unless options say otherwise."""
+        """Full sequences per row in forward and backward passes; by default `sequences_per_row`."""
         return self.sequences_per_row
 
     def loss_is_additive(self, plan: Plan) -> bool:
@@ -363,23 +363,23 @@ class Stage(Component, ABC):
         return True
 
     def memory(self, plan: Plan) -> Mapping[str, int]:
-        """What is kept beside the trained model and its batch: name -> bytes."""
+        """Memory besides the trained model and its batch: name -> bytes."""
         return {}
 
     def auxiliary_models(self, plan: Plan) -> Mapping[str, Plan]:
-        """Models that the run reads beside the trained one: option -> the plan with that one in the model's place.
+        """Further models that the run loads: option -> the plan with this model instead of the trained one.
 
-        A run only goes on from a checkpoint while their files are what they were.
+        A run resumes from a checkpoint only if their files are unchanged.
 
         Raises:
-            UsageError: no such model.
+            UsageError: the model does not exist.
         """
         return {}
 
     def predict(self, run: Run, trainer: Trainer) -> Mapping[str, float]:
-        """What ``do_predict`` asks for: predictions on the evaluation data, written into the run's folder.
+        """Carries out ``do_predict``: writes predictions on the evaluation data into the run's folder.
 
-        Only called where `predicts`; after training, if there is any.
+        Called only if `supports_prediction` is true, after training if there is any.
 
         Returns:
             ``predict_*`` metrics, for ``predict_results.json``.
@@ -389,7 +389,7 @@ class Stage(Component, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Component, ABC):
-    """Makes a torch optimizer."""
+    """Creates a torch optimizer."""
 
     kind = "optimizer"
     option = "optim"
@@ -399,16 +399,16 @@ class Optimizer(Component, ABC):
 
     @abstractmethod
     def create(self, plan: Plan, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimizer over parameter groups, which already carry ``lr`` and ``weight_decay``."""
+        """The optimizer for parameter groups, which already have ``lr`` and ``weight_decay``."""
 
     def create_for(self, plan: Plan, model: PreTrainedModel, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """What a run calls: the same, for optimizers that need the model as well."""
+        """The same for optimizers that also need the model. A run calls this one."""
         return self.create(plan, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher(Component, ABC):
-    """Decides in which processes a run takes place."""
+    """Starts the processes of a run."""
 
     kind = "launcher"
     option = "launcher"
@@ -421,7 +421,7 @@ class Launcher(Component, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceEngine(Component, ABC):
-    """Answers, and scores where it can."""
+    """Generates answers, and may support scores of reward models."""
 
     kind = "inference_engine"
     option = "infer_backend"
@@ -429,10 +429,10 @@ class InferenceEngine(Component, ABC):
 
     @abstractmethod
     def load(self, plan: Plan) -> Generator:
-        """Loads model and adapters once; what comes back answers until it is dropped."""
+        """Loads model and adapters. The generator answers until it is released."""
 
     def load_all(self, plans: Mapping[str, Plan]) -> Mapping[str, Generator]:
-        """Loads several, which one thread will use; an engine that can lets them share a base model.
+        """Loads several models for use by one thread. An engine may let them share a base model.
 
         Args:
             plans: name -> plan.
@@ -440,40 +440,40 @@ class InferenceEngine(Component, ABC):
         return {name: self.load(plan) for name, plan in plans.items()}
 
     def judge(self, plan: Plan) -> Judge:
-        """Loads a reward model once; what comes back scores until it is dropped.
+        """Loads a reward model.
 
         Raises:
-            UsageError: when the engine does not score, or the model does not.
+            UsageError: if the engine does not support scores, or the model is not a reward model.
         """
-        reason = f"inference engine {self.name} does not score"
-        raise UsageError(Problem(reason, hint="write infer_backend: and one that does"))
+        reason = f"inference engine {self.name} does not support scores"
+        raise UsageError(Problem(reason, hint="select another engine with infer_backend"))
 
     def over(self, plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
-        """Answers with a model that the run holds, as it is at each call; it may change its generation config.
+        """A generator over the run's model with its weights at each call; it may change the generation config.
 
         Raises:
-            UsageError: the engine only answers with models that it loads itself.
+            UsageError: the engine supports only models that it loads itself.
         """
-        reason = f"engine {self.name} only answers with models that it loads itself, not with that of a run"
+        reason = f"engine {self.name} supports only models that it loads itself, not the model of a run"
         raise UsageError(Problem(reason))
 
 
 class Generator(ABC):
-    """A loaded model that answers."""
+    """A loaded model that generates answers."""
 
     tokenizer: PreTrainedTokenizerBase
     context: int | None = None
-    """Tokens of prompt and answer together that the model has places for, where that is known."""
+    """Maximum tokens of prompt and answer together; None if unknown."""
 
     @abstractmethod
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
-        """Pieces of text as they are made, each with the index of its prompt; batched."""
+        """Answers the prompts in batches; yields pieces of text, each with the index of its prompt."""
 
-    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (an engine need not know beforehand)
-        """Refuses prompts that `stream` would refuse, before an hour of answers is made; here it knows of none.
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (optional for an engine)
+        """Refuses prompts that `stream` would refuse, before any answer is generated; by default it refuses none.
 
         Raises:
-            UsageError: with every prompt that cannot be answered, and its place.
+            UsageError: with all prompts that cannot be answered, and their places.
         """
 
 
@@ -482,44 +482,43 @@ class Judge(ABC):
 
     @abstractmethod
     def read(self, chats: Sequence[Chat], places: Sequence[str] = ()) -> list[Sequence[int]]:
-        """The tokens of each conversation, as the model read them in training.
+        """The tokens of each conversation, the same as in training.
 
         Args:
-            chats: each ends with the answer that is scored.
-            places: what they are called in errors, such as ``file:3``; without it ``conversation 3``.
+            chats: each ends with the answer to score.
+            places: their sources for errors, such as ``file:3``; by default ``conversation 3``.
 
         Raises:
-            UsageError: with every conversation that cannot be scored.
+            UsageError: with all conversations that cannot be scored.
         """
 
     @abstractmethod
     def score(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """The score of each conversation that `read` has read, in order; the higher, the better.
+        """The scores of conversations from `read`, in order; higher is better.
 
-        Scores compare within one model only. Batched; one call at a time, further callers wait.
+        Scores are comparable within one model only. Runs in batches; concurrent callers wait for each other.
         """
 
 
 @dataclass(kw_only=True)
 class Run:
-    """The state of one run, handed to the stage. What is not loaded yet is None: tokenizer, data, model, in turn."""
+    """The state of one run, passed to the stage. Tokenizer, data and model are loaded in this order; None before."""
 
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel = None
-    """The method has been applied: what is to be trained requires gradients."""
+    """The model with the method applied: trainable parameters require gradients."""
     data: Any = None
-    """What the stage's ``datasets`` returned: ``train``, ``eval`` and ``accounting``."""
+    """The result of the stage's ``datasets``: ``train``, ``eval`` and ``accounting``."""
     pictures: Any = None
-    """How images are read (`ftcore.data.multimodal.images.ImageReader`); None where the stage or the model sees
-    none."""
+    """Reads images (`ftcore.data.multimodal.images.ImageReader`); None if stage or model does not support them."""
     phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
-    """``with run.phase("evaluating"):`` says in ``ft_run.json`` what the run does meanwhile."""
+    """``with run.phase("evaluating"):`` records the current phase in ``ft_run.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of a run."""
+    """The result of a run."""
 
     output_dir: Path
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""Discovery and look-up of plugins: entry points in, offers out; clashes and broken plugins are named, never guessed.
+"""Finds plugins by their entry points and looks up their components. Clashes and broken plugins are reported.
 
-We loop over the entry points ourselves: pluggy's own loader skips the second of two entry points with one name, so a
-stranger's package could replace a built-in without a word (tried with 1.7.0).
+The entry points are loaded here, not by pluggy: pluggy 1.7.0 skips the second of two entry points with the same name,
+so another package could silently replace a built-in plugin.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HOOKS: Mapping[type[Component], str] = {
     Launcher: "ft_launchers",
     InferenceEngine: "ft_inference_engines",
 }
-"""Kind -> the hook that offers it."""
+"""Kind -> the hook that registers components of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Candidate:
 
 
 class Plugins:
-    """All that is installed: passed on, never global."""
+    """The installed plugins. An instance is passed as an argument; there is no global one."""
 
     def __init__(
         self, manager: pluggy.PluginManager, listed: Sequence[Listed], offers: Sequence[RegisteredComponent[Any]]
@@ -81,14 +81,14 @@ class Plugins:
         return tuple(plugin for plugin in self.listed if plugin.status not in ("ok", "disabled"))
 
     def of(self, kind: type[C]) -> tuple[RegisteredComponent[C], ...]:
-        """Every offer of one kind."""
+        """All components of one kind."""
         return tuple(offer for offer in self.offers if isinstance(offer.component, kind))
 
     def find(self, kind: type[C], name: str, where: str = "") -> RegisteredComponent[C]:
-        """The one offer that ``name`` selects: a name, an alias or a full name.
+        """The one component that ``name`` selects: a name, an alias or a full name.
 
         Raises:
-            UsageError: when there is none (near names and broken plugins are named), or more than one.
+            UsageError: if there is none (similar names and broken plugins are listed), or more than one.
         """
         offers = self.of(kind)
         found = [offer for offer in offers if name in (offer.full_name, offer.component.name, *offer.component.aliases)]
@@ -96,25 +96,25 @@ class Plugins:
             return found[0]
         label = kind.kind.replace("_", " ")
         if found:
-            raise UsageError(_clash(f"{label} {quoted(name)} is offered by", found, where))
+            raise UsageError(_clash(f"{label} {quoted(name)} is registered by", found, where))
         raise UsageError(Problem(f"unknown {label} {quoted(name)}", where, self._what_exists(name, offers)))
 
     def default(self, kind: type[C], where: str = "") -> RegisteredComponent[C]:
-        """The offer that is used when nothing selects one.
+        """The component that is used if the file selects none.
 
         Raises:
-            UsageError: when no plugin, or more than one, offers a default.
+            UsageError: if no plugin, or more than one, registers a default.
         """
         found = [offer for offer in self.of(kind) if offer.component.default]
         label = kind.kind.replace("_", " ")
         if len(found) == 1:
             return found[0]
         if found:
-            raise UsageError(_clash(f"a default {label} is offered by", found, where))
-        raise UsageError(Problem(f"no {label} is installed that is a default", where, self._broken_hint()))
+            raise UsageError(_clash(f"a default {label} is registered by", found, where))
+        raise UsageError(Problem(f"no default {label} is installed", where, self._broken_hint()))
 
     def commands(self) -> dict[str, list[tuple[str, str]]]:
-        """Command name -> ``(plugin id, module:attribute)`` of each plugin that offers it."""
+        """Command name -> ``(plugin id, module:attribute)`` of each plugin that registers it."""
         commands: dict[str, list[tuple[str, str]]] = {}
         for implementation in self.hook.ft_commands.get_hookimpls():
             for name, target in implementation.function().items():
@@ -123,15 +123,13 @@ class Plugins:
 
     def _what_exists(self, name: str, offers: Sequence[RegisteredComponent[Any]]) -> str:
         names = sorted({known for offer in offers for known in (offer.component.name, *offer.component.aliases)})
-        parts = [did_you_mean(name, names, f"there are: {', '.join(names)}" if names else "none is installed")]
+        parts = [did_you_mean(name, names, f"write one of {', '.join(names)}" if names else "none is installed")]
         if broken := self._broken_hint():
             parts.append(broken)
         return "; ".join(parts)
 
     def _broken_hint(self) -> str:
-        return "; ".join(
-            f"plugin {plugin.id} is broken and may have offered it: {plugin.status}" for plugin in self.broken
-        )
+        return "; ".join(f"plugin {plugin.id} is broken and may contain it: {plugin.status}" for plugin in self.broken)
 
 
 def _clash(head: str, found: Sequence[RegisteredComponent[Any]], where: str) -> Problem:
@@ -141,7 +139,7 @@ def _clash(head: str, found: Sequence[RegisteredComponent[Any]], where: str) -> 
 
 
 def installed() -> list[Candidate]:
-    """Every entry point in our group, each once, even where a distribution lies twice on the path."""
+    """All entry points of the group ``ftcore``, each once even if a distribution is twice on the path."""
     candidates: dict[str, Candidate] = {}
     for entry in importlib.metadata.entry_points(group=GROUP):
         distribution = entry.dist.name if entry.dist else "unknown"
@@ -152,10 +150,10 @@ def installed() -> list[Candidate]:
 
 
 def load(candidates: Iterable[Candidate] | None = None, disabled: Iterable[str] | None = None) -> Plugins:
-    """Loads plugins; a broken one is listed with its problem and stops nothing.
+    """Loads plugins; a broken plugin is listed with its problem, and the others are loaded.
 
     Args:
-        candidates: instead of those installed, for tests.
+        candidates: used instead of the installed ones, for tests.
         disabled: plugin ids or distributions; unset, ``FT_DISABLE_PLUGINS`` (comma separated).
     """
     if disabled is None:
@@ -180,10 +178,10 @@ def load(candidates: Iterable[Candidate] | None = None, disabled: Iterable[str] 
 
 
 def _register(manager: pluggy.PluginManager, candidate: Candidate) -> list[str]:
-    """Imports and registers one plugin; what is wrong with it, if anything, in words."""
+    """Imports and registers one plugin; returns its problems."""
     try:
         plugin = candidate.load()
-    # An import may fail in any way, sys.exit included; the host must live.
+    # an import may raise anything, SystemExit included, and must not end ft
     except (Exception, SystemExit) as error:
         return [f"import failed: {type(error).__name__}: {_one_line(error)}"]
     try:
@@ -217,7 +215,7 @@ def _collect(manager: pluggy.PluginManager, candidate: Candidate) -> tuple[list[
                 continue
             for component in components:
                 if wrong := _wrong(kind, component):
-                    problems.append(f"{hook} offers {getattr(component, 'name', component)!r}: {wrong}")
+                    problems.append(f"{hook} returns {getattr(component, 'name', component)!r}: {wrong}")
                 else:
                     offers.append(
                         RegisteredComponent(component, candidate.distribution, candidate.version, candidate.id)

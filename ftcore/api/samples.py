@@ -1,4 +1,4 @@
-"""What dataset formats make and stages eat: Text, Chat, Preference, Feedback."""
+"""Samples, which dataset formats produce and stages train on: Text, Chat, Preference, Feedback."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row came from.
+    """The source of a row.
 
     Args:
         file: the file or hub id, as the user wrote it or relative to the dataset folder.
         row: the row's number in that file, counted from 1.
-        line: the line on which the row stands, counted from 1; 0 where rows do not have lines of their own.
+        line: the row's line, counted from 1; 0 in files without a line per row.
     """
 
     file: str
@@ -33,11 +33,11 @@ class Message:
     """One turn.
 
     Args:
-        role: who speaks.
-        content: the text; an assistant turn that only calls tools has an empty one.
-        reasoning: the model's thinking before the answer, None where there is none.
-        tool_calls: OpenAI's shape, ``{"type": "function", "function": {"name": ..., "arguments": {...}}}``.
-        train: weight of this turn in the loss; None leaves it to the run (assistant turns 1, all others 0).
+        role: the speaker.
+        content: the text; empty in an assistant turn that only calls tools.
+        reasoning: the model's thinking before the answer; None if there is none.
+        tool_calls: in OpenAI's format, ``{"type": "function", "function": {"name": ..., "arguments": {...}}}``.
+        train: weight of this turn in the loss; None for the run's default (assistant turns 1, all others 0).
     """
 
     role: Role
@@ -65,11 +65,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation. It ends with the assistant, or with the user where only prompts are wanted (ppo).
+    """A conversation. It ends with an assistant turn, or with a user turn if only prompts are needed (ppo).
 
     Args:
         messages: the turns; the system message, if any, comes first.
-        tools: JSON schemas of the tools that the model may call, in OpenAI's shape.
+        tools: JSON schemas of the tools that the model may call, in OpenAI's format.
         images: paths of the images, in the order of their placeholders.
         videos: paths of the videos, likewise.
     """
@@ -82,7 +82,7 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A prompt and two answers to it, of which the first is preferred. ``prompt`` ends with a user or tool turn."""
+    """A prompt with a preferred and a rejected answer. ``prompt`` ends with a user or tool turn."""
 
     prompt: Chat
     chosen: Message
@@ -91,7 +91,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A conversation whose last answer was liked or not (kto)."""
+    """A conversation whose last answer was rated good or bad (kto)."""
 
     chat: Chat
     good: bool

@@ -34,7 +34,7 @@ def test_two_offers_of_one_name_are_an_error_that_names_both(with_plugins, hooks
     with pytest.raises(UsageError) as error:
         plugins.find(ChatTemplate, "own", "x.yaml:3")
     assert str(error.value) == (
-        "x.yaml:3: chat template 'own' is offered by acme and blob; write the full name: acme:own or blob:own"
+        "x.yaml:3: chat template 'own' is registered by acme and blob; write the full name: acme:own or blob:own"
     )
     assert plugins.find(ChatTemplate, "blob:own").distribution == "blob"
 
@@ -57,7 +57,7 @@ def test_a_plugin_that_fails_to_import_stops_nothing_and_is_named_when_missed(wi
     assert plugins.find(ChatTemplate, "chatml").distribution == "ftcore"
     with pytest.raises(UsageError) as error:
         plugins.find(ChatTemplate, "zzz")
-    assert "plugin acme/plugin is broken and may have offered it: import failed: ImportError" in str(error.value)
+    assert "plugin acme/plugin is broken and may contain it: import failed: ImportError" in str(error.value)
 
 
 def test_a_plugin_may_even_exit_on_import(with_plugins) -> None:
@@ -78,8 +78,8 @@ def test_a_bad_component_is_named_and_the_good_ones_stay(with_plugins, hooks) ->
     offers = [template("good"), "not a template", template("a:b")]
     plugins = with_plugins(acme=hooks(ft_chat_templates=lambda: offers))
     assert plugins.broken[0].status == (
-        "ft_chat_templates offers 'not a template': it is str, not a ChatTemplate; "
-        "ft_chat_templates offers 'a:b': its name must be a string without ':' and ','"
+        "ft_chat_templates returns 'not a template': it is str, not a ChatTemplate; "
+        "ft_chat_templates returns 'a:b': its name must be a string without ':' and ','"
     )
     assert plugins.find(ChatTemplate, "good").full_name == "acme:good"
 
@@ -111,7 +111,7 @@ def test_the_environment_turns_plugins_off(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_default_that_two_offer_is_an_error(with_plugins, hooks, built_in) -> None:
     stage = built_in.default(Stage).component
     plugins = with_plugins(acme=hooks(ft_stages=lambda: [stage]))
-    with pytest.raises(UsageError, match="a default stage is offered by acme and ftcore"):
+    with pytest.raises(UsageError, match="a default stage is registered by acme and ftcore"):
         plugins.default(Stage)
 
 

@@ -118,7 +118,7 @@ def test_a_plugin_that_raises_on_import_and_is_needed(answer, monkeypatch: pytes
     with_more(monkeypatch, acme=RuntimeError("boom"))
     (line,) = answer(template="acmetalk")
     assert line.startswith("x.yaml:4: unknown chat template 'acmetalk'; ")
-    assert line.endswith("plugin acme/plugin is broken and may have offered it: import failed: RuntimeError: boom")
+    assert line.endswith("plugin acme/plugin is broken and may contain it: import failed: RuntimeError: boom")
 
 
 def test_two_plugins_that_offer_the_same_template(answer, monkeypatch: pytest.MonkeyPatch, hooks) -> None:
@@ -127,7 +127,7 @@ def test_two_plugins_that_offer_the_same_template(answer, monkeypatch: pytest.Mo
 
     with_more(monkeypatch, acme=hooks(ft_chat_templates=offer), blob=hooks(ft_chat_templates=offer))
     assert answer(template="zap") == [
-        "x.yaml:4: chat template 'zap' is offered by acme and blob; write the full name: acme:zap or blob:zap"
+        "x.yaml:4: chat template 'zap' is registered by acme and blob; write the full name: acme:zap or blob:zap"
     ]
 
 
