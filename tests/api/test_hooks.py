@@ -162,6 +162,6 @@ def test_commands_of_plugins(with_plugins, hooks, monkeypatch: pytest.MonkeyPatc
     helped = run(["--help"]).output
     assert all(name in helped for name in ("acme:hello", "blob:hello", "blob:run"))
     clash = run(["hello"]).exception
-    assert str(clash) == "command 'hello' is offered more than once; write acme:hello or blob:hello"
+    assert str(clash) == "command 'hello' is registered more than once; write acme:hello or blob:hello"
     assert run(["acme:hello", "--json"]).exit_code == 0
     assert run(["run", "--help"]).output.startswith("Usage: ft run")

@@ -41,7 +41,7 @@ def test_two_offers_of_one_name_are_an_error_that_names_both(with_plugins, hooks
 
 def test_a_third_party_never_replaces_a_built_in_silently(with_plugins, hooks) -> None:
     plugins = with_plugins(acme=hooks(ft_chat_templates=lambda: [template("mine", aliases=("chatml",))]))
-    with pytest.raises(UsageError, match="offered by acme and ftcore"):
+    with pytest.raises(UsageError, match="registered by acme and ftcore"):
         plugins.find(ChatTemplate, "chatml")
 
 

@@ -235,11 +235,11 @@ def test_evaluation_in_another_precision(write_config: Any, monkeypatch: pytest.
     ):
         monkeypatch.setattr(hardware, "detect", lambda machine=machine: machine)
         assert make_plan(write_config(**{option: True, short: True})).precision.compute != "float32"
-        with pytest.raises(UsageError, match=f"{option} is true, and .* in float32; write {short}: true"):
+        with pytest.raises(UsageError, match=f"{option} is true, and .* here float32; write {short}: true"):
             make_plan(write_config(**{option: True, "bf16": False}))
         monkeypatch.setattr(hardware, "detect", lambda: Hardware(1 << 36))
         assert make_plan(write_config(**{option: True})).precision.compute == "float32"
-        with pytest.raises(UsageError, match=f"{option} is true, and this CPU does not compute"):
+        with pytest.raises(UsageError, match=f"{option} is true, and this CPU does not support"):
             make_plan(write_config(**{option: True, "strict_precision": True}))
 
 
@@ -258,7 +258,7 @@ def test_a_gpu_that_is_left_alone(write_config: Any, monkeypatch: pytest.MonkeyP
         ({"split_batches": True}, "accelerator_config: split_batches: True is not supported"),
         ({"gradient_accumulation_kwargs": {"num_steps": 2}}, "accelerator_config: gradient_accumulation_kwargs: "),
         ({"no_such": 1}, "accelerator_config: unknown key 'no_such'"),
-        ("[1]", "accelerator_config: there is no file [1]"),
+        ("[1]", "accelerator_config: the file [1] does not exist"),
         ("{1", "accelerator_config: it is not valid JSON"),
     ],
 )
@@ -269,7 +269,7 @@ def test_what_accelerates_is_the_plans(given: Any, message: str, write_config: A
     assert problem.message.startswith(message)
     assert problem.hint
     told = make_plan(write_config(accelerator_config=json.dumps({"dispatch_batches": True}))).ignored
-    assert re.search(r"run.yaml:\d+: accelerator_config: each process reads its own", told[0])
+    assert re.search(r"run.yaml:\d+: accelerator_config: each process reads an equal", told[0])
 
 
 def test_the_accelerators_keys_are_the_librarys() -> None:
