@@ -18,12 +18,13 @@ LF ?= .bench/llamafactory
 TRL ?= .bench/trl
 PEERS := $(patsubst %,%/.ready,$(filter .bench/%,$(LF) $(TRL)))
 
-.PHONY: help install demo test coverage kills bench check docs clean
+.PHONY: help install demo test test-quick coverage kills bench check docs clean
 
 help:
 	@echo "make demo    train the demo model on this machine and ask it who it is, before and after"
 	@echo "make test    all tests, on all cores"
-	@echo "make coverage  the same, with the lines that no test runs; slower"
+	@echo "make test-quick  those that are not marked slow; under two minutes on two cores"
+	@echo "make coverage  all tests, with the lines that no test runs; slower"
 	@echo "make kills   kill runs N times (N=100) and see that they end in the same bytes"
 	@echo "make bench   ft beside LLaMA-Factory and TRL, installed in .bench (WORK=sft; ARGS='--turns 5 --threads 1')"
 	@echo "make check   format, lint, types, quick tests, generated docs in step"
@@ -53,10 +54,14 @@ demo: $(READY)
 	@printf '\n%s\n\n  before  %s\n\n  after   %s\n\n' "$(QUESTION)" "$$(cat saves/before.txt)" "$$(cat saves/after.txt)"
 
 test: $(READY)
-	$(BIN)/pytest -n auto --dist loadfile --durations=10 tests contrib
+	$(BIN)/pytest -n auto --dist worksteal --durations=10 tests contrib
+
+# a worker that is done takes tests from the other: files differ much in length
+test-quick: $(READY)
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests contrib
 
 coverage: $(READY)
-	$(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered tests contrib
+	$(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term:skip-covered tests contrib
 
 kills: $(READY)
 	$(BIN)/python tests/training/kill_runs.py --kills $(or $(N),100)
@@ -77,7 +82,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/pytest -m "not slow" tests contrib
+	$(MAKE) test-quick
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py

@@ -252,6 +252,7 @@ def test_useful_flops_are_those_that_torch_counts() -> None:
     assert twice == once + attended
 
 
+@pytest.mark.slow
 def test_the_best_products_have_the_runs_shapes() -> None:
     found = list(shapes(LLAMA, 6, 300))
     assert (6, 8, 16, 3) in found
@@ -449,6 +450,7 @@ def test_the_share_of_the_best_products(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert result["wall"] == [pytest.approx(share)] * 2
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json_and_a_picture(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,15 @@ def test_generated_pages_are_in_step() -> None:
 TESTS = sorted(file for folder in ("tests", "contrib", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
 
 
+@cache
+def nodes(code: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(code)))
+
+
 def dotted_targets(code: str) -> list[int]:
     """Lines that replace something by a dotted path in a string, which no tool follows when a module moves."""
     found = []
-    for node in ast.walk(ast.parse(code)):
+    for node in nodes(code):
         if isinstance(node, ast.Call) and node.args:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             written = isinstance(node.args[0], ast.JoinedStr) or isinstance(getattr(node.args[0], "value", None), str)
@@ -223,9 +229,9 @@ DATES = {"time", "time_ns"}
 
 def clocks(code: str) -> list[int]:
     """Lines that read a clock, by any of the ways to import one."""
-    found, tree = [], ast.parse(code)
-    asserted = {id(node) for outer in ast.walk(tree) if isinstance(outer, ast.Assert) for node in ast.walk(outer)}
-    for node in ast.walk(tree):
+    found = []
+    asserted = {id(node) for outer in nodes(code) if isinstance(outer, ast.Assert) for node in ast.walk(outer)}
+    for node in nodes(code):
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "time":
             found += [node.lineno] * (node.attr in CLOCKS or (node.attr in DATES and id(node) in asserted))
         elif isinstance(node, ast.ImportFrom) and node.module == "time":

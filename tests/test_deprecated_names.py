@@ -50,6 +50,7 @@ def test_an_old_name_is_the_same_object(old: str, name: str, place: str) -> None
     ]
 
 
+@pytest.mark.slow
 def test_the_warning_names_the_line_that_imports() -> None:
     code = "from ftcore.components import Stage\nfrom ftcore.engine.trainer import FtTrainer\nprint(Stage.__module__)"
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)

@@ -102,6 +102,7 @@ def test_rows_in_brackets(preview: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_is_odd_about_the_template_comes_first(preview: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a run: whoever looks at rows wants to know that they are not what the model was made with."""
     monkeypatch.setattr(Tokenizers, "own", CHATML.replace("message['role'] + '\n'", "message['role'] + ': '"))

@@ -152,6 +152,7 @@ def other_weights(file: Path) -> None:
     save_file(tensors | {name: tensors[name] + 1}, file, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_path_are_named(
     run: Callable, out: Path, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -217,6 +218,7 @@ def test_ctrl_c_before_training(run: Callable, monkeypatch: pytest.MonkeyPatch, 
     assert "stopped by Ctrl-C outside of training" in done.output
 
 
+@pytest.mark.slow
 def test_a_run_without_a_log_line_has_nothing_to_draw(run: Callable, out: Path) -> None:
     run(logging_steps=10, plot_loss=True)
     assert not (out / "training_loss.png").exists()

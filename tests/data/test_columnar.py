@@ -149,6 +149,7 @@ def schemas(depth: int = 2) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({"type": st.just("object")}, optional=optional)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.lists(schemas(), max_size=2), st.lists(schemas(), max_size=2)), min_size=2, max_size=4))
 def test_any_schemas(found: Any) -> None:
     rows = [

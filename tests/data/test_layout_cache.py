@@ -60,6 +60,7 @@ def rendered(renderer: Renderer, row: Chat) -> Any:
         return error.reason
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from(NAMES), system=st.none() | words, pairs=turns)
 def test_remembered_layouts_tell_what_marks_tell(name: str, system: str | None, pairs: Any) -> None:
     """One renderer sees all conversations of the test, the other only this one."""
@@ -67,6 +68,7 @@ def test_remembered_layouts_tell_what_marks_tell(name: str, system: str | None, 
     assert rendered(remembering(name), row) == rendered(Renderer(tokenizer(), source(name)), row)
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from(NAMES), system=st.none() | words, pairs=turns, prompt=st.booleans())
 def test_templates_write_what_transformers_writes(name: str, system: str | None, pairs: Any, prompt: bool) -> None:
     conversation = [message.as_dict() for message in chat(system, pairs).messages]

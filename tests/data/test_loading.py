@@ -117,6 +117,7 @@ corpora = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(rows=corpora, cutoff=st.integers(10, 80), limit=st.none() | st.integers(1, 6))
 def test_every_row_and_token_is_accounted_for(
     tmp_path: Path, tokenizer: Any, make_plan: Any, rows: list[Any], cutoff: int, limit: int | None

@@ -48,6 +48,7 @@ def text_of(tokenizer: Any, one: Any, which: Any) -> str:
     return tokenizer.decode(one.encoded.ids[which])
 
 
+@pytest.mark.slow
 @EVERY
 @given(chat=chats())
 def test_ids_and_mask_are_those_of_transformers(name: str, tokenizer: Any, chat: Chat) -> None:
@@ -64,6 +65,7 @@ def test_ids_and_mask_are_those_of_transformers(name: str, tokenizer: Any, chat:
     assert tokenizer.decode(one.encoded.ids) == rendered.text
 
 
+@pytest.mark.slow
 @EVERY
 @given(chat=chats())
 def test_trained_is_exactly_the_answers_and_their_ends(name: str, tokenizer: Any, chat: Chat) -> None:
@@ -85,6 +87,7 @@ def test_trained_is_exactly_the_answers_and_their_ends(name: str, tokenizer: Any
         assert bool((one.reasons == reason).any()) == bool(contents)
 
 
+@pytest.mark.slow
 @EVERY
 @given(chat=chats(st.lists(words | st.sampled_from(CONTROLS), min_size=1).map("".join).filter(str.strip)))
 def test_control_tokens_in_text_are_text(name: str, tokenizer: Any, chat: Chat) -> None:
@@ -255,6 +258,7 @@ def unmarked(source: str) -> str:
     return source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chatml", "qwen", "llama3", "smollm2"])
 @given(chat=chats())
 def test_without_marks_prefixes_find_the_same(name: str, tokenizer: Any, chat: Chat) -> None:

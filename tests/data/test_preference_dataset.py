@@ -132,6 +132,7 @@ words = st.text(st.sampled_from("ab \n<>好"), max_size=8).filter(str.strip)
 pairs = st.lists(st.fixed_dictionaries({"instruction": words, "chosen": words, "rejected": words}), max_size=6)
 
 
+@pytest.mark.slow
 @given(rows=pairs, cutoff=st.integers(20, 60))
 def test_parts_make_up_the_conversations(
     tmp_path: Path, tokenizer: Any, make_plan: Any, rows: list[Any], cutoff: int

@@ -101,6 +101,7 @@ def test_skip_counts_and_names(tmp_path: Path, tokenizer: Any, make_plan: Any) -
 BAD = ["{", '{"instruction": "q", "output": ""}', "[1]", "7", '{"output": "r"}', '{"instruction": "q", "output": 5}']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", [{}, {"tokenized_path": "kept"}, {"streaming": True}, {"preprocessing_num_workers": 2}]
 )

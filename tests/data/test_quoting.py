@@ -72,6 +72,7 @@ def problems(format_: DatasetFormat, row: dict[str, Any]) -> Iterator[str]:
             yield str(row_problem(Place("a.jsonl", 1, 1), error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda format_: format_.name)
 def test_every_role_of_every_format(format_: DatasetFormat) -> None:
     turns = [{format_.tags.get("role_tag"): format_.tags.get("user_tag"), format_.tags.get("content_tag"): "<image>"}]

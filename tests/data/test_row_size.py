@@ -148,6 +148,7 @@ def test_wherever_a_piece_ends(texts: list[str], size: int, most: int) -> None:
         assert [str(place).removeprefix("f:") for place, _ in found] == lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ['{{"a": "{}"}}', '[{{"a": [{}]}}]', 'a\n"{}"'])
 def test_memory(tmp_path: Path, text: str) -> None:
     """20 MB are passed over in some MB."""

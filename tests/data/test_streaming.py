@@ -66,6 +66,7 @@ def test_passes_follow_each_other(tmp_path: Path, tokenizer: Any, stream_of: Any
     assert [cursor.epoch for _, cursor in first(plain, 41)] == [0] * 20 + [1] * 20 + [2]
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(1, 7), min_size=1, max_size=3),
     bad=st.sets(st.integers(0, 6)),

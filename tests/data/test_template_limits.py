@@ -103,6 +103,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SECONDS", 2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_that_does_not_end_is_stopped(quick: None, name: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -115,6 +116,7 @@ def test_a_template_that_does_not_end_is_stopped(quick: None, name: str) -> None
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
+@pytest.mark.slow
 def test_the_bounds_as_they_are() -> None:
     for name in ("doubled set", "nested list", "output"):
         with pytest.raises(UsageError, match=r"makes more than 4,000,000 characters of one conversation"):

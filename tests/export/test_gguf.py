@@ -64,6 +64,7 @@ def qwen(folder: Path, kind: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "llama tied", "qwen2", "qwen3"])
 @pytest.mark.parametrize(("store", "tolerance"), [("f32", 1e-5), ("f16", 2e-3), ("q8_0", 2e-2)])
 def test_it_reads_back_to_the_same_logits(

@@ -71,6 +71,7 @@ def test_chatml(built_in: Plugins) -> None:
     )
 
 
+@pytest.mark.slow
 def test_most_templates_have_a_layout_that_renders_as_they_do(built_in: Plugins) -> None:
     """Every template that has one is rendered by a small Go, and gives what the template gives."""
     with_layout, without = [], []

@@ -109,6 +109,7 @@ def _texts(name: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "smoothing"),
     [*((name, 0.0) for name in KINDS if name != "paligemma"), ("qwen2_vl", 0.1), ("gemma3", 0.1)],
@@ -206,6 +207,7 @@ def test_each_part_is_trained_where_it_is_not_frozen(method: str, part: str, pre
     assert all(name.startswith(TRAINED[part]) for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_whole_run_leaves_what_can_be_loaded(method: str, prepared: Any, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageTextToText

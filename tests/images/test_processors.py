@@ -124,6 +124,7 @@ def test_as_the_processor_itself(name: str, count: int, tmp_path: Path) -> None:
             torch.testing.assert_close(made[key], own[key], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_internvl_takes_the_tiles_that_its_processor_takes(tmp_path: Path) -> None:
     processor, paths = BUILT["internvl"], _images(tmp_path)
     pictures = ImageReader(processor, processor.image_token, MediaOptions())

@@ -201,6 +201,7 @@ def test_no_room_for_an_answer(generator: Any, settings: dict[str, Any], message
     assert str(error.value) == message
 
 
+@pytest.mark.slow
 def test_the_models_length_is_the_end(generator: Any) -> None:
     long = "dog " * 200
     prompt = len(generator.renderer.prompt_ids([Message("user", long)]))

@@ -225,6 +225,7 @@ def test_an_engine_that_answers_in_turn_goes_on_with_the_next(generator: Any, al
     assert [texts.get(number) for number in numbers] == but(alone, 1)
 
 
+@pytest.mark.slow
 def test_a_batch_of_generate_goes_on_without_the_prompt_that_fails(
     generator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ print(json.dumps([said, len(connections)]))
 """
 
 
+@pytest.mark.slow
 def test_every_refusal_is_one_request_and_one_line(served: Hub, tmp_path: Path) -> None:
     names = [f"acme/{name}" for name in (*Hub.refusals, "hanging", "tiny")]
     served.asked.clear()
@@ -150,6 +151,7 @@ def test_every_refusal_is_one_request_and_one_line(served: Hub, tmp_path: Path) 
     assert set(served.requests.values()) == {1}
 
 
+@pytest.mark.slow
 def test_without_a_network_and_offline(tmp_path: Path) -> None:
     closed = "http://127.0.0.1:9"
     done = run(["-c", ASK, "acme/x"], tmp_path, HF_ENDPOINT=closed)
@@ -174,6 +176,7 @@ print(plan.family.component.name, plan.config, hub.model_name(plan).problem(), h
 """
 
 
+@pytest.mark.slow
 def test_the_config_is_fetched_before_the_plan_and_used_without_the_hub(
     served: Hub, tmp_path: Path, write_config: Callable[..., Path]
 ) -> None:
@@ -188,6 +191,7 @@ def test_the_config_is_fetched_before_the_plan_and_used_without_the_hub(
     assert not offline.stderr
 
 
+@pytest.mark.slow
 def test_a_run_names_everything_at_once_before_anything_heavy_loads(
     served: Hub, tmp_path: Path, write_config: Callable[..., Path], rows_file: Path
 ) -> None:

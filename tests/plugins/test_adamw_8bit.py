@@ -39,6 +39,7 @@ def stepped(kind: Any, parameters: list[torch.nn.Parameter], steps: int) -> Any:
     return optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4096, 5000, 256 * 300 + 1])
 def test_each_step_is_bitsandbytes(size: int) -> None:
     """From the same state: equal weights; codes apart only where a value lies between two.

@@ -159,6 +159,7 @@ def test_an_adapter_of_a_longer_vocabulary_is_refused(saved: Any, plan_of: Any) 
     )
 
 
+@pytest.mark.slow
 def test_one_adapter_on_another_is_used_in_its_order(saved: Any, applied: Any, logits: Any, shake: Any) -> None:
     """The second one was trained on the first one and added a token of its own."""
     one = saved("one", add_tokens="<x>")

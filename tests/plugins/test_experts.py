@@ -75,6 +75,7 @@ def _said(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("of the weights in linear layers and experts")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_moe", "gpt_oss"])
 def test_run_and_plan_say_it_and_peft_reads_the_adapter(
     name: str, config_file: Any, folders: Any, tmp_path: Path
@@ -114,6 +115,7 @@ def test_what_is_quantised(name: str, bits: int, config_file: Any, capsys: pytes
     assert f"are quantised ({found.quantized:,} of {found.quantizable:,})" in str(found)
 
 
+@pytest.mark.slow
 def test_experts_that_are_named_are_trained_and_passes_are_not_side_by_side(config_file: Any, tmp_path: Path) -> None:
     words = config_file("qwen3_moe", lora_target="q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj")
     ran = CliRunner().invoke(group, ["run", *words], catch_exceptions=False).output

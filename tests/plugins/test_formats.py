@@ -342,6 +342,7 @@ turn = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @example({"messages": [{"role": "user", "content": [{"type": []}]}]}, "Chat")  # a type that cannot be hashed
 @given(st.dictionaries(keys, json_values | st.lists(turn, max_size=4)), st.sampled_from(list(ROLES_OF)))
 def test_any_row_is_a_sample_or_a_row_error(row: dict[str, Any], kind: str) -> None:

@@ -179,6 +179,7 @@ def test_every_method_with_the_default_optimizer(way: str, trained: Any, tmp_pat
     check(run, way, tmp_path, logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_losses_are_those_of_a_plain_loop(way: str, trained: Any) -> None:
     """The model's own forward on one row at a time, torch's AdamW, a rate that falls linearly, norms cut at 1."""

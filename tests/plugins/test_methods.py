@@ -196,6 +196,7 @@ def adapters(plan_of: Any, base: Any, tmp_path: Path) -> list[Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_and_the_last_stays_trainable(plan_of: Any, base: Any, adapters: list[Path]) -> None:
     from peft import PeftModel
 

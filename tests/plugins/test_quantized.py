@@ -48,6 +48,7 @@ def linear4(rows: int, columns: int, *, kind: str = "nf4", double: bool = True, 
     return layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64), (100, 192), (2048, 640), (3, 7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -210,6 +211,7 @@ def test_what_cannot_be_is_said_by_the_plan(plan_of: Any, tiny_model_dir: Path, 
             plan_of(**options)
 
 
+@pytest.mark.slow
 def test_weights_take_a_quarter(tmp_path: Path, plan_of: Any) -> None:
     """Bytes of 42 million parameters; `benchmarks/promises.py` measures a step over them."""
     from ftcore.testing import tiny_model

@@ -62,6 +62,7 @@ def alone(folder: str | None, tiny_model_dir: Path, text: str) -> str:
     return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_each_name_answers_as_its_adapter(tiny_model_dir: Path, adapters: dict[str, str]) -> None:
     folders = {tiny_model_dir.name: None, **adapters}
     asked = [(name, text) for text in TEXTS for name in folders]

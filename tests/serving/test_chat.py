@@ -60,6 +60,7 @@ def test_a_stream_joins_to_the_answer(tiny: Any, client: Any, text: str) -> None
     assert len(deltas) > 3
 
 
+@pytest.mark.slow
 def test_answers_made_side_by_side_are_those_of_one_alone(tiny: Any, client: Any) -> None:
     """30 at once over 8 places: prompts join and leave the batch at other tokens."""
     texts = [f"{TEXTS[number % 4]} {number}" for number in range(30)]
@@ -165,6 +166,7 @@ def test_stop_sequences_end_the_answer_and_are_not_shown(tiny: Any, client: Any,
     assert tiny.settled() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs_are_those_of_a_plain_forward_pass(tiny: Any, client: Any, stream: bool) -> None:
     import torch

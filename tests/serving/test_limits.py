@@ -199,6 +199,7 @@ def test_a_second_request_on_a_connection_is_timed_too(small: Any) -> None:
         assert slow.recv(10_000) == b""
 
 
+@pytest.mark.slow
 def test_a_hundred_at_once_are_answered_or_told_to_come_back(targets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(targets("serve_batch=2", "serve_queue=2")) as server:
         slow_model(monkeypatch, server)

@@ -166,6 +166,7 @@ def test_scores_are_bounded_too(reward_dir: Path, built_in: Any) -> None:
         assert server.settled() == 0
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_while_a_prompt_is_made(tiny: Any, server: Any, gate: Gate) -> None:
     expected = text_of(post(tiny, BYSTANDER))
     with ThreadPoolExecutor(3) as pool:
@@ -269,6 +270,7 @@ def calling(targets: Any) -> Iterator[Any]:
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["list", "object"])
 @pytest.mark.parametrize("levels", [1, 90, 101, 600, 900])
 @pytest.mark.parametrize("field", sorted(NESTED))

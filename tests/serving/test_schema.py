@@ -30,6 +30,7 @@ TOOLS = st.fixed_dictionaries({"type": st.just("function"), "function": st.fixed
 FIELDS = sorted(ChatRequest.model_fields)
 
 
+@pytest.mark.slow
 @given(
     st.fixed_dictionaries(
         {"model": TEXT | ANY, "messages": st.lists(TURNS | ANY, max_size=4) | ANY},

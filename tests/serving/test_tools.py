@@ -45,6 +45,7 @@ def with_tools(plugins: Any) -> list[ChatTemplate]:
     return [offer.component for offer in plugins.of(ChatTemplate) if offer.component.tool_dialect]
 
 
+@pytest.mark.slow
 def test_what_templates_write_is_read_back(built_in: Any) -> None:
     """Or not understood at all, by which calls stay text; those above are."""
     templates = with_tools(built_in)
@@ -140,6 +141,7 @@ XML = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_come_out(parrot: Any, stream: bool) -> None:
     with parrot("qwen") as server:

@@ -27,6 +27,7 @@ def rendered(template: ChatTemplate, turns: list[tuple[str, str]]) -> Rendering:
     return ours(template, Case(messages=messages))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 @settings(max_examples=8)
 @given(turns=TURNS)

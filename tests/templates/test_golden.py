@@ -10,6 +10,7 @@ from harness import BY_NAME, GOLDEN, cases, ours, read_golden
 from oracle_map import ENTRIES, reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_renderings(name: str) -> None:
     template = BY_NAME[name]
@@ -21,6 +22,7 @@ def stopped(answers: tuple[str, ...], entry: dict[str, Any]) -> tuple[str, ...]:
     return {"every": answers, "last": answers[-1:], "none": ()}[entry.get("stops", "every")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_what_the_model_says(name: str) -> None:
     """One span per answer, each ending with a stop token; prompt, answer and blanks are the text."""

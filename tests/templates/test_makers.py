@@ -234,6 +234,7 @@ def test_the_date(name: str) -> None:
     assert text(name, [user("Hi"), answer("Hello.")]).count("2025-03-09") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in BY_NAME if "default_system" in BY_NAME[name].source()])
 def test_a_default_system_message(name: str) -> None:
     """What a run sets as ``default_system`` is written as a system message is: of every template that knows it."""

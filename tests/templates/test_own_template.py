@@ -85,6 +85,7 @@ def rows(renderer: Renderer) -> dict[str, tuple[list[int], list[float]] | None]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_stops_and_masks_are_those_of_the_name(name: str) -> None:
     template = BY_NAME[name]

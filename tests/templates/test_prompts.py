@@ -141,6 +141,7 @@ def expected(name: str, thinking: bool | None, case: str) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_prompt_is_the_beginning_of_what_was_trained(name: str) -> None:
     template = BY_NAME[name]
@@ -159,6 +160,7 @@ def test_the_prompt_is_the_beginning_of_what_was_trained(name: str) -> None:
     assert compared >= 2 * len(modes)
 
 
+@pytest.mark.slow
 def test_thoughts_in_the_text_of_earlier_answers_are_read_as_in_training() -> None:
     """As a model says them and a chat keeps them, they go where the template writes thoughts."""
     chats = [
@@ -188,6 +190,7 @@ def texts_of(chat: Chat, opening: str, closing: str) -> Chat:
     return replace(chat, messages=tuple(messages))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_no_thought_is_trained_where_thinking_is_off(name: str) -> None:
     """As fields and as texts; and every answer that loses its thought is counted."""
@@ -209,6 +212,7 @@ def test_no_thought_is_trained_where_thinking_is_off(name: str) -> None:
     assert prompts == [prompts[0]] * len(given)
 
 
+@pytest.mark.slow
 def test_answers_are_counted_whose_thought_the_template_leaves_out() -> None:
     """Of two answers with thoughts the first loses its own in most templates; the last one never does."""
     found: dict[int, set[str]] = {}

@@ -40,6 +40,7 @@ def losses(folder: Path, **values: Any) -> list[float]:
     return [line[name] for name in ("loss", "eval_loss") for line in lines if name in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stage", ["sft", "dpo", "rm"])
 def test_losses_are_near_those_of_float32(

@@ -270,6 +270,7 @@ def test_those_of_an_earlier_run_are_pruned_first(tmp_path: Path) -> None:
     assert names(tmp_path) == ["checkpoint-4"]
 
 
+@pytest.mark.slow
 def test_there_is_a_whole_one_at_any_time(tmp_path: Path) -> None:
     """A watcher looks while checkpoints come and go, one of them kept."""
     make(tmp_path, 1)

@@ -147,6 +147,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", WAYS, ids=str)
 def test_the_step_is_that_of_the_whole_batch(
     options: Any, two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path
@@ -169,6 +170,7 @@ def test_the_step_is_that_of_the_whole_batch(
         assert torch.equal(halves[name], again[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"finetuning_type": "full"}], ids=["lora", "full"])
 def test_in_bfloat16(
     options: Any, two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,6 +235,7 @@ def test_one_row_at_a_time_goes_two_at_a_time(two_threads: None, trainer_of: Any
     assert [batch["input_ids"].numel() for batch in batches] == [200, 300, 400, 100]
 
 
+@pytest.mark.slow
 def test_where_nobody_works_side_by_side(two_threads: None, trainer_of: Any, tokens: Any) -> None:
     rows = tokens(LENGTHS)
     assert trainer_of(rows).crew is not None
@@ -255,6 +258,7 @@ def test_what_a_model_draws(small_models: Any) -> None:
     assert rescales(model)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bytes(
     stops_after: Any, two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path
 ) -> None:

@@ -371,6 +371,7 @@ def test_what_is_harmless_changes_no_bit(run: Callable[..., bytes], tmp_path: Pa
         assert directory.checkpoints(tmp_path / name) != [], name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_version_before_is_refused_and_forced(
     trainer_of: Any, tokens: Any, run: Callable[..., bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

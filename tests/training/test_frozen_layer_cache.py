@@ -53,6 +53,7 @@ def weights(trainer: Any) -> torch.Tensor:
     return torch.cat([tensor.detach().view(-1) for tensor in trainer.model.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [{}, {"freeze_extra_modules": "norm"}, {"finetuning_type": "lora", "lora_target": "layers.1.self_attn.q_proj"}],
@@ -70,6 +71,7 @@ def test_numbers_are_those_of_an_uncached_run(method: Any, trained: Any, tmp_pat
     assert rows <= sum(path.stat().st_size for path in folder.glob("*.rows")) <= rows + 12 * 128
 
 
+@pytest.mark.slow
 def test_with_one_row_a_batch_the_bits_are_those_of_an_uncached_run(trained: Any) -> None:
     both = [
         weights(trained(str(wish), cache_frozen_prefix=wish, per_device_train_batch_size=1)) for wish in (True, False)
@@ -77,6 +79,7 @@ def test_with_one_row_a_batch_the_bits_are_those_of_an_uncached_run(trained: Any
     assert torch.equal(*both)
 
 
+@pytest.mark.slow
 def test_flops_under_the_border_are_spent_once(trainer_of: Any, tokens: Any) -> None:
     """To the number: the first epoch computes the lower layer's products, later ones do not.
 
@@ -99,6 +102,7 @@ def _flops(trainer: Any) -> int:
     return int(counter.get_total_flops())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "meanwhile"), [(1, "nothing"), (3, "deleted"), (4, "deleted"), (1, "no room"), (4, "other batches")]
 )
@@ -120,6 +124,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(
     assert (again.scorer.prefix.store is None) == (meanwhile == "no room")
 
 
+@pytest.mark.slow
 def test_a_run_that_began_without_goes_on_without(trained: Any, tmp_path: Path, capsys: Any) -> None:
     options = {"frozen_prefix_size": 1e-6}
     expected = weights(trained("whole", **options))
@@ -166,6 +171,7 @@ def test_dropout_under_the_border_is_seen(run_of: Any, tokens: Any) -> None:
         FtTrainer(run, train=tokens(LENGTHS))
 
 
+@pytest.mark.slow
 def test_one_epoch_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> None:
     one = FREEZE | {"num_train_epochs": 1}
     assert trainer_of(tokens(LENGTHS), **one).scorer.prefix is None
@@ -202,6 +208,7 @@ def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
             torch.testing.assert_close(scorer.hidden(batch), expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_nothing(trained: Any) -> None:
     """Where rows of other lengths are computed with a row, its last digits are others on some processors (8e-7)."""
     for cached, most in ((False, 0), ("auto", 1e-5)):

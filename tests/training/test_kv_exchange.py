@@ -123,6 +123,7 @@ def the_same(one: CausalLMForward, batch: Batch, at: int, outputs: str, monkeypa
 # ---- the same numbers ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(1, batch_of()["input_ids"].numel()))
 def test_every_cut_gives_the_same_log_probabilities_and_gradients(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     the_same(scorer(), batch_of(), at, "logps", monkeypatch)
@@ -149,6 +150,7 @@ def test_a_half_without_labels(monkeypatch: pytest.MonkeyPatch) -> None:
 rows_of_a_batch = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6), st.integers(2, 7)), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @given(rows=rows_of_a_batch, share=st.floats(0.05, 0.95))
 def test_any_rows_cut_anywhere(rows: Any, share: float) -> None:
     batch = batch_of(rows)

@@ -33,6 +33,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 5, 20])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, 2.0)])

@@ -41,6 +41,7 @@ def expected(name: str, warmup: int) -> list[float]:
     return rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", [{}, {"warmup_steps": 3}, {"warmup_ratio": 0.26}])
 @pytest.mark.parametrize("name", list(SCHEDULES))
 def test_rates_are_those_of_transformers(
@@ -59,6 +60,7 @@ def test_rates_are_those_of_transformers(
         assert len(set(rates)) > 1 or (name == "constant_with_warmup" and not warmup)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy", "warmup_stable_decay"])
 def test_a_resume_goes_on_in_the_schedule(name: str, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     options = {"lr_scheduler_type": name, "lr_scheduler_kwargs": KWARGS[name], "max_steps": STEPS, "val_size": 2}

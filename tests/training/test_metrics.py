@@ -64,6 +64,7 @@ def test_the_numbers_of_a_whole_run(trained: Any, tmp_path: Path) -> None:
     assert last["remaining_time"] == "0:00:00"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
 def test_after_a_resume_they_are_of_this_runs_steps(step: int, trained: Any, tmp_path: Path) -> None:
     """But for what a model has seen and cost in all; a resume in the middle of a log interval counts no step twice."""
@@ -83,6 +84,7 @@ def test_after_a_resume_they_are_of_this_runs_steps(step: int, trained: Any, tmp
     assert logged == [pytest.approx(loss, rel=1e-5) for loss in pairs]
 
 
+@pytest.mark.slow
 def test_a_resume_that_finds_nothing_to_do_says_so(
     trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +96,7 @@ def test_a_resume_that_finds_nothing_to_do_says_so(
     assert "checkpoint-6 is the end of this run: no step was left to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_skip_before_a_resume_is_in_no_mean_after_it(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     """Steps 3 and 4 share a log line; 3 is skipped, the run goes on from its checkpoint, and the line is step 4's."""
 

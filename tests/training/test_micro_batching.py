@@ -61,6 +61,7 @@ def done(trainer: Any, folder: Path) -> tuple[list[dict[str, Any]], dict[str, to
     return lines, trained, watched.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", ["lora", "full", "freeze"])
 def test_the_step_is_that_of_the_whole_batch(
@@ -129,6 +130,7 @@ def test_noise_and_dropout_go_by_passes(trainer_of: Any, tokens: Any, tmp_path: 
     assert all(line["loss"] > 0 for line in lines if "loss" in line)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bytes(stops_after: Any, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     """With dropout; and not with another limit, which would round otherwise."""
     options = {"tokens_per_pass": 24, "lora_dropout": 0.3, "max_steps": 5, "per_device_train_batch_size": 5}

@@ -79,6 +79,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return files | {"lines": lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_stopped_after_each_step_it_goes_on_to_the_same_bytes(method: str, trained: Any) -> None:
     """Dropout, accumulation, a short last batch, evaluation, logs between checkpoints, and epochs past the first."""
@@ -91,6 +92,7 @@ def test_stopped_after_each_step_it_goes_on_to_the_same_bytes(method: str, train
         assert [name for name in expected if found[name] != expected[name]] == [], f"stopped after step {step}"
 
 
+@pytest.mark.slow
 def test_stopped_in_every_step_it_still_ends_the_same(trained: Any) -> None:
     expected = outcome(trained("whole"))
     for step in range(1, 8):
@@ -98,6 +100,7 @@ def test_stopped_in_every_step_it_still_ends_the_same(trained: Any) -> None:
     assert outcome(trained("often")) == expected
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_steps_and_changes_nothing(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
     expected = outcome(trained("whole"))
     folder = trained("spoilt", stop=7)
@@ -128,6 +131,7 @@ def test_a_signal_writes_a_checkpoint(
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_do(
     trained: Any, trainer_of: Any, tokens: Any, tmp_path: Path, capsys: Any
 ) -> None:
@@ -140,6 +144,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert f"{folder / 'checkpoint-8'} is the end of this run: no step was left to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_train_loss_is_over_this_runs_steps(trained: Any, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     """Stopped between two log lines: the sum in the checkpoint is logged, and counted in no mean of this run."""
     whole = trained("whole", logging_steps=1)
@@ -182,6 +187,7 @@ def test_other_rows_or_another_template_are_refused(trained: Any, trainer_of: An
     assert [message.split(" was ")[0] for message in messages[1:]] == ["chat template", "training rows"]
 
 
+@pytest.mark.slow
 def test_options_without_effect_on_weights_may_change(trained: Any) -> None:
     expected = outcome(trained("whole"))
     trained("stopped", stop=2)
@@ -189,6 +195,7 @@ def test_options_without_effect_on_weights_may_change(trained: Any) -> None:
     assert again["adapter_model.safetensors"] == expected["adapter_model.safetensors"]
 
 
+@pytest.mark.slow
 def test_starting_anew_needs_leave(trained: Any) -> None:
     """``never`` over an earlier run's checkpoints: refused; with overwrite_output_dir they go."""
     folder = trained("run", stop=5)
@@ -198,6 +205,7 @@ def test_starting_anew_needs_leave(trained: Any) -> None:
     assert [path.name for path in directory.checkpoints(folder)] == ["checkpoint-1"]
 
 
+@pytest.mark.slow
 def test_a_named_checkpoint_is_taken_or_its_damage_named(trained: Any, tmp_path: Path) -> None:
     expected = outcome(trained("whole"))
     chosen = tmp_path / "whole" / "checkpoint-3"
@@ -208,6 +216,7 @@ def test_a_named_checkpoint_is_taken_or_its_damage_named(trained: Any, tmp_path:
         trained("third", resume_from_checkpoint=str(chosen))
 
 
+@pytest.mark.slow
 def test_best_and_last_survive_pruning(trained: Any) -> None:
     """With ``load_best_model_at_end`` the best one's weights are those that are saved."""
     options = {"save_steps": 2, "eval_steps": 2, "save_total_limit": 1, "load_best_model_at_end": True}
@@ -275,6 +284,7 @@ def test_every_row_is_seen_as_often_as_there_are_epochs(
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+@pytest.mark.slow
 def test_killed_in_an_epochs_evaluation_it_is_made_up_for(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint of an epoch's last step is written after the epoch's evaluation, and so never without it."""
     options = {"eval_strategy": "epoch", "save_steps": 1}

@@ -46,6 +46,7 @@ def scripted(trainer_of: Any, tokens: Any) -> Any:
 LOSSES = [5.0, 4.0, 4.5, 3.0, 3.5, 3.2, 3.1, 2.0, 1.0, 0.5, 0.4, 0.3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patience", "last"), [(1, 3), (2, 6), (3, 7), (4, 12), (None, 12)])
 def test_it_ends_after_so_many_evaluations_without_a_better_one(
     patience: int | None, last: int, scripted: Any, capsys: pytest.CaptureFixture[str]
@@ -66,6 +67,7 @@ def test_a_larger_metric_may_be_the_better_one(scripted: Any) -> None:
     assert trainer.state.best_metric == -4.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 5])
 def test_a_resume_counts_on(step: int, scripted: Any, tmp_path: Path) -> None:
     """Stopped by hand in the middle of a patience of 3, it ends where it would have."""
@@ -84,6 +86,7 @@ def test_a_resume_counts_on(step: int, scripted: Any, tmp_path: Path) -> None:
     assert evaluated == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_early_has_nothing_left_to_do(
     scripted: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -98,6 +101,7 @@ def test_a_run_that_ended_early_has_nothing_left_to_do(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "kept"),
     [(1, {"checkpoint-4", "checkpoint-7"}), (2, {"checkpoint-4", "checkpoint-7"}),

@@ -83,6 +83,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return files | {"progress": json.loads((last / "progress.json").read_text()), "lines": lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -108,11 +109,13 @@ def test_stopped_in_any_pass_it_goes_on_to_the_same_bytes(more: dict[str, Any], 
         assert [name for name in expected if found[name] != expected[name]] == [], f"stopped in step {stop}"
 
 
+@pytest.mark.slow
 def test_every_row_as_often_as_every_other(trained: Any) -> None:
     _, rows = trained("whole", max_steps=11)
     assert Counter(rows) == dict.fromkeys([*range(1, 6), *range(7, 13)], 4)
 
 
+@pytest.mark.slow
 def test_another_stream_is_refused(trained: Any) -> None:
     trained("stopped", stop=3)
     for change in ({"buffer_size": 5}, {"cutoff_len": 100}, {"disable_shuffling": True}):
@@ -120,6 +123,7 @@ def test_another_stream_is_refused(trained: Any) -> None:
             trained("stopped", **change)
 
 
+@pytest.mark.slow
 def test_evaluation_of_held_out_rows(trained: Any) -> None:
     folder, rows = trained("run", val_size=2, eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=2)
     assert {1, 2}.isdisjoint(rows)

@@ -69,6 +69,7 @@ def test_batches_are_nearly_full() -> None:
     assert lengths.sum() / (len(batches) * 4096) > 0.95
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_batches_and_counts_its_steps(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     """The loss of each step is the mean over the labels of its batch's rows, as a plain padded model has it."""
     trainer = trainer_of(tokens(LENGTHS), **OPTIONS, learning_rate=1e-12)
@@ -99,6 +100,7 @@ def _plain(model: Any, rows: list[Any]) -> float | None:
     return total / weight if weight else None
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bytes(stops_after: Any, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     options = OPTIONS | {"gradient_accumulation_steps": 2, "tokens_per_batch": 24, "num_train_epochs": 2}
     ends = []

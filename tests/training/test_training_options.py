@@ -34,6 +34,7 @@ def test_batches_that_are_whole(rows: int, size: int, processes: int, expected: 
     assert len({*taken}) == expected * size * processes
 
 
+@pytest.mark.slow
 def test_rows_that_fill_no_batch(
     trainer_of: Any, tokens: Any, stops_after: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +178,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_with_what_is_passed_on(name: str, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     before = verbosity.get_verbosity()

@@ -107,6 +107,7 @@ def test_losses_that_compare_pairs() -> None:
     assert LOSSES["aot_unpaired"](scores(), knobs).tolist() == [pytest.approx(value, rel=1e-12) for value in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize(
     "options", [{}, {"ld_alpha": 0.3}, {"pref_ftx": 0.5}, {"pref_loss": "ipo"}, {"pref_loss": "sft"}]
@@ -175,6 +176,7 @@ def test_a_global_batch_is_the_same_however_it_is_divided(
     assert (line["loss"], line["grad_norm"]) == tuple(pytest.approx(value, rel=1e-5) for value in expected)
 
 
+@pytest.mark.slow
 def test_metrics(trainer_of: Any, moved: Any, plain_logps: Any, tmp_path: Path) -> None:
     """Means over the evaluation's pairs, by plain transformers; the batches do not matter."""
     found = []

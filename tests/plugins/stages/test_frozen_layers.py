@@ -18,6 +18,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo", "rm", "kto", "pt"])
 def test_losses_stay_and_no_sequence_is_computed_twice(stage: str, trainer_of: Any, tmp_path: Path) -> None:
     found = {}
@@ -44,6 +45,7 @@ def test_losses_stay_and_no_sequence_is_computed_twice(stage: str, trainer_of: A
     assert bool(computed) == (stage in ("rm", "pt"))
 
 
+@pytest.mark.slow
 def test_a_kept_reference_is_not_computed_again(trainer_of: Any) -> None:
     """To the number: what the first trainer computes more than the second is one pass over the rows."""
     trainer_of("dpo", 2, finetuning_type="lora")  # the machine's products are measured

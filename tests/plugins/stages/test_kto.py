@@ -125,6 +125,7 @@ def test_no_row_breaks_its_neighbour(trainer_of: Any, own_loss: Any, moved: Any)
         assert own_loss(trainer, batch)[0] == pytest.approx(sum(alone[row] for row in batch) / len(batch), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_is_over_the_whole_set(trainer_of: Any, moved: Any, plain_logps: Any, tmp_path: Path) -> None:
     """Its divergence too; and the training's stays."""
     found = []

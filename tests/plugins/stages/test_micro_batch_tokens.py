@@ -28,6 +28,7 @@ def done(trainer: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], l
     return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines], trained, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pt", "dpo", "rm", "kto", "ppo"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_steps_are_those_of_whole_batches(
@@ -57,6 +58,7 @@ def test_pairs_that_are_compared_stay_together(trainer_of: Any) -> None:
     assert {rows for rows, _ in done(trainer_of("dpo", 8, pref_loss="aot", tokens_per_pass=1))[2]} == {4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo", "kto", "ppo"])
 def test_stopped_it_goes_on_to_the_same_bytes(stage: str, trainer_of: Any, ppo: Any, whole_and_parts: Any) -> None:
     make = ppo if stage == "ppo" else partial(trainer_of, stage)

@@ -66,6 +66,7 @@ def test_other_terms() -> None:
     assert rewards.tolist() == pytest.approx([-0.1, 3.2], rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "freeze", "lora", "qlora"])
 def test_it_begins_at_the_reference(method: str, ppo: Any, tmp_path: Path) -> None:
     """No divergence in the first rollout, to the bit; the saved model has no value head among its weights."""
@@ -133,6 +134,7 @@ def test_memory_counts_what_ppo_keeps(ppo: Any) -> None:
     assert terms["reward model"] == pytest.approx(base * 4, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_has_its_value_head(ppo: Any, tmp_path: Path) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "val_size": 3}
     trainer = ppo(max_steps=4, load_best_model_at_end=True, **options)
@@ -195,6 +197,7 @@ def test_scores_by_http(ppo: Any, server: Any) -> None:
             trainer.score(prompts, responses)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_a_chain_of_adapters(trainer_of: Any, moved: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
     """The policy begins at stage sft's adapter; the reward model is the base with stage rm's, and nothing of sft's."""
@@ -222,6 +225,7 @@ def test_a_chain_of_adapters(trainer_of: Any, moved: Any, tiny_model_dir: Path, 
     assert row["reference"].tolist() == row["old_logps"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "freeze", "lora", "qlora"])
 def test_stopped_it_goes_on_to_the_same_bytes(method: str, ppo: Any, whole_and_parts: Any) -> None:
     """Within a block of steps on one rollout, and at a block's end; adaptive coefficient and normed scores too."""
@@ -238,6 +242,7 @@ def test_stopped_it_goes_on_to_the_same_bytes(method: str, ppo: Any, whole_and_p
     assert parts == found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("new", [False, True])
 def test_a_reward_model_that_goes_on_from_answers(
@@ -304,6 +309,7 @@ def judged(trainer_of: Any, folder: Path, **options: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps(noted))
 
 
+@pytest.mark.slow
 def test_a_reward_adapter_of_another_base_is_refused(
     trainer_of: Any, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,7 @@ def test_what_is_trained_is_its_own_and_what_is_frozen_is_the_policys(method: st
         assert torch.equal(theirs[name], tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_each_loss_moves_its_own_weights(method: str, ppo: Any, moved: Any) -> None:
     """The policy's gradient is that of its loss alone; the copy's that of values by plain transformers."""
@@ -84,6 +85,7 @@ def test_each_loss_moves_its_own_weights(method: str, ppo: Any, moved: Any) -> N
             assert torch.allclose(found[name], tensor.grad, rtol=1e-3, atol=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_stopped_it_goes_on_to_the_same_bytes(
     method: str, ppo: Any, whole_and_parts: Any, tmp_path: Path, tiny_model_dir: Path

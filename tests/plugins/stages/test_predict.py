@@ -41,6 +41,7 @@ def lines(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_answers_are_those_of_ft_generate(method: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     out = predicted(tiny_model_dir, tmp_path, finetuning_type=method)
@@ -63,6 +64,7 @@ def test_the_answers_are_those_of_ft_generate(method: str, tiny_model_dir: Path,
     assert not (out / "eval_results.json").exists()
 
 
+@pytest.mark.slow
 def test_after_training_the_trained_weights_answer(tiny_model_dir: Path, tmp_path: Path) -> None:
     data = str(tmp_path / "rows.jsonl")
     options = {"dataset": data, "do_train": True, "num_train_epochs": 60, "learning_rate": 5e-3}
@@ -128,6 +130,7 @@ def test_what_cannot_be(values: dict[str, Any], message: str, tiny_model_dir: Pa
         predicted(tiny_model_dir, tmp_path, **values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", [True, False])
 def test_a_signal_ends_it_with_a_line(
     trains: bool, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +159,7 @@ def test_a_signal_ends_it_with_a_line(
     assert again == lines(predicted(tiny_model_dir, tmp_path / "whole", **options))
 
 
+@pytest.mark.slow
 def test_the_evaluations_own_generation(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Beams and length of these answers: those that the generation options would give, which stay what they are."""
 

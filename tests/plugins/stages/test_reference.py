@@ -40,6 +40,7 @@ def reference(trainer: Any) -> np.ndarray:
     return np.asarray(trainer.train_dataset.reference)
 
 
+@pytest.mark.slow
 def test_kept_for_later_runs_of_any_adapter_and_of_no_adapter(trainer_of: Any, cache: Path, passes: list[int]) -> None:
     """A fresh adapter changes nothing, so its rank, its seed and its targets are no part of the reference."""
     first = reference(trainer_of("dpo", 6, finetuning_type="lora", val_size=2))
@@ -61,6 +62,7 @@ def test_some_losses_have_none(loss: str, trainer_of: Any, cache: Path, passes: 
     assert passes == []
 
 
+@pytest.mark.slow
 def test_other_rows_and_other_weights_are_other_references(
     trainer_of: Any, rows_of: Any, cache: Path, passes: list[int], tmp_path: Path
 ) -> None:
@@ -72,6 +74,7 @@ def test_other_rows_and_other_weights_are_other_references(
     assert not np.allclose(first, other)
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_computed_anew(
     trainer_of: Any, cache: Path, passes: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -95,6 +98,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
     assert "cannot be written: not kept" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_with_a_starting_adapter_it_is_base_and_adapter(
     trainer_of: Any, moved: Any, cache: Path, own_loss: Any, plain_logps: Any, tmp_path: Path
 ) -> None:
@@ -115,6 +119,7 @@ def test_with_a_starting_adapter_it_is_base_and_adapter(
         assert not np.allclose(reference(trainer), base, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_another_model_or_adapter(trainer_of: Any, moved: Any, cache: Path, tmp_path: Path) -> None:
     """``ref_model`` takes the model's place, ``ref_model_adapters`` go on top of it."""
     other = tiny_model(tmp_path / "other", seed=1)
@@ -136,6 +141,7 @@ def test_a_reference_of_another_vocabulary_is_refused(trainer_of: Any, tmp_path:
         trainer_of("dpo", 4, ref_model=str(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
 def test_only_rows_that_are_taken(stage: str, trainer_of: Any, cache: Path, passes: list[int], tmp_path: Path) -> None:
     """A run of two steps of three rows, of 40 that are shuffled: those six, the same ones and numbers as of all."""

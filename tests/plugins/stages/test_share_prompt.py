@@ -34,6 +34,7 @@ def meters(trainer: Any) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "options"), VARIANTS, ids=str)
 def test_loss_gradient_and_metrics(stage: str, options: Any, trainer_of: Any, moved: Any, own_loss: Any) -> None:
     """In float64, whose norms are float32's (see tests/training/test_shared_prefix.py); the model has left its
@@ -53,6 +54,7 @@ def test_loss_gradient_and_metrics(stage: str, options: Any, trainer_of: Any, mo
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo", "rm"])
 def test_whole_runs(stage: str, trainer_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32: log lines, tokens read, and the evaluation; and that the prompt was computed once."""
@@ -78,6 +80,7 @@ def test_whole_runs(stage: str, trainer_of: Any, tmp_path: Path, monkeypatch: py
     assert computed[1] < 0.8 * computed[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo", "rm"])
 def test_a_resume_is_exact(stage: str, trainer_of: Any, whole_and_parts: Any) -> None:
     def make(**options: Any) -> Any:
@@ -88,6 +91,7 @@ def test_a_resume_is_exact(stage: str, trainer_of: Any, whole_and_parts: Any) ->
     assert parts == whole
 
 
+@pytest.mark.slow
 def test_what_is_shared_decides_the_reference(trainer_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers that differ in rounding have names of their own: a resume finds its own."""
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))

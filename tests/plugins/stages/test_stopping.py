@@ -23,6 +23,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora", "freeze", "qlora"])
 @pytest.mark.parametrize("stage", ["dpo", "rm", "kto", "pt"])
 def test_stopped_it_goes_on_to_the_same_bytes(stage: str, method: str, trainer_of: Any, whole_and_parts: Any) -> None:

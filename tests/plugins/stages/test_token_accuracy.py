@@ -39,6 +39,7 @@ def test_hits_against_argmax(tiled: bool, tile: tuple[int, int], monkeypatch: py
     torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(z, labels, reduction="none"))
 
 
+@pytest.mark.slow
 def test_the_accuracy_of_any_batch_and_packing(tiny_model_dir: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"instruction": a, "output": b}) + "\n" for a, b in ROWS))
