@@ -1,4 +1,4 @@
-"""What a tokenised dataset depends on, and nothing else: the name under which it is kept."""
+"""The cache key of a tokenised dataset: everything that its tokens depend on."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ WITHOUT_EFFECT = frozenset(
         *("overwrite_cache", "tokenized_path", "preprocessing_num_workers", "preprocessing_batch_size"),
     }
 )
-"""Options of `DataOptions` that do not change what a row becomes. One that is not listed here counts."""
+"""Options of `DataOptions` that do not change the tokens of a row. All other options are part of the key."""
 SOURCES = (package_of(__name__), ftcore.api.samples)
-"""Packages and modules that make tokens of rows. Formats of plugins count besides, each by its own code."""
+"""Packages and modules that turn rows into tokens. The code of each dataset format is part of the key as well."""
 _PACKAGES = ("ftcore", "jinja2", "tokenizers", "transformers")
 
 
 def key_parts(
     spec: DatasetSpec, plan: Plan, renderer: Renderer, kind: str, *, questions: bool = False
 ) -> dict[str, str]:
-    """Name of what counts -> its value, or a digest of it.
+    """Name of each dependency -> its value or digest.
 
     Args:
-        spec: the dataset; of one on the hub only the name is known, and of a streamed one samples of its bytes.
+        spec: the dataset. A hub dataset counts by name, a streamed file by samples of its bytes.
         plan: the run's.
         renderer: template and tokenizer.
-        kind: what is kept of a row.
-        questions: whether conversations need no last answer.
+        kind: name of the function that selects what is stored of a row.
+        questions: whether the last answer of a conversation is optional.
 
     Raises:
         OSError: a file cannot be read.
@@ -77,7 +77,7 @@ def key_parts(
 
 
 def _images(plan: Plan, renderer: Renderer) -> str:
-    """How images are read and where they are looked for: their paths are kept, not their bytes."""
+    """How images are read, and the folders searched: the table stores paths, not bytes."""
     if renderer.pictures is None:
         return "not read"
     folders = [str(folder.resolve()) for folder in MediaFolders.of(plan).folders]
@@ -97,18 +97,18 @@ def digest(value: Any) -> str:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What is not the same, one line each."""
+    """The entries that differ, one line each."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return [f"{name} was {before.get(name, 'not set')}, now it is {now.get(name, 'not set')}" for name in names]
 
 
 def _formats(plan: Plan) -> Iterable[RegisteredComponent[DatasetFormat]]:
-    """All of them: which one reads a dataset shows in its rows."""
+    """All dataset formats: which of them reads a dataset is known only from its rows."""
     return plan.plugins.of(DatasetFormat)
 
 
 def _code(offer: RegisteredComponent[DatasetFormat]) -> str:
-    """Versions stay the same while one writes a plugin: its code is looked at too."""
+    """Digest of the plugin's source files: its version may stay the same during development."""
     try:
         file = Path(inspect.getfile(type(offer.component)))
     except (TypeError, OSError):  # made on the spot, in a test or an interpreter

@@ -1,4 +1,4 @@
-"""What became of every row and every token: nothing is dropped unseen."""
+"""Counts of rows and tokens by outcome: every dropped row and token is reported."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from ftcore.errors import Problem, UsageError
 
 T = TypeVar("T")
 SHOWN = 20
-"""Bad rows that an error names, and places that the manifest lists."""
+"""Number of bad rows that an error shows, and of places that the manifest lists."""
 _LISTED = 5
 
 
 @dataclass(kw_only=True)
 class RowCounts:
-    """One dataset, counted while it is read.
+    """The row and token counts of one dataset.
 
-    ``rows == kept + dropped + untrainable``, and ``tokens == used + cut + left``. A row that ``num_samples`` takes
-    several times counts so often.
+    ``rows == kept + dropped + untrainable``, and ``tokens == used + cut + left``. A row that ``num_samples`` draws
+    several times is counted each time.
 
     Args:
-        name: the dataset, as the user wrote it.
+        name: the dataset, as written in the configuration.
         rows: rows read.
-        of: rows of the dataset from which these were drawn; 0 where they were not.
-        kept: rows that are trained or evaluated on.
-        truncated: those of them that were longer than ``cutoff_len``.
-        bad: what is wrong with rows that could not be read.
-        untrainable: reason -> places of rows in which nothing is left to train.
-        thoughtless: trained answers that a row has a thought for, which the template or ``enable_thinking`` leaves out.
+        of: rows of the dataset before sampling; 0 without ``num_samples``.
+        kept: rows used for training or evaluation.
+        truncated: kept rows that were longer than ``cutoff_len``.
+        bad: the problems of rows that could not be read.
+        untrainable: reason -> places of rows without tokens to train on.
+        thoughtless: trained answers whose reasoning the template or ``enable_thinking`` leaves out.
         thoughtless_rows: rows with such answers.
-        thoughtless_places: where the first of them stand.
+        thoughtless_places: places of the first such rows.
         tokens: tokens of all rows that could be read.
         used: tokens of kept rows.
         cut: tokens of kept rows beyond ``cutoff_len``.
-        trained: tokens whose prediction is in the loss.
+        trained: target tokens of the loss.
     """
 
     name: str
@@ -67,12 +67,12 @@ class RowCounts:
         return sum(map(len, self.untrainable.values()))
 
     def add_bad(self, problem: Problem, times: int = 1) -> None:
-        """A row that could not be read, and how often it was drawn."""
+        """Adds a row that could not be read, ``times`` times."""
         self.rows += times
         self.bad += [problem] * times
 
     def add(self, place: Place, row: AnyPrepared, times: int = 1) -> None:
-        """A row that could be read, and how often it was drawn."""
+        """Adds a row that could be read, ``times`` times."""
         self.rows += times
         tokens = row.tokens
         self.tokens += times * tokens
@@ -90,7 +90,7 @@ class RowCounts:
             self.thoughtless_places = [*self.thoughtless_places, place][:SHOWN]
 
     def merge(self, more: RowCounts) -> None:
-        """Adds what was counted of further rows."""
+        """Adds the counts of further rows."""
         for field_ in fields(self):
             if field_.type == "int":
                 setattr(self, field_.name, getattr(self, field_.name) + getattr(more, field_.name))
@@ -100,7 +100,7 @@ class RowCounts:
             self.untrainable.setdefault(why, []).extend(places)
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest; of bad and untrainable rows the first places are listed."""
+        """Returns the counts for the manifest, with the first places of bad and untrainable rows."""
         return {
             "rows": self.rows,
             **({"drawn_of": self.of} if self.of else {}),
@@ -139,9 +139,9 @@ class RowCounts:
             lines += _first(places)
         if self.thoughtless:
             many = (
-                "answers are trained without their thought"
+                "answers are trained without their reasoning"
                 if self.thoughtless > 1
-                else "answer is trained without its thought"
+                else "answer is trained without its reasoning"
             )
             lines.append(f"  {self.thoughtless:,} {many}, rows: {self.thoughtless_rows:,}")
             lines += [f"    {place}" for place in self.thoughtless_places[:_LISTED]]
@@ -151,7 +151,7 @@ class RowCounts:
 
 
 def _once(found: Sequence[T]) -> list[T]:
-    """Each once: a row that is drawn several times is one row to look at."""
+    """The items without duplicates: a row that was drawn several times is listed once."""
     return list(dict.fromkeys(found))
 
 
@@ -168,9 +168,9 @@ class RowStats:
     train: tuple[RowCounts, ...] = ()
     eval: tuple[RowCounts, ...] = ()
     split_off: int = 0
-    """Rows that ``val_size`` took from training."""
+    """Rows that ``val_size`` moved from training to evaluation."""
     notes: tuple[str, ...] = ()
-    """What was done with the rows besides: how they were mixed and packed."""
+    """Lines about mixing and packing."""
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest: dataset -> counts."""
@@ -191,9 +191,9 @@ class RowStats:
 
 
 def bad_rows(counts: Sequence[RowCounts], options: DataOptions) -> UsageError | None:
-    """The bad rows that the options do not allow, as one error: the first ones in full, the others counted."""
+    """The bad rows that the options do not allow, as one error that shows the first ones and counts all."""
     if options.on_bad_row == "fail":
-        hint = "correct them, or set on_bad_row: skip to leave them out and count them"
+        hint = "correct the rows, or set on_bad_row: skip to leave them out"
         return _refused(counts, hint)
     if options.max_bad_rows is None:
         return None
@@ -208,5 +208,5 @@ def _refused(counts: Sequence[RowCounts], hint: str) -> UsageError | None:
     if not problems:
         return None
     many = f"{len(problems):,} bad rows" if len(problems) > 1 else "1 bad row"
-    shown = f", of which {SHOWN} are shown" if len(problems) > SHOWN else ""
+    shown = f"; the first {SHOWN} are shown" if len(problems) > SHOWN else ""
     return UsageError([*problems[:SHOWN], Problem(many + shown, hint=hint)])

@@ -34,9 +34,9 @@ def check_folder(folder: Path, where: str) -> None:
     if not present:
         return
     if (written := _written(folder)) is None:
-        raise UsageError(Problem(f"export_dir {folder} holds files that are no export of ft", where, hint))
+        raise UsageError(Problem(f"export_dir {folder} contains files that ft export did not write", where, hint))
     if strange := sorted(present - written):
-        reason = f"export_dir {folder} holds files that no export wrote: {listed(strange, 3)}"
+        reason = f"export_dir {folder} contains files that ft export did not write: {listed(strange, 3)}"
         raise UsageError(Problem(reason, where, hint))
 
 
@@ -57,7 +57,7 @@ def check_space(folder: Path, needed: int) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed + _MARGIN:
-        raise RunError(f"export_dir {folder} needs {needed + _MARGIN:,} bytes, and {free:,} are free")
+        raise RunError(f"export_dir {folder} needs {needed + _MARGIN:,} bytes, and {free:,} bytes are free")
 
 
 @contextmanager

@@ -56,14 +56,14 @@ class GgufFile:
         try:
             import gguf  # noqa: F401
         except ModuleNotFoundError as error:
-            hint = "pip install gguf, or drop export_gguf"
-            raise UsageError(Problem("export_gguf needs the package gguf", where, hint)) from error
+            hint = "pip install gguf, or remove export_gguf"
+            raise UsageError(Problem("export_gguf requires the package gguf", where, hint)) from error
         config = dict(plan.config or {})
         reasons = _unsupported(config) if config else []
         vocabulary, reason = read_vocabulary(tokenizer)
         reasons += [reason] if reason else []
         if reasons:
-            hint = f"drop export_gguf; it is written for {', '.join(ARCHITECTURES)}"
+            hint = f"remove export_gguf; supported architectures: {', '.join(ARCHITECTURES)}"
             raise UsageError([Problem(f"no GGUF file can be written: {reason}", where, hint) for reason in reasons])
         return cls(str(plan.export.export_gguf), config, vocabulary)
 
@@ -100,15 +100,15 @@ class GgufFile:
 def _unsupported(config: Mapping[str, Any]) -> list[str]:
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
-        return [f"architecture {kind} is not one that this writer knows"]
+        return [f"architecture {kind} is not supported"]
     reasons = []
     rope = _rope(config)
     if (scaling := rope["rope_type"]) not in ("default", "linear", "yarn") and "low_freq_factor" not in rope:
-        reasons.append(f"rope scaling {scaling} is not one that this writer knows")
+        reasons.append(f"rope scaling {scaling} is not supported")
     if config.get("use_sliding_window"):
-        reasons.append("the model attends through a sliding window, which llama.cpp leaves out here")
+        reasons.append("sliding-window attention is not supported for this architecture in llama.cpp")
     if config.get("hidden_act", "silu") != "silu":
-        reasons.append(f"its activation is {config['hidden_act']}, llama.cpp computes silu")
+        reasons.append(f"activation {config['hidden_act']} is not supported, only silu")
     return reasons
 
 

@@ -95,13 +95,13 @@ def read_vocabulary(tokenizer: Any) -> tuple[Vocabulary | None, str]:
     found = json.loads(tokenizer.backend_tokenizer.to_str())
     model = found["model"]
     if model["type"] != "BPE":
-        return None, f"its tokenizer is of type {model['type']}, llama.cpp reads BPE here"
+        return None, f"tokenizer type {model['type']} is not supported, only BPE"
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     if model.get("byte_fallback"):
         prefix = "Prepend" in json.dumps(found.get("normalizer")) or '"first"' in json.dumps(found["pre_tokenizer"])
         return Vocabulary(tokenizer, "llama", "", _tokens(tokenizer, model), merges, prefix), ""
     if (pre := SPLITS.get(_splits(found["pre_tokenizer"]))) is None:
-        return None, "its tokenizer splits text in a way that this writer knows no name for in llama.cpp"
+        return None, "the pre-tokenizer is not supported"
     return Vocabulary(tokenizer, "gpt2", pre, _tokens(tokenizer, model), merges), ""
 
 

@@ -54,8 +54,8 @@ def _dequantized(plan: Plan, model: Any) -> Any:
     except (NotImplementedError, ValueError) as error:
         method = getattr(model.config, "quantization_config", None)
         kind = getattr(method, "quant_method", "unknown")
-        reason = f"{plan.model.model_name_or_path} is quantised ({kind}), and that cannot be undone: {error}"
-        hint = "name the model that it was quantised from"
+        reason = f"{plan.model.model_name_or_path} is quantised ({kind}) and cannot be dequantised: {error}"
+        hint = "write the name of the unquantised model"
         raise UsageError(Problem(reason, plan.where("model_name_or_path"), hint)) from error
 
 
@@ -74,7 +74,7 @@ def _merge(plan: Plan, model: Any, name: str) -> Any:
                 adapted = PeftModel.from_pretrained(model, str(whole))
     except (RuntimeError, ValueError) as error:
         reason = f"adapter {name} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
-        hint = "write the model that it was trained on"
+        hint = "write the model that the adapter was trained on"
         raise UsageError(Problem(reason, plan.where("adapter_name_or_path"), hint)) from error
     _untie(adapted.get_base_model(), BaseTunerLayer)
     for layer in adapted.modules():

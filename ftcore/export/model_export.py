@@ -51,8 +51,10 @@ def check_options(plan: Plan) -> Path:
         except UsageError as error:
             problems += error.problems
     if options.export_legacy_format:
-        hint = "pickled weights can run code and are not written; leave it out for safetensors"
-        problems.append(Problem("export_legacy_format: true asks for pickle", plan.where("export_legacy_format"), hint))
+        hint = "pickled weights can run code and are not supported; remove the option to write safetensors"
+        problems.append(
+            Problem("export_legacy_format: true selects the pickle format", plan.where("export_legacy_format"), hint)
+        )
     if problems:
         raise UsageError(problems)
     return Path(str(options.export_dir)).expanduser()

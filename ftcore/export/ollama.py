@@ -77,9 +77,7 @@ def modelfile(plan: Plan, renderer: Renderer | None, source: str) -> tuple[str, 
     elif layout := find_layout(renderer):
         lines += [f'TEMPLATE """{layout.go()}"""', ""]
     else:
-        note = (
-            "the chat template does more than join turns: the Modelfile has no TEMPLATE, Ollama takes the model's own"
-        )
+        note = "the chat template cannot be written as a Modelfile TEMPLATE: Ollama uses the model's own template"
         lines += [f"# {note}", ""]
     if renderer is not None:
         decoded = (renderer.tokenizer.convert_ids_to_tokens(token) for token in renderer.stop_ids)

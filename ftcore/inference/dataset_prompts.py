@@ -81,7 +81,7 @@ def _asked(place: Place, sample: Sample | RowError, system: str | None) -> tuple
     if isinstance(sample, RowError):
         raise sample
     if media := holds_media(sample):
-        raise RowError(f"the row has {media}, and answers are given to text only", cure="remove such rows")
+        raise RowError(f"the row has {media}, and inference supports text only", cure="remove such rows")
     chat, label = _split(sample)
     messages = chat.messages
     if system is not None and messages[0].role != "system":
@@ -105,9 +105,9 @@ def _split(sample: Sample) -> tuple[Chat, Message | None]:
     if chat.messages[-1].role != "assistant":
         return chat, None
     if len(chat.messages) == 1:
-        raise RowError("the conversation has nothing before its answer", cure="remove the row")
+        raise RowError("the conversation has no turn before the answer", cure="remove the row")
     return replace(chat, messages=chat.messages[:-1]), chat.messages[-1]
 
 
 def _left_out(counts: RowCounts) -> list[str]:
-    return [f"{counts.name}: {len(counts.bad):,} of {counts.rows:,} rows left out", *map(str, counts.bad[:5])]
+    return [f"{counts.name}: {len(counts.bad):,} of {counts.rows:,} rows skipped", *map(str, counts.bad[:5])]

@@ -76,7 +76,7 @@ def _read(file: Path, convert: Callable[[Any], T]) -> tuple[list[Mapping[str, An
     if problems:
         raise UsageError(problems)
     if not rows:
-        raise UsageError(Problem("there is no prompt in it", str(file)))
+        raise UsageError(Problem("the file has no rows", str(file)))
     return rows, found, places
 
 
@@ -95,7 +95,7 @@ def _prompt(row: Any, system: str | None) -> Prompt:
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise _BadRowError(f"{name} must be {kind.__name__}, not {quoted(value)}")
     if seed is not None and not -(2**63) <= seed < 2**63:
-        raise _BadRowError(f"seed must be of 64 bits, not {quoted(seed)}")
+        raise _BadRowError(f"seed must be a 64-bit integer, not {quoted(seed)}")
     tools = _objects(tools, "tools")
     try:
         override_options(GenerationOptions(), settings)
@@ -122,21 +122,21 @@ def _conversation(row: Any) -> Chat:
 
 
 def _check_no_media(row: Mapping[str, Any], messages: Sequence[Message]) -> None:
-    """Refuses what would not be seen.
+    """Raises an error for media that would not be read.
 
     Raises:
-        RowError: the row has files, or a placeholder of one.
+        RowError: the row has media files or placeholders.
     """
     for role in PLACEHOLDERS:
         for name in (role, role.removesuffix("s")):
             if row.get(name):
-                reason = f"the row has {name}, and answers are given to text only"
+                reason = f"the row has {name}, and inference supports text only"
                 raise RowError(reason, field=name, value=row[name], cure="remove such rows")
     try:
         check_no_placeholder(message.content for message in messages)
     except RowError as error:
-        mere_text = f'where it is mere text, --dataset reads it with "columns": {{"{error.field}": ""}}'
-        cure = f"remove the row, or the placeholder; {mere_text}"
+        mere_text = f'if it is ordinary text, use --dataset with "columns": {{"{error.field}": ""}}'
+        cure = f"remove the row or the placeholder; {mere_text}"
         raise RowError(error.reason, field=error.field, cure=cure) from error
 
 

@@ -93,7 +93,7 @@ def _telling(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = f"{error.filename or path} cannot be written: {error.strerror}"
-        raise RunError(f"{reason}; the same command goes on when that is mended") from error
+        raise RunError(f"{reason}; remove the cause, then repeat the command to resume") from error
 
 
 def _lock(stream: BinaryIO, path: Path, locking: bool) -> None:
@@ -143,7 +143,7 @@ def _facts(first: bytes, path: Path) -> dict[str, Any]:
             return known
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise UsageError(Problem(f"{path} was not begun by this version of ft", hint="move it away"))
+    raise UsageError(Problem(f"{path} was not written by this version of ft", hint="move or remove it"))
 
 
 def _check(known: Mapping[str, Any], path: Path, facts: Mapping[str, Any]) -> None:
@@ -151,9 +151,9 @@ def _check(known: Mapping[str, Any], path: Path, facts: Mapping[str, Any]) -> No
     wanted = json.loads(json.dumps(facts))
     names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
     if names:
-        hint = f"undo the change, or remove {path.name} to begin anew"
+        hint = f"undo the change, or remove {path.name} to start again"
         changes = [Problem(f"{name} was {_said(known.get(name))}, is {_said(wanted.get(name))}") for name in names]
-        raise UsageError([Problem(f"{path} cannot be gone on with", hint=hint), *changes])
+        raise UsageError([Problem(f"{path} cannot be resumed", hint=hint), *changes])
 
 
 def _said(value: Any) -> str:

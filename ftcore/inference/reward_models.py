@@ -17,7 +17,7 @@ def scoring_stage(plugins: Plugins) -> str:
     """
     found = [offer.full_name for offer in plugins.of(Stage) if offer.component.head == "sequence_classification"]
     if len(found) != 1:
-        reason = f"stages that make scores: {', '.join(found) or 'none'}"
+        reason = f"stages that train reward models: {', '.join(found) or 'none'}"
         raise UsageError(Problem(reason, hint="write stage=NAME"))
     return found[0]
 

@@ -89,7 +89,7 @@ class Turns(Session):
     def add(self, prompt: Prompt, logprobs: int | None = None) -> int:
         """The prompt waits until its turn comes."""
         if logprobs is not None:
-            raise UsageError("this inference engine tells no log-probabilities")
+            raise UsageError("this inference engine does not return log-probabilities")
         self.generator.check([prompt])
         self._added += 1
         self._waiting[self._added] = prompt

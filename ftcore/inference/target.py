@@ -115,7 +115,7 @@ def find_target(
     written = {name: value for name, value in written.items() if value is not None}
     values: dict[str, Any] = {name: value for name, value in UNUSED.items() if name in written}
     if file is None and not model and not adapters:
-        raise UsageError("no model is named; write a training file, --model or --adapter")
+        raise UsageError("no model is given; write a training file, --model or --adapter")
     named: dict[str, Any] = {"model_name_or_path": model, "adapter_name_or_path": tuple(adapters)}
     named = {name: value for name, value in named.items() if value}
     notes: list[str] = []
@@ -150,7 +150,7 @@ def unfinished(folder: Path, *, alone: bool = True) -> list[str]:
     if status != RUNNING:
         cause = f": {manifest['cause']}" if manifest.get("cause") else ""
         line = f"{folder}: the run {'was stopped' if status == STOPPED else 'failed'}{cause}"
-    return [f"{line}; the base model is used, without what it trained"] if alone and line else [line] if line else []
+    return [f"{line}; the base model is used without the trained weights"] if alone and line else [line] if line else []
 
 
 def _named(
@@ -185,10 +185,10 @@ def _from_training(trained: Trained | None, names: Mapping[str, Any]) -> dict[st
 def _base(adapter: str) -> Mapping[str, Any]:
     folder = Path(adapter).expanduser()
     if not folder.is_dir() and not HUB_ID.fullmatch(adapter):
-        raise UsageError(Problem(f"there is no adapter {adapter!r}", hint="write a folder or a hub id"))
+        raise UsageError(Problem(f"adapter {adapter!r} does not exist", hint="write a folder or a hub id"))
     if base := base_of(folder):
         return base
-    raise UsageError(Problem(f"adapter {adapter} does not say here which model it belongs to", hint="add --model"))
+    raise UsageError(Problem(f"adapter {adapter} does not name its base model", hint="add --model"))
 
 
 def _left_by(plan: Plan) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, trained: Trai
         return
     used = plan.template.full_name if plan.template else "the tokenizer's own"
     was = trained.template or "the tokenizer's own"
-    what = f"template {used} is not what {trained.folder} was trained with"
-    hint = f"that was {was}" if was != used else "its source has changed since"
+    what = f"template {used} differs from that of {trained.folder}"
+    hint = f"the run used {was}" if was != used else "its source has changed since training"
     where = plan.options["template"].origin if "template" in plan.options else ""
-    raise UsageError(Problem(what, where if where != "default" else "", f"{hint}; --force takes it all the same"))
+    raise UsageError(Problem(what, where if where != "default" else "", f"{hint}; --force uses it anyway"))

@@ -84,7 +84,7 @@ def _routes(app: FastAPI) -> None:
         asked, prompt = await prepared(request, work, worker, first.plan.serving.serve_timeout)
         one = find(served, asked.model)
         if one.generator is None:
-            raise ApiError(400, f"model {one.name} scores and does not answer; ask /v1/score", param="model")
+            raise ApiError(400, f"model {one.name} is a reward model; use /v1/score", param="model")
         completion = Completion(asked, prompt, one, worker, begun)
         try:
             await completion.start(request)
@@ -116,7 +116,7 @@ def find(served: Mapping[str, Served], name: str) -> Served:
     """
     if name in served:
         return served[name]
-    reason = f"there is no model {name!r:.80}; there are: {', '.join(served)}"
+    reason = f"model {name!r:.80} does not exist; available: {', '.join(served)}"
     raise ApiError(404, reason, param="model", code="model_not_found")
 
 

@@ -55,11 +55,11 @@ class Bounds:
             return
         messages = found.get("messages")
         if isinstance(messages, list) and len(messages) > self.messages:
-            reason = f"{where}messages: {len(messages)} are more than the {self.messages} that this server reads"
+            reason = f"{where}messages: {len(messages)} messages exceed the limit of {self.messages}"
             raise ApiError(400, f"{reason} (serve_max_messages)", param=f"{where}messages")
         size = size_of([messages, found.get("tools")], self.chars)
         if size > self.chars:
-            reason = f"{where}messages: they have more than the {self.chars} characters that this server reads"
+            reason = f"{where}messages: the text exceeds the limit of {self.chars} characters"
             raise ApiError(400, f"{reason} (serve_max_chars)", param=f"{where}messages")
 
 

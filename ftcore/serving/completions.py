@@ -62,7 +62,7 @@ class Completion:
             ClientGone: the client did not wait so long.
         """
         if len(self.job.prompts) > self.worker.room:
-            raise ApiError(400, f"n is more than the {self.worker.room} answers that this server takes", param="n")
+            raise ApiError(400, f"n exceeds the limit of {self.worker.room} answers", param="n")
         reserve(self.worker, self.job)
         self.worker.submit(self.job)
         await watched(request, self.job, self._next)
@@ -138,7 +138,7 @@ class Completion:
         asked, plan = self.asked, self.served.plan
         limit = plan.serving.serve_max_tokens
         if asked.tokens is not None and asked.tokens > limit:
-            reason = f"max_tokens {asked.tokens} is more than the {limit} that this server allows (serve_max_tokens)"
+            reason = f"max_tokens {asked.tokens} exceeds the limit of {limit} (serve_max_tokens)"
             raise ApiError(400, reason, param="max_tokens")
         settings: dict[str, Any] = {}
         if asked.tokens is not None or plan.generation.max_length is None:
@@ -219,7 +219,7 @@ def reserve(worker: Worker, job: Job) -> None:
 
 def busy() -> ApiError:
     """Every place is taken."""
-    reason = "the server has as many requests as it takes (serve_batch + serve_queue): ask again"
+    reason = "the request queue is full (serve_batch + serve_queue); try again"
     return ApiError(429, reason, kind="rate_limit_error", code="queue_full", headers={"retry-after": "1"})
 
 

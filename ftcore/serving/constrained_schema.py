@@ -35,7 +35,7 @@ def parse(body: bytes, content_type: str) -> Any:
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise ApiError(400, f"the request holds half a character: {half} without its other half") from None
+        raise ApiError(400, f"the request contains an unpaired surrogate: {half}") from None
     except RecursionError:
         raise _deep() from None
     except ValueError as error:
@@ -46,7 +46,7 @@ def parse(body: bytes, content_type: str) -> Any:
 
 
 def _deep() -> ApiError:
-    return ApiError(400, f"the request nests more than {DEEPEST} levels deep")
+    return ApiError(400, f"the request is nested more than {DEEPEST} levels deep")
 
 
 def validate(model: type[R], found: Any) -> R:
@@ -68,7 +68,7 @@ def _text(value: Any) -> Any:
     for number, part in enumerate(value):
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else part
-            raise ValueError(f"part {number} is {kind!r:.40}: this server reads text only")
+            raise ValueError(f"part {number} is {kind!r:.40}: this server supports text only")
     return "".join(part["text"] for part in value)
 
 

@@ -65,7 +65,7 @@ def invalid(error: ValidationError) -> ApiError:
     parts = []
     for place, item in found:
         if item["type"] == "extra_forbidden":
-            parts.append(f"{place}: this server has no such field")
+            parts.append(f"{place}: this server does not support this field")
         else:
             message = item["msg"].removeprefix("Value error, ")
             parts.append(f"{place}: {message[:1].lower()}{message[1:]}")
@@ -79,4 +79,4 @@ def refused(error: UsageError) -> ApiError:
 
 def failed() -> ApiError:
     """The engine broke; what happened is in the server's log, not in the answer."""
-    return ApiError(500, "the model failed while it answered; the server's log says why", kind=SERVER)
+    return ApiError(500, "the model failed during generation; the server's log has the cause", kind=SERVER)

@@ -63,7 +63,9 @@ class Guard:
         if self.key is None:
             if _hostname(headers.get("host", "")) in self.hosts:
                 return None
-            return ApiError(403, "the request names another host; ask localhost, or start the server with an API key")
+            return ApiError(
+                403, "the Host header names another machine; use localhost, or start the server with an API key"
+            )
         scheme, _, given = headers.get("authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode("latin-1"), self.key.encode("utf-8", "surrogateescape"))
         if scheme.lower() == "bearer" and right:
@@ -89,7 +91,7 @@ class Guard:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            reason = f"the request did not come within {self.seconds:g} seconds"
+            reason = f"the request was not received within {self.seconds:g} seconds"
             raise ApiError(408, reason, headers={"connection": "close"}) from None
         if size > limit:
             raise self._too_large()

@@ -28,4 +28,4 @@ def distinct(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             hint = "write serve_name, or another name for the adapter"
-            raise UsageError(Problem(f"{name!r} would be the name of two models", "serve_adapters", hint))
+            raise UsageError(Problem(f"two models would have the name {name!r}", "serve_adapters", hint))

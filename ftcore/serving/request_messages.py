@@ -44,7 +44,9 @@ def tools(found: Sequence[Tool] | None) -> tuple[Mapping[str, Any], ...]:
 def _check(turn: ChatMessage, where: str) -> None:
     for role, names in FIELDS.items():
         if turn.role != role and (wrong := [name for name in names if getattr(turn, name) is not None]):
-            raise ApiError(400, f"{where}.{wrong[0]}: a {turn.role} message has none", param=f"{where}.{wrong[0]}")
+            raise ApiError(
+                400, f"{where}.{wrong[0]}: a {turn.role} message does not have this field", param=f"{where}.{wrong[0]}"
+            )
     if turn.content is None and not (turn.role == "assistant" and turn.tool_calls):
         raise ApiError(400, f"{where}.content is missing", param=f"{where}.content")
 
@@ -60,10 +62,10 @@ def _call(call: ToolCall, where: str) -> dict[str, Any]:
     except ValueError:
         arguments, deep = None, False
     if deep:
-        reason = f"{where}: the arguments of {call.function.name} nest more than {DEEPEST} levels deep"
+        reason = f"{where}: the arguments of {call.function.name} are nested more than {DEEPEST} levels deep"
         raise ApiError(400, reason, param=where)
     if not isinstance(arguments, dict):
-        raise ApiError(400, f"{where}: the arguments of {call.function.name} are no JSON object", param=where)
+        raise ApiError(400, f"{where}: the arguments of {call.function.name} are not a JSON object", param=where)
     # no id: training data have none, and a template that writes it would show the model what it never saw
     return {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
@@ -76,7 +78,7 @@ def _ordered(found: Sequence[ChatMessage]) -> list[tuple[int, ChatMessage]]:
     for place, turn in enumerate(found):
         if turn.role == "tool":
             if turn.tool_call_id is not None and turn.tool_call_id not in ranks:
-                reason = f"messages.{place}.tool_call_id {turn.tool_call_id!r:.60} is no call of the turn before"
+                reason = f"messages.{place}.tool_call_id {turn.tool_call_id!r:.60} is not a call of the previous turn"
                 raise ApiError(400, reason, param=f"messages.{place}.tool_call_id")
             rank = len(ranks) if turn.tool_call_id is None else ranks[turn.tool_call_id]
             results.append((rank, place, turn))

@@ -26,7 +26,7 @@ async def score(request: Request, asked: ScoreRequest, served: Served, worker: W
         ClientGone: the client did not wait.
     """
     if (judge := served.judge) is None:
-        reason = f"model {served.name} answers and does not score; ask /v1/chat/completions"
+        reason = f"model {served.name} is not a reward model; use /v1/chat/completions"
         raise ApiError(400, reason, param="model")
     chats = [_chat(one) for one in asked.conversations]
     places = [f"conversations.{number}" for number in range(len(chats))]

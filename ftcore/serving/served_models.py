@@ -75,8 +75,8 @@ def load(targets: Mapping[str, Target], *, force: bool = False) -> dict[str, Ser
     plans = {name: target.plan for name, target in targets.items()}
     scoring = [name for name, plan in plans.items() if plan.stage.component.head != "causal_lm"]
     if scoring and len(plans) > 1:
-        reason = f"{scoring[0]} scores: a reward model is served alone"
-        raise UsageError(Problem(reason, hint="start a server for each"))
+        reason = f"{scoring[0]} is a reward model, which must be served alone"
+        raise UsageError(Problem(reason, hint="start a separate server for it"))
     if scoring:
         (name,) = scoring
         plan = plans[name]
@@ -122,4 +122,4 @@ def check(plan: Plan) -> None:
     """
     if plan.generation.num_beams > 1:
         where = plan.options["num_beams"].origin if "num_beams" in plan.options else ""
-        raise UsageError(Problem("answers that are served have one beam", where, "write num_beams: 1"))
+        raise UsageError(Problem("the server does not support beam search", where, "write num_beams: 1"))

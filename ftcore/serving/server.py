@@ -70,7 +70,9 @@ def listen(options: ServingOptions) -> socket.socket:
     except OSError as error:
         found.close()
         reason = f"cannot listen on port {options.serve_port} of {options.serve_host}: {error.strerror}"
-        raise UsageError(Problem(reason, hint="write another serve_port (0 takes a free one) or serve_host")) from None
+        raise UsageError(
+            Problem(reason, hint="write another serve_port (0 selects a free one) or serve_host")
+        ) from None
     return found
 
 
@@ -88,7 +90,7 @@ def api_key(options: ServingOptions) -> str | None:
     """
     key = os.environ.get("FT_API_KEY") or _from_file(options.serve_api_key_file)
     if key is None and options.serve_host not in LOOPBACK:
-        reason = f"serve_host {options.serve_host} lets other machines ask, and there is no API key"
+        reason = f"serve_host {options.serve_host} accepts requests from other machines, and no API key is set"
         hint = "set FT_API_KEY or serve_api_key_file, or listen on 127.0.0.1"
         raise UsageError(Problem(reason, hint=hint))
     return key
@@ -102,5 +104,5 @@ def _from_file(name: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(Problem(f"{name} cannot be read: {error}", "serve_api_key_file")) from error
     if not key:
-        raise UsageError(Problem(f"{name} holds no key in its first line", "serve_api_key_file"))
+        raise UsageError(Problem(f"{name} has no key in its first line", "serve_api_key_file"))
     return key

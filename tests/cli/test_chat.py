@@ -121,7 +121,7 @@ def test_no_model_is_named() -> None:
 
     result = CliRunner().invoke(command, ["top_k=3"])
     assert isinstance(result.exception, UsageError)
-    assert str(result.exception) == "no model is named; write a training file, --model or --adapter"
+    assert str(result.exception) == "no model is given; write a training file, --model or --adapter"
 
 
 def reader(lines: list[str | type[BaseException]]) -> Callable[[str], str]:

@@ -250,7 +250,7 @@ def test_what_was_begun_with_another_model_or_otherwise_is_not_gone_on_with(
     with pytest.raises(UsageError) as error:
         generate("--model", model, "--prompt", "a", "--prompt", "b", "--output", output, "do_sample=true")
     said = [line.partition(" was ")[0] for line in str(error.value).splitlines()]
-    assert said[0].startswith(f"{partial_of(output)} cannot be gone on with; undo the change, or remove")
+    assert said[0].startswith(f"{partial_of(output)} cannot be resumed; undo the change, or remove")
     assert set(said[1:]) >= {"sha256 of the inputs", "sha256 of model.safetensors", "do_sample", "max_new_tokens"}
     assert {"sha256 of config.json", "temperature", "version of torch"}.isdisjoint(said)
 
@@ -274,9 +274,9 @@ def test_what_is_not_seen_is_refused(generate: Any, tmp_path: Path, row: dict[st
         generate("--input", source, *GREEDY)
     text = f"the text has <{kind}>, and the row has no {kind}s; remove the row, or the placeholder; "
     assert [str(problem).replace(f"{source}:", "") for problem in error.value.problems] == [
-        f'2: {text}where it is mere text, --dataset reads it with "columns": {{"{kind}s": ""}}',
+        f'2: {text}if it is ordinary text, use --dataset with "columns": {{"{kind}s": ""}}',
         *(
-            f'{line}: the row has {key}, and answers are given to text only: "a"; remove such rows'
+            f'{line}: the row has {key}, and inference supports text only: "a"; remove such rows'
             for line, key in ((3, kind), (4, f"{kind}s"))
         ),
     ]

@@ -142,7 +142,7 @@ def test_a_training_file_of_a_failed_run(tiny_model_dir: Path, tmp_path: Path, r
     file = tmp_path / "run.json"
     file.write_text(json.dumps(WORDS | {"model_name_or_path": str(tiny_model_dir), "output_dir": str(out)}))
     target = find_target(file)
-    assert target.notes == (f"{out}: the run failed: boom; the base model is used, without what it trained",)
+    assert target.notes == (f"{out}: the run failed: boom; the base model is used without the trained weights",)
     done = CliRunner().invoke(group, ["export", str(file), f"export_dir={tmp_path / 'export'}"])
     assert str(done.exception) == (
         f"{file}: the run of this file has not finished ({out}: the run failed: boom); "

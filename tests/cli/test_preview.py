@@ -173,13 +173,13 @@ def test_stats(preview: Any) -> None:
 
 def test_bad_rows(preview: Any) -> None:
     rows = [{"instruction": "hi", "output": ""}, ROWS[0], {"x": 1}]
-    bad = 'a.jsonl:1: output is empty: there is nothing to learn: ""; write the answer in output, or remove the row'
+    bad = 'a.jsonl:1: output is empty: there is nothing to train on: ""; write the answer in output, or remove the row'
     found = preview("-n", "2", rows=rows)
     assert bad in found.output.split("\n")
     assert isinstance(found.error, UsageError)
     assert [str(problem).rpartition("/")[2] for problem in found.error.problems] == [
         bad,
-        "1 bad row; correct them, or set on_bad_row: skip to leave them out and count them",
+        "1 bad row; correct the rows, or set on_bad_row: skip to leave them out",
     ]
     found = preview("--json", rows=rows, on_bad_row="skip")
     assert found.error is None

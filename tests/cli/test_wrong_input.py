@@ -77,7 +77,7 @@ def test_a_row_without_output(answer) -> None:
     lines = answer(data=json.dumps([GOOD, {"instruction": "q"}], indent=0))
     assert lines[0].startswith("rows.json:6")
     assert "output" in lines[0]
-    assert lines[-1] == "1 bad row; correct them, or set on_bad_row: skip to leave them out and count them"
+    assert lines[-1] == "1 bad row; correct the rows, or set on_bad_row: skip to leave them out"
 
 
 def test_roles_out_of_turn(answer) -> None:

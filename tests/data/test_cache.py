@@ -273,14 +273,14 @@ def test_a_named_folder_is_used_or_refused(
     with pytest.raises(UsageError) as caught:
         chat_datasets(make_plan("a.jsonl", cutoff_len=30, **named), tokenizer)
     assert str(caught.value) == (
-        f"tokenized_path: {tmp_path}/tokens/a.jsonl does not hold dataset 'a.jsonl' as this run needs it: "
-        "cutoff_len was 2048, now it is 30; write another tokenized_path, or overwrite_cache: true to make it anew"
+        f"tokenized_path: {tmp_path}/tokens/a.jsonl does not match dataset 'a.jsonl' of this run: "
+        "cutoff_len was 2048, now it is 30; write another tokenized_path, or overwrite_cache: true to recreate it"
     )
     chat_datasets(make_plan("a.jsonl", cutoff_len=30, overwrite_cache=True, **named), tokenizer)
     chat_datasets(make_plan("a.jsonl", cutoff_len=30, **named), tokenizer)
     assert made == ["a.jsonl"] * 2
     (tmp_path / "tokens" / "a.jsonl" / "manifest.json").write_text("{}")
-    with pytest.raises(UsageError, match="needs it: it is damaged, an image was changed, or it is not what ft wrote; "):
+    with pytest.raises(UsageError, match="of this run: it is damaged, an image has changed, or ft did not write it; "):
         chat_datasets(make_plan("a.jsonl", cutoff_len=30, **named), tokenizer)
 
 
@@ -295,7 +295,7 @@ def test_overwriting_a_named_folder_leaves_what_others_put_there(
         chat_datasets(make_plan("a.jsonl", tokenized_path=str(raw.parent), overwrite_cache=True), tokenizer)
     assert str(caught.value) == (
         f"tokenized_path: {raw} holds files that ft did not write (part-0.parquet); "
-        "write another tokenized_path; overwrite_cache: true makes dataset 'a.jsonl' anew there"
+        "write another tokenized_path; overwrite_cache: true recreates dataset 'a.jsonl' there"
     )
     assert (raw / "part-0.parquet").read_text() == "raw"
 

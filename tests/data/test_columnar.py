@@ -190,7 +190,7 @@ def test_maps_keep_their_nulls(tmp_path: Path, make_plan: Any) -> None:
     )
     ((place, wrong),) = read_rows(tmp_path / "b.parquet")
     assert isinstance(wrong, RowError)
-    assert row_problem(place, wrong).message.startswith("messages: 'a' stands twice in one map")
+    assert row_problem(place, wrong).message.startswith("messages: 'a' appears twice in one map")
 
 
 @pytest.mark.parametrize("kind", ["list_", "large_list", "list_view", "large_list_view", "fixed"])
@@ -209,11 +209,11 @@ def test_every_kind_of_list(tmp_path: Path, kind: str) -> None:
 def test_a_name_twice(tmp_path: Path) -> None:
     struct = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
     for name, table, said in (
-        ("a.parquet", pa.table([[1], [2]], names=["a", "a"]), "column 'a' stands twice; name each once"),
+        ("a.parquet", pa.table([[1], [2]], names=["a", "a"]), "column 'a' appears twice; rename one of them"),
         (
             "a.arrow",
             pa.table({"b": pa.array([[{"c": 1}]]), "d": struct}),
-            "key 'a' of 'd' stands twice; name each once",
+            "key 'a' of 'd' appears twice; rename one of them",
         ),
     ):
         if name.endswith("parquet"):

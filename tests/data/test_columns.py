@@ -123,8 +123,8 @@ def test_two_roles_with_one_column_are_an_error(tmp_path: Path, format_: Dataset
         specs, (problem,) = resolve([f"d{number}"], dataset_dir=tmp_path)
         assert specs == ()
         assert problem.where == f"{tmp_path}/dataset_info.json:6"
-        assert problem.message == f"dataset 'd{number}': {what} gives 'x' to {one} and to {other}"
-        assert problem.hint.startswith("name another one")
+        assert problem.message == f"dataset 'd{number}': {what} assigns 'x' to both {one} and {other}"
+        assert problem.hint.startswith("write another name")
 
 
 def test_the_row_of_the_report(tmp_path: Path, make_plan: Any, tokenizer: Any) -> None:

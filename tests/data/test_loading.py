@@ -146,21 +146,21 @@ def test_bad_rows_of_all_datasets_at_once(tmp_path: Path, tokenizer: Any, make_p
     write(tmp_path, "e.json", [{"x": "x"}])
     write(tmp_path, "f.json", [{"text": "x"}])
     assert error(make_plan("a.jsonl,b.json,c.json,d.json,e.json,f.json"), tokenizer, tmp_path) == [
-        "c.json: dataset 'c.json' has no rows; write rows into it, or leave it out",
-        "d.json:1: the file ends in the middle of row 1; was it cut off? fetch or write it again",
+        "c.json: dataset 'c.json' has no rows; add rows to it, or remove it from the run",
+        "d.json:1: the file ends inside row 1; is the file truncated? download or write it again",
         "e.json: dataset 'e.json': no format fits the columns x; formats: "
         "instruction (instruction, input, output; with optional system and history); "
         "messages (messages: a list of {role, content} (OpenAI); with optional tools); "
         "sharegpt (conversations: a list of {from, value}; human, gpt, observation, function_call, system); "
         "completion (prompt, completion; or chosen, rejected; each a text or a list of {role, content} (TRL)); "
         "text (text: one document a row, for pretraining); "
-        "other names go into columns in dataset_info.json",
+        "map other column names with columns in dataset_info.json",
         "f.json: dataset 'f.json' (columns text) holds texts; "
-        "stage 'train' needs conversations that end with an answer; choose other data, or a stage that trains on such",
-        'a.jsonl:2: output is empty: there is nothing to learn: ""; write the answer in output, or remove the row',
+        "stage 'train' needs conversations that end with an answer; choose another dataset or a stage that reads it",
+        'a.jsonl:2: output is empty: there is nothing to train on: ""; write the answer in output, or remove the row',
         "b.json:1: the conversation ends with 'user'; add the answer, or remove the last turn",
-        "b.json row 2: messages[1].role: role 'user' follows 'user'; here only assistant may stand",
-        "3 bad rows; correct them, or set on_bad_row: skip to leave them out and count them",
+        "b.json row 2: messages[1].role: role 'user' follows 'user'; allowed here: assistant",
+        "3 bad rows; correct the rows, or set on_bad_row: skip to leave them out",
     ]
 
 
@@ -168,7 +168,7 @@ def test_many_bad_rows_are_counted(tmp_path: Path, tokenizer: Any, make_plan: An
     write(tmp_path, "a.jsonl", [pair("q", "a"), *[pair("q", "")] * 30])
     found = error(make_plan("a.jsonl"), tokenizer, tmp_path)
     assert len(found) == 21
-    assert found[-1].startswith("30 bad rows, of which 20 are shown; ")
+    assert found[-1].startswith("30 bad rows; the first 20 are shown; ")
 
 
 def test_nothing_to_train_on(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
@@ -182,7 +182,7 @@ def test_nothing_to_train_on(tmp_path: Path, tokenizer: Any, make_plan: Any) -> 
 def test_val_size_that_leaves_nothing(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
     write(tmp_path, "a.jsonl", [pair("q", "a")])
     assert error(make_plan("a.jsonl", val_size=0.5), tokenizer, tmp_path) == [
-        "val_size 0.5 takes 1 rows of 1: none is left to train on; give a smaller val_size"
+        "val_size 0.5 takes 1 rows of 1: no rows are left to train on; write a smaller val_size"
     ]
 
 
@@ -257,6 +257,6 @@ def test_described_columns_and_limits(tmp_path: Path, tokenizer: Any, make_plan:
         "unknown dataset format 'alpacca'; did you mean alpaca?",
     ]
     assert error(make_plan("turns", max_samples=2), tokenizer, tmp_path)[:2] == [
-        'a.json:1: question is a text, not a list: "q"; write a list: [...]',
-        'a.json row 2: question is a text, not a list: "q"; write a list: [...]',
+        'a.json:1: question is a string, not a list: "q"; write a list: [...]',
+        'a.json row 2: question is a string, not a list: "q"; write a list: [...]',
     ]

@@ -39,7 +39,7 @@ def says(tmp_path: Path, tokenizer: Any, make_plan: Any) -> Callable[..., list[s
                 LOADERS.get(kind, chat_datasets)(make_plan(name, samples=kind, cutoff_len=200, **options), tokenizer)
             problems = list(caught.value.problems)
             if " bad row" in problems[-1].message:
-                assert problems[-1].hint == "correct them, or set on_bad_row: skip to leave them out and count them"
+                assert problems[-1].hint == "correct the rows, or set on_bad_row: skip to leave them out"
                 problems = problems[:-1]
         assert all(problem.where and problem.hint for problem in problems)
         return [str(problem).replace(f"{tmp_path}/", "").replace(str(tmp_path), "DIR") for problem in problems]
@@ -102,20 +102,20 @@ def test_cut_columnar_files(tmp_path: Path, says: Any, name: str, size: float) -
     (tmp_path / name).write_bytes(whole[: int(len(whole) * size)])
     kind = "Parquet" if name == "a.parquet" else "Arrow"
     found = says(name)
-    assert same(found, [f"{name}: not {kind}, or damaged: …; was the file cut off? fetch it again"]), found
+    assert same(found, [f"{name}: not {kind}, or damaged: …; is the file truncated? download it again"]), found
 
 
 def test_ten_megabytes_in_one_broken_line(tmp_path: Path, says: Any) -> None:
     (tmp_path / "a.jsonl").write_text('{"instruction": "' + "word " * 2_000_000)
     assert says("a.jsonl") == [
-        'a.jsonl:1: not JSON: the line ends in the middle at column 17: "{\\"instruction\\": \\"'
+        'a.jsonl:1: not JSON: the line is incomplete at column 17: "{\\"instruction\\": \\"'
         + "word " * 7
-        + "word...; was it cut off? fetch or write it again"
+        + "word...; is the file truncated? download or write it again"
     ]
 
 
-NEITHER = "neither a file nor a folder; give a file, or a folder of files"
-LINK = "a link that leads nowhere; make it point to the file"
+NEITHER = "neither a file nor a folder; write the path of a file or of a folder of files"
+LINK = "a broken symbolic link; point the link to an existing file"
 
 
 def test_what_is_no_file(tmp_path: Path, says: Any) -> None:

@@ -125,7 +125,7 @@ def test_private_use_characters_stay_as_they_are(tokenizer: Any) -> None:
     assert rendered.text == f"<|im_start|>user\n{odd}<|im_end|>\n<|im_start|>assistant\n{odd}<|im_end|>\n"
     assert tokenizer.decode(one.encoded.ids) == rendered.text
     full = "".join(map(chr, range(0xF0000, 0x10FFFE, 2)))
-    with pytest.raises(RowError, match="full of private-use characters"):
+    with pytest.raises(RowError, match="uses all private-use characters"):
         renderer("chatml", tokenizer).render(Chat(messages=(Message("user", full),)))
 
 
@@ -215,18 +215,18 @@ def test_tools_and_tool_answers(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("chat", "reason"),
     [
-        (Chat(messages=CHAT.messages, tools=({"type": "function"},)), "the chat template does not write tools"),
+        (Chat(messages=CHAT.messages, tools=({"type": "function"},)), "the chat template does not render tools"),
         (
             Chat(messages=(Message("user", "q"), Message("assistant", "", tool_calls=({"function": {}},)))),
-            "the chat template does not write tool_calls",
+            "the chat template does not render tool_calls",
         ),
         (
             Chat(messages=(Message("user", "q"), Message("assistant", "r", reasoning="why"))),
-            "the chat template does not write reasoning_content",
+            "the chat template does not render reasoning_content",
         ),
         (
             Chat(messages=(Message("user", "q \ud83d"), Message("assistant", "r"))),
-            "the text holds half a character: \\ud83d without its other half",
+            "the text contains an unpaired surrogate: \\ud83d",
         ),
     ],
 )
@@ -275,8 +275,8 @@ def test_a_template_that_rewrites_history_is_refused(tokenizer: Any) -> None:
         Renderer(tokenizer, source).render(CHAT)
     assert caught.value.field == "messages[2]"
     assert caught.value.reason == (
-        "cannot tell what the model says in turn 3: the tokenizer's chat template writes a conversation differently "
-        "once it goes on"
+        "cannot locate the answer in turn 3: the tokenizer's chat template renders a turn differently "
+        "when another follows"
     )
 
 
@@ -325,7 +325,7 @@ def test_stop_token_must_be_a_token(make_plan: Any) -> None:
         Renderer.from_plan(make_plan("", template="llama3"), tiny_tokenizer())
     assert str(caught.value) == (
         "template 'llama3' ends turns with '<|eot_id|>', which is not one token in this tokenizer; "
-        "choose the template that the model was made for, or leave template out to use the tokenizer's own"
+        "choose the template that the model was trained with, or leave template out to use the tokenizer's own"
     )
 
 

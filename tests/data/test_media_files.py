@@ -128,13 +128,13 @@ def test_files_beside_a_text_are_an_error(name: str, kind: str, role: str, sampl
     first, *others = samples(rows, kind)
     assert not isinstance(first, str)
     assert len(others) == 4
-    assert all(isinstance(problem, str) and ", and a text has none" in problem for problem in others)
+    assert all(isinstance(problem, str) and ", and this run reads plain text" in problem for problem in others)
 
 
 def test_two_columns_of_images_are_an_error(samples: Any) -> None:
     row = {"prompt": "<image>q", "completion": "r", "images": ["a.jpg"], "image": "a.jpg"}
     (found,) = samples([row], "Chat")
-    assert found.startswith("a.jsonl:1: the row has images and image; write which one holds them")
+    assert found.startswith("a.jsonl:1: the row has images and image; name the column to read")
     (found,) = samples([row], "Chat", columns={"images": "image"})
     assert _images(found)[0][0].endswith("a.jpg")
 

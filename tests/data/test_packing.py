@@ -221,9 +221,7 @@ def test_several_datasets_are_mixed_after_the_split(tmp_path: Path, tokenizer: A
     assert data.accounting.notes == (note,)
     again = chat_datasets(make_plan("a.jsonl,b.jsonl", **options), tokenizer)
     assert again.train.fingerprint == data.train.fingerprint
-    with pytest.raises(
-        UsageError, match=r"val_size leaves nothing of dataset 'a.jsonl' to mix; give a smaller val_size"
-    ):
+    with pytest.raises(UsageError, match=r"val_size takes all rows of dataset 'a.jsonl'; write a smaller val_size"):
         chat_datasets(make_plan("a.jsonl,b.jsonl", **options | {"val_size": 25}), tokenizer)
     under = chat_datasets(make_plan("a.jsonl,b.jsonl", mix_strategy="interleave_under"), tokenizer)
     assert [place.file[-7:] for place in under.train.places] == ["a.jsonl", "b.jsonl"] * 6

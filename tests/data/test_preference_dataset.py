@@ -278,7 +278,7 @@ KINDS: list[tuple[dict[str, Any], str, str, str]] = [
     (
         MESSAGES | {"label": True},
         "Chat",
-        "(columns messages, label) holds answers with a mark (kto_tag: true or false)",
+        "(columns messages, label) holds labelled answers (kto_tag: true or false)",
         "conversations that end with an answer",
     ),
     (
@@ -290,10 +290,10 @@ KINDS: list[tuple[dict[str, Any], str, str, str]] = [
 ]
 
 
-OTHER = "choose other data, or a stage that trains on such"
+OTHER = "choose another dataset or a stage that reads it"
 ADVICE = {
-    "label": '; to read all of them as good answers give the column no name: "columns": {"kto_tag": ""}',
-    "reply": '; if a column holds the answers, name it in dataset_info.json: "columns": {"response": ...}',
+    "label": '; to train on all answers alike, ignore the labels: "columns": {"kto_tag": ""}',
+    "reply": '; if a column has the answers, name it in dataset_info.json: "columns": {"response": ...}',
 }
 
 

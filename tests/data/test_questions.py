@@ -123,7 +123,7 @@ def test_nothing_but_prompts(tmp_path: Path, tokenizer: Any, make_plan: Any) -> 
         chat_datasets(plan(do_eval=True), tokenizer)
     assert str(error.value) == (
         f"{file}:1: dataset '{file.name}' has no answers to evaluate on; "
-        "remove do_eval and eval_strategy: do_predict alone takes prompts without answers"
+        "remove do_eval and eval_strategy: do_predict alone accepts prompts without answers"
     )
 
 
@@ -147,7 +147,7 @@ def test_preferences_and_answers_that_are_wrong_otherwise(
         pair_datasets(make_plan("pairs.jsonl", samples="Preference"), tokenizer)
     file = write(tmp_path, "odd.jsonl", [{"instruction": "q?", "output": "a"}, {"instruction": "q?", "output": 5}])
     plan = real_plan(write_config(do_train=False, dataset=...), plugins=built_in)
-    with pytest.raises(UsageError, match=r"odd\.jsonl:2: output is a number, not a text"):
+    with pytest.raises(UsageError, match=r"odd\.jsonl:2: output is a number, not a string"):
         dataset_prompts(str(file), plan, None)
     samples = list(read_samples(make_plan("odd.jsonl").datasets[0], make_plan("odd.jsonl"), questions=True))
     assert isinstance(samples[1][1], RowError)

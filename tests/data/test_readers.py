@@ -85,13 +85,13 @@ def test_columnar_files(tmp_path: Path) -> None:
         assert rows(tmp_path / name) == [(f"{name} row 1", ROWS[0]), (f"{name} row 2", ROWS[1])]
         cut = write(tmp_path, "cut-" + name, (tmp_path / name).read_bytes()[:-200])
         assert error(cut).startswith(f"cut-{name}: not ")
-        assert error(cut).endswith("; was the file cut off? fetch it again")
+        assert error(cut).endswith("; is the file truncated? download it again")
 
 
 def test_columnar_files_need_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert error(write(tmp_path, "a.parquet", "PAR1")) == (
-        "a.parquet: reading it needs the package pyarrow; pip install pyarrow"
+        "a.parquet: reading this file requires the package pyarrow; pip install pyarrow"
     )
 
 
@@ -102,43 +102,43 @@ def test_hub_datasets_need_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError) as caught:
         list(read_dataset(DatasetSpec(name="o/n", path=None, hub_id="o/n", where="x.yaml:3")))
     assert str(caught.value) == (
-        "x.yaml:3: fetching dataset 'o/n' needs the package datasets; "
-        "pip install datasets, or download it and give the file"
+        "x.yaml:3: downloading dataset 'o/n' requires the package datasets; "
+        "pip install datasets, or download the dataset and write its file name"
     )
 
 
-COMMA = r"a comma is missing there, or a quote inside a text is not written \""
-CUT = "; was it cut off? fetch or write it again"
+COMMA = r"add the missing comma, or write \" for a quote inside a string"
+CUT = "; is the file truncated? download or write it again"
 DAMAGED = [
     ("a.json", "", "a.json: the file is empty"),
     ("a.jsonl", " \n\n", "a.jsonl: the file is empty"),
-    ("a.json", '[{"a": 1},\n {"a": "tex', "a.json:2: the file ends in the middle of row 2" + CUT),
-    ("a.json", '[{"a": 1},\n {"a": 2}', "a.json:2: the file ends in the middle of row 2" + CUT),
-    ("a.json", '[{"a": 1},\n', "a.json:2: the file ends in the middle of row 2" + CUT),
-    ("a.json", "[", "a.json:1: the file ends in the middle of row 1" + CUT),
-    ("a.json", '{"a": 1', "a.json:1: the file ends in the middle of row 1" + CUT),
+    ("a.json", '[{"a": 1},\n {"a": "tex', "a.json:2: the file ends inside row 2" + CUT),
+    ("a.json", '[{"a": 1},\n {"a": 2}', "a.json:2: the file ends inside row 2" + CUT),
+    ("a.json", '[{"a": 1},\n', "a.json:2: the file ends inside row 2" + CUT),
+    ("a.json", "[", "a.json:1: the file ends inside row 1" + CUT),
+    ("a.json", '{"a": 1', "a.json:1: the file ends inside row 1" + CUT),
     ("a.json", '[{"a": 1}\n {"a": 2}]', "a.json:2:2: not JSON in row 1: expecting ',' or ']'; " + COMMA),
     (
         "a.json",
         '[{"a": 1}] x',
-        "a.json:1:12: more text after the array's closing ]; one array holds all rows; write the others inside it",
+        "a.json:1:12: text after the array's closing ]; write all rows inside one array",
     ),
     (
         "a.json",
         '[{"a": "x\ny"}]',
         "a.json:1:10: not JSON in row 1: invalid control character; "
-        r"inside a text write \n for a line break and \t for a tab",
+        r"write \n for a line break and \t for a tab inside a string",
     ),
     (
         "a.json",
         "[{'a': 1}]",
         "a.json:1:3: not JSON in row 1: expecting property name enclosed in double quotes; "
-        'names stand in double quotes, and no comma before the closing "}"',
+        'write names in double quotes, and no comma before the closing "}"',
     ),
     (
         "a.json",
         b'[{"a": 1},\0\0\0]',
-        "a.json:1:11: not JSON in row 2: a NUL byte; the file is damaged or not text; fetch it again",
+        "a.json:1:11: not JSON in row 2: a NUL byte; the file is damaged or not text; download it again",
     ),
     ("a.json", "[" * 200_000, "a.json:1: nested too deeply"),
     ("a.json", '[{"a": ' + "1" * 5000 + "}]", "a.json:1: not JSON: Exceeds the limit"),
@@ -152,19 +152,23 @@ DAMAGED = [
         "\ufeffx".encode("utf-16"),
         "a.txt:1:1: the file is UTF-16; save it as UTF-8, for instance: iconv -f utf-16 -t utf-8 a.txt",
     ),
-    ("a.txt", "a\nb\0", "a.txt:2:2: a NUL byte; the file is damaged or not text; fetch it again"),
-    ("a.csv", "a,b\n1\0,2\n", "a.csv:2:2: a NUL byte; the file is damaged or not text; fetch it again"),
+    ("a.txt", "a\nb\0", "a.txt:2:2: a NUL byte; the file is damaged or not text; download it again"),
+    ("a.csv", "a,b\n1\0,2\n", "a.csv:2:2: a NUL byte; the file is damaged or not text; download it again"),
     (
         "a.csv",
         'a,b\n1,"2\n3,4\n',
-        'a.csv:3: not CSV: unexpected end of data; is a quote left open? a quote inside is ""',
+        'a.csv:3: not CSV: unexpected end of data; close each quote; write a quote inside a cell as ""',
     ),
     (
         "a.csv",
         "a,a\n1,2\n",
-        "a.csv:1: column 'a' stands twice in the first line; name each column once; it reads: a, a",
+        "a.csv:1: column 'a' appears twice in the first line; write each column name once; the first line has: a, a",
     ),
-    ("a.csv", "a,\n1,2\n", "a.csv:1: a column has no name in the first line; name each column once; it reads: a, "),
+    (
+        "a.csv",
+        "a,\n1,2\n",
+        "a.csv:1: a column has no name in the first line; write each column name once; the first line has: a, ",
+    ),
     ("a.json.gz", gzip.compress(b"[{}]", mtime=0)[:-6], "a.json.gz: damaged gzip: Compressed file ended"),
     ("a.json.gz", "[{}]", "a.json.gz: damaged gzip: Not a gzipped file"),
     ("a.parquet", "[]", "a.parquet: not Parquet, or damaged: "),
@@ -172,7 +176,7 @@ DAMAGED = [
     (
         "a.doc",
         "x",
-        "a.doc: cannot tell the file's format; known: .json, .jsonl, .csv, .tsv, .parquet, .arrow, .feather, .txt",
+        "a.doc: unknown file format; known: .json, .jsonl, .csv, .tsv, .parquet, .arrow, .feather, .txt",
     ),
 ]
 
@@ -194,16 +198,16 @@ def test_bad_rows_do_not_hide_the_good_ones(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", '{"a": 1}\n[1]\n{"a": \n{"a": 1,}\n"x"\n{"a": 2}\n')
     found = rows(path)
     assert found[0] == ("a.jsonl:1", {"a": 1})
-    assert found[1] == ("a.jsonl:2", "a.jsonl:2: the row is a list: [1]; a row is an object: {column: value}")
-    assert found[2][1].startswith("a.jsonl:3: not JSON: the line ends in the middle at column 7")
+    assert found[1] == ("a.jsonl:2", "a.jsonl:2: the row is a list: [1]; write the row as an object: {column: value}")
+    assert found[2][1].startswith("a.jsonl:3: not JSON: the line is incomplete at column 7")
     assert found[3][1].startswith("a.jsonl:4: not JSON: ")
-    assert found[4] == ("a.jsonl:5", 'a.jsonl:5: the row is a text: "x"; a row is an object: {column: value}')
+    assert found[4] == ("a.jsonl:5", 'a.jsonl:5: the row is a string: "x"; write the row as an object: {column: value}')
     assert found[5] == ("a.jsonl:6", {"a": 2})
     path = write(tmp_path, "a.csv", "a,b\n1\n1,2\n1,2,3\n")
     assert [row if isinstance(row, dict) else row.split(";")[0] for _, row in rows(path)] == [
-        'a.csv:2: 1 cells, where the first line names 2 columns: "1"',
+        'a.csv:2: the row has 1 cells, and the first line names 2 columns: "1"',
         {"a": "1", "b": "2"},
-        'a.csv:4: 3 cells, where the first line names 2 columns: "3"',
+        'a.csv:4: the row has 3 cells, and the first line names 2 columns: "3"',
     ]
     path = write(tmp_path, "a.json", '[{"a": 1}, null, 3]')
     assert [row if isinstance(row, dict) else row.split(";")[0] for _, row in rows(path)] == [
@@ -284,7 +288,7 @@ def test_the_place_of_a_bad_byte(tmp_path_factory: Any, before: str, bad: bytes,
 
 def test_a_character_that_is_cut_off(tmp_path: Path) -> None:
     assert error(write(tmp_path, "a.txt", b"a\nbc\xe4\xbd")) == (
-        "a.txt:2:3: not UTF-8: the file ends in the middle of a character; was it cut off? fetch it again"
+        "a.txt:2:3: not UTF-8: the file ends inside a character; is the file truncated? download it again"
     )
 
 

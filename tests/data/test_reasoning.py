@@ -75,7 +75,7 @@ def test_answers_without_their_thought_are_counted_in_every_run(
     assert counts["without_thought"] == count
     assert counts["without_thought_rows"] == [f"{rows}:{place}" for place in places]
     if count:
-        many = f"  {count} answers are trained without their thought, rows: {len(places)}"
+        many = f"  {count} answers are trained without their reasoning, rows: {len(places)}"
         assert first.summary().splitlines()[-3:] == [many, *(f"    {rows}:{place}" for place in places)]
         assert second.summary() == first.summary()
     else:
@@ -123,7 +123,7 @@ def test_nothing_but_a_thought_is_a_bad_row_where_thinking_is_off() -> None:
     messages = (Message("user", "a"), Message("assistant", "<think>x</think>\n"))
     with pytest.raises(RowError) as caught:
         without_thoughts(messages)
-    assert str(caught.value).startswith("answer 2 is nothing but a thought, and enable_thinking is false")
+    assert str(caught.value).startswith("answer 2 contains only reasoning, and enable_thinking is false")
     untrained = (messages[0], Message("assistant", "<think>x</think>\n", train=0.0))
     assert without_thoughts(untrained)[1].content == ""
 

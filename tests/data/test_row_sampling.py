@@ -108,9 +108,7 @@ def test_what_is_evaluated_on_is_not_trained_on(
     assert len(data.eval) == len(set(lines(data.eval))) == held_out == data.accounting.split_off
     assert len(data.train) == 3 * (100 - held_out)
     assert not set(lines(data.train)) & set(lines(data.eval))
-    assert data.accounting.notes == (
-        f"val_size: {2 * held_out} repeats of the rows that are split off are not trained on",
-    )
+    assert data.accounting.notes == (f"val_size: {2 * held_out} repeats of validation rows are left out of training",)
 
 
 @pytest.mark.parametrize("strategy", ["concat", "interleave_over"])

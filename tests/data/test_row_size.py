@@ -112,9 +112,9 @@ def test_a_quote_that_is_left_open(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('a,b\nx,"y\n' + "x,y\n" * 200)
     ((place, row),) = read_rows(tmp_path / "a.csv", 500)
     assert (str(place), row.reason) == (f"{tmp_path}/a.csv:2", refused(805))
-    assert row.cure.startswith("close a quote that is left open, split it, or write max_row_bytes: 805 ")
+    assert row.cure.startswith("close the open quote, split the row, or write max_row_bytes: 805 ")
     (tmp_path / "b.csv").write_text("a," + "b" * 600 + "\nx,y")
-    with pytest.raises(UsageError, match=r"b.csv:1: the first line names the columns, and the row has 6\d\d bytes"):
+    with pytest.raises(UsageError, match=r"b.csv:1: the first line must name the columns: the row has 6\d\d bytes"):
         list(read_rows(tmp_path / "b.csv", 500))
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_ends_in_a_large_row(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         list(read_rows(tmp_path / "a.json", 500))
     assert str(caught.value) == (
-        f"{tmp_path}/a.json:2: the file ends in the middle of row 2; was it cut off? fetch or write it again"
+        f"{tmp_path}/a.json:2: the file ends inside row 2; is the file truncated? download or write it again"
     )
 
 
@@ -178,8 +178,9 @@ def test_a_run(tmp_path: Path, tokenizer: Any, make_plan: Any, policy: str) -> N
     assert str(caught.value).startswith(
         f'{tmp_path}/a.jsonl:2: the row has 1,034 bytes; max_row_bytes is 1,000: "{{\\"instruction\\": \\"q\\", '
     )
-    assert "; split it, or write max_row_bytes: 1034 (a byte takes up to 150 bytes of memory)\n1 bad row; " in str(
-        caught.value
+    assert (
+        "; split the row, or write max_row_bytes: 1034 "
+        "(tokenising takes up to 150 bytes of memory per byte)\n1 bad row; " in str(caught.value)
     )
     assert chat_datasets(make_plan("a.jsonl", max_row_bytes=1034), tokenizer).accounting.train[0].kept == 2
 

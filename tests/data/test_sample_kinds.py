@@ -101,5 +101,5 @@ def test_a_row_of_another_kind_than_the_first() -> None:
     (reading, _) = readings(DatasetSpec(name="a", path=None), Strange(), {"a": chat})
     with pytest.raises(RowError) as caught:
         reading.read({"a": Text("t")})
-    assert caught.value.reason == "the row holds texts, where the first rows hold conversations that end with an answer"
-    assert caught.value.cure == "write such rows into a dataset of their own"
+    assert caught.value.reason == "the row holds texts; the first rows hold conversations that end with an answer"
+    assert caught.value.cure == "move such rows to a separate dataset"

@@ -77,10 +77,10 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
         "DIR/dataset_info.json:5: dataset 'gone' names DIR/alpaca.jsn, which does not exist; did you mean alpaca.json?",
         "DIR/dataset_info.json:10: dataset 'odd' has an unknown key 'formating'; did you mean formatting?",
         "DIR/dataset_info.json:11: dataset 'odd': ranking must be true or false, not 'yes'",
-        "DIR/dataset_info.json:12: dataset 'odd': columns must be an object of texts, not {'a': 1}",
+        "DIR/dataset_info.json:12: dataset 'odd': columns must be an object whose values are strings, not {'a': 1}",
         "DIR/dataset_info.json:16: dataset 'bare' has no source; write file_name or hf_hub_url",
-        "DIR/dataset_info.json:18: dataset 'script': script_url is known, but not supported; "
-        "dataset scripts run foreign code and are not read; give file_name",
+        "DIR/dataset_info.json:18: dataset 'script': script_url is not supported; "
+        "dataset scripts run third-party code and are not supported; write file_name",
     ]
 
 
@@ -103,7 +103,7 @@ def test_no_folder_and_no_description(tmp_path: Path) -> None:
         "x.yaml:3: no dataset 'a'; there is no DIR/dataset_info.json; files there: none"
     ]
     assert problems(["a"], tmp_path / "no") == [
-        "x.yaml:3: no dataset 'a'; dataset_dir 'DIR' is not a folder; give a file, or set dataset_dir"
+        "x.yaml:3: no dataset 'a'; dataset_dir 'DIR' is not a folder; set dataset_dir, or write the path of a file"
     ]
 
 
@@ -140,9 +140,9 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     assert problems(["empty", "test_only", "mixed"], tmp_path) == [
         "x.yaml:3: folder DIR/empty holds no data; "
         "data files end in .json, .jsonl, .csv, .tsv, .parquet, .arrow, .feather, .txt",
-        "x.yaml:3: folder DIR/test_only has no 'train' split; splits there: test",
-        "x.yaml:3: folder DIR/mixed holds files of splits and others: more.json; "
-        "rename the others to train-..., or move them away",
+        "x.yaml:3: folder DIR/test_only has no 'train' split; available splits: test",
+        "x.yaml:3: folder DIR/mixed mixes split files with other data files: more.json; "
+        "rename the other files to train-..., or move them to another folder",
     ]
 
 
@@ -182,8 +182,8 @@ def test_further_addresses_and_empty_values(tmp_path: Path) -> None:
         ),
     )
     assert [line.split(": ", 1)[1] for line in problems(["ms", "cloud"], tmp_path)] == [
-        "dataset 'ms': ms_hub_url is known, but not supported; "
-        "ModelScope is not read; give hf_hub_url, or download it and give file_name",
-        "dataset 'cloud': cloud_file_name is known, but not supported; "
-        "cloud storage is not read; download it and give file_name",
+        "dataset 'ms': ms_hub_url is not supported; "
+        "ModelScope is not supported; write hf_hub_url, or download the dataset and write file_name",
+        "dataset 'cloud': cloud_file_name is not supported; "
+        "cloud storage is not supported; download the file and write file_name",
     ]

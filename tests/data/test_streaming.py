@@ -137,7 +137,7 @@ def test_split_texts_go_on_where_they_stopped(tmp_path: Path, tokenizer: Any, st
 def test_counts_and_places(tmp_path: Path, tokenizer: Any, make_plan: Any) -> None:
     write(tmp_path, "a.jsonl", ["a", "", "b", "long " * 99, "c"])
     data = chat_datasets(make_plan("a.jsonl", streaming=True, on_bad_row="skip", cutoff_len=20), tokenizer)
-    assert data.accounting.summary() == "a.jsonl: streamed, rows are counted as they are read"
+    assert data.accounting.summary() == "a.jsonl: streamed; rows are counted as they are read"
     assert data.eval is None
     rows = first(data.train, 11)
     (counts,) = data.accounting.train
@@ -172,7 +172,7 @@ def test_the_first_rows_are_held_out(tmp_path: Path, tokenizer: Any, make_plan: 
     assert [said(tokenizer, data.eval[number]) for number in range(2)] == ["0", "1"]
     assert sorted(said(tokenizer, item) for item, _ in first(data.train, 6)) == ["2", "2", "3", "3", "4", "4"]
     assert data.accounting.summary().split("\n")[1:] == ["evaluation: 2 rows split off by val_size"]
-    with pytest.raises(UsageError, match="val_size 5 takes all rows: none is left to train on"):
+    with pytest.raises(UsageError, match="val_size 5 takes all rows: no rows are left to train on"):
         chat_datasets(make_plan("a.jsonl", **options | {"val_size": 5}), tokenizer)
     write(tmp_path, "b.jsonl", ["5"])
     other = chat_datasets(make_plan("a.jsonl", eval_dataset="b.jsonl", **options | {"val_size": 0}), tokenizer)

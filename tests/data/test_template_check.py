@@ -62,10 +62,10 @@ def test_the_first_token_that_differs_is_shown(found) -> None:
     assert changed != CHATML
     lines = found(changed)
     assert lines == [
-        "run.yaml:4: template probe: the generation prompt is not how the training text goes on;"
-        " the model would be asked in another way than it was taught",
-        "run.yaml:4: template probe differs from the tokenizer's own: at token 3, after '<|im_start|>user', it writes"
-        " ': Hi<|im_end|>\\n', the own '\\nHi<|im_end|>\\n<|im_start|>';"
+        "run.yaml:4: template probe: the generation prompt is not a prefix of the training text;"
+        " prompts at inference would differ from those in training",
+        "run.yaml:4: template probe differs from the tokenizer's own: at token 3, after '<|im_start|>user', it renders"
+        " ': Hi<|im_end|>\\n', the tokenizer's own '\\nHi<|im_end|>\\n<|im_start|>';"
         " leave template out to use the tokenizer's own, or set template_check: off",
     ]
 
@@ -74,7 +74,7 @@ def test_a_control_token_that_is_not_one_token(found) -> None:
     lines = found(CHATML.replace("<|im_start|>", "<|start_here|>"), own=None)
     assert len(lines) == 1
     assert lines[0].startswith("run.yaml:4: template probe: '<|start_here|>' is ")
-    assert lines[0].endswith(" tokens in this vocabulary; is it the template that the model was made with?")
+    assert lines[0].endswith(" tokens in this vocabulary; choose the template that the model was trained with")
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_tools_are_tried_where_the_template_has_some(found) -> None:
     assert found(with_tools, own=other) == []
     (line,) = found(with_tools, own=other, tool_dialect="json")
     assert line.startswith(
-        "run.yaml:4: template probe differs from the tokenizer's own where a tool is called: at token 1, after '', it"
-        " writes 'now"
+        "run.yaml:4: template probe differs from the tokenizer's own for a tool call: at token 1, after '', it"
+        " renders 'now"
     )
 
 
@@ -121,7 +121,7 @@ def test_a_prompt_that_ends_inside_a_token(found) -> None:
     assert cut != CHATML
     assert found(cut, own=None) == [
         "run.yaml:4: template probe: the generation prompt ends inside a token of the training text;"
-        " the model would begin answers otherwise than it was taught; let the prompt end before the blank"
+        " answers would start with other tokens than in training; end the prompt before the space"
     ]
 
 
@@ -135,12 +135,12 @@ def test_a_prompt_that_begins_a_thought(found) -> None:
     )
     assert CHATML != opened != thoughts
     assert found(thoughts, own=None) == [
-        "run.yaml:4: template probe: the generation prompt begins a thought, which an answer without one does not;"
-        " give the answers thoughts, or set enable_thinking: false if the template knows it"
+        "run.yaml:4: template probe: the generation prompt opens a reasoning block, which answers without reasoning"
+        " lack; add reasoning to the answers, or set enable_thinking: false if the template supports it"
     ]
     assert found(opened, own=None) == [
-        "run.yaml:4: template probe: the generation prompt is not how the training text goes on;"
-        " the model would be asked in another way than it was taught"
+        "run.yaml:4: template probe: the generation prompt is not a prefix of the training text;"
+        " prompts at inference would differ from those in training"
     ]
 
 
@@ -149,5 +149,5 @@ def test_a_stop_token_that_is_not_trained(found) -> None:
     assert outside != CHATML
     assert found(outside, own=None) == [
         "run.yaml:4: template probe: no stop token is trained at the end of an answer;"
-        " answers will run on until max_new_tokens"
+        " generation will only end at max_new_tokens"
     ]

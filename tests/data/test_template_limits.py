@@ -111,7 +111,7 @@ def test_a_template_that_does_not_end_is_stopped(quick: None, name: str) -> None
         Compiled(HOSTILE[name], {}, "template 'acme'", "run.yaml:3").write(ROW)
     (problem,) = stopped.value.problems
     assert (problem.where, problem.hint) == ("run.yaml:3", "choose another template")
-    assert problem.message.startswith(("template 'acme' was stopped: ", "template 'acme' is no template that runs: "))
+    assert problem.message.startswith(("template 'acme' was stopped: ", "template 'acme' is not a valid template: "))
     assert "\n" not in problem.message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
@@ -119,7 +119,7 @@ def test_a_template_that_does_not_end_is_stopped(quick: None, name: str) -> None
 @pytest.mark.slow
 def test_the_bounds_as_they_are() -> None:
     for name in ("doubled set", "nested list", "output"):
-        with pytest.raises(UsageError, match=r"makes more than 4,000,000 characters of one conversation"):
+        with pytest.raises(UsageError, match=r"writes more than 4,000,000 characters for one conversation"):
             Compiled(HOSTILE[name], {}).write(ROW)
 
 
@@ -134,7 +134,7 @@ def test_what_is_long_because_the_row_is_long_is_no_fault(quick: None) -> None:
     source = "{% for m in messages %}{% set x %}{{ m.content ~ m['content'] }}{% endset %}{{ x }}{% endfor %}"
     text, _ = Compiled(source, {}).write([{"role": "user", "content": "ab" * SMALL}])
     assert text == "ab" * 2 * SMALL
-    with pytest.raises(UsageError, match="makes more than 25,60"):
+    with pytest.raises(UsageError, match="writes more than 25,60"):
         Compiled(source.replace("~ m['content']", "* 99"), {}).write([{"role": "user", "content": "ab" * SMALL}])
 
 
@@ -151,15 +151,15 @@ def test_a_row_that_nests_too_deep_is_the_rows_fault() -> None:
     deep: Any = 1
     for _ in range(2000):
         deep = [deep]
-    with pytest.raises(RowError, match="the row nests more than 100 levels deep"):
+    with pytest.raises(RowError, match="the row is nested more than 100 levels deep"):
         Compiled("{{ tools|tojson }}", {}).write(ROW, [{"function": deep}])
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("{{ 1 / 0 }}", "template 'acme' fails at the conversation: ZeroDivisionError: division by zero"),
-        ("{{ [].index(3) }}", "template 'acme' fails at the conversation: ValueError: 3 is not in list"),
+        ("{{ 1 / 0 }}", "template 'acme' fails on the conversation: ZeroDivisionError: division by zero"),
+        ("{{ [].index(3) }}", "template 'acme' fails on the conversation: ValueError: 3 is not in list"),
         ("{{ raise_exception('no') }}", "the chat template refuses the conversation: no"),
     ],
 )

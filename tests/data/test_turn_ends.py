@@ -106,7 +106,7 @@ def test_answers_that_are_not_found_are_refused() -> None:
     turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
     with pytest.raises(RowError) as caught:
         Renderer(tokenizer_of(source), source).render(Chat(turns))
-    assert str(caught.value).startswith("cannot tell what the model says in turn 2: the tokenizer's chat template")
+    assert str(caught.value).startswith("cannot locate the answer in turn 2: the tokenizer's chat template")
 
 
 def plan_of(folder: Path, config: Any) -> Any:

@@ -66,7 +66,7 @@ def test_a_killed_process() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    with pytest.raises(RunError, match="a process that prepares data was killed; was there too little memory"):
+    with pytest.raises(RunError, match="a data worker process was killed; if memory ran out"):
         list(worker_pool.in_order(fatal, batches(40), 2))
 
 

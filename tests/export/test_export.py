@@ -152,10 +152,12 @@ def test_an_earlier_export_is_replaced_and_nothing_else(tiny_model_dir: Path, ou
     assert export("--model", tiny_model_dir, f"export_dir={out}").exit_code == 0
     assert names(out) == FILES
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"holds files that no export wrote: notes\.txt; write another export_dir"):
+    with pytest.raises(
+        UsageError, match=r"contains files that ft export did not write: notes\.txt; write another export_dir"
+    ):
         export("--model", tiny_model_dir, f"export_dir={out}")
     assert (out / "notes.txt").read_text() == "mine"
-    with pytest.raises(UsageError, match="holds files that are no export of ft"):
+    with pytest.raises(UsageError, match="contains files that ft export did not write"):
         export("--model", tiny_model_dir, f"export_dir={tiny_model_dir}")
     file = out.parent / "file"
     file.write_text("")
@@ -168,8 +170,8 @@ def test_what_cannot_be_obeyed_is_refused_at_once(tiny_model_dir: Path) -> None:
         export("--model", tiny_model_dir, "export_legacy_format=true")
     assert [str(problem) for problem in caught.value.problems] == [
         "export_dir is missing; write export_dir=FOLDER",
-        "command line: export_legacy_format: true asks for pickle; "
-        "pickled weights can run code and are not written; leave it out for safetensors",
+        "command line: export_legacy_format: true selects the pickle format; "
+        "pickled weights can run code and are not supported; remove the option to write safetensors",
     ]
     with pytest.raises(UsageError, match="export_hub_model_id is known but not supported"):
         export("--model", tiny_model_dir, "export_dir=x", "export_hub_model_id=a/b")

@@ -143,8 +143,8 @@ def test_what_gguf_cannot_hold_is_an_error_before_the_model_is_loaded(
     with pytest.raises(UsageError) as caught:
         export("--model", base, f"export_dir={tmp_path / 'out'}", "export_gguf=f16")
     assert str(caught.value) == (
-        "command line: no GGUF file can be written: architecture cohere2 is not one that this writer knows; "
-        "drop export_gguf; it is written for llama, qwen2, qwen3"
+        "command line: no GGUF file can be written: architecture cohere2 is not supported; "
+        "remove export_gguf; supported architectures: llama, qwen2, qwen3"
     )
 
 
@@ -154,7 +154,7 @@ def test_another_splitting_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("x"), "isolated")
     assert read_vocabulary(tokenizer) == (
-        None, "its tokenizer splits text in a way that this writer knows no name for in llama.cpp"
+        None, "the pre-tokenizer is not supported"
     )  # fmt: skip
 
 

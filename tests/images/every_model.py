@@ -106,7 +106,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 _CODES = "its images are tokens of a codebook, with a vocabulary to match"
-_NO_TOKEN = "its processor does not say which tokens stand for an image"
+_NO_TOKEN = "its processor does not define the placeholder tokens of an image"
 _FIELDS = "sizes of its configuration hang together in ways that names do not tell"
 
 NOT_BUILT: Mapping[str, str] = {

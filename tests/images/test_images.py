@@ -246,7 +246,7 @@ def test_the_largest_and_smallest_image(prepared: Any, tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda rows, folder: (folder / "wide.png").write_bytes(b"no image"), "cannot be read as an image"),
-        (lambda rows, folder: rows[0].update(images=["gone.png"]), "there is no file 'gone.png'"),
+        (lambda rows, folder: rows[0].update(images=["gone.png"]), "file 'gone.png' does not exist"),
         (lambda rows, folder: rows[0].update(images=[]), "images is empty, and the messages have <image>"),
     ],
 )
@@ -397,7 +397,7 @@ def test_a_processor_that_fails_on_any_image_is_refused_before_rows_are_read(
     monkeypatch.setattr(LlavaProcessor, "replace_image_token", fails)
     with pytest.raises(UsageError, match="2 bad rows"):
         prepared("llava")
-    assert "LlavaProcessor cannot be used, so rows with images are refused: IndexError: no such patch" in caplog.text
+    assert "LlavaProcessor fails, so rows with images are refused: IndexError: no such patch" in caplog.text
 
 
 def test_a_model_that_does_not_see_ends_the_run_at_the_first_batch(prepared: Any, folders: Any, tmp_path: Path) -> None:

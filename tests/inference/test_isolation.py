@@ -109,7 +109,7 @@ def test_scores_that_are_no_numbers_end_their_row(
     numbers = [session.add(prompt) for prompt in PROMPTS]
     texts, errors = drained(session)
     assert {number: str(error) for number, error in errors.items()} == {
-        mine: "the model's scores for the next token are not finite numbers"
+        mine: "the logits for the next token are not finite"
     }
     assert [texts[number] for number in numbers] == alone
 
@@ -235,7 +235,7 @@ def test_a_batch_of_generate_goes_on_without_the_prompt_that_fails(
     found = collect(generator.stream(prompts), len(prompts))
     assert found[:-1] == expected[:-1]
     assert (found[-1].finish, found[-1].text) == ("error", "")
-    assert found[-1].error == "the model's scores for the next token are not finite numbers"
+    assert found[-1].error == "the logits for the next token are not finite"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_differences_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error, open_partial(output, FACTS | {"temperature": 0.7}, 5, 2):
         pass
     assert str(error.value).splitlines() == [
-        f"{file} cannot be gone on with; undo the change, or remove out.jsonl.partial to begin anew",
+        f"{file} cannot be resumed; undo the change, or remove out.jsonl.partial to start again",
         'model was "b", is "a"',
         "temperature was 0.5, is 0.7",
         "gone was true, is null",
@@ -93,7 +93,7 @@ def test_nothing_is_lost_where_no_window_was_whole(tmp_path: Path) -> None:
 def test_somebody_elses_file_stays(tmp_path: Path, content: str) -> None:
     file = partial_of(tmp_path / "out.jsonl")
     file.write_text(content)
-    refused = pytest.raises(UsageError, match="was not begun by this version of ft; move it away")
+    refused = pytest.raises(UsageError, match="was not written by this version of ft; move it away")
     with refused, open_partial(tmp_path / "out.jsonl", FACTS, 5, 2):
         pass
     assert file.read_text() == content
@@ -130,7 +130,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RunError) as error:
             partial.write(LINES[2:4])
     reason = f"{partial_of(output)} cannot be written: No space left on device"
-    assert str(error.value) == f"{reason}; the same command goes on when that is mended"
+    assert str(error.value) == f"{reason}; remove the cause, then repeat the command to resume"
     with open_partial(output, FACTS, 5, 2) as partial:
         assert partial.done >= 2
     with pytest.raises(FileNotFoundError), open_partial(output, FACTS, 5, 2):

@@ -68,13 +68,14 @@ def test_a_model_without_a_trained_head_is_refused_before_anything_loads(
     with pytest.raises(UsageError) as error:
         judge(tiny_model_dir, built_in)
     assert str(error.value) == (
-        f"command line: {tiny_model_dir} has no head that scores: it is LlamaForCausalLM; write what stage rm left"
+        f"command line: {tiny_model_dir} has no reward head: its class is LlamaForCausalLM; "
+        f"write the output folder of stage rm"
     )
     (tmp_path / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
-    with pytest.raises(UsageError, match="has no head that scores: its task_type is CAUSAL_LM"):
+    with pytest.raises(UsageError, match="has no reward head: its task_type is CAUSAL_LM"):
         judge(tiny_model_dir, built_in, f"adapter_name_or_path={tmp_path}")
     answering = find_target(None, model=str(tiny_model_dir), overrides=["stage=sft"], plugins=built_in)
-    with pytest.raises(UsageError, match="stage sft makes a model that answers and does not score"):
+    with pytest.raises(UsageError, match="stage sft does not train a reward model"):
         answering.judge()
 
 

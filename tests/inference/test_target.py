@@ -159,7 +159,7 @@ def test_peft_says_the_base_of_an_adapter_that_is_not_ours(find: Any, config_dir
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ({}, "no model is named; write a training file, --model or --adapter"),
+        ({}, "no model is given; write a training file, --model or --adapter"),
         ({"adapters": ["no/such/folder"]}, "there is no adapter 'no/such/folder'; write a folder or a hub id"),
         ({"adapters": ["a/b"]}, "adapter a/b does not say here which model it belongs to; add --model"),
     ],

@@ -129,7 +129,7 @@ def test_two_adapters_with_other_tokens_under_one_id_are_both_named(saved: Any, 
     with pytest.raises(UsageError) as caught:
         tokenizer_of(plan)
     reason = f"token {number} is '<x>' in adapter {one.name} and '<y>' in adapter {other.name}"
-    cure = "their added tokens must be the same: train the second one on the first, or use one of them"
+    cure = "added tokens must agree: train the second adapter on the first, or use only one"
     assert str(caught.value).endswith(f"{reason}; {cure}")
 
 
@@ -155,7 +155,7 @@ def test_an_adapter_of_a_longer_vocabulary_is_refused(saved: Any, plan_of: Any) 
         tokenizer_of(plan_of(adapter_name_or_path=one.name))
     assert f"adapter {one.name} was trained with '<x>' as token {number + 5}" in str(caught.value)
     assert str(caught.value).endswith(
-        f"ends at {number}; write the model, and first the adapters, that it was trained on"
+        f"ends at {number}; write the base model that it was trained on, and before it the adapters that it builds on"
     )
 
 

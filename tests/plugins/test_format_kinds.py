@@ -193,8 +193,8 @@ def test_columns_without_a_name_are_not_there() -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "q", "completion": ""}, "completion is empty: there is nothing to learn"),
-        ({"prompt": "q", "completion": 3}, "completion is a number, not a text"),
+        ({"prompt": "q", "completion": ""}, "completion is empty: there is nothing to train on"),
+        ({"prompt": "q", "completion": 3}, "completion is a number, not a string"),
         ({"prompt": "q", "completion": [{"role": "user", "content": "r"}]}, "role 'user' follows 'user'"),
         ({"prompt": None, "completion": "r"}, "prompt is null"),
         ({"prompt": 3, "completion": "r"}, "prompt is a number, not a list"),

@@ -92,19 +92,19 @@ ANSWER = "write the answer in output, or remove the row"
         ({"instruction": "a", "output": None}, ("output", None, "output is null", ANSWER)),
         (
             {"instruction": "a", "output": " \n"},
-            ("output", " \n", "output is empty: there is nothing to learn", ANSWER),
+            ("output", " \n", "output is empty: there is nothing to train on", ANSWER),
         ),
         (
             {"instruction": "a", "output": 5},
-            ("output", 5, "output is a number, not a text", 'write it in quotes: "5"'),
+            ("output", 5, "output is a number, not a string", 'write it in quotes: "5"'),
         ),
         (
             {"instruction": ["a"], "output": "b"},
-            ("instruction", ["a"], "instruction is a list, not a text", "write a text"),
+            ("instruction", ["a"], "instruction is a list, not a string", "write a string"),
         ),
         (
             {"instruction": "a", "output": "b", "history": "q"},
-            ("history", "q", "history is a text, not a list", "write a list: [...]"),
+            ("history", "q", "history is a string, not a list", "write a list: [...]"),
         ),
         (
             {"instruction": "a", "output": "b", "history": [["q"]]},
@@ -112,7 +112,7 @@ ANSWER = "write the answer in output, or remove the row"
         ),
         (
             {"instruction": "a", "output": "b", "history": [["q", None]]},
-            ("history[0][1]", None, "history[0][1] is null, not a text", "write a text"),
+            ("history[0][1]", None, "history[0][1] is null, not a string", "write a string"),
         ),
     ],
 )
@@ -231,9 +231,9 @@ def test_tags_describe_other_shapes() -> None:
 
 
 ROLES = "roles here: system, user, assistant, tool, function_call"
-WEIGHT = "write true, false or a number from 0 on"
+WEIGHT = "write true, false or a number of at least 0"
 TURNS = "write at least a question and its answer"
-PART = 'here only {"type": "text", "text": ...} can be read, and {"type": "image"} with the file in images'
+PART = 'supported: {"type": "text", "text": ...}, and {"type": "image"} with the file in images'
 CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}}'
 
 
@@ -241,19 +241,19 @@ CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}
     ("messages", "expected"),
     [
         (None, ("messages", None, "messages is null", "write the conversation in messages")),
-        ("x", ("messages", "x", "messages is a text, not a list", "write a list: [...]")),
+        ("x", ("messages", "x", "messages is a string, not a list", "write a list: [...]")),
         ([], ("messages", None, "messages has no turns", TURNS)),
         (turns(("system", "s")), ("messages", None, "messages has no turns", TURNS)),
-        (["x"], ("messages[0]", "x", "messages[0] is a text, not an object", 'write {"role": ..., "content": ...}')),
+        (["x"], ("messages[0]", "x", "messages[0] is a string, not an object", 'write {"role": ..., "content": ...}')),
         (turns(("bot", "x")), ("messages[0].role", "bot", "unknown role 'bot'", ROLES)),
         ([{"content": "x"}], ("messages[0].role", None, "messages[0] has no role", ROLES)),
         (
             turns(("assistant", "x")),
-            ("messages[0].role", "assistant", "role 'assistant' comes first", "here only system or user may stand"),
+            ("messages[0].role", "assistant", "role 'assistant' comes first", "allowed here: system or user"),
         ),
         (
             turns(("user", "x"), ("user", "y")),
-            ("messages[1].role", "user", "role 'user' follows 'user'", "here only assistant may stand"),
+            ("messages[1].role", "user", "role 'user' follows 'user'", "allowed here: assistant"),
         ),
         (
             turns(("user", "x"), ("assistant", "y"), ("assistant", "z")),
@@ -261,12 +261,12 @@ CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}
                 "messages[2].role",
                 "assistant",
                 "role 'assistant' follows 'assistant'",
-                "here only user or tool may stand",
+                "allowed here: user or tool",
             ),
         ),
         (
             turns(("user", "x"), ("assistant", "y"), ("system", "z")),
-            ("messages[2].role", "system", "role 'system' follows 'assistant'", "here only user or tool may stand"),
+            ("messages[2].role", "system", "role 'system' follows 'assistant'", "allowed here: user or tool"),
         ),
         (
             turns(("user", None)),
@@ -274,12 +274,12 @@ CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}
                 "messages[0].content",
                 None,
                 "messages[0].content is null or missing",
-                'write a text; "" where it is empty',
+                'write a string; "" if it is empty',
             ),
         ),
         (
             turns(("user", 3)),
-            ("messages[0].content", 3, "messages[0].content is a number, not a text", 'write it in quotes: "3"'),
+            ("messages[0].content", 3, "messages[0].content is a number, not a string", 'write it in quotes: "3"'),
         ),
         (
             turns(("user", [{"type": "image", "url": "x"}])),
@@ -295,7 +295,7 @@ CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}
             (
                 "messages[1].content",
                 " ",
-                "messages[1].content is empty: there is nothing to learn",
+                "messages[1].content is empty: there is nothing to train on",
                 "write the answer, or remove the row",
             ),
         ),
@@ -309,7 +309,7 @@ CALL = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}
         ),
         (
             [{"role": "assistant", "content": None, "tool_calls": [{"x": 1}]}],
-            ("messages[0].tool_calls[0]", {"x": 1}, "messages[0].tool_calls[0] is no call of a function", CALL),
+            ("messages[0].tool_calls[0]", {"x": 1}, "messages[0].tool_calls[0] is not a function call", CALL),
         ),
         (
             [{"role": "function_call", "content": "f(x)"}],

@@ -107,7 +107,7 @@ def test_pickled_weights_are_not_read(plan: Any, folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert refused(load_model, plan(folder)) == (
         f"command line: {folder} has no safetensors; "
-        "pickled weights can run code and are not read; convert them with save_pretrained"
+        "pickled weights can run code and are not supported; convert them with save_pretrained"
     )
 
 
@@ -159,17 +159,16 @@ def test_no_tokenizer(plan: Any, folder: Path) -> None:
         ),
         (
             "We couldn't connect to 'https://huggingface.co'",
-            "the model of acme/gated cannot be fetched; "
-            "is the name right, and is the network there? A folder on this machine serves as well",
+            "the model of acme/gated cannot be fetched; check the name and the network, or write a local folder",
         ),
         (
             "acme/gated does not appear to have a file named model.safetensors",
             "acme/gated has no safetensors; "
-            "pickled weights can run code and are not read; convert them with save_pretrained",
+            "pickled weights can run code and are not supported; convert them with save_pretrained",
         ),
         (
             "acme/gated contains custom code; pass trust_remote_code=True",
-            "acme/gated needs code of its own; read it, then set trust_remote_code: true",
+            "acme/gated needs code of its own; review the code, then set trust_remote_code: true",
         ),
     ],
 )

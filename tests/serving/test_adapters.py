@@ -117,5 +117,5 @@ def test_what_cannot_be_served_together(tiny_model_dir: Path, adapters: dict[str
     with pytest.raises(UsageError, match="both lies on further adapters"):
         load(targets | {"both": next(iter(both.values()))})
     beams = find_targets(replace(words(model=tiny_model_dir), overrides=[*OPTIONS, "num_beams=2"]), {})
-    with pytest.raises(UsageError, match="answers that are served have one beam"):
+    with pytest.raises(UsageError, match="the server does not support beam search"):
         load(beams)

@@ -242,7 +242,7 @@ def test_models_are_listed(client: Any) -> None:
         ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias: dictionary should have at most 0 items"),
         ({"tool_choice": "required"}, "tool_choice", "tool_choice: input should be 'none' or 'auto'"),
         ({"response_format": {"type": "json_object"}}, "response_format.type", "input should be 'text'"),
-        ({"extra_body": {"best_of": 2}}, "best_of", "best_of: this server has no such field"),
+        ({"extra_body": {"best_of": 2}}, "best_of", "best_of: this server does not support this field"),
         ({"extra_body": {"max_tokens": "5"}}, "max_tokens", "max_tokens: input should be a valid integer"),
         ({"temperature": 3}, "temperature", "temperature: input should be less than or equal to 2"),
         ({"n": 0}, "n", "n: input should be greater than or equal to 1"),
@@ -258,13 +258,13 @@ def test_models_are_listed(client: Any) -> None:
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages.0.content",
-            "part 0 is 'image_url': this server reads text only",
+            "part 0 is 'image_url': this server supports text only",
         ),
         ({"messages": [{"role": "user", "content": "dog " * 600}]}, None, "the model's longest sequence is 512"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             None,
-            "the chat template does not write tools",
+            "the chat template does not render tools",
         ),
     ],
     ids=lambda value: str(value)[:60],
@@ -308,7 +308,7 @@ def test_a_model_that_fails_answers_500_and_the_server_goes_on(
         patch.setattr(model, "forward", fail)
         with pytest.raises(openai.InternalServerError) as error:
             client.chat.completions.create(**ask("hello"))
-        assert error.value.body["message"] == "the model failed while it answered; the server's log says why"
+        assert error.value.body["message"] == "the model failed during generation; the server's log has the cause"
         calls.clear()
         with pytest.raises(openai.APIError, match="the model failed"):
             list(client.chat.completions.create(**ask("hello"), stream=True))

@@ -126,7 +126,7 @@ def test_an_answer_that_fails_is_500_and_its_neighbours_go_on(
         found = list(pool.map(lambda body: httpx.post(tiny.url + PATH, json=body, timeout=60), asked))
     assert [response.status_code for response in found] == [200, 500, 500, 200]
     assert [text_of(found[0]), text_of(found[3])] == [expected, expected]
-    assert found[1].json()["error"]["message"] == "the model failed while it answered; the server's log says why"
+    assert found[1].json()["error"]["message"] == "the model failed during generation; the server's log has the cause"
     assert tiny.settled() == 0
     with httpx.stream("POST", tiny.url + PATH, json=BYSTANDER | {"seed": 77, "stream": True}) as response:
         *_, last = [line for line in response.iter_lines() if line]

@@ -88,7 +88,7 @@ def test_no_key_means_this_machine_only(tiny: Any, monkeypatch: pytest.MonkeyPat
     assert api_key(ServingOptions(serve_api_key_file=str(file))) == "from outside"
     monkeypatch.delenv("FT_API_KEY")
     file.write_text("\n")
-    with pytest.raises(UsageError, match="holds no key in its first line"):
+    with pytest.raises(UsageError, match="has no key in its first line"):
         api_key(ServingOptions(serve_api_key_file=str(file)))
     # a page whose name was made to point to this machine (DNS rebinding)
     for host, status in (("evil.example", 403), ("localhost:1", 200), ("[::1]:1", 200), ("127.0.0.1", 200)):
@@ -103,7 +103,7 @@ def test_no_key_means_this_machine_only(tiny: Any, monkeypatch: pytest.MonkeyPat
         (b"", "the request is not JSON"),
         (b"{", "the request is not JSON"),
         (b"\xff\xfe", "the request is not JSON"),
-        (b"[" * 900 + b"]" * 900, "the request nests more than 100 levels deep"),
+        (b"[" * 900 + b"]" * 900, "the request is nested more than 100 levels deep"),
         (b"null", "valid dictionary"),
         (b"[]", "valid dictionary"),
         (
@@ -186,7 +186,7 @@ def test_a_body_that_does_not_come_is_408(small: Any) -> None:
         while part := slow.recv(10_000):
             found += part
         assert found.startswith(b"HTTP/1.1 408")
-        assert b"the request did not come within 1 seconds" in found
+        assert b"the request was not received within 1 seconds" in found
 
 
 def test_a_second_request_on_a_connection_is_timed_too(small: Any) -> None:

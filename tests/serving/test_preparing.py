@@ -219,7 +219,7 @@ def test_a_process_that_is_killed_is_replaced(server: Any, gate: Gate) -> None:
         held = pool.submit(post, server, ask(LONG))
         gate.wait(1)
         os.kill(gate.begun[0], signal.SIGKILL)
-        assert refusal(held.result())[:2] == (500, "the model failed while it answered; the server's log says why")
+        assert refusal(held.result())[:2] == (500, "the model failed during generation; the server's log has the cause")
     gate.open.touch()
     assert refusal(post(server, ask(LONG)))[0] == 400
     assert server.settled() == 0
@@ -292,7 +292,7 @@ def test_no_depth_is_a_fault_of_the_server(calling: Any, field: str, levels: int
 def test_no_depth_of_the_whole_request(calling: Any, text: str) -> None:
     headers = {"Content-Type": "application/json"}
     found = httpx.post(calling.url + PATH, content=text.encode(), headers=headers, timeout=60)
-    assert refusal(found)[:2] == (400, "the request nests more than 100 levels deep")
+    assert refusal(found)[:2] == (400, "the request is nested more than 100 levels deep")
 
 
 def test_a_template_that_does_not_end_serves_nothing(targets: Any, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_template_that_does_not_end_serves_nothing(targets: Any, tmp_path: Pat
 
     file = tmp_path / "acme.jinja"
     file.write_text("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
-    with pytest.raises(UsageError, match=r"template '.*acme.jinja' was stopped: it calls itself without end"):
+    with pytest.raises(UsageError, match=r"template '.*acme.jinja' was stopped: it recurses endlessly"):
         load(targets(f"template={file}"))
 
 

@@ -75,7 +75,7 @@ def test_each_model_says_what_it_does(reward: Any, tiny: Any) -> None:
     found = httpx.post(f"{reward.url}/v1/chat/completions", json=chat)
     assert (found.status_code, found.json()["error"]["message"]) == (
         400,
-        "model tiny scores and does not answer; ask /v1/score",
+        "model tiny is a reward model; use /v1/score",
     )
     found = httpx.post(f"{tiny.url}/v1/score", json={"model": "tiny", "conversations": conversations()})
-    assert found.json()["error"]["message"] == "model tiny answers and does not score; ask /v1/chat/completions"
+    assert found.json()["error"]["message"] == "model tiny is not a reward model; use /v1/chat/completions"

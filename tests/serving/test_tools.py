@@ -193,12 +193,12 @@ def test_tools_and_results_go_in(parrot: Any) -> None:
     [
         (
             {"role": "tool", "tool_call_id": "x", "content": "y"},
-            "messages.1.tool_call_id 'x' is no call of the turn before",
+            "messages.1.tool_call_id 'x' is not a call of the previous turn",
         ),
         ({"role": "user", "content": "y", "tool_call_id": "x"}, "messages.1.tool_call_id: a user message has none"),
         (
             {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "[]"}}]},
-            "messages.1.tool_calls: the arguments of f are no JSON object",
+            "messages.1.tool_calls: the arguments of f are not a JSON object",
         ),
     ],
 )
@@ -221,7 +221,7 @@ def test_an_engine_without_sessions_answers_in_turn(parrot: Any) -> None:
         assert found.usage.prompt_tokens > 10
         stopped = client.chat.completions.create(model="tiny", messages=turns, stop="two")
         assert (stopped.choices[0].message.content, stopped.usage.prompt_tokens) == ("one ", found.usage.prompt_tokens)
-        with pytest.raises(openai.BadRequestError, match="this inference engine tells no log-probabilities"):
+        with pytest.raises(openai.BadRequestError, match="this inference engine does not return log-probabilities"):
             client.chat.completions.create(model="tiny", messages=turns, logprobs=True)
         turns[0]["content"] = "no"
         for stream in (False, True):

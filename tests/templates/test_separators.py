@@ -219,15 +219,15 @@ class TestFiles:
             ("", "run.yaml:4: my.jinja is empty; write a Jinja template into it"),
             (
                 "{%- for m in messages %}\n{{ m.content }\n{% endfor %}",
-                "my.jinja:2: the template has a mistake: unexpected '}'",
+                "my.jinja:2: the template has a syntax error: unexpected '}'",
             ),
             (
                 "\n\n{% for m in messages %}{% generation %}{{ m.content }}{% endfor %}",
-                "my.jinja:3: the template has a mistake: encountered unknown tag 'endfor'. You probably made a nesting"
-                " mistake. Jinja is expecting this tag, but currently looking for 'endgeneration'. The innermost block"
-                " that needs to be closed is 'generation'",
+                "my.jinja:3: the template has a syntax error: encountered unknown tag 'endfor'. You probably"
+                " made a nesting mistake. Jinja is expecting this tag, but currently looking for 'endgeneration'. The"
+                " innermost block that needs to be closed is 'generation'",
             ),
-            ("{{ messages | shout }}", "my.jinja:1: the template has a mistake: no filter named 'shout'"),
+            ("{{ messages | shout }}", "my.jinja:1: the template has a syntax error: no filter named 'shout'"),
             (b"\xff", "run.yaml:4: my.jinja is not UTF-8; save it as UTF-8"),
             (None, "run.yaml:4: there is no template file 'my.jinja'; write a Jinja file, or the name of a template"
              " (ft plugins list)"),

@@ -31,7 +31,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What ``max_lora_rank`` may be (vllm/config/lora.py, MaxLoRARanks)."""
 UNREAD = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
 """What adapters may have and vLLM refuses or does not read (vllm/lora/peft_helper.py)."""
-MERGE = "ft export makes one model of base and adapters; name that"
+MERGE = "merge base model and adapters with ft export, and write the merged model"
 
 
 def load(plan: Plan) -> VllmGenerator:
@@ -42,7 +42,7 @@ def load(plan: Plan) -> VllmGenerator:
     """
     head = plan.stage.component.head
     if head != "causal_lm":
-        reason = f"stage {plan.stage.component.name} makes a model that scores and does not answer"
+        reason = f"stage {plan.stage.component.name} trains a reward model, which does not generate text"
         raise UsageError(Problem(reason, plan.where("stage"), "choose another run's model or adapter"))
     if problems := [*_problems(plan)]:
         raise UsageError(problems)
@@ -55,7 +55,7 @@ def load(plan: Plan) -> VllmGenerator:
         raise UsageError(Problem(reason, plan.where("infer_backend"), "pip install 'ft-engine-vllm[vllm]'")) from error
     renderer = Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan))
     if new := [renderer.tokenizer.decode([token]) for token in getattr(renderer.tokenizer, "ft_new_tokens", ())]:
-        reason = f"vllm reads the model as it lies there, and the adapter has tokens of its own: {', '.join(new[:5])}"
+        reason = f"vllm loads the base model unchanged, and the adapter adds tokens: {', '.join(new[:5])}"
         raise UsageError(Problem(reason, plan.where("adapter_name_or_path"), MERGE))
     lora = request.LoRARequest("adapter", 1, str(adapter.folder)) if adapter else None
     return VllmGenerator(plan, vllm.LLM(**arguments(plan, adapter)), vllm.SamplingParams, lora, renderer)
@@ -72,14 +72,14 @@ class Adapter:
 def _problems(plan: Plan) -> Iterator[Problem]:
     if plan.model.grows_vocabulary:
         names = ", ".join(plan.model.vocabulary)
-        yield Problem(f"vllm reads the model as it lies there, and {names} would change it", plan.file, MERGE)
+        yield Problem(f"vllm loads the model unchanged, and {names} would change it", plan.file, MERGE)
     if len(plan.model.adapter_name_or_path) > 1:
-        reason = f"vllm takes one adapter, and there are {len(plan.model.adapter_name_or_path)}"
+        reason = f"vllm supports one adapter, and the plan has {len(plan.model.adapter_name_or_path)}"
         yield Problem(reason, plan.where("adapter_name_or_path"), MERGE)
     if plan.method.component.load_kwargs(plan):
-        hint = "name a model that lies there quantised, or write infer_backend: huggingface"
+        hint = "write a model that is already quantised, or infer_backend: huggingface"
         reason = (
-            f"vllm reads the model as it lies there, and method {plan.method.component.name} would load it otherwise"
+            f"vllm loads the model unchanged, and method {plan.method.component.name} would change how it is loaded"
         )
         yield Problem(reason, plan.where("finetuning_type"), hint)
 
@@ -93,11 +93,11 @@ def _adapter(plan: Plan) -> Adapter | None:
     unread = [key for key in UNREAD if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
     if config.get("peft_type", "LORA") != "LORA" or unread:
         what = ", ".join(unread) or f"peft_type {config['peft_type']}"
-        raise UsageError(Problem(f"adapter {name} has {what}, which vllm does not take", where, MERGE))
+        raise UsageError(Problem(f"adapter {name} has {what}, which vllm does not support", where, MERGE))
     rank, most = int(config["r"]), plan.engine.options.vllm_max_lora_rank  # type: ignore[attr-defined]
     if rank > (most or RANKS[-1]):
         reason = f"adapter {name} has rank {rank}, vllm_max_lora_rank is {most or RANKS[-1]}"
-        raise UsageError(Problem(reason, where, f"raise it; vllm knows ranks up to {RANKS[-1]}"))
+        raise UsageError(Problem(reason, where, f"raise it; vllm supports ranks up to {RANKS[-1]}"))
     return Adapter(folder, rank)
 
 
@@ -192,7 +192,9 @@ class VllmGenerator(Generator):
         options = settings.options
         if options.num_beams > 1:
             hint = "write num_beams: 1, or infer_backend: huggingface"
-            raise UsageError(Problem(f"num_beams is {options.num_beams}, and vllm does not search", hint=hint))
+            raise UsageError(
+                Problem(f"num_beams is {options.num_beams}, and vllm does not support beam search", hint=hint)
+            )
         ids = self.renderer.prompt_ids(prompt.messages, prompt.tools) if prompt.ids is None else list(prompt.ids)
         chance: dict[str, Any] = {"temperature": 0.0}
         if settings.samples:

@@ -169,7 +169,7 @@ def refusal(model: Path, *overrides: str, **more: Any) -> str:
 def test_what_vllm_would_not_do_is_refused(
     tiny_model_dir: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge = "ft export makes one model of base and adapters; name that"
+    merge = "merge base model and adapters with ft export, and write the merged model"
     assert "vllm reads the model as it lies there, and add_tokens would change it" in refusal(
         tiny_model_dir, "add_tokens=<new>"
     )
@@ -192,7 +192,7 @@ def test_what_vllm_would_not_do_is_refused(
     lines = str(error.value).splitlines()
     assert lines[0].startswith("a:1: the prompt has ")
     hint = "write num_beams: 1, or infer_backend: huggingface"
-    assert lines[1] == f"a:2: num_beams is 2, and vllm does not search; {hint}"
+    assert lines[1] == f"a:2: num_beams is 2, and vllm does not support beam search; {hint}"
     for name in ("vllm", "vllm.lora.request"):
         monkeypatch.setitem(sys.modules, name, None)
     assert refusal(tiny_model_dir).endswith("pip install 'ft-engine-vllm[vllm]'")

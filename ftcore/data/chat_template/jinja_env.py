@@ -85,17 +85,17 @@ class Compiled:
                     if size > guard.most:
                         guard.fits(size)
         except (LimitError, OverflowError, MemoryError) as error:  # OverflowError: range, of the sandbox
-            raise self._stopped(str(error) or "it takes more memory than there is") from error
+            raise self._stopped(str(error) or "it needs more memory than is available") from error
         except RecursionError as error:
             if too_deep([*messages, *tools]):
-                reason = f"the row nests more than {DEEPEST} levels deep"
+                reason = f"the row is nested more than {DEEPEST} levels deep"
                 raise RowError(reason, cure="change the row") from error
-            raise self._stopped("it calls itself without end") from error
+            raise self._stopped("it recurses endlessly") from error
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             reason = f"the chat template refuses the conversation: {error}"
             raise RowError(reason, cure="change the row, or choose another template") from error
         except (ArithmeticError, ValueError, LookupError, AttributeError) as error:
-            reason = f"{self._name} fails at the conversation: {type(error).__name__}: {error}"
+            reason = f"{self._name} fails on the conversation: {type(error).__name__}: {error}"
             raise RowError(reason, cure="change the row, or choose another template") from error
         return "".join(blocks), [span for span in spans if span[1] > span[0]]
 
@@ -113,8 +113,8 @@ class Compiled:
             code = compiled(environment, self.source, self._guard)
         except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError, OverflowError) as error:
             line = getattr(error, "lineno", None)
-            reason = "it nests too deep" if isinstance(error, RecursionError) else _first_line(error)
-            raise self._stopped(f"line {line}: {reason}" if line else reason, "is no template that runs") from error
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else _first_line(error)
+            raise self._stopped(f"line {line}: {reason}" if line else reason, "is not a valid template") from error
         return jinja2.Template.from_code(environment, code, names)
 
     def _stopped(self, reason: str, what: str = "was stopped") -> UsageError:

@@ -84,7 +84,7 @@ class Guard:
         if size > self.most:
             self.most = max(CHARACTERS, TIMES * weight(self._given, 1 << 62))
             if size > self.most:
-                raise LimitError(f"it makes more than {self.most:,} characters of one conversation")
+                raise LimitError(f"it writes more than {self.most:,} characters for one conversation")
 
     def sized(self, value: Any) -> Any:
         """A value that was made; itself."""
@@ -121,7 +121,7 @@ class Guard:
         """A function of Python or a macro is about to be called."""
         for argument in (*arguments, *named.values()) if named else arguments:
             if type(argument) is int and argument > ARGUMENT:
-                raise LimitError(f"it calls a function with {argument:,}, and {ARGUMENT:,} is the most")
+                raise LimitError(f"it calls a function with {argument:,}; the limit is {ARGUMENT:,}")
         kind = type(function)
         if kind is BuiltinMethodType:
             if function.__name__ in _GROWING and type(function.__self__) is str:
@@ -204,12 +204,12 @@ def weight(value: Any, limit: int) -> int:
 
 def _number(bits: int) -> None:
     if bits > BITS:
-        raise LimitError(f"it makes a number of more than {BITS:,} bits")
+        raise LimitError(f"it computes a number of more than {BITS:,} bits")
 
 
 def _format(text: Any) -> None:
     if isinstance(text, str) and _WIDTH.search(text):
-        raise LimitError("it formats a text to a width of six digits or more, or to one that is not written there")
+        raise LimitError("it formats text to a width of six digits or more, or to a computed width")
 
 
 def compiled(environment: jinja2.Environment, source: str, guard: Guard) -> CodeType:

@@ -86,8 +86,8 @@ def _bare(number: int, message: Message, tags: Sequence[Tags]) -> Message:
     if thought is None and message.reasoning is None:
         return message
     if message.train != 0 and not (content.strip() or message.tool_calls):
-        reason = f"answer {number + 1} is nothing but a thought, and enable_thinking is false"
-        raise RowError(reason, field=f"messages[{number}]", cure="remove the row, or leave enable_thinking out")
+        reason = f"answer {number + 1} contains only reasoning, and enable_thinking is false"
+        raise RowError(reason, field=f"messages[{number}]", cure="remove the row, or leave out enable_thinking")
     return replace(message, reasoning=None, content=content)
 
 

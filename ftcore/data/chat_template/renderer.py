@@ -292,8 +292,8 @@ class Renderer:
                 there.add("reasoning_content")
         for name in sorted(there):
             if name not in self.source:
-                cure = "choose a template that has them, or remove them from the row"
-                raise RowError(f"the chat template does not write {name}", field=name, cure=cure)
+                cure = "choose a template that supports them, or remove them from the row"
+                raise RowError(f"the chat template does not render {name}", field=name, cure=cure)
 
     def _has_controls(self, conversation: Conversation, tools: Sequence[Mapping[str, Any]]) -> bool:
         for message in conversation:
@@ -326,7 +326,7 @@ class Renderer:
             return [Span(*each, number) for each, number in zip(bounds, numbers, strict=True)]
         if len(generated) != len(numbers):
             reason = f"the chat template marks {len(generated)} generations for {len(numbers)} assistant turns"
-            raise RowError(reason, cure="write the answers as one turn each, or choose another template")
+            raise RowError(reason, cure="write each answer as one turn, or choose another template")
         return [Span(*span, number) for span, number in zip(generated, numbers, strict=True)]
 
 
@@ -350,7 +350,7 @@ def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
 
 def _no_stop(token: str, template: str = "", where: str = "") -> Problem:
     name = f"template {template!r}" if template else "the chat template"
-    hint = "choose the template that the model was made for, or leave template out to use the tokenizer's own"
+    hint = "choose the template that the model was trained with, or leave template out to use the tokenizer's own"
     return Problem(f"{name} ends turns with {token!r}, which is not one token in this tokenizer", where, hint)
 
 
@@ -371,7 +371,5 @@ def check_text(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         value = text[max(error.start - 20, 0) : error.start]
-        reason = f"the text holds half a character: \\u{ord(text[error.start]):04x} without its other half"
-        raise RowError(
-            reason, field=f"after {value!r}", cure="the file was written wrongly; remove or repair it"
-        ) from error
+        reason = f"the text contains an unpaired surrogate: \\u{ord(text[error.start]):04x}"
+        raise RowError(reason, field=f"after {value!r}", cure="repair the text, or remove the row") from error

@@ -90,7 +90,7 @@ def _free(text: str, count: int) -> int:
     for first in range(AREA[0], AREA[-1] - count, count + 1):
         if not used or used.isdisjoint(range(first, first + count + 1)):
             return first
-    raise RowError("the text is full of private-use characters", cure="remove them, or the row")
+    raise RowError("the text uses all private-use characters", cure="remove the characters, or the row")
 
 
 def _split(marks: re.Pattern[str], text: str) -> tuple[str, list[tuple[int, str]]]:

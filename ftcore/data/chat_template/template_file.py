@@ -57,11 +57,11 @@ def _check_syntax(text: str, name: str, where: str) -> None:
         compiled(_environment(), text, Guard())
     except TemplateSyntaxError as error:
         message = (error.message or "syntax error").rstrip(".")
-        reason = f"the template has a mistake: {message[:1].lower()}{message[1:]}"
+        reason = f"the template has a syntax error: {message[:1].lower()}{message[1:]}"
         raise UsageError(Problem(reason, f"{name}:{error.lineno}")) from error
     except (TemplateError, RecursionError, SyntaxError, MemoryError, OverflowError) as error:
-        reason = "it nests too deep" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
-        raise UsageError(Problem(f"the template has a mistake: {reason or type(error).__name__}", name)) from error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+        raise UsageError(Problem(f"the template has a syntax error: {reason or type(error).__name__}", name)) from error
 
 
 def _environment() -> Environment:

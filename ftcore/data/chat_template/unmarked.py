@@ -171,8 +171,8 @@ class _Row:
 
 def _hidden(number: int) -> RowError:
     return RowError(
-        f"cannot tell what the model says in turn {number + 1}: the tokenizer's chat template writes a"
-        " conversation differently once it goes on",
+        f"cannot locate the answer in turn {number + 1}: the tokenizer's chat template renders a"
+        " turn differently when another follows",
         field=f"messages[{number}]",
         cure="set template, or split the conversation so that it ends with this turn",
     )

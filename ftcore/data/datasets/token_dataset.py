@@ -138,11 +138,11 @@ def split_rows(rows: int, val_size: float, seed: int) -> tuple[Ints, Ints]:
         seed: of the draw.
 
     Raises:
-        UsageError: nothing would be left to train on.
+        UsageError: no rows would be left to train on.
     """
     count = math.ceil(val_size * rows) if val_size < 1 else int(val_size)
     if count >= rows:
-        message = f"val_size {val_size:g} takes {count:,} rows of {rows:,}: none is left to train on"
-        raise UsageError(Problem(message, hint="give a smaller val_size"))
+        message = f"val_size {val_size:g} takes {count:,} rows of {rows:,}: no rows are left to train on"
+        raise UsageError(Problem(message, hint="write a smaller val_size"))
     order = np.random.default_rng(seed).permutation(rows)
     return np.sort(order[count:]), np.sort(order[:count])

@@ -1,4 +1,4 @@
-"""Which dataset format has rows, and which samples a stage takes."""
+"""Detects the dataset format of rows and the sample kind that a stage reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows as samples: which format a dataset has, what a stage reads of it, and every row read by it."""
+"""Turns rows into samples: detects the format of a dataset and what the stage reads of it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan, RegisteredComponent, Registry
 
 _LOOKED_AT = 100
-"""Rows that are looked at until one tells how the dataset is to be read: the first ones may be damaged."""
+"""Rows that are examined to detect the format: the first ones may be damaged."""
 
 _MOST = 500
-"""Characters of what a format says of a row: it may quote what stands in the row."""
+"""Length limit of a format's message, in characters: it may quote the row."""
 
 Samples = Iterator[tuple[Place, Sample | RowError]]
 
@@ -32,13 +32,13 @@ Samples = Iterator[tuple[Place, Sample | RowError]]
 def read_samples(
     spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None, *, questions: bool = False
 ) -> Samples:
-    """Every row of a dataset as a sample that the plan's stage eats, or as what is wrong with it.
+    """Every row of a dataset as a sample for the plan's stage, or as its `RowError`.
 
     Args:
         spec: the dataset.
         plan: the run's.
-        sampling: of the dataset, where it is known; see `limited_rows`.
-        questions: whether conversations need no last answer; see `ftcore.data.preprocessing.questions`.
+        sampling: the sampling of the dataset, if known; see `limited_rows`.
+        questions: whether the last answer of a conversation is optional; see `ftcore.data.preprocessing.questions`.
 
     Raises:
         UsageError: see `open_rows`.
@@ -50,17 +50,17 @@ def read_samples(
 def open_rows(
     spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None, *, questions: bool = False
 ) -> tuple[Iterator[tuple[Place, Row]], Callable[[Row], Sample | RowError]]:
-    """The rows of a dataset, as many as the plan wants, and what makes each a sample that its stage eats.
+    """The rows of a dataset, limited as the plan says, and the function that turns a row into a sample.
 
     Args:
         spec: the dataset.
         plan: the run's.
-        sampling: of the dataset, where it is known; see `limited_rows`.
-        questions: whether conversations need no last answer; see `ftcore.data.preprocessing.questions`.
+        sampling: the sampling of the dataset, if known; see `limited_rows`.
+        questions: whether the last answer of a conversation is optional; see `ftcore.data.preprocessing.questions`.
 
     Raises:
-        UsageError: the dataset cannot be read as a whole, is empty, its format is unknown, or it holds nothing that
-            the stage eats. What is wrong further on is raised by the rows' iterator.
+        UsageError: the dataset is unreadable or empty, its format is unknown, or it has no samples for the stage.
+            The iterator of the rows raises errors of later rows.
     """
     rows = limited_rows(spec, plan, sampling)
     first: list[tuple[Place, Row]] = []
@@ -75,14 +75,14 @@ def open_rows(
         except UsageError as error:
             refusal = refusal or error
             continue
-        if _reads(found, row):  # a row with a column missing may look like another format's
+        if _reads(found, row):  # a row with a missing column may match another format
             reading = found
             break
         reading = reading or found
     if not first:
         where = str(spec.path or spec.hub_id)
         raise UsageError(
-            Problem(f"dataset {quoted(spec.name)} has no rows", where, "write rows into it, or leave it out")
+            Problem(f"dataset {quoted(spec.name)} has no rows", where, "add rows to it, or remove it from the run")
         )
     if reading is None:
         if refusal is not None:
@@ -92,16 +92,16 @@ def open_rows(
 
 
 def _unread(row: Row) -> RowError:
-    assert isinstance(row, RowError)  # no other came through
+    assert isinstance(row, RowError)  # the caller passes no other rows
     return row
 
 
 def limited_rows(spec: DatasetSpec, plan: Plan, sampling: Sampling | None = None) -> Iterator[tuple[Place, Row]]:
-    """The rows of a dataset, as many as the plan wants: the first ones, or with ``num_samples`` those that are drawn.
+    """The rows of a dataset, limited as the plan says: the first ones, or with ``num_samples`` random ones.
 
-    These keep the order of the dataset; one that is drawn several times comes so often, one right after the other (see
-    `ftcore.data.pipeline.row_sampling.counted`). Where the sampling is not given it is made here, which reads the
-    dataset once more.
+    Rows keep the order of the dataset. A row that is drawn several times is repeated directly (see
+    `ftcore.data.pipeline.row_sampling.counted`). Without ``sampling`` the function computes it, which reads the dataset
+    once more.
     """
     rows = read_dataset(spec, streaming=plan.data.streaming, max_row_bytes=plan.data.max_row_bytes)
     sampling = sampling or sampling_of(spec, plan)
@@ -120,18 +120,18 @@ def _sample(reading: Reading, folders: MediaFolders, row: Row) -> Sample | RowEr
 def find_reading(
     spec: DatasetSpec, row: Mapping[str, Any], plugins: Registry, stage: Stage, *, questions: bool = False
 ) -> Reading:
-    """How the dataset is read for a stage: by the format that its description names, else by the one that fits.
+    """How a stage reads the dataset: with the format of its description, otherwise with the format that fits.
 
     Args:
         spec: the dataset.
-        row: a row of it, whose columns tell.
-        plugins: what is installed.
-        stage: its ``samples`` say what is wanted, the first kind first; none takes whatever there is.
-        questions: whether conversations are wanted that need no last answer.
+        row: a row of the dataset, whose columns are examined.
+        plugins: the installed plugins.
+        stage: its ``samples`` are the wanted kinds, by priority; an empty list accepts any kind.
+        questions: whether the last answer of a conversation is optional.
 
     Raises:
-        UsageError: no format fits, several do, the description gives columns or tags that the format does not have,
-            or the dataset holds nothing that the stage eats.
+        UsageError: no format or several formats fit, the description has columns or tags that the format lacks,
+            or the dataset has no samples for the stage.
     """
     offers = _candidates(spec, frozenset(row), plugins)
     wanted = ("Question",) if questions else stage.samples or tuple(NAMES)
@@ -166,14 +166,14 @@ def _candidates(
         return fitting
     known = "; ".join(f"{offer.component.name} ({offer.component.summary})" for offer in offers)
     message = f"dataset {quoted(spec.name)}: no format fits the columns {listed(sorted(columns))}"
-    hint = f"formats: {known}; other names go into columns in dataset_info.json"
+    hint = f"formats: {known}; map other column names with columns in dataset_info.json"
     raise UsageError(Problem(message, str(spec.path or spec.hub_id), hint))
 
 
 def _only_one(
     spec: DatasetSpec, row: Mapping[str, Any], fitting: Sequence[tuple[RegisteredComponent[DatasetFormat], Reading]]
 ) -> Reading:
-    """Of several formats the one that can read the row; of several such, the one that is meant by default."""
+    """Of several formats the one that can read the row; of several such, the default one."""
     if len(fitting) > 1:
         fitting = [(offer, reading) for offer, reading in fitting if _reads(reading, row)] or fitting
     if len(fitting) > 1:
@@ -206,16 +206,16 @@ def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plug
     message = f"dataset {quoted(spec.name)} (columns {listed(row)}) holds {holds}; stage {stage.name!r} needs {needs}"
     others = [offer.component.name for offer in plugins.of(Stage) if set(offer.component.samples) & set(told)]
     known = f": {', '.join(sorted(others))}" if others else ""
-    advice = [f"choose other data, or a stage that trains on such{known}"]
+    advice = [f"choose another dataset or a stage that reads it{known}"]
     if "Feedback" in told and "Chat" in stage.samples:
-        advice.append('to read all of them as good answers give the column no name: "columns": {"kto_tag": ""}')
+        advice.append('to train on all answers alike, ignore the labels: "columns": {"kto_tag": ""}')
     if told == ["Prompt"]:
-        advice.append('if a column holds the answers, name it in dataset_info.json: "columns": {"response": ...}')
+        advice.append('if a column has the answers, name it in dataset_info.json: "columns": {"response": ...}')
     return Problem(message, str(spec.path or spec.hub_id), "; ".join(advice))
 
 
 def _standard_names(spec: DatasetSpec, chosen: DatasetFormat, columns: frozenset[str]) -> frozenset[str]:
-    """The columns, those that were told for a role under the names that the format gives them."""
+    """The columns; a column assigned to a role has the name that the format uses for it."""
     told = {chosen.columns[role] for role, column in spec.columns.items() if column in columns}
     return (columns - set(spec.columns.values())) | told
 
@@ -231,7 +231,7 @@ def _unknown_roles(spec: DatasetSpec, chosen: DatasetFormat) -> list[Problem]:
 
 
 def row_problem(place: Place, error: RowError) -> Problem:
-    """What is wrong with a row, with its place, field, value and cure, each of a length that can be read."""
+    """The problem of a row with place, field, value and fix, each shortened to a readable length."""
     reason = short(error.reason, _MOST)
     message = reason if error.field in error.reason else f"{short(error.field, 200)}: {reason}"
     if error.value is not None:

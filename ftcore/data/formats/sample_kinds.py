@@ -1,7 +1,7 @@
-"""Which kind of sample a dataset's rows are read as: what the row holds, its description, and what the stage eats.
+"""Selects the sample kind of a dataset from its rows, its description and the stage.
 
-A row often holds several things: a preference is also a prompt, and a conversation beside ``chosen`` and ``rejected``
-is both. The stage's first kind that the dataset has is read; a dataset that has none of them is an error.
+A row often fits several kinds: a preference is also a prompt, and a conversation with ``chosen`` and ``rejected`` is
+both. The first kind of the stage that the dataset has is read. A dataset with none of them is an error.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ NAMES = {
     "Text": "texts",
     "Chat": "conversations that end with an answer",
     "Preference": "preferences (chosen and rejected)",
-    "Feedback": "answers with a mark (kto_tag: true or false)",
+    "Feedback": "labelled answers (kto_tag: true or false)",
     "Prompt": "prompts",
 }
-"""Kind -> what such rows are called. ``Prompt`` is a `Chat` that ends before the answer."""
+"""Kind -> its name in messages. ``Prompt`` is a `Chat` that ends before the answer."""
 QUESTIONS = {
     "Question": "conversations, with or without the last answer",
     "AnyQuestion": "prompts, with or without an answer",
 }
-"""The same of rows that are asked (see `ftcore.data.preprocessing.questions`): a `Chat` that may lack its answer, or
-any prompt."""
+"""Names of kinds for prediction (see `ftcore.data.preprocessing.questions`): a `Chat` with an optional answer, or any
+prompt."""
 _CLASSES: Mapping[str, type] = {"Text": Text, "Chat": Chat, "Preference": Preference, "Feedback": Feedback}
-_APART = "write such rows into a dataset of their own"
+_APART = "move such rows to a separate dataset"
 _SPECIAL = ("response", "chosen", "rejected", "kto_tag")
 _OF_KIND = {
     "Chat": ("response",),
@@ -45,7 +45,7 @@ _OF_KIND = {
     "AnyQuestion": ("response", "chosen", "rejected"),
 }
 MARKS = ("kto_tag", "label")
-"""Columns that hold the mark of an answer unless the description names one; ``label`` only where it is a boolean."""
+"""Default columns of an answer's label; ``label`` is used only if it is a boolean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ class Reading:
     """How a dataset's rows are read.
 
     Args:
-        format: the dataset's format.
-        kind: what becomes of a row, a key of `NAMES`.
-        columns: role -> column, for the format.
-        tags: likewise.
+        format: the format of the dataset.
+        kind: the sample kind, a key of `NAMES`.
+        columns: role -> column.
+        tags: tag -> name.
     """
 
     format: DatasetFormat
@@ -68,7 +68,7 @@ class Reading:
         """The row as a sample of this kind.
 
         Raises:
-            RowError: with the field, its value, the reason and the cure.
+            RowError: with field, value, reason and fix.
         """
         row, columns = _named(row), self.columns
         if self.kind in QUESTIONS:
@@ -77,7 +77,7 @@ class Reading:
 
 
 def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row, *, questions: bool = False) -> Iterator[Reading]:
-    """Every way in which this format reads the dataset, judged by a row of it; with ``questions`` as these too."""
+    """Every kind that this format can read, judged by one row; with ``questions`` also the kinds for prediction."""
     row = _named(row)
     columns = named_once(chosen.columns, spec.columns)
     columns["kto_tag"] = mark_column(spec, row)
@@ -122,23 +122,23 @@ def _kinds(
 
 
 def named_once(default: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
-    """Role -> column. A column that was told for one role is no other's by default: that role then has none."""
+    """Role -> column. A column that is assigned to a role is not the default of another role, which then has none."""
     taken = set(told.values())
     return {role: "" if column in taken else column for role, column in default.items()} | dict(told)
 
 
 def _named(row: Row) -> Row:
-    """The row without a column that has no name: "" stands for roles that have no column."""
+    """The row without the column "": the name "" means that a role has no column."""
     return {column: value for column, value in row.items() if column} if "" in row else row
 
 
 def _some(tags: Mapping[str, str], *, keys: bool) -> dict[str, str]:
-    """Of the tags those that name keys, or those that name roles: one word may be both."""
+    """The tags that name keys, or those that name roles; the two may share names."""
     return {tag: name for tag, name in tags.items() if (tag in KEY_TAGS) == keys}
 
 
 def mark_column(spec: DatasetSpec, row: Row) -> str:
-    """The column with the mark of an answer; empty where there is none."""
+    """The column with the label of an answer; empty if there is none."""
     if "kto_tag" in spec.columns:
         return spec.columns["kto_tag"]
     first, second = MARKS
@@ -149,17 +149,17 @@ def mark_column(spec: DatasetSpec, row: Row) -> str:
 
 
 def only_prompts(found: Sequence[Reading]) -> bool:
-    """Whether a dataset holds prompts without anything that answers them."""
+    """Whether a dataset has only prompts without answers."""
     return [reading.kind for reading in found] == ["Prompt"]
 
 
 def as_text(reading: Reading) -> Reading:
-    """Prompts without answers read as texts: how users' files describe raw text to other tools."""
+    """Reads prompts without answers as texts: LLaMA-Factory describes raw text this way."""
     return Reading(format=reading.format, kind="Text", columns=reading.columns, tags=reading.tags)
 
 
 def _made_of(reading: Reading, row: Row) -> tuple[str, ...]:
-    """What a format that does not say so makes of a row."""
+    """The sample kinds of a format that does not declare them."""
     if set(reading.format.columns) & set(_SPECIAL):
         return tuple(_CLASSES)
     try:
@@ -185,7 +185,7 @@ def _as_kind(sample: Sample, kind: str) -> Sample:
         return Text(_only_turn(sample))
     if kind in QUESTIONS or not isinstance(sample, _CLASSES[kind]):
         found = "Prompt" if isinstance(sample, Chat) and kind != "Chat" else type(sample).__name__
-        reason = f"the row holds {NAMES[found]}, where the first rows hold {NAMES[kind]}"
+        reason = f"the row holds {NAMES[found]}; the first rows hold {NAMES[kind]}"
         raise RowError(reason, field="the row", cure=_APART)
     chat = sample.chat if isinstance(sample, Feedback) else sample
     if isinstance(chat, Chat) and chat.messages[-1].role != "assistant":
@@ -199,7 +199,7 @@ def _prompt(sample: Sample) -> Chat:
         return sample.prompt
     chat = sample.chat if isinstance(sample, Feedback) else sample
     if not isinstance(chat, Chat):
-        reason = f"the row holds {NAMES[type(sample).__name__]}, where prompts are needed"
+        reason = f"the row holds {NAMES[type(sample).__name__]}; prompts are needed"
         raise RowError(reason, field="the row", cure=_APART)
     if chat.messages[-1].role != "assistant":
         return chat
@@ -208,8 +208,10 @@ def _prompt(sample: Sample) -> Chat:
 
 def _only_turn(chat: Chat) -> str:
     if len(chat.messages) != 1:
-        raise RowError(f"a text is needed, and the row has {len(chat.messages)} turns", field="the row", cure=_APART)
+        raise RowError(
+            f"the row has {len(chat.messages)} turns, and this run reads plain text", field="the row", cure=_APART
+        )
     if media := holds_media(chat):
-        reason = f"the row has {media}, and a text has none"
-        raise RowError(reason, field="the row", cure="remove such rows, or train conversations on them")
+        reason = f"the row has {media}, and this run reads plain text"
+        raise RowError(reason, field="the row", cure="remove such rows, or use a stage that trains on conversations")
     return chat.messages[0].content

@@ -34,8 +34,8 @@ def open_image(path: str, field: str) -> Image:
         with Image.open(path) as file:
             white = _white(file)
             if white is None:
-                reason = f"{path} has grey of 32 bits (mode {file.mode}), of which nobody knows what is white"
-                raise RowError(reason, field=field, cure="save it with 8 or 16 bits")
+                reason = f"{path} is a 32-bit greyscale image (mode {file.mode}), whose white level is unknown"
+                raise RowError(reason, field=field, cure="save it with 8 or 16 bits per pixel")
             upright = ImageOps.exif_transpose(file)
             return (upright if white == 255 else _eight_bits(upright, white)).convert("RGB")
     except RowError:

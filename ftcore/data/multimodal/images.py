@@ -91,16 +91,14 @@ class ImageReader:
         frame = known if str(processor.image_token) in known else frame_of(processor)
         if not frame:
             name = plan.model.model_name_or_path
-            log.warning(
-                "the chat template of %s does not say how an image is written: rows with images are refused", name
-            )
+            log.warning("the chat template of %s does not render images: rows with images are refused", name)
             return None
         pictures = cls(processor, frame, plan.media)
         try:
             pictures.try_out()
         except Exception as error:  # whatever a processor raises, no row with images can be read by it
             name = type(processor).__name__
-            log.warning("%s cannot be used, so rows with images are refused: %s", name, _said(error))
+            log.warning("%s fails, so rows with images are refused: %s", name, _said(error))
             return None
         return pictures
 
@@ -142,8 +140,8 @@ class ImageReader:
         """
         starts = _find_all(rendered.text, PLACEHOLDER)
         if len(starts) != len(paths):
-            reason = f"the chat template writes {PLACEHOLDER} {len(starts)} times for {len(paths)} images"
-            raise RowError(reason, field="images", cure="choose the template that the model was made for")
+            reason = f"the chat template renders {PLACEHOLDER} {len(starts)} times for {len(paths)} images"
+            raise RowError(reason, field="images", cure="choose the template that the model was trained with")
         images = [self._opened(path, f"images[{n}]") for n, path in enumerate(paths)]
         try:
             tokens = self._texts(images)
@@ -211,7 +209,7 @@ class ImageReader:
             except Exception as alone:
                 reason = f"the model's processor refuses {path}, {image.width} x {image.height}: {_said(alone)}"
                 return RowError(reason, field=f"images[{number}]", cure=cure)
-        reason = f"the model's processor refuses the row's images together: {_said(error)}"
+        reason = f"the model's processor refuses the images of this row together: {_said(error)}"
         return RowError(reason, field="images", cure=cure)
 
     def _opened(self, path: str, field: str) -> Image:

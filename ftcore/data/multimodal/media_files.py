@@ -63,10 +63,10 @@ class MediaFolders:
             placeholder = PLACEHOLDERS[column]
             count = sum(message.content.count(placeholder) for message in chat.messages)
             if count != len(files):
-                reason = f"{column} has {len(files)}, and the messages have {placeholder} {count} times"
-                raise RowError(reason, field=column, cure=f"write {placeholder} once where each of them belongs")
+                reason = f"{column} lists {len(files)} files, and the messages contain {placeholder} {count} times"
+                raise RowError(reason, field=column, cure=f"write {placeholder} once for each file, at its position")
             if any(placeholder in answer.content for answer in answers):
-                raise RowError(f"an answer holds {placeholder}", field=column, cure="write it into the prompt")
+                raise RowError(f"an answer contains {placeholder}", field=column, cure="move it to the prompt")
         return replace(
             chat,
             images=tuple(self._path(name, f"images[{i}]") for i, name in enumerate(chat.images)),
@@ -79,8 +79,8 @@ class MediaFolders:
             if is_there(path) and path.is_file():
                 return str(path)
         looked = ", ".join(map(str, self.folders))
-        reason = f"there is no file {quoted(name, 200)}"
-        raise RowError(reason, field=field, cure=f"looked in {looked}; set media_dir to the folder that has it")
+        reason = f"file {quoted(name, 200)} does not exist"
+        raise RowError(reason, field=field, cure=f"searched folders: {looked}; set media_dir to the folder of the file")
 
 
 def check_no_placeholder(texts: Iterable[str], without: Container[str] = ()) -> None:
@@ -102,15 +102,15 @@ def check_no_placeholder(texts: Iterable[str], without: Container[str] = ()) -> 
 
 
 _GIVE = {
-    "images": "give the file in images, or remove <image>",
-    "videos": "give the file in videos, or remove <video>",
-    "audios": "audio is not read; remove the row, or <audio>",
+    "images": "write the file in images, or remove <image>",
+    "videos": "write the file in videos, or remove <video>",
+    "audios": "audio is not supported; remove the row, or <audio>",
 }
 
 
 def as_words(role: str) -> str:
     """How a user says that a dataset has no files of this role, so that its placeholder is text."""
-    return f'where it is mere text write "columns": {{"{role}": ""}} for this dataset in dataset_info.json'
+    return f'if it is ordinary text, write "columns": {{"{role}": ""}} for this dataset in dataset_info.json'
 
 
 def _texts(messages: Iterable[Message]) -> Iterator[str]:

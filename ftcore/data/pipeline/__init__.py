@@ -1,1 +1,1 @@
-"""All datasets of a run, loaded or streamed, in worker processes."""
+"""Loads or streams all datasets of a run, with worker processes."""

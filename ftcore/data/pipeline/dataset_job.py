@@ -1,4 +1,4 @@
-"""One dataset from rows to a table: the work that is shared among processes and kept between runs."""
+"""Turns the rows of one dataset into a table of tokens, with worker processes and the cache."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan
 
 Progress = Callable[[str, int], None]
-"""Called with a dataset's name and the number of rows done so far."""
+"""Callback with the name of a dataset and the number of rows processed."""
 Keep = Callable[[Place, AnyPrepared], Sequence[TokenizedRow]]
-"""What is kept of a prepared row that is trained on."""
+"""Selects what is stored of a prepared row."""
 Batch = Sequence[tuple[Place, Row, int]]
-"""Rows, and how often each is taken."""
+"""Rows with their places and repeat counts."""
 
 
 @dataclass(frozen=True)
 class DatasetJob:
-    """A dataset, and what is to be made of it."""
+    """The tokenisation of one dataset."""
 
     spec: DatasetSpec
     plan: Plan
@@ -46,13 +46,13 @@ class DatasetJob:
     keep: Keep
     progress: Progress | None = None
     questions: bool = False
-    """Whether conversations need no last answer; those without are counted, and not kept."""
+    """Whether the last answer of a conversation is optional; rows without one are counted, not stored."""
 
     def table(self, store: Store, counts: RowCounts) -> MappedTable:
-        """The dataset's table; its rows are counted.
+        """The table of the dataset; ``counts`` is filled.
 
         Raises:
-            UsageError: the dataset cannot be read as a whole; what can be read of it is counted all the same.
+            UsageError: the dataset cannot be read to its end; the rows before the error are counted.
         """
         files = [str(path) for path in data_files(self.spec)] if self.spec.path else [self.spec.hub_id]
         table = store.table(self._name(), self._parts(), files, self._fill, counts)
@@ -65,7 +65,7 @@ class DatasetJob:
 
     def _parts(self) -> dict[str, str] | None:
         if self.spec.path is None:
-            return None  # only the hub knows whether it is still the same
+            return None  # the content of a hub dataset is not known here
         try:
             return key_parts(self.spec, self.plan, self.renderer, self.keep.__name__, questions=self.questions)
         except OSError as error:
@@ -88,13 +88,13 @@ class DatasetJob:
 
 @dataclass(frozen=True)
 class Step:
-    """Rows to tokens: what a process does with one batch."""
+    """Tokenises one batch of rows in a worker process."""
 
     read: Callable[[Row], Sample | RowError]
     work: DatasetJob
 
     def __call__(self, batch: Batch) -> tuple[Table, RowCounts]:
-        """The rows that are kept, and the counts of all."""
+        """The table of kept rows, and the counts of all rows."""
         work, kept, counts = self.work, [], RowCounts(name=self.work.spec.name)
         samples = ((place, self.read(row)) for place, row, _ in batch)
         prepared = prepare(samples, work.renderer, uncut(work.plan), work.encoder, questions=work.questions)

@@ -1,4 +1,4 @@
-"""A plan's datasets, tokenised: what stages call."""
+"""Loads the tokenised datasets of a plan; called by stages."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ D = TypeVar("D", bound=TokenDataset | AnswerDataset)
 
 @dataclass(frozen=True)
 class Datasets(Generic[D]):
-    """What a run trains and evaluates on; None where the plan has no such data."""
+    """The training and evaluation data of a run; None if the plan has no such data."""
 
     train: D | None
     eval: D | None
     accounting: RowStats
     pictures: ImageReader | None = None
-    """How images are read, where the stage and the model do."""
+    """The image reader, if stage and model support images."""
 
 
 def chat_datasets(
     plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None
 ) -> Datasets[TokenDataset]:
-    """The plan's conversations, prompts or texts, whichever its stage eats; see `_datasets`."""
+    """The conversations, prompts or texts of the plan, depending on its stage; see `_datasets`."""
     return _datasets(TokenDataset, _whole, plan, tokenizer, progress)
 
 
 def pair_datasets(
     plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None
 ) -> Datasets[PairDataset]:
-    """The plan's preferences; see `_datasets`."""
+    """The preferences of the plan; see `_datasets`."""
     return _datasets(PairDataset, answer_parts, _of_answers(plan), tokenizer, progress)
 
 
 def feedback_datasets(
     plan: Plan, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None
 ) -> Datasets[FeedbackDataset]:
-    """The plan's answers that are marked good or bad; see `_datasets`."""
+    """The labelled answers of the plan; see `_datasets`."""
     return _datasets(FeedbackDataset, answer_parts, _of_answers(plan), tokenizer, progress)
 
 
@@ -73,7 +73,7 @@ def _whole(place: Place, row: AnyPrepared) -> Sequence[TokenizedRow]:
 
 
 def _of_answers(plan: Plan) -> Plan:
-    """The plan, whose options make sense where answers are compared.
+    """Checks that the options of the plan fit a stage that compares answers.
 
     Raises:
         UsageError: ``train_on_prompt`` is set.
@@ -87,13 +87,13 @@ def _of_answers(plan: Plan) -> Plan:
 def _datasets(
     kind: type[D], keep: Keep, plan: Plan, tokenizer: PreTrainedTokenizerBase, progress: Progress | None
 ) -> Datasets[D]:
-    """The plan's datasets as tokens, with their accounting.
+    """The tokenised datasets of the plan, with their row counts.
 
-    Evaluation data is ``eval_dataset``; else what ``val_size`` splits off; else, where the plan evaluates, the
-    ``validation`` files of dataset folders.
+    Evaluation data is ``eval_dataset``, else the rows that ``val_size`` splits off. Else, if the plan evaluates, it is
+    the ``validation`` split of dataset folders.
 
     Raises:
-        UsageError: every bad row and every unreadable dataset at once; contradicting options; nothing to train on.
+        UsageError: bad rows and unreadable datasets, all at once; contradictory options; no rows to train on.
     """
     renderer = renderer_of(plan, tokenizer)
     if plan.data.streaming:
@@ -115,7 +115,7 @@ def _datasets(
             rows, others = split_rows(len(training), plan.data.val_size, plan.training.seed)
             evaluation, split_off = training.take(others), len(others)
             if repeats := int(training.times[others].sum()) - split_off:
-                notes = [f"val_size: {repeats:,} repeats of the rows that are split off are not trained on"]
+                notes = [f"val_size: {repeats:,} repeats of validation rows are left out of training"]
         training, lengths = repeat(plan, training, rows, [len(kind.over([table])) for table in train])
         training, more = mix(plan, training, lengths)
         notes += more
@@ -127,7 +127,7 @@ def _datasets(
 
 
 def _streamed(kind: type[D], keep: Keep, plan: Plan, renderer: Renderer, progress: Progress | None) -> Datasets[D]:
-    """The same where training rows are read as they are needed; evaluation data is loaded whole."""
+    """Streams the training rows; evaluation data is loaded completely."""
     pictures, renderer.pictures = renderer.pictures, None  # rows with images are refused
     held_out, eval_counts, problems = _load_evaluation(plan, renderer, keep, progress)
     bad = bad_rows(eval_counts, plan.data)
@@ -146,7 +146,7 @@ def _streamed(kind: type[D], keep: Keep, plan: Plan, renderer: Renderer, progres
 
 
 def eval_specs(plan: Plan) -> Sequence[DatasetSpec]:
-    """The datasets that the plan evaluates on, ``val_size`` aside."""
+    """The evaluation datasets of the plan, without the rows of ``val_size``."""
     wanted = plan.training.do_eval or plan.training.do_predict or plan.training.eval_strategy != "no"
     if plan.eval_datasets or plan.data.val_size or not wanted:
         return plan.eval_datasets
@@ -181,14 +181,14 @@ def _load(
         work = DatasetJob(spec, plan, renderer, encoder, keep, progress, questions)
         try:
             tables.append(work.table(store, counts))
-        except UsageError as error:  # the other datasets are read all the same: all mistakes at once
+        except UsageError as error:  # the other datasets are read as well, to report all problems at once
             problems += error.problems
         all_counts.append(counts)
     return tables, all_counts, problems
 
 
 def _check_kept(train: Sequence[RowCounts], held_out: Sequence[RowCounts], plan: Plan) -> None:
-    """Of a dataset whose rows are only answered nothing needs to be kept."""
+    """Raises an error for datasets without usable rows; a dataset that is only predicted needs none."""
     evaluates = plan.training.do_eval or plan.training.eval_strategy != "no"
     unanswered = [counts for counts in held_out if not counts.kept and NO_ANSWER in counts.untrainable]
     problems = [_nothing_left(counts) for counts in (*train, *held_out) if not counts.kept and counts not in unanswered]
@@ -199,7 +199,7 @@ def _check_kept(train: Sequence[RowCounts], held_out: Sequence[RowCounts], plan:
 
 def _no_answers(counts: RowCounts) -> Problem:
     message = f"dataset {counts.name!r} has no answers to evaluate on"
-    hint = "remove do_eval and eval_strategy: do_predict alone takes prompts without answers"
+    hint = "remove do_eval and eval_strategy: do_predict alone accepts prompts without answers"
     return Problem(message, str(counts.untrainable[NO_ANSWER][0]), hint)
 
 

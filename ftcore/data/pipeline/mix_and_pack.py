@@ -1,4 +1,4 @@
-"""What is done with tokenised rows before they are trained on: repeated, mixed, then packed."""
+"""Repeats, mixes and packs tokenised rows."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def repeat(plan: Plan, training: Any, rows: Ints, sizes: Sequence[int]) -> tuple[Any, list[int]]:
-    """The training rows as often as ``num_samples`` takes them, and how many there are of each dataset.
+    """The training rows, repeated as ``num_samples`` says, and the number of rows of each dataset.
 
     Args:
         plan: the run's.
-        training: the rows of all datasets, each once, one dataset after the other.
-        rows: numbers of those that are trained on, sorted.
-        sizes: how many rows each dataset has.
+        training: the rows of all datasets, concatenated, each row once.
+        rows: indices of the rows to train on, sorted.
+        sizes: number of rows of each dataset.
     """
     times, random = training.times[rows], np.random.default_rng(plan.training.seed)
     bounds = np.searchsorted(rows, np.concatenate([[0], np.cumsum(sizes)]))
     parts = [np.repeat(rows[start:end], times[start:end]) for start, end in pairwise(bounds)]
-    # where rows are not shuffled, the same one would else come several times in turn
+    # without shuffling, repeats of a row would otherwise follow each other
     parts = [
         random.permutation(part) if spec.num_samples else part for spec, part in zip(plan.datasets, parts, strict=True)
     ]
@@ -41,19 +41,19 @@ def repeat(plan: Plan, training: Any, rows: Ints, sizes: Sequence[int]) -> tuple
 
 
 def repeat_all(dataset: Any) -> Any:
-    """All rows as often as ``num_samples`` takes them, in their order."""
+    """All rows, repeated as ``num_samples`` says, in their order."""
     if dataset is None or (dataset.times == 1).all():
         return dataset
     return dataset.take(np.repeat(np.arange(len(dataset)), dataset.times))
 
 
 def mix(plan: Plan, training: Any, lengths: Sequence[int]) -> tuple[Any, list[str]]:
-    """The training rows in the order of ``mix_strategy``, and a line about it.
+    """The training rows in the order of ``mix_strategy``, and a line for the terminal.
 
     Args:
         plan: the run's.
-        training: what is left of all datasets, one after the other.
-        lengths: how many rows of each these are.
+        training: the training rows of all datasets, concatenated.
+        lengths: number of rows of each dataset.
 
     Raises:
         UsageError: ``val_size`` took all rows of a dataset.
@@ -63,7 +63,7 @@ def mix(plan: Plan, training: Any, lengths: Sequence[int]) -> tuple[Any, list[st
         return training, []
     if 0 in lengths:
         name = plan.datasets[lengths.index(0)].name
-        raise UsageError(Problem(f"val_size leaves nothing of dataset {name!r} to mix", hint="give a smaller val_size"))
+        raise UsageError(Problem(f"val_size takes all rows of dataset {name!r}", hint="write a smaller val_size"))
     chances = plan.data.interleave_probs
     order = mixed_rows(lengths, strategy, chances, plan.training.seed)
     taken = np.bincount(np.searchsorted(np.cumsum(lengths), order, side="right"), minlength=len(lengths)).tolist()
@@ -72,11 +72,11 @@ def mix(plan: Plan, training: Any, lengths: Sequence[int]) -> tuple[Any, list[st
 
 
 def pack(plan: Plan, dataset: TokenDataset | AnswerDataset | None, label: str = "") -> tuple[Any, list[str]]:
-    """The dataset in packs, where the plan packs, and a line about it."""
+    """The dataset, packed if the plan packs, and a line for the terminal."""
     if dataset is None or isinstance(dataset, AnswerDataset) or not packs(plan):
         return dataset, []
     if dataset.has_images:
-        message = "packing is true, and rows have images: each goes through the model alone"
+        message = "packing is true, and rows with images cannot be packed"
         raise UsageError(Problem(message, plan.file, "write packing: false"))
     size = plan.data.cutoff_len
     packed = PackedDataset.of(dataset, size, split=splits(plan))

@@ -1,4 +1,4 @@
-"""The rows that could not be read, as they are, with what is wrong: ``quarantine.jsonl`` beside the run."""
+"""Writes the bad rows of a run with their problems to ``quarantine.jsonl`` in its output folder."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ FILE = "quarantine.jsonl"
 
 
 def write_quarantine(plan: Plan, accounting: RowStats, folder: Path) -> str:
-    """Writes the bad rows of all datasets; without any, a file of an earlier run is removed.
+    """Writes the bad rows of all datasets. Without bad rows, the file of an earlier run is removed.
 
-    The datasets are read again: rows are not kept in memory for the few that are bad.
+    The datasets are read again, because memory does not hold the rows.
 
     Args:
-        plan: its datasets are those of the accounting.
-        accounting: what became of every row.
-        folder: the run's.
+        plan: the plan that the counts belong to.
+        accounting: the row counts.
+        folder: the output folder of the run.
 
     Returns:
-        A line for the terminal; empty when there is nothing to tell.
+        A line for the terminal; empty without bad rows.
     """
     path, count = folder / FILE, 0
     if plan.data.on_bad_row != "quarantine":
@@ -44,7 +44,7 @@ def write_quarantine(plan: Plan, accounting: RowStats, folder: Path) -> str:
         return ""
     with staged_file(path) as draft, draft.open("w", encoding="utf-8") as file:
         for row in chain([first], rows):
-            # Escapes keep halves of surrogate pairs, which UTF-8 does not have.
+            # JSON escapes preserve unpaired surrogates, which UTF-8 cannot encode.
             file.write(json.dumps(row, default=repr) + "\n")
             count += 1
     return f"{count:,} bad row{'s' * (count != 1)} written to {path}"

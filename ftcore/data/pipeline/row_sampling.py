@@ -1,7 +1,7 @@
-"""``num_samples`` of a dataset's description: so many of its rows at random, or all of them several times.
+"""Implements ``num_samples`` of a dataset's description: a random subset of the rows, or all rows several times.
 
-LLaMA-Factory takes a random permutation of the rows, its first ``num_samples``, and fills up what is missing with rows
-drawn with replacement. Here a further permutation fills up, so that no row comes more than once oftener than another.
+LLaMA-Factory takes the first ``num_samples`` rows of a random permutation, and draws missing rows with replacement.
+Here further permutations supply them, so that the repeat counts of two rows differ by at most one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How often each row of a dataset is taken.
+    """The repeat count of each row of a dataset.
 
     Args:
-        times: int64 ``[R]``, for each of the dataset's rows, in their order; 0 leaves it out.
+        times: int64 ``[R]``, in the order of the rows; 0 leaves a row out.
     """
 
     times: npt.NDArray[np.int64]
@@ -40,18 +40,18 @@ class Sampling:
         return len(self.times)
 
     def rows(self, rows: Iterable[tuple[Place, T]]) -> Iterator[tuple[Place, T]]:
-        """The dataset's rows, each as often as it is taken, one right after the other."""
+        """The rows of the dataset, each repeated directly."""
         for (place, row), times in zip(rows, self.times.tolist(), strict=False):
             for _ in range(times):
                 yield place, row
 
 
 def drawn_rows(count: int, num_samples: int, seed: int) -> npt.NDArray[np.int64]:
-    """Numbers of the rows that are drawn, in the order of the draw.
+    """Indices of the drawn rows, in the order of the draw.
 
     Args:
         count: rows of the dataset.
-        num_samples: rows to draw; above ``count`` every row comes before any comes again.
+        num_samples: rows to draw; above ``count``, every row is drawn before any is drawn again.
         seed: of the draw.
     """
     if not count:
@@ -62,9 +62,9 @@ def drawn_rows(count: int, num_samples: int, seed: int) -> npt.NDArray[np.int64]
 
 
 def sampling_of(spec: DatasetSpec, plan: Plan) -> Sampling | None:
-    """The dataset's sampling; None where its description asks for none. All of its rows are read to count them.
+    """The sampling of the dataset; None without ``num_samples``. All rows are read once to count them.
 
-    Of what is drawn ``max_samples`` takes the first.
+    ``max_samples`` keeps the first of the drawn rows.
 
     Raises:
         UsageError: see `ftcore.data.sources.readers.read_dataset`.
@@ -77,7 +77,7 @@ def sampling_of(spec: DatasetSpec, plan: Plan) -> Sampling | None:
 
 
 def counted(rows: Iterable[tuple[Place, T]]) -> Iterator[tuple[Place, T, int]]:
-    """Each row once, with how often it comes: repeats stand side by side."""
+    """Each row once, with its repeat count; repeats must be adjacent."""
     for place, group in groupby(rows, key=lambda row: row[0]):
         (_, row), *repeats = group
         yield place, row, 1 + len(repeats)

@@ -1,9 +1,8 @@
-"""Rows that are tokenised while they are trained on, from data that is larger than memory and disk.
+"""Streams rows: tokenises them during training, for data that is larger than memory and disk.
 
-The stream has no end: one pass over the data (an epoch) follows the other. Where it is, is said by a `Cursor`, which
-does not depend on how it got there, so that a run goes on exactly where it stopped, in whichever epoch that was. For
-that, rows are shuffled in windows, whose order seed, epoch and window alone decide: a buffer into which rows flow while
-others are drawn, as in ``datasets``, would have to be kept.
+The stream is endless: passes over the data (epochs) follow each other. A `Cursor` holds the position, so that a resumed
+run continues exactly where it stopped. Rows are shuffled in windows, whose order depends on seed, epoch and window.
+A shuffle buffer as in ``datasets`` would have to be saved in checkpoints.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan
 
 _AT_ONCE = 256
-"""Rows that are tokenised at a time: 0.1 s of work between two steps."""
+"""Rows tokenised per batch: 0.1 s of work between two steps."""
 _PLACES = 1 << 16
-"""Rows whose places are remembered, for messages."""
+"""Number of rows whose places are kept for messages."""
 
 Read = Callable[[Row], Sample | RowError]
 
 
 class Cursor(NamedTuple):
-    """Where a stream is.
+    """The position of a stream.
 
     Args:
-        epoch: passes over the data that are done.
-        window: rows of this pass before the present window.
-        offset: rows of the window's order that are done.
-        start: tokens of the next row that are done, where packs split rows.
+        epoch: completed passes over the data.
+        window: rows of this pass before the current window.
+        offset: rows of the current window that are done, in its shuffled order.
+        start: tokens of the next row that are done, if packs split rows.
     """
 
     epoch: int = 0
@@ -59,7 +58,7 @@ class Cursor(NamedTuple):
 
 
 class _Streamed(NamedTuple):
-    """A row: as an item of a dataset, where it came from, and what was kept of it."""
+    """A row: the dataset item, its place, and its tokens."""
 
     item: dict[str, Any]
     place: Place
@@ -67,18 +66,18 @@ class _Streamed(NamedTuple):
 
 
 class Stream:
-    """A plan's training rows, without end.
+    """The endless stream of a plan's training rows.
 
     Args:
-        plan: with ``streaming``.
-        kind: the dataset class whose items these are.
-        keep: what is kept of a row.
+        plan: a plan with ``streaming``.
+        kind: the dataset class that builds the items.
+        keep: selects what is stored of a row.
         renderer: template and tokenizer.
-        held_out: rows at the beginning of every pass that are left out: they are evaluated on.
-        plain: rows as they come, neither shuffled nor packed.
+        held_out: rows at the start of each pass that are left out, because they are evaluation data.
+        plain: whether rows are neither shuffled nor packed.
 
     Attributes:
-        counts: what was read so far in the first pass, one for each dataset.
+        counts: the row counts of the first pass so far, one per dataset.
     """
 
     def __init__(
@@ -90,21 +89,21 @@ class Stream:
         self._encoder = Encoder(renderer.tokenizer)
         self._known: OrderedDict[int, Place] = OrderedDict()
         self.counts = [RowCounts(name=spec.name) for spec in plan.datasets]
-        self._counted = 0  # rows of the first pass that are in the counts: a batch may be asked for twice
+        self._counted = 0  # rows of the first pass that are counted: a batch may be read twice
 
     @property
     def places(self) -> OrderedDict[int, Place]:
-        """Where rows came from: their ``index`` -> the place, of those that were read last."""
+        """``index`` -> place of the rows read last."""
         return self._known
 
     @property
     def size(self) -> str:
-        """What is said where others say how many rows there are."""
+        """Replaces the number of rows in messages."""
         return "a stream"
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over all that decides the rows and their order; of files their sizes and samples of their bytes."""
+        """sha256 of everything that determines the rows and their order, with sizes and byte samples of files."""
         data = self._plan.data
         parts = [key_parts(spec, self._plan, self._renderer, self._keep.__name__) for spec in self._plan.datasets]
         order = [
@@ -121,7 +120,7 @@ class Stream:
         """Each row, or pack of rows, with the cursor after it.
 
         Raises:
-            UsageError: there is nothing to train on; bad rows, unless the plan leaves them out.
+            UsageError: no rows to train on, or bad rows that the plan does not allow.
         """
         rows = self._rows(cursor)
         return self._packed(rows, cursor) if self._packs else rows
@@ -160,7 +159,7 @@ class Stream:
             window, offset = window + len(batch), 0
 
     def _known_rows(self, position: int, count: int) -> int:
-        """How many of so many rows of the first pass, from this position on, are counted already; now all are."""
+        """How many of ``count`` rows from ``position`` are already counted; marks all of them as counted."""
         known = min(max(self._counted - position, 0), count)
         self._counted = max(self._counted, position + count)
         return known
@@ -171,7 +170,7 @@ class Stream:
         return np.random.default_rng([self._plan.training.seed, epoch, window]).permutation(count).tolist()
 
     def _raw(self) -> Iterator[tuple[int, Read, Place, Row]]:
-        """All rows of a pass, mixed, each with its dataset's number."""
+        """All rows of a pass, mixed, each with the index of its dataset."""
         data = self._plan.data
         sources = [partial(self._source, number) for number in range(len(self._plan.datasets))]
         return mixed(sources, data.mix_strategy, data.interleave_probs, self._plan.training.seed)
@@ -181,7 +180,7 @@ class Stream:
         return ((number, read, place, row) for place, row in rows)
 
     def _tokenised(self, batch: Sequence[tuple[int, Read, Place, Row]], known: int) -> Iterator[tuple[int, _Streamed]]:
-        """The rows that are kept, each with its number in the batch, whose first ``known`` rows are counted already."""
+        """The kept rows with their index in the batch; the first ``known`` rows of the batch are already counted."""
         samples = ((place, read(row)) for _, read, place, row in batch)
         kept, again = [], [RowCounts(name=one.name) for one in self.counts]
         for position, (place, row) in enumerate(prepare(samples, self._renderer, uncut(self._plan), self._encoder)):
@@ -193,7 +192,7 @@ class Stream:
                 if not row.untrainable:
                     kept.append((position, place, self._keep(place, row)))
         data, share = self._plan.data, self._plan.data.max_bad_rows
-        known_now = share is None or share >= 1 or share == 0  # any other share is known at the end of a pass
+        known_now = share is None or share >= 1 or share == 0  # a fraction is checked at the end of a pass
         if known_now and (bad := bad_rows(self.counts, data) or bad_rows(again, data)):
             raise bad
         dataset = self._kind.over([Table.of([part for _, _, parts in kept for part in parts])])
@@ -210,9 +209,9 @@ class Stream:
     def _packed(
         self, rows: Iterator[tuple[dict[str, Any], Cursor]], cursor: Cursor
     ) -> Iterator[tuple[dict[str, Any], Cursor]]:
-        """Packs of rows as they come: a row that does not fit begins the next pack, or goes on there.
+        """Packs rows in order: a row that does not fit starts the next pack, or is split between the two.
 
-        How full packs are is of no consequence here: nothing is padded.
+        Partly filled packs cost nothing, because there is no padding.
         """
         size, split = self._plan.data.cutoff_len, splits(self._plan)
         pack: list[dict[str, Any]] = []
@@ -246,13 +245,13 @@ def _together(pack: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class StreamAccounting(RowStats):
-    """What a stream has read so far."""
+    """The row counts of a stream so far."""
 
     def summary(self) -> str:
-        """Before anything is read: nobody knows how much there is."""
+        """For the terminal, before any row is read."""
         names = ", ".join(counts.name for counts in self.train)
         held_out = RowStats(eval=self.eval, split_off=self.split_off, notes=self.notes).summary()
-        return "\n".join([f"{names}: streamed, rows are counted as they are read", *filter(None, [held_out])])
+        return "\n".join([f"{names}: streamed; rows are counted as they are read", *filter(None, [held_out])])
 
     def read_so_far(self) -> str:
         """For the terminal, when the run has ended."""
@@ -260,14 +259,14 @@ class StreamAccounting(RowStats):
 
 
 def hold_out(stream: Stream, count: int) -> tuple[Table, int]:
-    """The first rows that can be trained on, to evaluate on them, and how many rows were read for them.
+    """Takes the first trainable rows for evaluation; returns them and the number of rows read.
 
     Args:
-        stream: a plain one.
-        count: how many.
+        stream: a plain stream.
+        count: number of rows to take.
 
     Raises:
-        UsageError: nothing would be left to train on.
+        UsageError: no rows would be left to train on.
     """
     kept: list[TokenizedRow] = []
     before = 0
@@ -276,5 +275,5 @@ def hold_out(stream: Stream, count: int) -> tuple[Table, int]:
             return Table.of(kept), before
         kept += row.parts
         before = after.window + after.offset
-    message = f"val_size {count:,} takes all rows: none is left to train on"
-    raise UsageError(Problem(message, hint="give a smaller val_size"))
+    message = f"val_size {count:,} takes all rows: no rows are left to train on"
+    raise UsageError(Problem(message, hint="write a smaller val_size"))

@@ -1,4 +1,4 @@
-"""Work on batches in several processes, where there is much of it."""
+"""Processes batches in several worker processes if there are many items."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ A = TypeVar("A", bound=Sequence[Any])
 B = TypeVar("B")
 
 ALONE = 3000
-"""So many items or fewer one process does by itself: starting others costs as much as some hundred of them."""
+"""Up to this many items run in one process: starting workers costs as much as a few hundred items."""
 _PR_SET_PDEATHSIG = 1
 
 _work: Callable[[Any], Any] | None = None
-"""What the forks of this process do."""
+"""The function that worker processes run."""
 
 
 def processes(wanted: int | None) -> int:
-    """How many processes to use: as many as wanted, else one per core that this process may use."""
+    """The number of processes: ``wanted``, else one per available core."""
     return wanted or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def in_order(work: Callable[[A], B], batches: Iterable[A], count: int) -> Iterator[B]:
-    """The work's result for each batch, in order.
+    """The results of ``work`` for each batch, in order.
 
-    Processes are forked: they have everything that this one has loaded. Elsewhere than on Linux, where libraries do
-    not survive a fork, this process does it all.
+    Workers are forked and share everything that this process has loaded. On other systems than Linux, libraries do not
+    survive a fork, and this process does all the work.
 
     Args:
-        work: its results are sent between processes.
-        batches: read here, a few ahead; what is wrong with one is raised after the results of those before it.
-        count: of processes; 1 for this one alone.
+        work: the function; its results must be picklable.
+        batches: read in this process, a few ahead. An error is raised after the results of earlier batches.
+        count: number of processes; 1 for this process only.
 
     Raises:
-        RunError: a process was killed.
+        RunError: a worker process was killed.
     """
     many, batches = _ahead(iter(batches)) if count > 1 and sys.platform == "linux" else (False, iter(batches))
     if many:
-        yield work(next(batches))  # what it loads and keeps, the forks have from the start
+        yield work(next(batches))  # the workers inherit what the first call loads
         yield from _forked(work, batches, count)
     else:
         yield from map(work, batches)
 
 
 def _ahead(batches: Iterator[A]) -> tuple[bool, Iterator[A]]:
-    """Whether there are more items than `ALONE`, and all batches from the first."""
+    """Whether there are more items than `ALONE`, and an iterator over all batches."""
     ahead: list[A] = []
     failures: list[FtError] = []
     while sum(map(len, ahead)) <= ALONE and (batch := _next(batches, failures)) is not None:
@@ -66,7 +66,7 @@ def _ahead(batches: Iterator[A]) -> tuple[bool, Iterator[A]]:
 
 
 def _failing(failures: list[FtError]) -> Iterator[Any]:
-    """No batch, but what reading the next one raised."""
+    """Raises the error that reading the next batch raised."""
     for failure in failures:
         raise failure
     yield from ()
@@ -81,8 +81,8 @@ def _forked(work: Callable[[A], B], batches: Iterator[A], count: int) -> Iterato
     try:
         while (batch := _next(batches, failures)) is not None:
             with warnings.catch_warnings():
-                # From 3.12 on Python warns where other threads run. Those here are pools that wait, and the forks
-                # use none of them.
+                # Python 3.12 warns about a fork while other threads run. The threads here are idle pools, which the
+                # workers do not use.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pending.append(pool.submit(_call, batch))
             if len(pending) > 2 * count:
@@ -92,15 +92,15 @@ def _forked(work: Callable[[A], B], batches: Iterator[A], count: int) -> Iterato
         for failure in failures:
             raise failure
     except BrokenProcessPool as error:
-        hint = "was there too little memory? set preprocessing_num_workers: 1"
-        raise RunError(f"a process that prepares data was killed; {hint}") from error
+        hint = "if memory ran out, set preprocessing_num_workers: 1"
+        raise RunError(f"a data worker process was killed; {hint}") from error
     finally:
         pool.shutdown(cancel_futures=True)
         _work = None
 
 
 def _next(batches: Iterator[A], failures: list[FtError]) -> A | None:
-    """The next batch, if any. What is wrong with it waits until those before it are done."""
+    """The next batch, if any. An error is stored until the earlier batches are done."""
     try:
         return next(batches, None)
     except FtError as error:
@@ -109,11 +109,11 @@ def _next(batches: Iterator[A], failures: list[FtError]) -> A | None:
 
 
 def begin_fork() -> None:
-    """In a new fork: Ctrl-C is the parent's to handle, and it does not outlive the parent."""
+    """Initialises a worker: the parent handles Ctrl-C, and the worker ends with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    gc.freeze()  # what was loaded before is not looked through again and again, nor copied for that
+    gc.freeze()  # garbage collection skips inherited objects, which would otherwise be copied
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its thread pool did not survive the fork
 
 

@@ -1,4 +1,4 @@
-"""Raw text as tokens: a document with its borders, every token of it trained."""
+"""Tokenises raw text: a document with its begin and end tokens, all of which are trained."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 
 def renderer_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    """What `ftcore.data.preprocessing.prepare.prepare` needs for the plan's stage: base models that read texts have no
-    template.
+    """The renderer of the plan's stage for `ftcore.data.preprocessing.prepare.prepare`. Plain text has no template.
 
     Raises:
         UsageError: see `Renderer.from_plan`.
@@ -35,9 +34,9 @@ def renderer_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
 
 
 def document(renderer: Renderer, text: str) -> Rendered:
-    """The text between the tokenizer's begin-of-sequence token, where it writes one, and its end-of-sequence token.
+    """The text with the begin-of-sequence token, if the tokenizer adds one, and the end-of-sequence token.
 
-    Control tokens inside it are text.
+    Control tokens inside the text are encoded as text.
 
     Raises:
         RowError: see `check_text`.
@@ -49,7 +48,7 @@ def document(renderer: Renderer, text: str) -> Rendered:
 
 
 def label_document(encoded: Encoded, rendered: Rendered, eos_token_id: int | None) -> Labelled:
-    """Weight 1 for every token. The first one, which nothing predicts, is never trained, as in conversations."""
+    """Gives every token weight 1. The first token has no prediction and is never trained, as in conversations."""
     weights = np.ones(len(encoded.ids), dtype=np.float32)
     reasons = np.full(len(encoded.ids), Reason.TEXT, dtype=np.uint8)
     if len(encoded.ids) and encoded.ids[-1] == eos_token_id:

@@ -1,4 +1,4 @@
-"""Samples as tokens with labels, in batches: conversations, preferences, feedback, prompts and texts."""
+"""Turns samples into tokens with loss weights, in batches."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ftcore.data.tokenization.encoder import Encoded, Encoder, Labelled, label
 from ftcore.data.tokenization.truncation import PROMPT_TOO_LONG, kept_tokens
 from ftcore.errors import RowError
 
-_SEEING = "choose a model that sees, a stage that trains on images, and no streaming, or remove such rows"
+_SEEING = "use a vision model and a stage that trains on images, without streaming; or remove such rows"
 ALIKE = "chosen and rejected are the same"
 ALIKE_CUT = "chosen and rejected are the same up to cutoff_len"
-IMAGES_TOO_LONG = "its images do not fit into cutoff_len (a smaller image_max_pixels makes fewer tokens of them)"
+IMAGES_TOO_LONG = "its images do not fit into cutoff_len (a smaller image_max_pixels gives fewer tokens per image)"
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One conversation, prompt or text, ready to train on.
+    """One tokenised conversation, prompt or text.
 
     Args:
-        rendered: its text.
-        labelled: all of its tokens.
-        kept: how many of the first tokens are used.
-        untrainable: why none is; empty when the row is trained on.
+        rendered: the text.
+        labelled: all tokens of the text.
+        kept: number of leading tokens that are used.
+        untrainable: why the row is not trained on; empty if it is.
     """
 
     rendered: Rendered
@@ -43,22 +43,22 @@ class Prepared:
 
     @property
     def tokens(self) -> int:
-        """All of its tokens."""
+        """Number of tokens before truncation."""
         return len(self.labelled.weights)
 
     @property
     def used(self) -> int:
-        """Those that are used."""
+        """Number of tokens that are used."""
         return self.kept
 
     @property
     def trained(self) -> int:
-        """Those whose prediction is in the loss. The first token of all is nobody's."""
+        """Number of target tokens of the loss. The first token has no prediction."""
         return int((self.labelled.weights[1 : self.kept] > 0).sum())
 
     @property
     def thoughtless(self) -> int:
-        """Trained answers that the row has a thought for, which is not in the text."""
+        """Number of trained answers whose reasoning is not in the text."""
         lost = [span for span in self.rendered.said if span.message in self.rendered.lost]
         if not lost or self.untrainable:
             return 0
@@ -68,12 +68,12 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class PreparedPair:
-    """Two conversations of which the first is preferred; only their last answers are trained.
+    """Two conversations, the first of which is preferred; only their last answers are trained.
 
     Args:
         chosen, rejected: the whole conversations.
-        prompt: how many of their first tokens are the same and belong to no answer.
-        untrainable: why the pair cannot be trained on; empty when it can.
+        prompt: length of the shared prompt, in tokens.
+        untrainable: why the pair is not trained on; empty if it is.
     """
 
     chosen: Prepared
@@ -83,33 +83,33 @@ class PreparedPair:
 
     @property
     def tokens(self) -> int:
-        """All tokens; those of the prompt once."""
+        """Number of tokens before truncation; the prompt counts once."""
         return self.chosen.tokens + self.rejected.tokens - self.prompt
 
     @property
     def used(self) -> int:
-        """Those that are used; those of the prompt once."""
+        """Number of tokens that are used; the prompt counts once."""
         return 0 if self.untrainable else self.chosen.kept + self.rejected.kept - self.prompt
 
     @property
     def trained(self) -> int:
-        """Those whose prediction is in the loss."""
+        """Number of target tokens of the loss."""
         return self.chosen.trained + self.rejected.trained
 
     @property
     def thoughtless(self) -> int:
-        """Answers whose thought is not in the text."""
+        """Number of answers whose reasoning is not in the text."""
         return 0 if self.untrainable else self.chosen.thoughtless + self.rejected.thoughtless
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedFeedback:
-    """A conversation whose last answer, which alone is trained, is marked.
+    """A conversation with a labelled last answer; only this answer is trained.
 
     Args:
         chat: the whole conversation.
-        good: the mark.
-        prompt: how many of its first tokens belong to no trained answer.
+        good: the label.
+        prompt: number of tokens before the answer.
     """
 
     chat: Prepared
@@ -118,27 +118,27 @@ class PreparedFeedback:
 
     @property
     def untrainable(self) -> str:
-        """Why the row cannot be trained on; empty when it can."""
+        """Why the row is not trained on; empty if it is."""
         return self.chat.untrainable
 
     @property
     def tokens(self) -> int:
-        """All tokens."""
+        """Number of tokens before truncation."""
         return self.chat.tokens
 
     @property
     def used(self) -> int:
-        """Those that are used."""
+        """Number of tokens that are used."""
         return self.chat.kept
 
     @property
     def trained(self) -> int:
-        """Those whose prediction is in the loss."""
+        """Number of target tokens of the loss."""
         return self.chat.trained
 
     @property
     def thoughtless(self) -> int:
-        """1 where the answer's thought is not in the text."""
+        """1 if the reasoning of the answer is not in the text, else 0."""
         return self.chat.thoughtless
 
 
@@ -155,14 +155,14 @@ def prepare(
     *,
     questions: bool = False,
 ) -> Iterator[Item]:
-    """Each sample, in order, as tokens; `RowError` goes through, and is added where the template refuses a row.
+    """Tokenises samples in order. A `RowError` is passed on, or yielded for a row that the template refuses.
 
     Args:
         samples: a conversation that does not end with the assistant is a prompt.
         renderer: the template with its tokenizer.
         options: ``cutoff_len``, ``train_on_prompt``, ``mask_history`` and ``preprocessing_batch_size`` are used.
-        encoder: of the renderer's tokenizer, where more than these samples need one.
-        questions: whether a prompt is a question without its answer, and nothing to learn or to evaluate on.
+        encoder: encoder of the renderer's tokenizer, to share it between calls.
+        questions: whether a prompt without an answer is left out of training and evaluation.
     """
     samples, encoder = iter(samples), encoder or Encoder(renderer.tokenizer)
     while batch := list(islice(samples, options.preprocessing_batch_size)):
@@ -180,13 +180,13 @@ def prepare(
 
 
 def _unanswered(row: AnyPrepared) -> AnyPrepared:
-    """A prompt that is asked and not trained on."""
+    """Marks a prompt as not trainable."""
     assert isinstance(row, Prepared)
     return row if row.untrainable else replace(row, kept=0, untrainable=NO_ANSWER)
 
 
 def _rendered(sample: Sample | RowError, renderer: Renderer) -> _Parts | RowError:
-    """The texts that a sample is made of; a preference has two."""
+    """The rendered texts of a sample; a preference has two."""
     if isinstance(sample, RowError):
         return sample
     try:
@@ -214,19 +214,19 @@ def _chat(chat: Chat, renderer: Renderer) -> Rendered:
 
 
 def _check_media(sample: Sample, renderer: Renderer) -> None:
-    """Refuses what would not be seen."""
+    """Raises an error for media that would not be read."""
     if not (media := holds_media(sample)):
         return
     if renderer.pictures is None:
         reason = f"the row has {media}, and this run reads text only"
         raise RowError(reason, cure=_SEEING)
     if not isinstance(sample, Chat) or sample.messages[-1].role != "assistant" or sample.videos:
-        reason = f"the row has {media}; images in conversations that end with an answer are read, and nothing else"
+        reason = f"the row has {media}; only images in conversations that end with an answer are supported"
         raise RowError(reason, cure="remove such rows")
 
 
 def _last_only(chat: Chat, renderer: Renderer) -> Rendered:
-    """The conversation with nothing to train but its last answer."""
+    """The conversation with only its last answer trained."""
     *before, last = chat.messages
     messages = (*(replace(message, train=0.0) for message in before), last)
     return renderer.render(replace(chat, messages=messages))
@@ -272,7 +272,7 @@ def _cut(text: Rendered, labelled: Labelled, options: DataOptions) -> Prepared:
 
 
 def _with_images(text: Rendered, labelled: Labelled, renderer: Renderer, options: DataOptions) -> Prepared:
-    """No part of an image is trained, and none is cut off: a model wants as many tokens as it makes features."""
+    """Image tokens are neither trained nor truncated: their number must equal the number of image features."""
     assert renderer.pictures is not None
     of_images = np.isin(labelled.encoded.ids, renderer.pictures.tokens)
     labelled.weights[of_images] = 0
@@ -283,7 +283,7 @@ def _with_images(text: Rendered, labelled: Labelled, renderer: Renderer, options
 
 
 def _before_answer(row: Prepared) -> int:
-    """How many tokens come before the first that is trained; all of them when none is."""
+    """Number of tokens before the first trained token; all tokens if none is trained."""
     trained = np.flatnonzero(row.labelled.weights)
     return int(trained[0]) if len(trained) else len(row.labelled.weights)
 
@@ -291,7 +291,7 @@ def _before_answer(row: Prepared) -> int:
 def _pair(chosen: Prepared, rejected: Prepared) -> PreparedPair:
     left, right = chosen.labelled.encoded.ids, rejected.labelled.encoded.ids
     most = min(_before_answer(chosen), _before_answer(rejected))
-    # The first token of an answer may swallow the prompt's last characters: then less is shared than was written.
+    # The first token of an answer may include the last characters of the prompt; then the shared part is shorter.
     different = np.flatnonzero(left[:most] != right[:most])
     prompt = int(different[0]) if len(different) else most
     why = chosen.untrainable or rejected.untrainable

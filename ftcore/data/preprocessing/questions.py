@@ -1,7 +1,7 @@
-"""Rows as questions: a prompt, with its answer where the row has one. Predicting and ``ft generate`` ask them.
+"""Rows for prediction and ``ft generate``: a prompt with an optional answer.
 
-An answer that is missing, null or empty is none, and so is an empty last turn of the assistant; it is decided for each
-row. Whoever trains on such a row refuses it.
+A missing, null or empty answer counts as none, and so does an empty last turn of the assistant. This is decided per
+row. Training refuses rows without an answer.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Names = Mapping[str, str]
 
-NO_ANSWER = "no answer: predicted, not evaluated on"
-"""What becomes of a question without an answer where the others are evaluated on."""
+NO_ANSWER = "no answer: used for prediction, not for evaluation"
+"""Reason for excluding a row without an answer from evaluation."""
 _ANSWERS = ("response", "chosen", "rejected")
 
 
 def predicts(plan: Plan) -> bool:
-    """Whether the plan's evaluation data is answered, so that its rows need no answers."""
+    """Whether the plan generates answers for its evaluation data, so that its rows need no answers."""
     return plan.training.do_predict and plan.stage.component.supports_prediction
 
 
 def as_question(row: Row, columns: Names, tags: Names) -> tuple[Row, dict[str, str]]:
-    """The row, and the columns by which its format makes a prompt of it, with its answer where it has one.
+    """The row and the columns that its format reads as a prompt with an optional answer.
 
     Args:
         row: as it is.
-        columns: role -> column, those of answers among them: ``response``, ``chosen``, ``rejected``.
+        columns: role -> column, including the answer roles ``response``, ``chosen`` and ``rejected``.
         tags: names inside the columns.
     """
     if not _blank(row.get(columns.get("response", "")), tags) or _ends_with_answer(row, columns, tags):
@@ -45,7 +45,7 @@ def _without(columns: Names, *roles: str) -> dict[str, str]:
 
 
 def _turns(row: Row, columns: Names) -> tuple[str, Any]:
-    """The column of turns, in formats that have one, and its turns."""
+    """The column of turns, if the format has one, and its turns."""
     column = columns.get("messages", "")
     turns = row.get(column) if column else None
     return column, turns if isinstance(turns, list | tuple) else ()
@@ -68,7 +68,7 @@ def _of_assistant(turn: object, tags: Names) -> bool:
 
 
 def _blank(answer: object, tags: Names) -> bool:
-    """Whether nothing is answered: by a text, a turn, or a list of turns."""
+    """Whether an answer (a string, a turn, or a list of turns) is empty."""
     if isinstance(answer, Mapping):
         said = _blank(answer.get(tags.get("content_tag", "")), tags)
         return said and _of_assistant(answer, tags) and not answer.get("tool_calls")

@@ -1,4 +1,4 @@
-"""Holds the run's template against the tokenizer before anything is trained: a wrong one hides under a healthy loss."""
+"""Checks the template of a run against the tokenizer before training: the loss does not show a wrong template."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PROBES: Sequence[Chat] = (
     Chat((Message("user", "1+1?"), Message("assistant", "2"), Message("user", "2+2?"), Message("assistant", "4"))),
     Chat((Message("system", "Be brief."), Message("user", "你好 🙂"), Message("assistant", "你好。"))),
 )
-"""What the template is tried on."""
+"""Conversations that test the template."""
 
 THOUGHT_PROBE = Chat((Message("user", "Hi"), Message("assistant", "Hello.", "A greeting.")))
-"""What the template is asked for once it has not taken an answer without a thought."""
+"""Tests whether a template that refuses answers without reasoning accepts one with it."""
 
 _CALL = {"type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}
 _TOOL = {
@@ -46,18 +46,18 @@ TOOL_PROBE = Chat(
     ),
     (_TOOL,),
 )
-"""The same, of a template that has tools."""
+"""Tests a template that supports tools."""
 
 _CONTROL = re.compile(
     r"<\|[^<>|\s]+\|?>|<[^<>|\s]+\|>|<｜[^<>｜\s]+｜>|〈\|[^〉\s]+\|〉|\[\|[^\]|\s]+\|\]|<_\w+>|<seed:\w+>|<SPECIAL_\d+>"
     r"|<(?:[a-z]+_of_[a-z]+|s|/s|bos|eos|unk|sep|sop|BOS_TOKEN)>|\]~!?b[\[\]]"
     r"|\[/?(?:INST|gMASK|IMG|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|CALL_ID|ARGS|THINK)\]"
 )
-"""What looks like a control token; templates of plain words have none. That the stop is a token, `Renderer` sees to."""
+"""Matches control tokens in a template's text. `Renderer` checks that the stop token is one token."""
 
 
 def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warns, or stops, as ``template_check`` says. The tokenizer must still have its own template.
+    """Warns or raises an error, as ``template_check`` says. The tokenizer must still have its own template.
 
     Raises:
         UsageError: with every finding, where ``template_check`` is ``error``.
@@ -72,7 +72,7 @@ def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def examine(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]:
-    """What is wrong, or merely different, with the run's template."""
+    """The problems and differences of the run's template."""
     if plan.template is None and not tokenizer.chat_template:
         return
     used = Renderer.from_plan(plan, tokenizer)
@@ -86,7 +86,7 @@ def examine(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]
 
 
 def _missing_tokens(used: Renderer, name: str, where: str) -> Iterator[Problem]:
-    """Control tokens that this vocabulary does not have as one token."""
+    """Control tokens of the template that are not one token in this vocabulary."""
     found: dict[str, int] = {}
     for probe in PROBES:
         try:
@@ -97,12 +97,12 @@ def _missing_tokens(used: Renderer, name: str, where: str) -> Iterator[Problem]:
             found.setdefault(control, len(used.tokenizer(control, add_special_tokens=False)["input_ids"]))
     for control, count in found.items():
         if count != 1:
-            hint = "is it the template that the model was made with?"
+            hint = "choose the template that the model was trained with"
             yield Problem(f"template {name}: {control!r} is {count} tokens in this vocabulary", where, hint)
 
 
 def _ends(used: Renderer, name: str, where: str) -> Iterator[Problem]:
-    """That the model learns to stop, and that it is asked in the way in which it was taught."""
+    """Checks that the stop token is trained and that the generation prompt is a prefix of the training text."""
     probe = PROBES[0]
     try:
         rendered, prompt = used.render(probe), used.prompt(probe.messages[:-1])
@@ -113,28 +113,30 @@ def _ends(used: Renderer, name: str, where: str) -> Iterator[Problem]:
     last = rendered.said[-1]
     trained = tokens.ids[(tokens.starts >= last.start) & (tokens.ends <= last.end)]
     if used.stop_ids and (not len(trained) or trained[-1] not in used.stop_ids):
-        hint = "answers will run on until max_new_tokens"
+        hint = "generation will only end at max_new_tokens"
         yield Problem(f"template {name}: no stop token is trained at the end of an answer", where, hint)
     if rendered.text.startswith(prompt.text):
         shown = used.prompt_ids(probe.messages[:-1])
         if tokens.ids[: len(shown)].tolist() != shown:
-            hint = "the model would begin answers otherwise than it was taught; let the prompt end before the blank"
+            hint = "answers would start with other tokens than in training; end the prompt before the space"
             yield Problem(
                 f"template {name}: the generation prompt ends inside a token of the training text", where, hint
             )
         return
     if _is_asked(used, THOUGHT_PROBE):
-        finding = f"template {name}: the generation prompt begins a thought, which an answer without one does not"
+        finding = (
+            f"template {name}: the generation prompt opens a reasoning block, which answers without reasoning lack"
+        )
         yield Problem(
-            finding, where, "give the answers thoughts, or set enable_thinking: false if the template knows it"
+            finding, where, "add reasoning to the answers, or set enable_thinking: false if the template supports it"
         )
     else:
-        hint = "the model would be asked in another way than it was taught"
-        yield Problem(f"template {name}: the generation prompt is not how the training text goes on", where, hint)
+        hint = "prompts at inference would differ from those in training"
+        yield Problem(f"template {name}: the generation prompt is not a prefix of the training text", where, hint)
 
 
 def _is_asked(used: Renderer, chat: Chat) -> bool:
-    """Whether the last answer follows what the model would be shown."""
+    """Whether the text starts with the generation prompt of its last answer."""
     try:
         return used.render(chat).text.startswith(used.prompt(chat.messages[:-1]).text)
     except RowError:
@@ -144,7 +146,7 @@ def _is_asked(used: Renderer, chat: Chat) -> bool:
 def _against_own(
     used: Renderer, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Chat], name: str, where: str
 ) -> Iterator[Problem]:
-    """The first token that differs from the tokenizer's own template, of all probes that both can render."""
+    """The first token that differs from the tokenizer's own template, over all probes that both render."""
     own = Renderer(tokenizer, tokenizer.get_chat_template(), default_system=used.default_system)
     for probe in probes:
         try:
@@ -154,7 +156,7 @@ def _against_own(
         if ours != theirs:
             difference = _difference(tokenizer, ours, theirs)
             hint = "leave template out to use the tokenizer's own, or set template_check: off"
-            tools = " where a tool is called" if probe.tools else ""
+            tools = " for a tool call" if probe.tools else ""
             yield Problem(f"template {name} differs from the tokenizer's own{tools}: {difference}", where, hint)
             return
 
@@ -167,4 +169,4 @@ def _difference(tokenizer: PreTrainedTokenizerBase, ours: Sequence[int], theirs:
         return repr(tokenizer.decode(ids[at : at + 6])) if at < len(ids) else "the end"
 
     before = tokenizer.decode(ours[max(at - 6, 0) : at])
-    return f"at token {at + 1}, after {before!r}, it writes {shown(ours)}, the own {shown(theirs)}"
+    return f"at token {at + 1}, after {before!r}, it renders {shown(ours)}, the tokenizer's own {shown(theirs)}"

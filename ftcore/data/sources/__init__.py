@@ -1,4 +1,4 @@
-"""Datasets as named, and their files read row by row."""
+"""Resolves dataset names and reads their files row by row."""
 
 from __future__ import annotations
 

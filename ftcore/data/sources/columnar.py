@@ -1,8 +1,7 @@
-"""Values of columnar tables as JSON has them.
+"""Converts values of columnar tables to JSON values.
 
-A table gives all rows of a column the same keys: what a row does not have is null in it, and so is what a row has as
-null. The two cannot be told apart there, and the first is what nobody wrote: an object's keys that are null are left
-out. What a list or a map holds stands as it was written, nulls too.
+In a table all objects of a column have the same keys, and a missing key is stored as null. A missing key and a null
+cannot be told apart, so keys of objects whose value is null are left out. Nulls in lists and maps are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ftcore.utils.strict_json import RepeatedKeyError, loads
 
 Convert = Callable[[Any], Any]
 _AT_ONCE = 1024
-"""Rows that become objects at a time."""
+"""Rows that are converted at a time."""
 
 
 class _TwiceInMapError(Exception):
@@ -27,10 +26,10 @@ def rows(arrow: Any, batches: Iterable[Any], path: str, most: int) -> Iterator[d
     """The rows of record batches.
 
     Args:
-        arrow: the module pyarrow.
-        batches: of one schema.
+        arrow: the pyarrow module.
+        batches: record batches of one schema.
         path: for messages.
-        most: bytes of a row.
+        most: limit of a row, in bytes.
 
     Raises:
         UsageError: two columns, or two keys of an object, have one name.
@@ -43,7 +42,7 @@ def rows(arrow: Any, batches: Iterable[Any], path: str, most: int) -> Iterator[d
             columns = {name: convert for name, convert in found.items() if convert is not None}
         for start in range(0, batch.num_rows, _AT_ONCE):
             piece = batch.slice(start, _AT_ONCE)
-            large = piece.nbytes > most  # else none of its rows is
+            large = piece.nbytes > most  # otherwise no row is over the limit
             for row in piece.to_pylist():
                 if large and (size := size_of(row)) > most:
                     yield too_large(size, most, "")
@@ -67,12 +66,12 @@ def _check_names(arrow: Any, fields: Sequence[tuple[str, Any]], path: str, withi
     for name, kind in fields:
         if names.count(name) > 1:
             what = f"key {quoted(name)} of {quoted(within)}" if within else f"column {quoted(name)}"
-            raise UsageError(Problem(f"{what} stands twice", path, "name each once"))
+            raise UsageError(Problem(f"{what} appears twice", path, "rename one of them"))
         _check_names(arrow, _inner(arrow, kind), path, f"{within}.{name}" if within else name)
 
 
 def _inner(arrow: Any, kind: Any) -> Sequence[tuple[str, Any]]:
-    """The fields of the objects in a type, however many lists are around them."""
+    """The fields of a struct type, also inside nested lists."""
     if arrow.types.is_struct(kind):
         return [(kind.field(number).name, kind.field(number).type) for number in range(kind.num_fields)]
     return _inner(arrow, kind.value_type) if _is_list(arrow, kind) or arrow.types.is_dictionary(kind) else []
@@ -85,7 +84,7 @@ def _is_list(arrow: Any, kind: Any) -> bool:
 
 
 def _converter(arrow: Any, kind: Any) -> Convert | None:
-    """What makes JSON's values of this type's; None where they are the same."""
+    """The conversion of this type to JSON values; None if the values are the same."""
     types = arrow.types
     if types.is_struct(kind):
         return _of_object({name: _converter(arrow, inner) for name, inner in _inner(arrow, kind)})
@@ -99,7 +98,7 @@ def _converter(arrow: Any, kind: Any) -> Convert | None:
         convert = _converter(arrow, kind.value_type)
         return None if convert is None else _of_list(convert)
     if isinstance(kind, arrow.BaseExtensionType):
-        # `datasets` keeps values of its type Json so: their nulls are the user's own.
+        # `datasets` stores its type Json this way: these nulls were written by the user.
         return _or_null(loads) if kind.extension_name == "arrow.json" else _converter(arrow, kind.storage_type)
     return None
 
@@ -129,7 +128,7 @@ def _of_map(convert: Convert | None) -> Convert:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if str(key) in found:
-                raise _TwiceInMapError(f"{quoted(key)} stands twice in one map")
+                raise _TwiceInMapError(f"{quoted(key)} appears twice in one map")
             found[str(key)] = value if convert is None else convert(value)
         return found
 
@@ -137,24 +136,24 @@ def _of_map(convert: Convert | None) -> Convert:
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without the keys of objects in it that are null; where no type tells what was written."""
+    """The value without keys whose value is null; for values without a known type."""
     if isinstance(value, Mapping):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [without_nulls(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def hub_row(row: Mapping[str, Any], features: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A row as ``datasets`` gives it.
+    """Converts a row of the library ``datasets``.
 
     Args:
-        row: column -> value; pictures and the like are objects of their own.
-        features: the dataset's; None where they are not known.
+        row: column -> value; images and other media are objects of their own classes.
+        features: the features of the dataset; None if unknown.
     """
     return {column: _decoded(value, (features or {}).get(column)) for column, value in row.items()}
 
 
 def _decoded(value: Any, feature: Any) -> Any:
-    """Types are as in `_converter`; ``Json`` is decoded already, and what it holds is the user's own."""
+    """Handles types as `_converter` does; ``Json`` is decoded already and kept unchanged."""
     if type(feature).__name__ == "Json":
         return value
     if isinstance(feature, Mapping) and isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The rows of CSV and TSV text, each with its line."""
+"""Reads rows of CSV and TSV files, each with its line."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ftcore.errors import Problem, RowError, UsageError, listed, quoted
 Rows = Iterator[tuple[Place, dict[str, Any] | RowError]]
 
 _PIECE = 1 << 16
-"""Characters that are read at a time of a row that is passed over."""
+"""Characters per read while a row is skipped."""
 
 
 def check_no_nul(file: str, number: int, line: str) -> None:
-    """Refuses a file with a NUL byte.
+    """Raises an error for a NUL byte.
 
     Raises:
         UsageError: with its line and column.
     """
     if (position := line.find("\0")) >= 0:
-        hint = "the file is damaged or not text; fetch it again"
+        hint = "the file is damaged or not text; download it again"
         raise UsageError(Problem("a NUL byte", f"{file}:{number}:{position + 1}", hint))
 
 
@@ -32,14 +32,14 @@ def separated_rows(file: str, stream: TextIO, delimiter: str, most: int) -> Rows
 
     Args:
         file: for places.
-        stream: its line breaks must come untranslated.
+        stream: opened without newline translation.
         delimiter: between cells.
-        most: bytes of a row; a larger one comes out as a `RowError`.
+        most: limit of a row, in bytes; a larger row is yielded as a `RowError`.
 
     Raises:
-        UsageError: the first line does not name columns, or a quote stands where none may; with its line.
+        UsageError: the first line does not name columns, or a quote is misplaced; with its line.
     """
-    # A cell may hold a whole document: the module's limit of 128 KiB is lifted (the largest C long on Windows).
+    # A cell may contain a whole document, so the module's limit of 128 KiB is raised (to C's long on Windows).
     csv.field_size_limit(2**31 - 1)
     source = _Lines(file, stream, most)
     reader = csv.reader(source, delimiter=delimiter, strict=True)
@@ -51,20 +51,20 @@ def separated_rows(file: str, stream: TextIO, delimiter: str, most: int) -> Rows
                 row += 1
                 yield Place(file, row, source.first), _cells(header, cells)
     except csv.Error as error:
-        hint = 'is a quote left open? a quote inside is ""'
+        hint = 'close each quote; write a quote inside a cell as ""'
         raise UsageError(Problem(f"not CSV: {error}", f"{file}:{source.number}", hint)) from error
 
 
 class _TooLargeError(Exception):
-    """A record of a CSV file goes on beyond its bound."""
+    """A record of a CSV file is larger than the limit."""
 
 
 class _Lines:
-    """The lines of a CSV file for the module csv, so many bytes of a record at most.
+    """The lines of a CSV file for the csv module, with a limit on the bytes of a record.
 
     Attributes:
-        number: of the last line that was read, from 1.
-        first: of the first line of the last record.
+        number: number of the last line read, from 1.
+        first: number of the first line of the last record.
     """
 
     def __init__(self, file: str, stream: TextIO, most: int) -> None:
@@ -89,16 +89,16 @@ class _Lines:
         return line
 
     def record(self, reader: Iterator[list[str]]) -> list[str] | RowError | None:
-        """The cells of the next record, none of a blank line; None at the end of the file."""
+        """The cells of the next record, empty for a blank line; None at the end of the file."""
         self._record, self._size, self.first = [], 0, self.number + 1
         try:
             return next(reader, None)
         except _TooLargeError:
             size = self._skip()
-            return too_large(size, self._most, self._record[0], "close a quote that is left open, split it")
+            return too_large(size, self._most, self._record[0], "close the open quote, split the row")
 
     def _skip(self) -> int:
-        """Passes over the rest of the record, to the end of a line outside quotes, and returns the record's bytes."""
+        """Skips to the end of the record, a line end outside quotes, and returns the size of the record in bytes."""
         quotes, piece = sum(line.count('"') for line in self._record), self._record[-1]
         while quotes % 2 or not piece.endswith(("\n", "\r")):
             ended = piece.endswith(("\n", "\r"))
@@ -112,11 +112,11 @@ class _Lines:
 def _header(file: str, header: list[str] | RowError | None) -> list[str]:
     """The names of the columns."""
     if isinstance(header, RowError):
-        raise UsageError(Problem(f"the first line names the columns, and {header.reason}", f"{file}:1", header.cure))
+        raise UsageError(Problem(f"the first line must name the columns: {header.reason}", f"{file}:1", header.cure))
     for cell in header or ():
         if not cell.strip() or (header or []).count(cell) > 1:
-            reason = f"column {quoted(cell)} stands twice" if cell.strip() else "a column has no name"
-            hint = f"name each column once; it reads: {listed(header or ())}"
+            reason = f"column {quoted(cell)} appears twice" if cell.strip() else "a column has no name"
+            hint = f"write each column name once; the first line has: {listed(header or ())}"
             raise UsageError(Problem(f"{reason} in the first line", f"{file}:1", hint))
     return header or []
 
@@ -127,7 +127,7 @@ def _cells(header: list[str], cells: list[str] | RowError) -> dict[str, Any] | R
     if len(cells) == len(header):
         return dict(zip(header, cells, strict=True))
     return RowError(
-        f"{len(cells)} cells, where the first line names {len(header)} columns",
+        f"the row has {len(cells)} cells, and the first line names {len(header)} columns",
         value=cells[-1],
-        cure='put quotes around cells that hold the separator or line breaks, and write "" for a quote inside',
+        cure='quote cells that contain the separator or line breaks, and write a quote inside as ""',
     )

@@ -1,4 +1,4 @@
-"""``dataset_info.json``: what a user's file says about its datasets, with the line of every mistake."""
+"""Reads ``dataset_info.json``; every problem has its line."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from ftcore.utils.suggestions import did_you_mean
 INFO = "dataset_info.json"
 
 _KINDS: dict[str, tuple[type, str]] = {
-    "file_name": (str, "a text"),
-    "hf_hub_url": (str, "a text"),
-    "ms_hub_url": (str, "a text"),
-    "om_hub_url": (str, "a text"),
-    "script_url": (str, "a text"),
-    "cloud_file_name": (str, "a text"),
-    "formatting": (str, "a text"),
+    "file_name": (str, "a string"),
+    "hf_hub_url": (str, "a string"),
+    "ms_hub_url": (str, "a string"),
+    "om_hub_url": (str, "a string"),
+    "script_url": (str, "a string"),
+    "cloud_file_name": (str, "a string"),
+    "formatting": (str, "a string"),
     "ranking": (bool, "true or false"),
-    "subset": (str, "a text"),
-    "split": (str, "a text"),
-    "folder": (str, "a text"),
-    "num_samples": (int, "a number from 1 on"),
-    "columns": (dict, "an object of texts"),
-    "tags": (dict, "an object of texts"),
+    "subset": (str, "a string"),
+    "split": (str, "a string"),
+    "folder": (str, "a string"),
+    "num_samples": (int, "an integer of at least 1"),
+    "columns": (dict, "an object whose values are strings"),
+    "tags": (dict, "an object whose values are strings"),
 }
 KEY_TAGS = ("role_tag", "content_tag")
 """Tags that name a key of a turn; the others name a value of its role."""
 _SOURCES = ("file_name", "hf_hub_url")
-"""Keys that say where the data is; of both the hub is meant."""
+"""Keys that locate the data; with both, the hub is used."""
 _UNREAD = {
-    "ms_hub_url": "ModelScope is not read; give hf_hub_url, or download it and give file_name",
-    "om_hub_url": "Openmind is not read; give hf_hub_url, or download it and give file_name",
-    "script_url": "dataset scripts run foreign code and are not read; give file_name",
-    "cloud_file_name": "cloud storage is not read; download it and give file_name",
+    "ms_hub_url": "ModelScope is not supported; write hf_hub_url, or download the dataset and write file_name",
+    "om_hub_url": "Openmind is not supported; write hf_hub_url, or download the dataset and write file_name",
+    "script_url": "dataset scripts run third-party code and are not supported; write file_name",
+    "cloud_file_name": "cloud storage is not supported; download the file and write file_name",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """One entry; keys that it leaves out keep these defaults."""
+    """One entry; missing keys have these defaults."""
 
     where: str
     file_name: str = ""
@@ -62,9 +62,10 @@ class Description:
 
 
 def describe(folder: Path) -> tuple[dict[str, Description], list[Problem]]:
-    """All entries of the folder's ``dataset_info.json``, and what makes the file unreadable as a whole.
+    """All entries of the folder's ``dataset_info.json``, and the problems that make the whole file unreadable.
 
-    The problems of one entry stay with it: only a run that uses it is concerned. No file, no entries.
+    The problems of an entry are stored in it, and only a run that uses the entry fails. Without a file there are no
+    entries.
     """
     path = folder / INFO
     if not path.is_file():
@@ -107,7 +108,7 @@ def _entry(name: str, entry: Any, path: Path, text: str) -> Description:
 
 
 def _told_twice(name: str, entry: Mapping[str, Any], path: Path, text: str, line: int) -> Iterator[Problem]:
-    """One column for two roles, one key or one role's name for two tags: nobody knows which is meant."""
+    """Problems of columns, keys and role names that are assigned twice."""
     for what in ("columns", "tags"):
         given = entry.get(what)
         first: dict[tuple[bool, str], str] = {}
@@ -118,18 +119,18 @@ def _told_twice(name: str, entry: Mapping[str, Any], path: Path, text: str, line
             if other != role:
                 where = f"{path}:{_line(text, role, after=_line(text, what, after=line))}"
                 message = (
-                    f"dataset {quoted(name)}: {what} gives {quoted(column)} to {short(other)} and to {short(role)}"
+                    f"dataset {quoted(name)}: {what} assigns {quoted(column)} to both {short(other)} and {short(role)}"
                 )
                 hint = (
-                    f'name another one, or "{short(role)}": "" if there is none'
+                    f'write another name, or "{short(role)}": "" if there is no such column'
                     if what == "columns"
-                    else "name another one"
+                    else "write another name"
                 )
                 yield Problem(message, where, hint)
 
 
 def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What the entry says. Null and, for texts, "" are the same as nothing; a role without a column has the name ""."""
+    """The values of the entry. Null and "" count as missing; a role without a column has the name ""."""
     values = {key: entry[key] for key in Description.__dataclass_fields__ if entry.get(key) not in (None, "")}
     for key in ("columns", "tags"):
         names = {role: name or "" for role, name in (entry.get(key) or {}).items()}
@@ -144,7 +145,7 @@ def _wrong(name: str, key: str, value: Any, where: str, has_source: bool) -> Pro
     if value in (None, "") or (key in _UNREAD and has_source):
         return None  # a further address of what is read from elsewhere
     if key in _UNREAD:
-        return Problem(f"dataset {quoted(name)}: {key} is known, but not supported", where, _UNREAD[key])
+        return Problem(f"dataset {quoted(name)}: {key} is not supported", where, _UNREAD[key])
     kind, what = _KINDS[key]
     fits = isinstance(value, kind)
     if isinstance(value, dict):
@@ -155,7 +156,7 @@ def _wrong(name: str, key: str, value: Any, where: str, has_source: bool) -> Pro
 
 
 def _line(text: str, key: str, *, after: int = 1) -> int:
-    """The line on which ``"key":`` stands, from line ``after`` on; ``after`` when it is written with escapes."""
+    """The line of ``"key":``, searched from line ``after``; ``after`` if the key is written with escapes."""
     start = len("".join(text.splitlines(keepends=True)[: after - 1]))
     found = [match.start() for match in re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text)]
     found = [position for position in found if position >= start]

@@ -1,7 +1,7 @@
-"""Rows with their place, from JSON, JSON lines, CSV, Parquet, Arrow and text files, each also gzipped.
+"""Reads rows with their places from JSON, JSON lines, CSV, Parquet, Arrow and text files, each also gzipped.
 
-A file that cannot be read as a whole raises `UsageError` with file, line and cure. A single row that is wrong where the
-rest can still be read comes out as a `RowError` in the row's stead, so that all of them can be named at once.
+An unreadable file raises `UsageError` with file, line and fix. If only one row is wrong, the reader yields a `RowError`
+in its place and continues, so that all bad rows are reported at once.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Row = Mapping[str, Any] | RowError
 Rows = Iterator[tuple[Place, Row]]
 
 _BLOCK = 1 << 16
-"""Bytes read at a time where a file is looked through."""
+"""Bytes per read when a file is scanned."""
 _BATCH = 1024
-"""Rows of Parquet that are decoded at a time."""
+"""Rows of Parquet per decoded batch."""
 
 
 def read_dataset(spec: DatasetSpec, *, streaming: bool = False, max_row_bytes: int = MAX_ROW_BYTES) -> Rows:
@@ -39,7 +39,7 @@ def read_dataset(spec: DatasetSpec, *, streaming: bool = False, max_row_bytes: i
 
     Args:
         spec: the dataset.
-        streaming: whether rows on the hub are fetched as they are read.
+        streaming: whether rows of a hub dataset are downloaded while they are read.
         max_row_bytes: see `read_rows`.
 
     Raises:
@@ -53,27 +53,27 @@ def read_dataset(spec: DatasetSpec, *, streaming: bool = False, max_row_bytes: i
 
 
 def read_rows(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Rows:
-    """The rows of one file, in order, each with its place, or with a `RowError` where it alone is wrong.
+    """The rows of one file in order, each with its place; a bad row is a `RowError`.
 
-    The file is read piece by piece: what is in memory is a row, and a megabyte around it.
+    The file is read in pieces: memory holds one row and about a megabyte around it.
 
     Args:
         path: the file.
-        max_row_bytes: a larger row is wrong; of text files as it stands there, of others the bytes of its texts.
+        max_row_bytes: limit of a row. In text files its bytes in the file count, in others the bytes of its strings.
 
     Raises:
-        UsageError: the file is empty, cut off, in another encoding, or not what its name says.
+        UsageError: the file is empty, truncated, in another encoding, or of another format than its name says.
     """
     name = path.name.lower().removesuffix(".gz")
     reader = next((read for suffix, read in _READERS.items() if name.endswith(suffix)), None)
     if reader is None:
-        raise UsageError(Problem("cannot tell the file's format", str(path), f"known: {', '.join(_READERS)}"))
+        raise UsageError(Problem("unknown file format", str(path), f"known: {', '.join(_READERS)}"))
     try:
         _check_not_empty(path)
         yield from reader(path, max_row_bytes)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(
-            Problem(f"damaged gzip: {error}", str(path), "was the file cut off? fetch it again")
+            Problem(f"damaged gzip: {error}", str(path), "is the file truncated? download it again")
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(_not_utf8(path)) from error
@@ -90,16 +90,16 @@ def _check_not_empty(path: Path) -> None:
         while block := stream.read(_BLOCK):
             if block.strip():
                 return
-    raise UsageError(Problem("the file is empty", str(path), "write rows into it, or leave it out"))
+    raise UsageError(Problem("the file is empty", str(path), "add rows to it, or remove it from the run"))
 
 
 @contextmanager
 def _text(path: Path, newline: str) -> Iterator[TextIO]:
-    """The file as text; a byte-order mark is dropped.
+    """The file as text, without a byte-order mark.
 
     Args:
         path: read as UTF-8.
-        newline: what ends lines: only a line feed, or, when empty, a carriage return too; nothing is translated.
+        newline: "\\n" if only a line feed ends lines, "" if a carriage return does too; line ends are not translated.
 
     Raises:
         UsageError: the file is UTF-16.
@@ -113,7 +113,7 @@ def _text(path: Path, newline: str) -> Iterator[TextIO]:
 
 
 def _not_utf8(path: Path) -> Problem:
-    """Line and column of the first byte that is not UTF-8: the decoder only knows its place in a block."""
+    """Line and column of the first byte that is not UTF-8; the decoder knows only its position in a block."""
     line, before, decoder = 1, 0, codecs.getincrementaldecoder("utf-8")()
     with _opened(path) as stream:
         while block := stream.read(_BLOCK):
@@ -132,7 +132,7 @@ def _not_utf8(path: Path) -> Problem:
             line += breaks
             before = len(block) - block.rfind(b"\n") - 1 if breaks else before + len(block)
     place = f"{path}:{line}:{before - len(decoder.getstate()[0]) + 1}"
-    return Problem("not UTF-8: the file ends in the middle of a character", place, "was it cut off? fetch it again")
+    return Problem("not UTF-8: the file ends inside a character", place, "is the file truncated? download it again")
 
 
 _CONVERT = "save it as UTF-8, for instance: iconv -f {} -t utf-8 {}"
@@ -149,7 +149,7 @@ def _read_jsonl(path: Path, most: int) -> Rows:
 
 
 def _read_txt(path: Path, most: int) -> Rows:
-    """Every line that is not blank is a row with the column ``text``."""
+    """Each line that is not blank is a row with the column ``text``."""
     row = 0
     with _text(path, "\n") as stream:
         for number, line in TextWindow(stream).lines(most):
@@ -194,7 +194,7 @@ def _read_arrow(path: Path, most: int) -> Rows:
 
 
 def _columnar(arrow: Any, path: Path) -> Any:
-    """The file for pyarrow: mapped, not read; unpacked where it is gzipped, for it is read from its end."""
+    """The file for pyarrow, memory-mapped. A gzipped file is unpacked, because it is read from the end."""
     if not path.name.lower().endswith(".gz"):
         return arrow.memory_map(str(path))
     with _opened(path) as stream:
@@ -218,9 +218,11 @@ def _placed(path: Path, most: int, arrow: Any, batches: Iterable[Any]) -> Rows:
 
 def _damaged(path: Path, kind: str, error: Exception) -> Exception:
     if isinstance(error, gzip.BadGzipFile) or (isinstance(error, OSError) and error.errno is not None):
-        return error  # of the file system; pyarrow's own, which tell of cut messages, have no number
+        return error  # an error of the file system; pyarrow's own errors about truncated messages have no errno
     reason = str(error).splitlines()[0].rstrip(".")
-    return UsageError(Problem(f"not {kind}, or damaged: {reason}", str(path), "was the file cut off? fetch it again"))
+    return UsageError(
+        Problem(f"not {kind}, or damaged: {reason}", str(path), "is the file truncated? download it again")
+    )
 
 
 def _pyarrow(path: Path) -> Any:
@@ -228,7 +230,9 @@ def _pyarrow(path: Path) -> Any:
         import pyarrow
         import pyarrow.ipc
     except ImportError as error:
-        raise UsageError(Problem("reading it needs the package pyarrow", str(path), "pip install pyarrow")) from error
+        raise UsageError(
+            Problem("reading this file requires the package pyarrow", str(path), "pip install pyarrow")
+        ) from error
     return pyarrow
 
 
@@ -236,9 +240,9 @@ def _hub_rows(spec: DatasetSpec, streaming: bool, most: int) -> Rows:
     try:
         import datasets
     except ImportError as error:
-        message = f"fetching dataset {spec.hub_id!r} needs the package datasets"
+        message = f"downloading dataset {spec.hub_id!r} requires the package datasets"
         raise UsageError(
-            Problem(message, spec.where, "pip install datasets, or download it and give the file")
+            Problem(message, spec.where, "pip install datasets, or download the dataset and write its file name")
         ) from error
     from ftcore.models.hub_access import HubName
 
@@ -250,8 +254,8 @@ def _hub_rows(spec: DatasetSpec, streaming: bool, most: int) -> Rows:
         )
     except Exception as error:  # the hub client raises a dozen kinds, its own and requests'
         reason = (str(error).splitlines() or [""])[0]
-        message = f"cannot fetch dataset {spec.hub_id!r}: {type(error).__name__}: {reason}"
-        raise UsageError(Problem(message, spec.where, "download it and give the file")) from error
+        message = f"cannot download dataset {spec.hub_id!r}: {type(error).__name__}: {reason}"
+        raise UsageError(Problem(message, spec.where, "download the dataset and write its file name")) from error
     for number, row in enumerate(rows, 1):
         size = size_of(row)
         found = too_large(size, most, "") if size > most else columnar.hub_row(row, getattr(rows, "features", None))

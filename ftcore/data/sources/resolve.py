@@ -1,4 +1,4 @@
-"""Which files a run reads: names in ``dataset_info.json``, files, folders, hub ids; resolved without reading rows."""
+"""Resolves dataset names to files, folders or hub ids, without reading rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ftcore.utils.cache_dir import is_there
 from ftcore.utils.suggestions import did_you_mean
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
-"""What can be read, each also as ``.gz``."""
+"""Supported file name suffixes, each also with ``.gz``."""
 
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
-"""What ``datasets`` writes beside the Arrow files of a saved dataset, and beside the folders of its splits."""
-_A_FILE = "give a file, or a folder of files"
+"""Files that ``datasets`` writes next to the Arrow files of a saved dataset, and next to its split folders."""
+_A_FILE = "write the path of a file or of a folder of files"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.].*)?", re.IGNORECASE)
 _SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
@@ -28,16 +28,16 @@ _SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
 def resolve(
     names: Sequence[str], *, dataset_dir: str | Path, where: str = "", evaluation: bool = False
 ) -> tuple[tuple[DatasetSpec, ...], list[Problem]]:
-    """Each name as a dataset, and every mistake in the names and in their descriptions.
+    """The dataset of each name, and every problem in the names and their descriptions.
 
     A name is looked up in ``dataset_info.json``, then as a file or folder (from the working directory, then from
-    ``dataset_dir``); what is left and looks like ``organisation/name`` is a hub id.
+    ``dataset_dir``); any other name of the form ``organisation/name`` is a hub id.
 
     Args:
         names: what ``dataset`` or ``eval_dataset`` lists.
         dataset_dir: folder of ``dataset_info.json`` and of the files that it names.
         where: the place that lists the names, such as ``x.yaml:12``.
-        evaluation: whether they are to be evaluated on: of a folder with splits, ``validation`` is meant then.
+        evaluation: whether the datasets are for evaluation: a folder with splits then stands for its ``validation``.
     """
     folder = Path(dataset_dir)
     if not names:
@@ -52,7 +52,7 @@ def resolve(
                 found = replace(found, split="validation")
             specs.append(found)
             problems += split_problems(found)
-        elif name in described or not broken:  # what a damaged dataset_info.json describes is not unknown
+        elif name in described or not broken:  # a damaged dataset_info.json may describe this name
             problems += found
     return tuple(specs), problems
 
@@ -104,7 +104,7 @@ def _described(name: str, entry: Description, folder: Path, where: str) -> Datas
 
 
 def data_files(spec: DatasetSpec) -> tuple[Path, ...]:
-    """The files of the dataset's split, sorted; of a folder without split files, all of them are ``train``."""
+    """The files of the dataset's split, sorted. Without split files, all files of a folder are ``train``."""
     assert spec.path is not None  # hub datasets have no files here
     if not spec.path.is_dir():
         return (spec.path,)
@@ -118,7 +118,7 @@ def has_split(spec: DatasetSpec, split: str) -> bool:
 
 
 def split_problems(spec: DatasetSpec) -> list[Problem]:
-    """What is wrong with a folder: no data, a split that is missing, files that belong to no split."""
+    """Problems of a folder: no data, a missing split, files without a split."""
     if spec.path is None or not spec.path.is_dir():
         return []
     files, splits = _data_files(spec.path), _splits(spec.path)
@@ -132,12 +132,14 @@ def split_problems(spec: DatasetSpec) -> list[Problem]:
         return []
     problems = []
     if spec.split not in splits:
-        hint = f"splits there: {', '.join(splits)}"
+        hint = f"available splits: {', '.join(splits)}"
         problems.append(Problem(f"folder {spec.path} has no {quoted(spec.split)} split", spec.where, hint))
     strays = [file.name for file in files if not _split_of(file)]
     if strays:
-        message = f"folder {spec.path} holds files of splits and others: {listed(strays)}"
-        problems.append(Problem(message, spec.where, "rename the others to train-..., or move them away"))
+        message = f"folder {spec.path} mixes split files with other data files: {listed(strays)}"
+        problems.append(
+            Problem(message, spec.where, "rename the other files to train-..., or move them to another folder")
+        )
     return problems
 
 
@@ -164,7 +166,7 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _is_saved(folder: Path) -> bool:
-    """Whether ``Dataset.save_to_disk`` wrote the folder; rows may be called state.json as well."""
+    """Whether ``Dataset.save_to_disk`` wrote the folder; a data file may be named state.json as well."""
     try:
         state = json.loads((folder / _SAVED).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -173,7 +175,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _suffix(path: Path) -> str:
-    """The suffix that says how to read the file, without ``.gz``; empty when it is none of ours."""
+    """The supported suffix of the file, without ``.gz``; empty for other files."""
     name = path.name.lower().removesuffix(".gz")
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
@@ -181,7 +183,9 @@ def _suffix(path: Path) -> str:
 def _not_data(name: str, path: Path, where: str) -> Problem:
     if path.is_symlink() and not path.exists():
         return Problem(
-            f"dataset {quoted(name)}: {path} is a link that leads nowhere", where, "make it point to the file"
+            f"dataset {quoted(name)}: {path} is a broken symbolic link",
+            where,
+            "point the link to an existing file",
         )
     if not path.is_file():
         return Problem(f"dataset {quoted(name)}: {path} is neither a file nor a folder", where, _A_FILE)
@@ -197,7 +201,7 @@ def _near(name: str, folder: Path, described: Mapping[str, Description]) -> str:
     if described:
         return f"{folder / INFO} describes {listed(sorted(described))}"
     if not folder.is_dir():
-        return f"dataset_dir {quoted(str(folder), 200)} is not a folder; give a file, or set dataset_dir"
+        return f"dataset_dir {quoted(str(folder), 200)} is not a folder; set dataset_dir, or write the path of a file"
     return f"there is no {folder / INFO}; files there: {listed(files)}"
 
 

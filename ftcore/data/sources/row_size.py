@@ -1,4 +1,4 @@
-"""How large a row may be: one of 200 MB takes 15 GB when it is tokenised, however few of its tokens are kept."""
+"""The size limit of a row: tokenising a row of 200 MB takes 15 GB, however few of its tokens are kept."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from ftcore.errors import RowError
 
 MAX_ROW_BYTES = 1 << 24
-"""Unless ``max_row_bytes`` says otherwise."""
+"""Default of ``max_row_bytes``."""
 HEAD = 200
-"""Characters of such a row that are kept, to tell which it is."""
+"""Characters of a row over the limit that are kept for the message."""
 
 
 def byte_count(text: str) -> int:
-    """Of a text in UTF-8; at once where it is ASCII."""
+    """The bytes of a text in UTF-8; without encoding it if it is ASCII."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def size_of(value: Any) -> int:
-    """Bytes of all texts in a value, and 8 for everything else."""
+    """The bytes of all strings in a value, and 8 for each other value."""
     if isinstance(value, str):
         return byte_count(value)
     if isinstance(value, bytes):
@@ -30,13 +30,14 @@ def size_of(value: Any) -> int:
 
 
 def too_large(size: int, most: int, head: str, cure: str = "") -> RowError:
-    """What is wrong with such a row.
+    """The error of a row over the limit.
 
     Args:
-        size: its bytes.
-        most: how many there may be.
-        head: how it begins.
-        cure: what else may help.
+        size: the size of the row, in bytes.
+        most: the limit, in bytes.
+        head: the start of the row.
+        cure: a further fix.
     """
-    cure = f"{cure or 'split it'}, or write max_row_bytes: {size} (a byte takes up to 150 bytes of memory)"
+    memory = "tokenising takes up to 150 bytes of memory per byte"
+    cure = f"{cure or 'split the row'}, or write max_row_bytes: {size} ({memory})"
     return RowError(f"the row has {size:,} bytes; max_row_bytes is {most:,}", value=head[:HEAD], cure=cure)

@@ -1,4 +1,4 @@
-"""A text that is longer than memory, read through a window that moves on."""
+"""Reads a text that is larger than memory through a moving window."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class TextWindow:
-    """A piece of a text stream, with the line and column of every character in it.
+    """A piece of a text stream that knows the line and column of each character.
 
     Args:
-        stream: read to its end in the course of time; its line breaks must come untranslated.
-        size: characters that are read at a time.
+        stream: opened without newline translation.
+        size: characters per read.
 
     Attributes:
-        text: the piece; positions are into it until the next `drop`.
+        text: the piece; positions are valid until the next `drop`.
     """
 
     def __init__(self, stream: TextIO, size: int = 1 << 20) -> None:
@@ -28,14 +28,14 @@ class TextWindow:
         self.text, self._line, self._column = "", 1, 1
 
     def more(self) -> bool:
-        """Makes the piece longer; false at the end of the text."""
-        # As much again as is there: a row of 1 GB is then tried ten times, not a thousand times.
+        """Extends the piece; returns False at the end of the text."""
+        # The piece doubles each time: a row of 1 GB is then parsed ten times, not a thousand times.
         piece = self._stream.read(max(self._size, len(self.text)))
         self.text += piece
         return bool(piece)
 
     def drop(self, position: int) -> int:
-        """Lets go of what stands before a position, once that is much, and returns where the position is then."""
+        """Drops the text before a position if it exceeds ``size``, and returns the new position."""
         if position < self._size:
             return position
         self._line, self._column = self.at(position)
@@ -43,7 +43,7 @@ class TextWindow:
         return 0
 
     def skip(self, position: int) -> int:
-        """The first position from here on that is no blank; the text's end when there is none."""
+        """The next position that is not white space, or the end of the text."""
         while True:
             match = _SPACE.match(self.text, position)
             assert match is not None  # the pattern matches the empty string
@@ -52,7 +52,7 @@ class TextWindow:
                 return position
 
     def find(self, what: str, position: int, most: int) -> int:
-        """Where something stands from here on; -1 where the text ends before, or it is not near ``most``."""
+        """The next position of a string; -1 at the end of the text or beyond ``most``."""
         while (found := self.text.find(what, position)) < 0:
             position = max(position, len(self.text) - len(what) + 1)
             if position > most or not self.more():
@@ -60,10 +60,10 @@ class TextWindow:
         return found
 
     def lines(self, most: int) -> Iterator[tuple[int, str | RowError]]:
-        """All lines from the beginning of the piece on, without their breaks, with their numbers.
+        """All lines from the start of the piece, with their numbers and without line ends.
 
         Args:
-            most: bytes; of a longer line the rest is not kept, and it comes out as what is wrong with it.
+            most: limit of a line, in bytes; a longer line is yielded as its error.
         """
         while True:
             *lines, rest = self.text.split("\n")
@@ -79,7 +79,7 @@ class TextWindow:
                 return
 
     def _skip_line(self) -> int:
-        """Lets go of the line that the piece begins with, and of its break, and returns its bytes."""
+        """Drops the first line of the piece with its line end, and returns its size in bytes."""
         size = 0
         while (end := self.text.find("\n")) < 0:
             size += byte_count(self.text)

@@ -174,9 +174,9 @@ def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
     manifest = read_manifest(folder) or {}
     known = manifest.get("value", manifest)  # versions before 0.2 kept the parts themselves there
     changed = differences(known["parts"], parts) if "parts" in known else []
-    why = "; ".join(changed) or "it is damaged, an image was changed, or it is not what ft wrote"
-    message = f"tokenized_path: {folder} does not hold dataset {name!r} as this run needs it: {why}"
-    hint = "write another tokenized_path, or overwrite_cache: true to make it anew"
+    why = "; ".join(changed) or "it is damaged, an image has changed, or ft did not write it"
+    message = f"tokenized_path: {folder} does not match dataset {name!r} of this run: {why}"
+    hint = "write another tokenized_path, or overwrite_cache: true to recreate it"
     raise UsageError(Problem(message, hint=hint))
 
 
@@ -186,7 +186,7 @@ def _refuse_strange(folder: Path, name: str) -> None:
         return
     if strange := sorted(path.name for path in folder.iterdir() if path.name not in (*ARRAYS, MANIFEST)):
         message = f"tokenized_path: {folder} holds files that ft did not write ({listed(strange, 3)})"
-        hint = f"write another tokenized_path; overwrite_cache: true makes dataset {name!r} anew there"
+        hint = f"write another tokenized_path; overwrite_cache: true recreates dataset {name!r} there"
         raise UsageError(Problem(message, hint=hint))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ftcore.data.tokenization.encoder import Labelled
 from ftcore.data.tokenization.loss_reasons import Reason
 
-NOT_TRAINED = "nothing in it is trained"
+NOT_TRAINED = "it has no tokens to train on"
 PROMPT_TOO_LONG = "its prompt is longer than cutoff_len"
 
 

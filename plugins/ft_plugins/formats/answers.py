@@ -40,13 +40,13 @@ def preference(prompt: Chat, row: Row, columns: Names, tags: Names) -> Preferenc
         before, answer = _answer(required(row, column, f"write the answer in {column}"), column, tags)
         if before and turns and before != turns:
             other = columns["chosen"] if role == "rejected" and not prompt.messages else "the prompt"
-            cure = "both answers belong to one prompt: the turns before the last one must be the same"
-            raise RowError(f"{column} does not begin as {other} does", field=column, cure=cure)
+            cure = "write the same turns before the last one in both columns"
+            raise RowError(f"{column} and {other} have different turns before the answer", field=column, cure=cure)
         turns = turns or before
         found.append(answer)
     if not turns or turns[-1].role not in ("user", "tool"):
         reason = f"the prompt ends with {turns[-1].role!r}" if turns else "the row has no prompt"
-        cure = f"it must end with what {columns['chosen']} and {columns['rejected']} answer"
+        cure = f"end it with the turn that {columns['chosen']} and {columns['rejected']} answer"
         raise RowError(reason, field="prompt", cure=cure)
     return Preference(Chat(turns, prompt.tools, prompt.images, prompt.videos), *found)
 
@@ -76,7 +76,7 @@ def answer_text(row: Row, column: str) -> str:
     cure = f"write the answer in {column}, or remove the row"
     found = text(required(row, column, cure), column)
     if not found.strip():
-        raise RowError(f"{column} is empty: there is nothing to learn", field=column, value=found, cure=cure)
+        raise RowError(f"{column} is empty: there is nothing to train on", field=column, value=found, cure=cure)
     return found
 
 
@@ -94,7 +94,7 @@ def media(row: Row, columns: Names, messages: Sequence[Message] = ()) -> dict[st
             continue
         if role == "audios":
             if value:
-                cure = f"audio is not read; remove the rows that have it; {as_words(role)}"
+                cure = f"audio is not supported; remove such rows; {as_words(role)}"
                 raise RowError(f"the row has {column}", field=column, value=value, cure=cure)
             continue
         paths = [value] if isinstance(value, str) else items(value, column)
@@ -114,7 +114,7 @@ def no_media(row: Row, columns: Names) -> None:
     for role, files in media(row, columns).items():
         if files:
             cure = f"remove such rows; {as_words(role)}"
-            raise RowError(f"the row has {role}, and a text has none", field=role, value=files, cure=cure)
+            raise RowError(f"the row has {role}, and this run reads plain text", field=role, value=files, cure=cure)
 
 
 def _media_column(row: Row, columns: Names, role: str) -> str:
@@ -124,7 +124,7 @@ def _media_column(row: Row, columns: Names, role: str) -> str:
         return column
     if row.get(column) in (None, "", [], ()):
         return single
-    cure = f'write which one holds them: "columns": {{"{role}": ...}} in dataset_info.json'
+    cure = f'name the column to read: "columns": {{"{role}": ...}} in dataset_info.json'
     raise RowError(f"the row has {column} and {single}", field=column, cure=cure)
 
 
@@ -155,4 +155,4 @@ def _not_empty(value: str, column: str) -> str:
     if value.strip():
         return value
     cure = "write the answer, or remove the row"
-    raise RowError(f"{column} is empty: there is nothing to learn", field=column, value=value, cure=cure)
+    raise RowError(f"{column} is empty: there is nothing to train on", field=column, value=value, cure=cure)

@@ -9,7 +9,7 @@ from typing import Any
 from ftcore.errors import RowError, listed, short
 from ftcore.utils.strict_json import RepeatedKeyError, loads
 
-_KINDS = {str: "a text", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+_KINDS = {str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
 
 
 def kind_of(value: object) -> str:
@@ -27,8 +27,10 @@ def text(value: object, field: str) -> str:
     """
     if isinstance(value, str):
         return value
-    cure = f"write it in quotes: {json.dumps(short(str(value)))}" if isinstance(value, int | float) else "write a text"
-    raise RowError(f"{field} is {kind_of(value)}, not a text", field=field, value=value, cure=cure)
+    cure = (
+        f"write it in quotes: {json.dumps(short(str(value)))}" if isinstance(value, int | float) else "write a string"
+    )
+    raise RowError(f"{field} is {kind_of(value)}, not a string", field=field, value=value, cure=cure)
 
 
 def optional_text(row: Mapping[str, Any], column: str) -> str:
@@ -55,8 +57,8 @@ def required(row: Mapping[str, Any], column: str, cure: str) -> Any:
 
 def unnamed() -> RowError:
     """What is said where a role that is needed has no column."""
-    cure = "name one in dataset_info.json; a column that is given to one role serves no other"
-    return RowError("no column is named for what is read here", field="columns", cure=f"{cure}: {{role: column}}")
+    cure = "name one in dataset_info.json; a column has one role only"
+    return RowError("no column is assigned to this role", field="columns", cure=f"{cure}: {{role: column}}")
 
 
 def items(value: object, field: str) -> Sequence[Any]:

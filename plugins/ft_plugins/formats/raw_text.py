@@ -32,6 +32,6 @@ class RawText(DatasetFormat):
         cure = f"write the text in {column}, or remove the row"
         found = text(required(row, column, cure), column)
         if not found.strip():
-            raise RowError(f"{column} is empty: there is nothing to learn", field=column, value=found, cure=cure)
+            raise RowError(f"{column} is empty: there is nothing to train on", field=column, value=found, cure=cure)
         no_media(row, columns)
         return Text(found)

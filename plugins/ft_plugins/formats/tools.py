@@ -24,6 +24,8 @@ def tools(row: Mapping[str, Any], column: str) -> tuple[Mapping[str, Any], ...]:
         tool = parsed(tool, place)
         if not isinstance(tool, Mapping) or not ("function" in tool or "name" in tool):
             cure = 'write {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
-            raise RowError(f"{place} is {kind_of(tool)} that describes no function", field=place, value=tool, cure=cure)
+            raise RowError(
+                f"{place} is {kind_of(tool)}, not the description of a function", field=place, value=tool, cure=cure
+            )
         found.append(tool if "function" in tool else {"type": "function", "function": tool})
     return tuple(found)

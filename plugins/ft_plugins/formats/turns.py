@@ -68,7 +68,7 @@ def read_turn(turn: object, place: str, tags: Mapping[str, str]) -> Message:
     if role == "assistant" and message.train != 0 and not (message.content.strip() or calls):
         cure = "write the answer, or remove the row"
         field = f"{place}.{tags['content_tag']}"
-        raise RowError(f"{field} is empty: there is nothing to learn", field=field, value=content, cure=cure)
+        raise RowError(f"{field} is empty: there is nothing to train on", field=field, value=content, cure=cure)
     return message
 
 
@@ -95,7 +95,7 @@ def check_turns(messages: Sequence[Message], column: str, tags: Mapping[str, str
                 f"role {message.role!r} {after}",
                 field=f"{column}[{number}].{tags['role_tag']}",
                 value=message.role,
-                cure=f"here only {' or '.join(allowed)} may stand",
+                cure=f"allowed here: {' or '.join(allowed)}",
             )
         before = message.role
 
@@ -112,8 +112,10 @@ def _role(turn: Mapping[str, Any], place: str, tags: Mapping[str, str]) -> tuple
     names.pop("", None)  # of a role whose name was given to another
     key = tags["role_tag"]
     if not key or not tags["content_tag"]:
-        cure = 'name it in dataset_info.json: "tags": {"role_tag": ..., "content_tag": ...}; one key serves one of them'
-        raise RowError(f"no key is named for the {'text' if key else 'role'} of a turn", field="tags", cure=cure)
+        cure = (
+            'name it in dataset_info.json: "tags": {"role_tag": ..., "content_tag": ...}; use a different key for each'
+        )
+        raise RowError(f"no key is assigned to the {'text' if key else 'role'} of a turn", field="tags", cure=cure)
     value = turn.get(key)
     if isinstance(value, str) and value in names:
         return names[value]
@@ -125,9 +127,7 @@ def _content(content: object, field: str, *, may_be_null: bool) -> str:
     if content is None and may_be_null:
         return ""
     if content is None:
-        raise RowError(
-            f"{field} is null or missing", field=field, value=None, cure='write a text; "" where it is empty'
-        )
+        raise RowError(f"{field} is null or missing", field=field, value=None, cure='write a string; "" if it is empty')
     if isinstance(content, list | tuple):
         return "".join(_part(part, f"{field}[{number}]") for number, part in enumerate(content))
     return text(content, field)
@@ -141,7 +141,7 @@ def _part(part: object, field: str) -> str:
         # TRL's way of images: the part says where, the column has the file. Arrow fills other keys with nulls.
         if isinstance(kind, str) and kind in _MEDIA and not any(value for key, value in part.items() if key != "type"):
             return _MEDIA[kind]
-    cure = 'here only {"type": "text", "text": ...} can be read, and {"type": "image"} with the file in images'
+    cure = 'supported: {"type": "text", "text": ...}, and {"type": "image"} with the file in images'
     raise RowError(f"{field} is not a text part", field=field, value=part, cure=cure)
 
 
@@ -151,7 +151,7 @@ def _weight(turn: Mapping[str, Any], place: str) -> float | None:
         if value is None:
             continue
         if not isinstance(value, bool | int | float) or not 0 <= value < math.inf:
-            cure = "write true, false or a number from 0 on"
+            cure = "write true, false or a number of at least 0"
             raise RowError(f"{place}.{key} is not a weight", field=f"{place}.{key}", value=value, cure=cure)
         return float(value)
     return None
@@ -174,7 +174,7 @@ def _call(call: object, field: str) -> Mapping[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         cure = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}}'
-        raise RowError(f"{field} is no call of a function", field=field, value=call, cure=cure)
+        raise RowError(f"{field} is not a function call", field=field, value=call, cure=cure)
     arguments = parsed(function.get("arguments") or "{}", f"{field}.arguments")
     if not isinstance(arguments, Mapping):
         reason = f"{field}.arguments is {kind_of(arguments)}, not an object"

@@ -62,8 +62,8 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
     except UNREADABLE as error:
         raise UsageError(_cannot_load(plan, "tokenizer", error)) from error
     if not tokenizer.is_fast:
-        hint = "masks are made from the offsets that only fast tokenizers have; convert it to tokenizer.json"
-        raise UsageError(Problem("the model's tokenizer is a slow one", plan.where("model_name_or_path"), hint))
+        hint = "loss masks require token offsets, which only fast tokenizers provide; convert it to tokenizer.json"
+        raise UsageError(Problem("the model has a slow tokenizer", plan.where("model_name_or_path"), hint))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = _padding(tokenizer)
     return tokenizer
@@ -105,14 +105,14 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
             raise
         raise UsageError(_cannot_load(plan, "model", error)) from error
     if model.config.is_encoder_decoder:
-        hint = "choose a causal language model; prompt and answer are one sequence here"
-        reason = f"{type(model).__name__} is an encoder and a decoder"
+        hint = "choose a causal language model"
+        reason = f"{type(model).__name__} is an encoder-decoder model"
         raise UsageError(Problem(reason, plan.where("model_name_or_path"), hint))
     # transformers would go on with random numbers in their place; only a scoring head may be new
     missing = sorted(name for name in found["missing_keys"] if not (scores and name.startswith("score.")))
     if missing:
-        reason = f"{plan.model.model_name_or_path} lacks weights: {listed(missing, 3, length=200)}"
-        raise UsageError(Problem(reason, plan.where("model_name_or_path"), "fetch the model again"))
+        reason = f"{plan.model.model_name_or_path} has missing weights: {listed(missing, 3, length=200)}"
+        raise UsageError(Problem(reason, plan.where("model_name_or_path"), "download the model again"))
     model.ft_new_weights = tuple(sorted(found["missing_keys"]))
     if getattr(model, "quantization_method", None) == "bitsandbytes":
         from ft_plugins.methods.quantized import settle, use_tables
@@ -146,15 +146,15 @@ def _cannot_load(plan: Plan, what: str, error: Exception) -> Problem:
     # the text holds the name, which must not be taken for a reason
     reason = text.replace(name, "").replace(str(Path(name).expanduser()), "")
     if "trust_remote_code" in reason:
-        return Problem(f"{name} needs code of its own", where, "read it, then set trust_remote_code: true")
+        return Problem(f"{name} requires custom code", where, "review the code, then set trust_remote_code: true")
     if "safetensors" in reason and isinstance(error, OSError):
-        hint = "pickled weights can run code and are not read; convert them with save_pretrained"
+        hint = "pickled weights can run code and are not supported; convert them with save_pretrained"
         return Problem(f"{name} has no safetensors", where, hint)
     if plan.source is None and not Path(name).expanduser().is_dir():
         if "gated" in reason or "401" in reason:
             return Problem(f"{name} is gated", where, "accept its terms on the hub and set HF_TOKEN")
         if (known := hub_access.model_name(plan)) and (refusal := hub_access.contact(known)):
             return Problem(f"the {what} of {name} {refusal[0]}", where, refusal[1])
-        hint = "is the name right, and is the network there? A folder on this machine serves as well"
-        return Problem(f"the {what} of {name} cannot be fetched", where, hint)
+        hint = "check the name and the network, or write a local folder"
+        return Problem(f"the {what} of {name} cannot be downloaded", where, hint)
     return Problem(f"the {what} of {name} cannot be loaded: {text[:300]}", where)

@@ -49,7 +49,7 @@ def _add_of_adapters(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
             if number != len(tokenizer):
                 reason = f"adapter {name} was trained with {text!r} as token {number:,}"
                 reason += f", and the vocabulary of {plan.model.model_name_or_path} ends at {len(tokenizer):,}"
-                hint = "write the model, and first the adapters, that it was trained on"
+                hint = "write the base model that it was trained on, and before it the adapters that it builds on"
                 raise UsageError(Problem(reason, plan.where("adapter_name_or_path"), hint))
             tokenizer.add_tokens([AddedToken(text, special=special, normalized=False)], special_tokens=special)
             whose[number], known[text] = (text, name), number
@@ -67,7 +67,7 @@ def _conflict(
         reason = f"{text!r} is token {known[text]:,} in {place_of} and token {number:,} in adapter {name}"
     else:
         return None
-    hint = "their added tokens must be the same: train the second one on the first, or use one of them"
+    hint = "added tokens must agree: train the second adapter on the first, or use only one"
     return Problem(reason, plan.where("adapter_name_or_path"), hint)
 
 

@@ -66,7 +66,7 @@ def _check(processor: Any) -> None:
 
     silent = type(processor).replace_image_token is ProcessorMixin.replace_image_token
     if silent or not isinstance(getattr(processor, "image_token", None), str):
-        raise ValueError(f"{type(processor).__name__} does not say which tokens stand for an image")
+        raise ValueError(f"{type(processor).__name__} does not define the placeholder tokens of an image")
 
 
 def _class(source: str, kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Any:

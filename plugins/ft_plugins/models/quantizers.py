@@ -48,13 +48,11 @@ def problems(plan: Plan) -> Iterable[Problem]:
     modules = NEEDS.get(method, ())
     if missing := [module for module in modules if not _installed(module)]:
         names = " ".join(PACKAGES.get(module, module.replace(".", "-").replace("_", "-")) for module in modules)
-        reason = f"the model is quantised ({method}), and reading it needs {' and '.join(missing)}"
+        reason = f"the model is quantised ({method}), and loading it requires {' and '.join(missing)}"
         yield Problem(reason, where, f"pip install {names}")
     if method in ON_GPU and hardware.detect().cuda is None:
-        reason = f"the model is quantised ({method}), and transformers reads such models on a GPU only"
-        yield Problem(
-            reason, where, "take the model as it was before, with quantization_bit: 4 or 8 if it is too large"
-        )
+        reason = f"the model is quantised ({method}), and transformers loads such models on a GPU only"
+        yield Problem(reason, where, "use the unquantised model, with quantization_bit: 4 or 8 if it is too large")
 
 
 def _installed(module: str) -> bool:
@@ -89,5 +87,5 @@ def check_trainable(plan: Plan, model: Any) -> None:
     if quantizer is not None and plan.training.do_train and not quantizer.is_trainable:
         method = quantized_by(plan) or type(quantizer).__name__.removesuffix("HfQuantizer")
         reason = f"the model is quantised ({method}), and transformers cannot train adapters on such layers"
-        hint = "take the model as it was before, with quantization_bit: 4 or 8 if it is too large"
+        hint = "use the unquantised model, with quantization_bit: 4 or 8 if it is too large"
         raise UsageError(Problem(reason, plan.where("model_name_or_path"), hint))

@@ -295,9 +295,9 @@ def test_a_reward_model_without_a_head_is_refused(trainer_of: Any, tiny_model_di
             make_plan(None, values=values | more)
         found.append(str(caught.value))
     hint = "write what stage rm left: its adapter, or with reward_model_type: full the whole model"
-    assert f"adapter {tmp_path / 'sft'} has no head that scores: its task_type is CAUSAL_LM; {hint}" in found[0]
+    assert f"adapter {tmp_path / 'sft'} has no reward head: its task_type is CAUSAL_LM; {hint}" in found[0]
     assert "there is no adapter 'nowhere'; write a folder or a hub id" in found[1]
-    assert f"reward_model {tiny_model_dir} has no head that scores: it is LlamaForCausalLM; {hint}" in found[2]
+    assert f"reward_model {tiny_model_dir} has no reward head: its class is LlamaForCausalLM; {hint}" in found[2]
     assert "there is no adapter 'a'; write a folder or a hub id" in found[3]
 
 
@@ -333,9 +333,7 @@ def test_a_head_that_was_not_in_the_files_is_refused(ppo: Any, scorer_dir: Path)
     file = scorer_dir / "model.safetensors"
     tensors = load_file(file)
     save_file({name: tensor for name, tensor in tensors.items() if name != "score.weight"}, file, {"format": "pt"})
-    with pytest.raises(
-        UsageError, match=f"reward_model {scorer_dir} has no head that scores: its files lack score.weight"
-    ):
+    with pytest.raises(UsageError, match=f"reward_model {scorer_dir} has no reward head: its files lack score.weight"):
         ppo()
 
 

@@ -104,7 +104,7 @@ def test_rows_without_an_answer_are_answered_and_not_measured(
     what = "they are left out of the metrics" if answered else "there are no metrics"
     said = capsys.readouterr().out
     assert f"predictions: 3 of {3 + answered} rows have no answer to compare with: {what}" in said
-    assert "untrainable: 3 rows, no answer: predicted, not evaluated on" in said
+    assert "untrainable: 3 rows, no answer: used for prediction, not for evaluation" in said
 
 
 def test_scores_by_hand() -> None:

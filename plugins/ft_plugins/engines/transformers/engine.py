@@ -25,7 +25,7 @@ class HuggingFace(InferenceEngine):
 
         head = plan.stage.component.head
         if head != "causal_lm":
-            reason = f"stage {plan.stage.component.name} makes a model that scores and does not answer"
+            reason = f"stage {plan.stage.component.name} trains a reward model, which does not generate text"
             raise UsageError(Problem(reason, plan.where("stage"), "choose another run's model or adapter"))
         tokenizer = plan.plugins.hook.ft_load_tokenizer(plan=plan)
         renderer = Renderer.from_plan(plan, tokenizer)
@@ -50,9 +50,9 @@ class HuggingFace(InferenceEngine):
 
         stage = plan.stage.component
         if stage.head != "sequence_classification":
-            reason = f"stage {stage.name} makes a model that answers and does not score"
+            reason = f"stage {stage.name} does not train a reward model"
             raise UsageError(Problem(reason, plan.where("stage"), "choose the run of a reward model"))
-        where, hint = plan.where("model_name_or_path"), "write what stage rm left"
+        where, hint = plan.where("model_name_or_path"), "write the output folder of stage rm"
         if problems := list(head_problems(plan, where, hint)):
             raise UsageError(problems)
         from ft_plugins.engines.transformers.reward import TransformersJudge

@@ -33,8 +33,8 @@ def load_adapted(plan: Plan) -> PreTrainedModel:
     names = plan.model.adapter_name_or_path
     quantized = getattr(model, "is_quantized", False)
     if quantized and len(names) > 1:
-        hint = "merge all but the last with ft export, and name that model"
-        reason = "adapters cannot be merged into quantised weights without rounding them anew"
+        hint = "merge all but the last with ft export, and write the merged model"
+        reason = "several adapters cannot be merged into quantised weights without requantising them"
         raise UsageError(Problem(reason, plan.where("adapter_name_or_path"), hint))
     for number, name in enumerate(names, start=1):
         model = _with_adapter(model, adapter_folder(plan, name), plan, name)
@@ -51,7 +51,7 @@ def _with_adapter(model: Any, folder: Path, plan: Plan, name: str) -> Any:
     except (RuntimeError, ValueError) as error:
         reason = f"adapter {name} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
         raise UsageError(
-            Problem(reason, plan.where("adapter_name_or_path"), "write the model that it was trained on")
+            Problem(reason, plan.where("adapter_name_or_path"), "write the model that the adapter was trained on")
         ) from error
 
 

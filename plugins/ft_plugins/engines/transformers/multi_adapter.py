@@ -60,13 +60,15 @@ def _check(plans: Mapping[str, Plan], first: Plan) -> None:
             first.model.model_name_or_path,
             first.model.model_revision,
         ):
-            reason = f"{name} lies on {model.model_name_or_path}, and not on {first.model.model_name_or_path}"
-            problems.append(Problem(reason, where, "adapters that are served together have one base model"))
+            reason = f"{name} has the base model {model.model_name_or_path}, not {first.model.model_name_or_path}"
+            problems.append(Problem(reason, where, "adapters that are served together must share a base model"))
         if len(model.adapter_name_or_path) > 1:
-            reason = f"{name} lies on further adapters, which would have to be merged into the base model of all"
-            problems.append(Problem(reason, where, "write it as one model with ft export, or serve it alone"))
+            reason = (
+                f"{name} is stacked on other adapters, and these would have to be merged into the shared base model"
+            )
+            problems.append(Problem(reason, where, "merge it into one model with ft export, or serve it alone"))
         if infer_dtype(plan) != infer_dtype(first):
-            problems.append(Problem(f"{name} would have another infer_dtype than the first", where))
+            problems.append(Problem(f"{name} and the first adapter have different infer_dtype", where))
     if problems:
         raise UsageError(problems)
 
@@ -76,7 +78,7 @@ def _check_tokens(plans: Mapping[str, Plan], renderers: Mapping[str, Renderer]) 
     problems = []
     for name, plan in plans.items():
         if plan.model.grows_vocabulary or len(getattr(renderers[name].tokenizer, "ft_new_tokens", ())) > 0:
-            reason = f"{name} has tokens of its own, which the base model of the others has not"
+            reason = f"{name} adds tokens that the shared base model does not have"
             problems.append(Problem(reason, plan.where("adapter_name_or_path"), "serve it alone"))
     if problems:
         raise UsageError(problems)
@@ -95,7 +97,7 @@ def _added(model: Any, plan: Plan, path: str, number: str) -> Any:
             model.load_adapter(folder, adapter_name=number, is_trainable=False)
     except (RuntimeError, ValueError) as error:
         reason = f"adapter {path} does not fit {plan.model.model_name_or_path}: {' '.join(str(error).split())[:200]}"
-        raise UsageError(Problem(reason, hint="write the model that it was trained on")) from error
+        raise UsageError(Problem(reason, hint="write the model that the adapter was trained on")) from error
     return model
 
 

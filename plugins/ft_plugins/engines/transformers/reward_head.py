@@ -28,11 +28,11 @@ def head_problems(plan: Plan, where: str, hint: str, what: str = "") -> Iterable
     if adapters:
         task = adapter_config(Path(adapters[-1]).expanduser()).get("task_type", "SEQ_CLS")
         if task != "SEQ_CLS":
-            yield Problem(f"adapter {adapters[-1]} has no head that scores: its task_type is {task}", where, hint)
+            yield Problem(f"adapter {adapters[-1]} has no reward head: its task_type is {task}", where, hint)
     elif plan.config is not None:
         kinds = plan.config.get("architectures") or ()
         if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-            reason = f"{name} has no head that scores: it is {', '.join(kinds) or 'unknown'}"
+            reason = f"{name} has no reward head: its class is {', '.join(kinds) or 'unknown'}"
             yield Problem(reason, where, hint)
 
 
@@ -50,4 +50,4 @@ def check_head(plan: Plan, model: Any, where: str, hint: str, what: str = "") ->
     new = getattr(model, "ft_new_weights", ())
     if new and not plan.model.adapter_name_or_path:
         name = f"{what} {plan.model.model_name_or_path}".strip()
-        raise UsageError(Problem(f"{name} has no head that scores: its files lack {new[0]}", where, hint))
+        raise UsageError(Problem(f"{name} has no reward head: its files lack {new[0]}", where, hint))

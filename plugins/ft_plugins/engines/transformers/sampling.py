@@ -31,7 +31,7 @@ def check_scores(scores: torch.Tensor) -> None:
         RunError: one is no number or infinite, or all tokens are out of the question.
     """
     if not bool(scores.amax(-1).isfinite().all()):
-        raise RunError("the model's scores for the next token are not finite numbers")
+        raise RunError("the logits for the next token are not finite")
 
 
 class FiniteScores(LogitsProcessor):
