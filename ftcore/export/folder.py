@@ -57,7 +57,7 @@ def check_space(folder: Path, needed: int) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed + _MARGIN:
-        raise RunError(f"export_dir {folder} needs {needed + _MARGIN:,} bytes, and {free:,} bytes are free")
+        raise RunError(f"export_dir {folder} needs {needed + _MARGIN:,} bytes, and {free:,} are free")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Prompts, sessions and outputs of chat, generate and serve."""
+"""Prompts, sessions and outputs of the commands chat, generate and serve."""
 
 from __future__ import annotations
 

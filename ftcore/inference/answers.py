@@ -1,4 +1,4 @@
-"""Whole answers out of streams."""
+"""Collects streamed chunks into answers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ftcore.api.inference_types import Chunk, Prompt
 from ftcore.errors import Problem, RunError
 
 SHOWN = 5
-"""Failures that are named."""
+"""Number of failures that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a prompt was answered with.
+    """The answer to a prompt.
 
     Args:
-        text: of the answer.
-        finish: ``stop`` or ``length``; ``error`` where it failed, the text is empty then.
-        prompt_tokens, tokens: of prompt and answer.
-        error: why it failed.
+        text: text of the answer; empty after an error.
+        finish: ``stop``, ``length`` or ``error``.
+        prompt_tokens, tokens: number of tokens of prompt and answer.
+        error: the message, for ``error``.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Answer:
 
 
 def collect(chunks: Iterable[Chunk], count: int) -> list[Answer]:
-    """The answers to ``count`` prompts, in their order."""
+    """The answers to ``count`` prompts, in order."""
     texts: list[list[str]] = [[] for _ in range(count)]
     last: list[Chunk | None] = [None] * count
     for chunk in chunks:
@@ -47,7 +47,7 @@ def collect(chunks: Iterable[Chunk], count: int) -> list[Answer]:
 
 
 def failures(answers: Sequence[Answer], prompts: Sequence[Prompt]) -> list[Problem]:
-    """What the prompts of failed answers raised, each with its place."""
+    """The errors of failed answers, with the places of their prompts."""
     return [
         Problem(answer.error, prompt.place or f"prompt {number}")
         for number, (answer, prompt) in enumerate(zip(answers, prompts, strict=True), start=1)
@@ -56,23 +56,23 @@ def failures(answers: Sequence[Answer], prompts: Sequence[Prompt]) -> list[Probl
 
 
 def check_answered(answers: Sequence[Answer], prompts: Sequence[Prompt]) -> None:
-    """Refuses failed answers, for those who need all.
+    """Raises an error if any answer failed.
 
     Raises:
-        RunError: naming them.
+        RunError: with the first failures.
     """
     if failed := failures(answers, prompts):
         raise RunError(failed_line(failed, len(prompts)))
 
 
 def failed_line(failed: Sequence[Problem], count: int) -> str:
-    """How many answers failed, and the first reasons."""
+    """A message with the number of failed answers and the first reasons."""
     more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
     return f"{len(failed):,} of {count:,} answers failed: " + "; ".join(map(str, failed[:SHOWN])) + more
 
 
 def answer_all(generator: Generator, prompts: Sequence[Prompt], window: int) -> Iterator[Answer]:
-    """Answers in the order of the prompts, ``window`` prompts at a time, so that few are lost when it is stopped."""
+    """Answers in the order of the prompts, in windows of ``window`` prompts: an interruption loses one window."""
     for start in range(0, len(prompts), window):
         part = prompts[start : start + window]
         yield from collect(generator.stream(part), len(part))

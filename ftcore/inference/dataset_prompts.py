@@ -1,4 +1,4 @@
-"""Datasets as prompts: of every conversation the model gives the last answer anew."""
+"""Turns datasets into prompts: the model regenerates the last answer of each conversation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ftcore.errors import RowError, UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class _Asking(Stage):
-    """What the loaders are told: every kind of sample that begins with a prompt is welcome."""
+    """A stage for the loaders that accepts every kind of sample with a prompt."""
 
     samples: ClassVar[tuple[str, ...]] = ("AnyQuestion",)
 
@@ -35,18 +35,18 @@ class _Asking(Stage):
 def dataset_prompts(
     names: str, plan: Plan, system: str | None
 ) -> tuple[list[Mapping[str, Any]], list[Prompt], list[str]]:
-    """Rows, prompts, and what is to be told of rows that were left out.
+    """Rows, prompts, and lines about skipped rows.
 
-    A row has ``messages`` (the prompt), ``tools`` where there are any, ``place``, and where the dataset has an answer
-    ``label``, that answer, of a preference the chosen one.
+    A row has ``messages`` (the prompt), ``place``, optional ``tools``, and ``label``, the answer in the dataset; for a
+    preference, the chosen answer.
 
     Args:
-        names: as in the option ``dataset``.
-        plan: ``dataset_dir``, ``max_samples``, ``on_bad_row``, ``max_bad_rows`` and ``media_dir`` are used.
-        system: of conversations that have no system message.
+        names: value of the option ``dataset``.
+        plan: supplies ``dataset_dir``, ``max_samples``, ``on_bad_row``, ``max_bad_rows`` and ``media_dir``.
+        system: system message of conversations without one.
 
     Raises:
-        UsageError: with every mistake in names and rows.
+        UsageError: with all problems of names and rows.
     """
     listed = [name for part in names.split(",") if (name := part.strip())]
     specs, problems = resolve(listed, dataset_dir=plan.data.dataset_dir, where="--dataset")
@@ -65,7 +65,7 @@ def _read(
     spec: DatasetSpec, plan: Plan, system: str | None, rows: list[Mapping[str, Any]], prompts: list[Prompt]
 ) -> RowCounts:
     counts = RowCounts(name=spec.name)
-    for place, sample, _ in counted(read_samples(spec, plan)):  # one answer, however often the row is drawn
+    for place, sample, _ in counted(read_samples(spec, plan)):  # one answer per row, also for repeated rows
         try:
             row, prompt = _asked(place, sample, system)
         except RowError as error:
@@ -97,11 +97,11 @@ def _asked(place: Place, sample: Sample | RowError, system: str | None) -> tuple
 
 
 def _split(sample: Sample) -> tuple[Chat, Message | None]:
-    """The prompt, and the answer where there is one."""
+    """The prompt, and the answer if there is one."""
     if isinstance(sample, Preference):
         return sample.prompt, sample.chosen
     chat = sample.chat if isinstance(sample, Feedback) else sample
-    assert isinstance(chat, Chat)  # the loaders were asked for nothing else
+    assert isinstance(chat, Chat)  # the loaders return no other kind
     if chat.messages[-1].role != "assistant":
         return chat, None
     if len(chat.messages) == 1:

@@ -1,4 +1,4 @@
-"""What answers depend on, as plain facts: two runs with the same facts give the same answers."""
+"""The facts that determine answers: two runs with the same facts give the same answers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ftcore.utils.file_digests import file_sha256
 from ftcore.utils.hashing import new_digest, sha256_of
 
 READ = ("tokenizer*", "*.jinja", "generation_config.json")
-"""Files of a model's folder, besides its weights, by which it reads and stops."""
+"""Files in a model's folder, besides weights, that affect tokenisation and stopping."""
 PACKAGES = ("ftcore", "torch", "transformers", "tokenizers", "peft")
 DATA = ("cutoff_len", "default_system", "enable_thinking", "preserve_thinking")
-"""Options of the data that shape a prompt."""
+"""Data options that affect prompts."""
 NOT = ("hf_hub_token", "cache_dir")
-"""Options of the model that say how it is fetched."""
+"""Model options that affect only the download."""
 
 
 def facts(plan: Plan, inputs: Sequence[Any]) -> dict[str, Any]:
     """Facts by name.
 
     Args:
-        plan: of the answers.
-        inputs: what is answered or scored, in its order; anything that JSON or ``repr`` shows whole.
+        plan: the plan of the answers.
+        inputs: prompts or conversations in order; JSON or ``repr`` must show them completely.
     """
     found: dict[str, Any] = {"sha256 of the inputs": _digest(inputs)}
     found |= {f"sha256 of {name}": digest for name, digest in {**model_files(plan), **_beside(plan)}.items()}

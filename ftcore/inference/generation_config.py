@@ -1,4 +1,4 @@
-"""What ends an answer, and how answers are sampled, in the exported model's generation_config.json."""
+"""Stop tokens and sampling options for the generation_config.json of an exported model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def set_generation(plan: Plan, model: Any, tokenizer: Any, renderer: Renderer | None) -> None:
-    """Ends of turns as end-of-sequence ids, and the sampling that the user wrote; all else is the base model's."""
+    """Sets stop ids and the sampling options that the user wrote; all other values are the base model's."""
     config = model.generation_config
     set_ends(config, tokenizer, renderer)
     written = written_generation(plan)
@@ -23,19 +23,19 @@ def set_generation(plan: Plan, model: Any, tokenizer: Any, renderer: Renderer | 
 
 
 def set_ends(config: Any, tokenizer: Any, renderer: Renderer | None) -> None:
-    """Ends of turns as end-of-sequence ids, and the tokenizer's other ids, in a generation configuration."""
+    """Sets stop ids and the tokenizer's pad and begin-of-sequence ids in a generation configuration."""
     stops = list(renderer.stop_ids) if renderer else [tokenizer.eos_token_id]
     config.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
     config.pad_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
 
 
 def _samples(config: Any) -> bool:
-    """Whether the base model's own configuration sets how to sample; transformers saves it only as sampling."""
+    """Whether the base model's configuration has sampling options; transformers saves them only with do_sample."""
     return any(getattr(config, name, None) not in (None, 1.0, 50) for name in ("temperature", "top_p", "top_k"))
 
 
 def written_generation(plan: Plan) -> dict[str, Any]:
-    """Sampling options that the user wrote, and not their defaults."""
+    """The sampling options that the user wrote, without defaults."""
     names = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
     bound = {name: plan.options[name] for name in names if name in plan.options}
     values = {name: option.value for name, option in bound.items() if option.origin not in ("default", "family")}

@@ -1,4 +1,4 @@
-"""Generation options of one prompt: the run's, under those of the prompt."""
+"""Generation options of one prompt: those of the run, overridden by the prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ftcore.errors import Problem, UsageError
 
 
 def override_options(base: GenerationOptions, overrides: Mapping[str, Any] | None) -> GenerationOptions:
-    """The options with these values in place of their own; null leaves one as it is.
+    """The options with overridden values; null keeps a value.
 
     Raises:
         UsageError: naming every setting that is unknown or out of range.
@@ -20,9 +20,7 @@ def override_options(base: GenerationOptions, overrides: Mapping[str, Any] | Non
     known = GenerationOptions.model_fields
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     unknown = sorted(given.keys() - known.keys())
-    problems = [
-        Problem(f"unknown generation setting {name!r}", hint=f"there are: {', '.join(known)}") for name in unknown
-    ]
+    problems = [Problem(f"unknown generation setting {name!r}", hint=f"known: {', '.join(known)}") for name in unknown]
     values = base.model_dump() | {name: value for name, value in given.items() if name in known}
     options, wrong = bind("generation", GenerationOptions, from_mapping(values, ""))
     if options is None or problems:

@@ -1,4 +1,4 @@
-"""Prompts out of a JSONL file."""
+"""Reads prompts and conversations from JSONL files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def text_prompt(text: str, system: str | None = None) -> Prompt:
-    """A user's turn, after a system message if there is one."""
+    """A user turn, with an optional system message before it."""
     head = (Message("system", system),) if system is not None else ()
     return Prompt((*head, Message("user", text)))
 
@@ -29,23 +29,23 @@ def read_prompts(file: Path, system: str | None) -> tuple[list[Mapping[str, Any]
     """Rows and their prompts.
 
     Args:
-        file: JSON objects, one a line; empty lines are passed over.
-        system: of rows that have no system message.
+        file: JSON objects, one per line; empty lines are skipped.
+        system: system message of rows without one.
 
     Raises:
-        UsageError: with every bad line.
+        UsageError: with all bad lines.
     """
     rows, prompts, places = _read(file, lambda row: _prompt(row, system))
     return rows, [replace(prompt, place=place) for prompt, place in zip(prompts, places, strict=True)]
 
 
 def read_conversations(file: Path) -> tuple[list[Mapping[str, Any]], list[Chat], list[str]]:
-    """Rows ``{"messages": [...], "tools": [...]}``, their conversations, and where they stand, ``file:line``.
+    """Rows ``{"messages": [...], "tools": [...]}``, their conversations and places, ``file:line``.
 
-    The last turn of each is the assistant's.
+    The last turn of each conversation is the assistant's.
 
     Raises:
-        UsageError: with every bad line.
+        UsageError: with all bad lines.
     """
     return _read(file, _conversation)
 
@@ -81,7 +81,7 @@ def _read(file: Path, convert: Callable[[Any], T]) -> tuple[list[Mapping[str, An
 
 
 class _BadRowError(Exception):
-    """What is wrong with a row."""
+    """The problem of a row."""
 
 
 def _prompt(row: Any, system: str | None) -> Prompt:
@@ -165,7 +165,7 @@ def _turns(found: Any) -> list[Message]:
 
 
 def _objects(found: Any, name: str) -> tuple[dict[str, Any], ...]:
-    """A list of objects, or none."""
+    """Checks a list of objects; None is an empty list."""
     if found is None:
         return ()
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):

@@ -1,7 +1,7 @@
-"""A file of answers that is begun once and gone on with: ``OUTPUT.partial``, moved to ``OUTPUT`` when it is whole.
+"""A resumable file of answers: ``OUTPUT.partial``, which is moved to ``OUTPUT`` when it is complete.
 
-Its first line says what the answers depend on. Answers come in windows, and a kill loses the one that it falls into:
-they are batched and sampled a window at a time, so that what was made by two processes is what one would have made.
+Its first line has the facts that the answers depend on. Answers are batched and sampled per window, so that a resumed
+run gives the same answers as an uninterrupted one. A kill loses at most one window.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ftcore.utils.file_lock import HeldError, take
 from ftcore.utils.files import staged_file
 
 MARK, WINDOW, LINES = "ft_partial", "answers at a time", "answers"
-"""Keys of the first line."""
+"""Keys in the first line of the file."""
 
 
 class ResumableOutput:
-    """An open file of this kind; see `open_partial`.
+    """An open partial file; see `open_partial`.
 
     Attributes:
-        done: how many lines are there.
+        done: number of answers in the file.
     """
 
     def __init__(self, output: Path, stream: BinaryIO, begin: int, done: int) -> None:
         self.output, self.stream, self.begin, self.done = output, stream, begin, done
 
     def write(self, lines: Sequence[str]) -> None:
-        """A window of lines, which are on the disk when this returns."""
+        """Appends a window of lines and syncs them to disk."""
         with _telling(partial_of(self.output)):
             self.stream.write("".join(f"{line}\n" for line in lines).encode())
             self.stream.flush()
@@ -41,7 +41,7 @@ class ResumableOutput:
         self.done += len(lines)
 
     def finish(self) -> None:
-        """Puts the lines in the place of ``output``."""
+        """Moves the lines to ``output``."""
         self.stream.seek(self.begin)
         with _telling(self.output), staged_file(self.output) as staged, staged.open("wb") as target:
             shutil.copyfileobj(self.stream, target)
@@ -49,7 +49,7 @@ class ResumableOutput:
 
 
 def partial_of(output: Path) -> Path:
-    """Where answers are until all are there."""
+    """The path of the partial file."""
     return output.with_name(f"{output.name}.partial")
 
 
@@ -57,18 +57,18 @@ def partial_of(output: Path) -> Path:
 def open_partial(
     output: Path, facts: Mapping[str, Any], count: int, window: int, *, locking: bool = True
 ) -> Iterator[ResumableOutput]:
-    """Begins the file, or goes on with what lies there.
+    """Creates the partial file, or resumes an existing one.
 
     Args:
-        output: where the lines belong in the end; what is there stays until then.
-        facts: what the lines depend on, plain JSON.
-        count: how many there will be.
-        window: how many are written at a time.
+        output: the final file; it is replaced only at the end.
+        facts: JSON facts that the lines depend on.
+        count: number of lines of the complete file.
+        window: lines per write.
         locking: the option ``use_file_locking``.
 
     Raises:
-        UsageError: what lies there was begun otherwise, naming each difference, or is no such file.
-        RunError: it cannot be written, or another process writes it.
+        UsageError: the existing file has other facts (with each difference), or another format.
+        RunError: the file cannot be written, or another process is writing it.
     """
     path = partial_of(output)
     facts = {**facts, WINDOW: window, LINES: count}
@@ -88,7 +88,7 @@ def open_partial(
 
 @contextmanager
 def _telling(path: Path) -> Iterator[None]:
-    """A full disk, or a folder that cannot be written, as one line."""
+    """Turns errors of the file system into a one-line RunError."""
     try:
         yield
     except OSError as error:
@@ -104,7 +104,7 @@ def _lock(stream: BinaryIO, path: Path, locking: bool) -> None:
 
 
 def _begun(stream: BinaryIO, path: Path, facts: Mapping[str, Any]) -> tuple[int, int]:
-    """``(bytes of the first line, lines behind it that are kept)``; what is behind these is cut off."""
+    """``(size of the first line in bytes, complete lines after it)``; the rest is truncated."""
     stream.seek(0)
     first = stream.readline()
     done = end = 0
@@ -125,7 +125,7 @@ def _begun(stream: BinaryIO, path: Path, facts: Mapping[str, Any]) -> tuple[int,
 
 
 def _whole(stream: BinaryIO, window: int, lines: int) -> tuple[int, int]:
-    """How many lines whole windows have, and where they end."""
+    """Number of lines in complete windows, and their end in bytes."""
     done = end = 0
     for number, line in enumerate(stream, start=1):
         if not line.endswith(b"\n"):
@@ -136,7 +136,7 @@ def _whole(stream: BinaryIO, window: int, lines: int) -> tuple[int, int]:
 
 
 def _facts(first: bytes, path: Path) -> dict[str, Any]:
-    """What the first line says."""
+    """The facts in the first line."""
     try:
         known: dict[str, Any] = json.loads(first)
         if known.pop(MARK) == 1 and isinstance(known[WINDOW], int) and isinstance(known[LINES], int):
@@ -147,7 +147,7 @@ def _facts(first: bytes, path: Path) -> dict[str, Any]:
 
 
 def _check(known: Mapping[str, Any], path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuses differences."""
+    """Raises an error for differing facts."""
     wanted = json.loads(json.dumps(facts))
     names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
     if names:

@@ -1,4 +1,4 @@
-"""Which stage makes the models that score."""
+"""Finds the stage that trains reward models."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ftcore.errors import Problem, UsageError
 
 
 def scoring_stage(plugins: Plugins) -> str:
-    """Full name of the stage whose models score.
+    """Full name of the stage that trains reward models.
 
     Raises:
-        UsageError: when there is none, or several.
+        UsageError: there is none, or several.
     """
     found = [offer.full_name for offer in plugins.of(Stage) if offer.component.head == "sequence_classification"]
     if len(found) != 1:
@@ -23,7 +23,7 @@ def scoring_stage(plugins: Plugins) -> str:
 
 
 def to_score(file: str | None, overrides: Sequence[str], plugins: Plugins) -> Sequence[str]:
-    """``key=value`` words, with the stage that scores where neither they nor a file can name one."""
+    """The overrides, with the stage of reward models if neither they nor a file can set the stage."""
     if file is not None or any(word.startswith("stage=") for word in overrides):
         return overrides
     return [*overrides, f"stage={scoring_stage(plugins)}"]

@@ -1,4 +1,4 @@
-"""Work on several items at once, of which one that fails fails alone."""
+"""Batched work in which the failure of an item does not affect other items."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ B = TypeVar("B")
 
 
 def isolated(work: Callable[[Sequence[A]], Sequence[B]], items: Sequence[A]) -> list[B | Exception]:
-    """The result of each item; where the work on all of them raises, each is worked on by itself.
+    """The result of each item; if the batch raises an exception, each item is processed alone.
 
     Args:
-        work: gives a result for each of some items, in order, and leaves nothing behind when it raises.
+        work: returns one result per item, in order; must not have side effects when it raises.
         items: at least one.
 
     Returns:
-        Of an item that fails by itself what it raised.
+        Results in order; the exception for an item that also fails alone.
     """
     found = _tried(work, items)
     if not isinstance(found, Exception):
         return list(found)
     if len(items) == 1:
         return [found]
-    del found  # its traceback holds what the work on all of them had in memory
+    del found  # its traceback keeps the memory of the failed batch
     alone = [_tried(work, [item]) for item in items]
     return [result if isinstance(result, Exception) else result[0] for result in alone]
 
 
 def failed_chunk(index: int, error: Exception, prompt_tokens: int) -> Chunk:
-    """What a prompt is answered with that failed alone.
+    """The last chunk of a prompt that failed.
 
     Args:
-        index: of the prompt.
-        error: that it raised.
-        prompt_tokens: of the prompt.
+        index: number of the prompt.
+        error: the exception.
+        prompt_tokens: number of tokens of the prompt.
     """
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return Chunk(index, "", "error", prompt_tokens=prompt_tokens, error=reason)
@@ -46,5 +46,5 @@ def failed_chunk(index: int, error: Exception, prompt_tokens: int) -> Chunk:
 def _tried(work: Callable[[Sequence[A]], Sequence[B]], items: Sequence[A]) -> Sequence[B] | Exception:
     try:
         return work(items)
-    except Exception as error:  # whatever it is, it is the items', and the caller tells them
+    except Exception as error:  # the caller reports it for these items
         return error

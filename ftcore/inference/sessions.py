@@ -1,4 +1,4 @@
-"""Answers to prompts that come and go while others are being made."""
+"""Sessions: prompts join and leave while other answers are generated."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ftcore.errors import RunError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An answer that ends by an error, which no other answer of the session shares.
+    """The error of one answer; other answers of the session continue.
 
     Args:
-        index: the prompt's number.
-        error: why; `UsageError` where the prompt cannot be answered, anything else where the engine failed.
+        index: number of the prompt.
+        error: `UsageError` if the prompt cannot be answered; any other exception if the engine failed.
     """
 
     index: int
@@ -25,58 +25,58 @@ class Refused:
 
 
 class Session(ABC):
-    """Prompts that are answered side by side; used by one thread."""
+    """Answers several prompts concurrently; used by one thread."""
 
     @abstractmethod
     def add(self, prompt: Prompt, logprobs: int | None = None) -> int:
-        """Takes a prompt in and gives its number, which no other prompt of the session gets.
+        """Adds a prompt and returns its number, which is unique in the session.
 
         Args:
-            prompt: to answer.
-            logprobs: how many likeliest tokens are told beside each token; None where none is scored.
+            prompt: the prompt.
+            logprobs: number of most likely tokens to return for each token; None for no log-probabilities.
 
         Raises:
-            UsageError: the prompt, a setting or ``logprobs`` cannot be.
+            UsageError: the prompt, a setting or ``logprobs`` is not supported.
         """
 
     @abstractmethod
     def drop(self, number: int) -> None:
-        """Stops an answer and frees its place; one that has ended may be dropped too."""
+        """Stops an answer and frees its slot; a finished answer may be dropped as well."""
 
     @abstractmethod
     def step(self) -> Sequence[Chunk | Refused]:
-        """A little work, at most one token for each answer; chunks carry the prompts' numbers.
+        """Generates at most one token per answer; chunks have the numbers of their prompts.
 
-        What one answer raises ends that answer alone, as `Refused`; what is raised here ends them all.
+        An error of one answer is returned as `Refused`. An exception of this method ends all answers.
         """
 
 
 class BatchingGenerator(Generator):
-    """A generator that has a session of its own, and batches across requests."""
+    """A generator with a session that batches across requests."""
 
     @abstractmethod
     def session(self, slots: int) -> Session | None:
-        """A session that makes at most so many answers at a time; further prompts wait. None where it cannot."""
+        """A session with at most ``slots`` concurrent answers; further prompts wait. None if unsupported."""
 
 
 def open_session(generator: Generator, slots: int, count: Callable[[Prompt], int]) -> Session:
-    """The generator's own session; one that answers prompt after prompt where it has none.
+    """The session of the generator, or a sequential one if it has none.
 
     Args:
-        generator: answers.
-        slots: answers that it may make at a time.
-        count: the tokens of a prompt, for generators that tell them only at the end.
+        generator: the generator.
+        slots: maximum number of concurrent answers.
+        count: counts the tokens of a prompt, for generators that report them only at the end.
     """
     own = generator.session(slots) if isinstance(generator, BatchingGenerator) else None
     return own or Turns(generator, count)
 
 
 class Turns(Session):
-    """One prompt after the other, through `Generator.stream`; a chunk is counted as one token until the last.
+    """A sequential session over `Generator.stream`; each chunk counts as one token until the last.
 
     Args:
-        generator: answers.
-        count: the tokens of a prompt.
+        generator: the generator.
+        count: counts the tokens of a prompt.
     """
 
     def __init__(self, generator: Generator, count: Callable[[Prompt], int]) -> None:
@@ -87,7 +87,7 @@ class Turns(Session):
         self._prompt_tokens = self._tokens = 0
 
     def add(self, prompt: Prompt, logprobs: int | None = None) -> int:
-        """The prompt waits until its turn comes."""
+        """Queues the prompt."""
         if logprobs is not None:
             raise UsageError("this inference engine does not return log-probabilities")
         self.generator.check([prompt])
@@ -96,13 +96,13 @@ class Turns(Session):
         return self._added
 
     def drop(self, number: int) -> None:
-        """Leaves the stream, which stops it."""
+        """Closes the stream, which stops the answer."""
         self._waiting.pop(number, None)
         if self._current and self._current[0] == number:
             self._leave()
 
     def step(self) -> Sequence[Chunk | Refused]:
-        """The next piece of the answer whose turn it is."""
+        """The next chunk of the current answer."""
         number = self._current[0] if self._current else next(iter(self._waiting), None)
         if number is None:
             return []
@@ -112,7 +112,7 @@ class Turns(Session):
             assert self._current is not None
             self._prompt_tokens = self._prompt_tokens or self.count(self._prompt)
             chunk = next(self._current[1])
-        except Exception as error:  # one prompt at a time: whatever is raised is this one's
+        except Exception as error:  # one prompt at a time: the error is that of this prompt
             self._current = None
             return [Refused(number, error)]
         if chunk.finish == "error":

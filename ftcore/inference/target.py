@@ -1,4 +1,4 @@
-"""Which model a command talks to: from a training file, a model, an adapter, or a folder that a run left."""
+"""Selects the model of a command from a training file, a model, an adapter or the output folder of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan
     from ftcore.api.registry import Plugins
 
-# A training file names data and training that have no part in this, and that need not be there any more.
+# Data and training options of a training file are ignored: their files may be gone.
 UNUSED: dict[str, Any] = {
     "dataset": (),
     "eval_dataset": (),
@@ -46,12 +46,12 @@ UNUSED: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A plan for inference, and the run that trained what it names, if one of ours did.
+    """A plan for inference, and the run that trained its model or adapter, if ft trained it.
 
     Args:
-        plan: of the model.
+        plan: the plan of the model.
         trained: the run.
-        notes: what is worth a line of the runs that left these folders.
+        notes: lines for the terminal about these runs.
     """
 
     plan: Plan
@@ -62,27 +62,27 @@ class Target:
         """The generator.
 
         Args:
-            force: take a template that differs from the one trained with.
+            force: whether to accept a template other than that of training.
 
         Raises:
-            UsageError: when it differs; and as the engine says.
+            UsageError: the template differs, or the engine cannot load the plan.
         """
         self.check(force=force)
         return self.plan.engine.component.load(self.plan)
 
     def judge(self, *, force: bool = False) -> Judge:
-        """The same for a reward model: what scores."""
+        """Loads a reward model; see `load`."""
         self.check(force=force)
         return self.plan.engine.component.judge(self.plan)
 
     def check(self, *, force: bool = False) -> None:
-        """Raises UsageError when the template differs from the one trained with; warns of what is only odd."""
+        """Raises UsageError if the template differs from that of training; also warns, see `warn`."""
         self.warn()
         if self.trained and self.trained.sha256 and not force:
             check_template(self.plan, self.plan.plugins.hook.ft_load_tokenizer(plan=self.plan), self.trained)
 
     def warn(self) -> None:
-        """Names runs that did not end well, and adapters that are put on other weights than they were trained on."""
+        """Warns about runs that did not finish, and adapters on other weights than those they were trained on."""
         for line in (*self.notes, *other_bases(self.plan)):
             log.warning("warning: %s", line)
 
@@ -101,14 +101,14 @@ def find_target(
     overrides: Sequence[str] = (),
     plugins: Plugins | None = None,
 ) -> Target:
-    """What to talk to.
+    """Selects the model for inference.
 
-    With a training file: what its run left in ``output_dir``, if that is finished, else its base model. ``model`` and
-    ``adapters`` win over the file. Template, system message and, for an adapter, the base model come from the manifest
-    of the run that trained it, unless the file or the command line says otherwise.
+    With a training file, it is the result of its run in ``output_dir``, or the base model if the run has not finished.
+    ``model`` and ``adapters`` override the file. Template, system message and an adapter's base model come from the
+    manifest of the training run, unless the file or the command line sets them.
 
     Raises:
-        UsageError: when nothing is named, or what is named is wrong.
+        UsageError: no model is given, or the names or options are wrong.
     """
     model, adapters, overrides = _named(model, adapters, overrides)
     written = {name: setting.value for name, setting in read_settings(file, overrides).items()}
@@ -134,18 +134,18 @@ def find_target(
 
 
 def unfinished(folder: Path, *, alone: bool = True) -> list[str]:
-    """What is to be said of a folder, or a checkpoint, whose run has not ended well; nothing where it lives.
+    """A warning about a run that did not finish; empty if it did, or if it is still running.
 
     Args:
-        folder: of a run, or one of its checkpoints.
-        alone: that its run left nothing there which could be used is part of what is said.
+        folder: output folder of a run, or one of its checkpoints.
+        alone: whether the line also says that the base model is used.
     """
     folder = folder.parent if folder.name.startswith("checkpoint-") else folder
     manifest = read_status(folder)
     if (status := manifest.get("status")) not in (RUNNING, STOPPED, FAILED):
         return []
     if status == RUNNING and not alone and lives(folder, manifest):
-        return []  # one of its checkpoints
+        return []  # a checkpoint of a running run
     line = notice(folder)
     if status != RUNNING:
         cause = f": {manifest['cause']}" if manifest.get("cause") else ""
@@ -156,7 +156,7 @@ def unfinished(folder: Path, *, alone: bool = True) -> list[str]:
 def _named(
     model: str | None, adapters: Sequence[str], overrides: Sequence[str]
 ) -> tuple[str | None, list[str], list[str]]:
-    """The same, with ``model_name_or_path=M`` and ``adapter_name_or_path=A`` taken as --model and --adapter."""
+    """Treats ``model_name_or_path=M`` and ``adapter_name_or_path=A`` as --model and --adapter."""
     adapters, rest = list(adapters), []
     for word in overrides:
         name, _, value = word.partition("=")
@@ -170,11 +170,11 @@ def _named(
 
 
 def _from_training(trained: Trained | None, names: Mapping[str, Any]) -> dict[str, Any]:
-    """What needs not be said, because the run that left the model or adapter, or the adapter's own file, says it."""
+    """Options from the manifest of the training run, or from the adapter's configuration."""
     known = trained.values() if trained else {}
     adapters = _list(names.get("adapter_name_or_path"))
     if len(adapters) > 1:
-        known.pop("adapter_name_or_path", None)  # the user says what lies beneath
+        known.pop("adapter_name_or_path", None)  # the user names the adapters below
     if "model_name_or_path" in names:
         known = {name: value for name, value in known.items() if name not in ("model_name_or_path", "model_revision")}
     elif adapters and "model_name_or_path" not in known:
@@ -192,7 +192,7 @@ def _base(adapter: str) -> Mapping[str, Any]:
 
 
 def _left_by(plan: Plan) -> dict[str, Any]:
-    """Options that select what the plan's own run left in its ``output_dir``; empty where it has not finished."""
+    """Options that select the result of the plan's run in ``output_dir``; empty if it has not finished."""
     folder = plan.output_dir
     trained = read_trained(folder) if folder.is_dir() else None
     if trained is None or not trained.finished:
@@ -203,13 +203,13 @@ def _left_by(plan: Plan) -> dict[str, Any]:
 
 
 def _list(names: Any) -> list[str]:
-    """``a,b`` or a list, as a list."""
+    """Splits ``a,b`` into a list; a list is kept."""
     parts = names.split(",") if isinstance(names, str) else names or ()
     return [name for part in parts if (name := str(part).strip())]
 
 
 def _trained(names: Any) -> Trained | None:
-    """The run that left the last of these folders."""
+    """The run that wrote the last of these folders."""
     if not (found := _list(names)):
         return None
     folder = Path(found[-1]).expanduser()
@@ -217,12 +217,12 @@ def _trained(names: Any) -> Trained | None:
 
 
 def check_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, trained: Trained) -> None:
-    """Refuses a template that is not the one trained with.
+    """Raises an error for a template that differs from that of training.
 
-    A default system message that the user sets is no other template: the comparison leaves it out.
+    The comparison ignores the default system message.
 
     Raises:
-        UsageError: naming both.
+        UsageError: with both templates.
     """
     from ftcore.data.chat_template.renderer import Renderer
 

@@ -1,4 +1,4 @@
-"""The application: routes, and errors in OpenAI's shape."""
+"""The FastAPI application: routes, and errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ftcore.serving.score_endpoint import score
 from ftcore.serving.served_models import Served
 from ftcore.serving.worker import Worker
 
-# the client is gone: nobody reads it; nginx's number for that, for the log
+# nginx's status for a client that disconnected; only the log shows it
 CLIENT_CLOSED = 499
 
 
 def create_app(served: Mapping[str, Served], *, key: str | None = None) -> FastAPI:
-    """The application over what is served; the options are those of the first.
+    """Creates the application; the server options are those of the first model.
 
     Args:
         served: name -> model.
-        key: that requests must bring; None for none.
+        key: API key of requests; None for no key.
     """
     options = next(iter(served.values())).plan.serving
     sessions = {name: one.opener() for name, one in served.items() if one.generator}
@@ -112,7 +112,7 @@ def find(served: Mapping[str, Served], name: str) -> Served:
     """The model of this name.
 
     Raises:
-        ApiError: 404, naming those that there are.
+        ApiError: 404, with the available names.
     """
     if name in served:
         return served[name]

@@ -1,4 +1,4 @@
-"""How large a conversation of a request may be; looked at before anything is made of it."""
+"""Size limits of a request's conversation, checked before it is rendered."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ftcore.api.option_groups import ServingOptions
 from ftcore.serving.http_errors import ApiError
 
 CHARACTERS = 16
-"""For each token that the model has a place for: text has 4 or 5, code that is mostly blanks 10."""
+"""Characters per token of the model's context: text has 4 to 5, code with much white space 10."""
 TOKENS = 2
-"""Of a message without a word: a template begins a turn, or ends it."""
+"""Tokens of an empty message: the start and end of a turn."""
 UNKNOWN = 4096
-"""Messages of a model of which nobody knows how much it can read."""
+"""Limit of messages if the context length is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a conversation may have.
+    """Size limits of a conversation.
 
     Args:
-        messages: turns.
-        chars: characters of turns and tools.
+        messages: number of turns.
+        chars: number of characters of turns and tools.
     """
 
     messages: int
@@ -31,25 +31,25 @@ class Bounds:
 
     @classmethod
     def of(cls, options: ServingOptions, context: int | None) -> Bounds:
-        """What the options say; unset, what a model of so many tokens can read at most.
+        """Limits from the options; unset ones follow from the model's context length.
 
         Args:
-            options: of the server.
-            context: tokens of prompt and answer; None where it is not known.
+            options: options of the server.
+            context: context length in tokens; None if unknown.
         """
         messages = max(context // TOKENS, 1) if context else UNKNOWN
         chars = context * CHARACTERS if context else options.serve_max_body
         return cls(options.serve_max_messages or messages, options.serve_max_chars or chars)
 
     def check(self, found: Any, where: str = "") -> None:
-        """Refuses an object of `messages` and `tools` as it came in; what else is wrong with it is found later.
+        """Checks the size of an object with `messages` and `tools`, before its validation.
 
         Args:
-            found: JSON.
-            where: what leads to it in the request, such as ``conversations.0.``.
+            found: the parsed JSON.
+            where: path to the object in the request, such as ``conversations.0.``.
 
         Raises:
-            ApiError: naming the bound.
+            ApiError: with the exceeded limit.
         """
         if not isinstance(found, Mapping):
             return
@@ -65,10 +65,10 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class BoundsOf:
-    """Called with a request's JSON gives the bounds of the model that it names; of any where there is no such.
+    """Maps a request's JSON to the limits of its model; an unknown model has those of the first.
 
     Args:
-        served: name -> bounds; at least one.
+        served: name -> limits; at least one.
     """
 
     served: Mapping[str, Bounds]
@@ -81,7 +81,7 @@ class BoundsOf:
 
 
 def size_of(value: Any, limit: int) -> int:
-    """Characters of all texts in a value of JSON's kinds, and one for each other value; counted until the limit."""
+    """The characters of all strings in a JSON value, plus one per other value; counted up to the limit."""
     size, left = 0, [value]
     while left and size <= limit:
         one = left.pop()

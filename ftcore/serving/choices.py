@@ -1,4 +1,4 @@
-"""One answer on its way: stop sequences, tool calls and log-probabilities."""
+"""Post-processes one answer: stop sequences, tool calls and log-probabilities."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ftcore.serving.tool_calls import CallText
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is new in an answer.
+    """An increment of an answer.
 
     Args:
-        text: to show.
-        scored: the tokens that it is made of.
+        text: new text.
+        scored: tokens of the text.
         calls: tool calls, in the last piece.
         finish: OpenAI's ``finish_reason``, in the last piece.
     """
@@ -35,9 +35,9 @@ class Choice:
     """Turns chunks of an engine into pieces of an answer.
 
     Args:
-        stops: sequences that end it and are not shown.
-        notation: of tool calls; None where none were offered, or the template's is not understood.
-        tools: that were offered.
+        stops: stop sequences, which are not part of the answer.
+        notation: format of tool calls; None without tools, or if the template's format is unknown.
+        tools: tools of the request.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Choice:
         self.finish: str | None = None
 
     def take(self, chunk: Chunk) -> Piece:
-        """The next piece; after one with `finish` no further chunk counts."""
+        """The next piece; chunks after one with `finish` are ignored."""
         if self.finish:
             return Piece()
         self.tokens, self.prompt_tokens = chunk.tokens, chunk.prompt_tokens
@@ -79,7 +79,7 @@ class Choice:
         return Piece(text, scored, [_call(name, values) for name, values in calls], self.finish)
 
     def _due(self, end: int) -> list[ScoredToken]:
-        """Tokens whose text begins before this place and that have not been told."""
+        """Tokens that start before ``end`` and have not been returned."""
         count = sum(start < end for start, _ in self._scored)
         due, self._scored = self._scored[:count], self._scored[count:]
         return [scored for _, scored in due]
@@ -87,7 +87,7 @@ class Choice:
 
 @dataclass
 class Whole:
-    """Pieces put together."""
+    """The concatenated pieces of an answer."""
 
     text: str = ""
     scored: list[ScoredToken] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Whole:
     finish: str | None = None
 
     def add(self, piece: Piece) -> None:
-        """One more."""
+        """Appends a piece."""
         self.text += piece.text
         self.scored += piece.scored
         self.calls += piece.calls
@@ -103,13 +103,13 @@ class Whole:
 
 
 def logprobs(scored: Sequence[ScoredToken]) -> dict[str, Any]:
-    """As OpenAI's clients read them."""
+    """The log-probabilities in OpenAI's format."""
     content = [_likely(one.token) | {"top_logprobs": [_likely(other) for other in one.top]} for one in scored]
     return {"content": content, "refusal": None}
 
 
 def _likely(token: TokenLogprob) -> dict[str, Any]:
-    # JSON has no infinity; -9999.0 is what OpenAI documents for tokens that are out of the question
+    # JSON has no infinity; OpenAI documents -9999.0 for very unlikely tokens
     value = max(token.logprob, -9999.0)
     return {"token": token.text, "logprob": value, "bytes": None if token.bytes is None else list(token.bytes)}
 

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: a request becomes a job, and its chunks an answer."""
+"""``/v1/chat/completions``: turns a request into a job, and its chunks into an answer."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = logging.getLogger("uvicorn.error")
 
 @dataclass
 class Completion:
-    """One request under way.
+    """One request in progress.
 
     Args:
-        asked: the request; its messages may be left out.
-        prompt: what it asks.
-        served: the model that answers.
-        worker: makes the answer.
-        begun: when the request had come, in seconds of the monotonic clock.
+        asked: the request; its messages may be missing.
+        prompt: the prompt of the request.
+        served: the model.
+        worker: generates the answer.
+        begun: arrival time of the request, in seconds of the monotonic clock.
     """
 
     asked: ChatRequest
@@ -58,8 +58,8 @@ class Completion:
         """Waits until the prompts are accepted.
 
         Raises:
-            ApiError: they are not, or there is no room.
-            ClientGone: the client did not wait so long.
+            ApiError: a prompt is refused, or the queue is full.
+            ClientGone: the client disconnected.
         """
         if len(self.job.prompts) > self.worker.room:
             raise ApiError(400, f"n exceeds the limit of {self.worker.room} answers", param="n")
@@ -68,7 +68,7 @@ class Completion:
         await watched(request, self.job, self._next)
 
     async def whole(self, request: Request) -> dict[str, Any]:
-        """The body of an answer that does not stream."""
+        """The response body without streaming."""
         wholes = [Whole() for _ in self.choices]
         await watched(request, self.job, lambda: self._collect(wholes))
         choices = []
@@ -82,7 +82,7 @@ class Completion:
         return self._envelope("chat.completion", choices) | {"usage": self._usage()}
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Server-sent events; leaving them stops the answer."""
+        """Server-sent events; closing the iterator stops the answer."""
         more: dict[str, Any] = {"usage": None} if self._tells_usage() else {}
         try:
             for index in range(len(self.choices)):
@@ -97,7 +97,7 @@ class Completion:
             if self._tells_usage():
                 yield _sse(self._envelope("chat.completion.chunk", []) | {"usage": self._usage()})
         except ApiError as error:
-            # the status has been sent: clients read an event with "error" as one
+            # the status is already sent: clients treat an event with "error" as an error
             yield _sse(error.body())
             return
         except Exception as error:
@@ -134,7 +134,7 @@ class Completion:
         return piece
 
     def _settings(self) -> dict[str, Any]:
-        """What the request says over the plan's generation options."""
+        """Generation settings of the request, which override the plan's options."""
         asked, plan = self.asked, self.served.plan
         limit = plan.serving.serve_max_tokens
         if asked.tokens is not None and asked.tokens > limit:
@@ -146,7 +146,7 @@ class Completion:
         drawn = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
         drawn = {name: value for name, value in drawn.items() if value is not None}
         settings |= {"repetition_penalty": asked.repetition_penalty} if asked.repetition_penalty else {}
-        # who says how to draw wants to draw, whatever the model's file says
+        # sampling options of the request imply sampling
         return settings | drawn | ({"do_sample": True} if drawn else {})
 
     def _tells_usage(self) -> bool:
@@ -173,17 +173,17 @@ class Completion:
 async def prepared(
     request: Request, work: Coroutine[Any, Any, tuple[ChatRequest, Prompt]], worker: Worker, seconds: float
 ) -> tuple[ChatRequest, Prompt]:
-    """A request that was read; it takes a place meanwhile.
+    """Parses and renders a request; it occupies a place in the queue meanwhile.
 
     Args:
-        request: of the client.
-        work: `Preparer.chat`.
-        worker: has the places.
-        seconds: it may take.
+        request: the HTTP request.
+        work: coroutine of `Preparer.chat`.
+        worker: manages the queue.
+        seconds: time limit.
 
     Raises:
-        ApiError: it is wrong, or there is no room or time.
-        ClientGone: the client did not wait.
+        ApiError: the request is wrong, the queue is full, or the time is up.
+        ClientGone: the client disconnected.
     """
     try:
         with worker.place():
@@ -200,16 +200,16 @@ async def prepared(
 
 
 def late(seconds: float) -> ApiError:
-    """The time is up."""
+    """The error of a timeout."""
     reason = f"the answer was not ready within {seconds:g} seconds (serve_timeout)"
     return ApiError(504, reason, kind="server_error", code="timeout")
 
 
 def reserve(worker: Worker, job: Job) -> None:
-    """Takes places for a job.
+    """Reserves places in the queue for a job.
 
     Raises:
-        ApiError: 429, there are none.
+        ApiError: 429, the queue is full.
     """
     try:
         worker.reserve(job)
@@ -218,20 +218,20 @@ def reserve(worker: Worker, job: Job) -> None:
 
 
 def busy() -> ApiError:
-    """Every place is taken."""
+    """The error of a full queue."""
     reason = "the request queue is full (serve_batch + serve_queue); try again"
     return ApiError(429, reason, kind="rate_limit_error", code="queue_full", headers={"retry-after": "1"})
 
 
 def told(event: Exception) -> ApiError | ClientGone:
-    """What a job's error is to the client."""
+    """Converts the error of a job to a response."""
     if isinstance(event, ApiError | ClientGone):
         return event
     return refused(event) if isinstance(event, UsageError) else failed()
 
 
 async def watched(request: Request, job: Job, work: Callable[[], Any]) -> Any:
-    """Awaits work on a job, which is told when the client goes away."""
+    """Awaits work on a job; the job receives `ClientGone` if the client disconnects."""
     watcher = asyncio.create_task(_watch(request, job))
     try:
         return await work()

@@ -1,4 +1,4 @@
-"""What requests may hold. A field that is not here, or asks for what the server does not do, is refused by its name."""
+"""Schemas of requests. Unknown fields and unsupported values are errors that name the field."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MAX_SEED = 2**63 - 1
 
 
 class Fields(BaseModel):
-    """Base: nothing unknown, and nothing of another type."""
+    """Base class: unknown fields and other types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def parse(body: bytes, content_type: str) -> Any:
-    """The JSON of a request.
+    """Parses the JSON of a request.
 
     Raises:
-        ApiError: it is none, or nests too deep for what is done with it.
+        ApiError: the body is not JSON, or is nested too deeply.
     """
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the request must be JSON, with Content-Type: application/json")
@@ -50,10 +50,10 @@ def _deep() -> ApiError:
 
 
 def validate(model: type[R], found: Any) -> R:
-    """A request out of its JSON.
+    """Validates the JSON of a request.
 
     Raises:
-        ApiError: with every field that is wrong.
+        ApiError: with all wrong fields.
     """
     try:
         return model.model_validate(found)
@@ -62,7 +62,7 @@ def validate(model: type[R], found: Any) -> R:
 
 
 def _text(value: Any) -> Any:
-    """Parts of text as one text; other parts are left to be refused."""
+    """Joins text parts; raises an error for other parts."""
     if not isinstance(value, list):
         return value
     for number, part in enumerate(value):
@@ -76,14 +76,14 @@ Content = Annotated[str, BeforeValidator(_text)]
 
 
 class FunctionCall(Fields):
-    """Of an earlier turn."""
+    """The function of a call in an earlier turn."""
 
     name: str
     arguments: str = "{}"
 
 
 class ToolCall(Fields):
-    """Of an earlier turn."""
+    """A tool call in an earlier turn."""
 
     id: str
     type: Literal["function"] = "function"
@@ -99,14 +99,14 @@ class ChatMessage(Fields):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: None = None
-    """What OpenAI's client sends back with an answer."""
+    """OpenAI's client sends these fields back with an answer."""
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
 
 
 class FunctionSchema(Fields):
-    """What a tool is called and takes."""
+    """Name and parameters of a tool."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     description: str | None = None
@@ -122,14 +122,14 @@ class Tool(Fields):
 
 
 class StreamOptions(Fields):
-    """Of a stream."""
+    """Options of a streamed response."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
 class TextFormat(Fields):
-    """The one format."""
+    """The only supported format."""
 
     type: Literal["text"]
 
@@ -166,7 +166,7 @@ class ChatRequest(Fields):
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    # of no effect on an answer
+    # without effect
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -185,24 +185,24 @@ class ChatRequest(Fields):
 
     @property
     def tokens(self) -> int | None:
-        """What the answer may have."""
+        """Limit of the answer, in tokens."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Sequences that end the answer."""
+        """Stop sequences."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class ScoredMessage(Fields):
-    """A turn of a conversation that is scored."""
+    """A turn of a conversation to score."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Content
 
 
 class Conversation(Fields):
-    """It ends with the answer that is scored."""
+    """A conversation that ends with the answer to score."""
 
     messages: Annotated[list[ScoredMessage], Field(min_length=2)]
     tools: list[Tool] | None = None

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients read them."""
+"""Errors in the format of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ INVALID, SERVER = "invalid_request_error", "server_error"
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """An error response.
 
     Args:
-        status: of HTTP.
-        message: what is wrong and what to do.
+        status: HTTP status.
+        message: the problem and its fix.
         kind: OpenAI's ``type``.
-        param: the field of the request.
+        param: field of the request.
         code: OpenAI's ``code``.
         headers: further headers.
     """
@@ -40,7 +40,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """It is sent between processes."""
+        """Pickles the error: it is sent between processes."""
         return _rebuilt, (self.status, self.message, self.kind, self.param, self.code, self.headers)
 
     def body(self) -> dict[str, Any]:
@@ -55,12 +55,12 @@ def _rebuilt(
 
 
 def dumps(value: Any) -> bytes:
-    """JSON in UTF-8; half a surrogate pair, which UTF-8 has not, is written as JSON's own escape."""
+    """JSON in UTF-8; an unpaired surrogate is written as a JSON escape."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 def invalid(error: ValidationError) -> ApiError:
-    """What pydantic found, each with its field."""
+    """The errors of pydantic, each with its field."""
     found = [(".".join(map(str, item["loc"])), item) for item in error.errors(include_url=False)]
     parts = []
     for place, item in found:
@@ -73,10 +73,10 @@ def invalid(error: ValidationError) -> ApiError:
 
 
 def refused(error: UsageError) -> ApiError:
-    """A prompt or setting that the engine refused."""
+    """The error for a prompt or setting that the engine refused."""
     return ApiError(400, "; ".join(map(str, error.problems)))
 
 
 def failed() -> ApiError:
-    """The engine broke; what happened is in the server's log, not in the answer."""
+    """The error for a failed engine; only the server's log has the details."""
     return ApiError(500, "the model failed during generation; the server's log has the cause", kind=SERVER)

@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, how much, and how slowly."""
+"""What stands before the application: authentication, size and time limits."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN = "/health"
-"""The one path that needs no key."""
+"""The path without authentication."""
 SWALLOWED = 8
-"""A body that is too large is read to this many times the limit, so that the client comes to read the answer."""
+"""A body over the limit is read up to this multiple of it, so that the client reads the response."""
 
 
 class Guard:
-    """Asks for the key, and reads the body before the application sees the request.
+    """Middleware that checks the API key and reads the body before the application.
 
     Args:
-        app: what is guarded.
-        key: that requests must bring; None where none is needed, and the request must then name this machine as the
-            browser's address bar would: a page whose name was made to point here cannot ask.
-        host: that the server listens on.
-        max_body: bytes.
-        seconds: in which the body must have come.
+        app: the application.
+        key: the API key of requests. None for no key; the Host header must then name this machine, which prevents DNS
+            rebinding.
+        host: address that the server listens on.
+        max_body: limit of the body, in bytes.
+        seconds: time limit for the body.
     """
 
     def __init__(self, app: Application, *, key: str | None, host: str, max_body: int, seconds: float) -> None:
@@ -59,7 +59,7 @@ class Guard:
             await self.app(scope, _replay(body, receive), send)
 
     def _refusal(self, headers: MutableMapping[str, str]) -> ApiError | None:
-        """Why whoever asks may not."""
+        """The error for a request without permission."""
         if self.key is None:
             if _hostname(headers.get("host", "")) in self.hosts:
                 return None
@@ -74,7 +74,7 @@ class Guard:
         return ApiError(401, what, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
     async def _body(self, receive: Receive, limit: int) -> bytes | None:
-        """The whole body, if it has at most so many bytes; None when the client went away."""
+        """The body, up to ``limit`` bytes; None if the client disconnected."""
         size, parts = 0, []
         try:
             async with asyncio.timeout(self.seconds):
@@ -103,7 +103,7 @@ class Guard:
 
 
 def _hostname(host: str) -> str:
-    """Without the port, in lower case; empty where it is none."""
+    """The host name without port, in lower case; empty if invalid."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -111,7 +111,7 @@ def _hostname(host: str) -> str:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body once more, then what comes after it: that the client goes away."""
+    """Receives the body again, then later messages such as the disconnect."""
     first = True
 
     async def again() -> MutableMapping[str, Any]:
@@ -125,7 +125,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def answer(error: ApiError, send: Send) -> None:
-    """An error, from outside the application."""
+    """Sends an error response without the application."""
     body = dumps(error.body())
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
@@ -134,7 +134,7 @@ async def answer(error: ApiError, send: Send) -> None:
 
 
 def patient_protocol(seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, which closes a connection whose request's head does not come in time; uvicorn would wait."""
+    """uvicorn's protocol with a time limit for request headers; uvicorn itself waits without limit."""
 
     class PatientProtocol(H11Protocol):
         """See above."""
@@ -154,7 +154,7 @@ def patient_protocol(seconds: float) -> type[H11Protocol]:
             self._unwatch()
 
         def _watch(self) -> None:
-            """Times a head that is not complete; between two requests uvicorn's own time holds."""
+            """Starts the timer while headers are incomplete; between requests uvicorn's keep-alive limit applies."""
             if self.conn.their_state is not h11.IDLE or self.timeout_keep_alive_task is not None:
                 self._unwatch()
             elif self._late is None:

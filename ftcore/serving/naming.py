@@ -1,4 +1,4 @@
-"""Names under which models are served; nothing heavy is imported."""
+"""Names of served models; imports only light modules."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def name_of(target: Target) -> str:
-    """The name that a target goes by: ``serve_name``, else the last part of its adapter's or model's."""
+    """The name of a target: ``serve_name``, else the last part of its adapter's or model's path."""
     model = target.plan.model
     named = (str(model.model_name_or_path), *model.adapter_name_or_path)[-1]
     return target.plan.serving.serve_name or Path(named).name or named
 
 
 def distinct(names: Sequence[str]) -> None:
-    """Refuses a name that is there twice.
+    """Checks that names are unique.
 
     Raises:
-        UsageError: naming it.
+        UsageError: with the repeated name.
     """
     for name in names:
         if names.count(name) > 1:

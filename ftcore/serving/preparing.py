@@ -1,8 +1,8 @@
-"""Requests become prompts, and prompts tokens, beside the model's thread and the event loop.
+"""Turns requests into prompts and tokens, outside of the model's thread and the event loop.
 
-Python computes in one thread at a time, and hands over after 5 ms: a thread that renders keeps the model's thread
-waiting at each of its hundreds of operations. So only what is done in a few milliseconds is done in a thread, and what
-is longer in a process, which is forked before the model is loaded and has the tokenizers from then.
+Python runs one thread at a time and switches every 5 ms, so a rendering thread would delay each operation of the
+model's thread. Only short requests are therefore rendered in a thread. Longer ones are rendered in a process, which is
+forked before the model is loaded and has the tokenizers.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("uvicorn.error")
 T = TypeVar("T")
 SHORT = 4096
-"""Bytes of a request that is read by the event loop and rendered in a thread: 3 ms (SmolLM2, AMD EPYC)."""
+"""Requests up to this size in bytes are rendered in a thread: 3 ms (SmolLM2, AMD EPYC)."""
 PROCESSES = 2
 NICE = 5
-"""How much less than the model's their claim to the processor is."""
+"""Increment of the nice value of these processes."""
 
 _renderers: Mapping[str, Renderer] = {}
-"""Those of the forks of this process."""
+"""The renderers of the worker processes."""
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client disconnected."""
 
 
 class PreparingFailed(Exception):
-    """What prepares prompts ended; that is no user's mistake."""
+    """A process that prepares prompts was killed."""
 
 
 class Preparer:
-    """Reads requests and makes the tokens of their prompts; used from an event loop.
+    """Parses requests and tokenises their prompts; used from an event loop.
 
     Args:
-        renderers: name of a served model -> makes its prompts. Forks are made now, where this system's libraries
-            survive that (Linux), and only if there is something to render.
+        renderers: name of a served model -> its renderer. On Linux, where libraries survive a fork, the constructor
+            forks the worker processes, if there are renderers.
     """
 
     def __init__(self, renderers: Mapping[str, Renderer]) -> None:
@@ -65,19 +65,19 @@ class Preparer:
         self._idle = asyncio.Semaphore(PROCESSES)
 
     async def chat(self, body: bytes, kind: str, bounds: Callable[[Any], Bounds]) -> tuple[ChatRequest, Prompt]:
-        """A request and its prompt with tokens; leaving it drops what has not begun.
+        """A request and its tokenised prompt; cancelling drops queued work.
 
-        A long request comes without its messages: they are in the prompt's tokens.
+        A long request is returned without its messages, which are in the prompt's tokens.
 
         Args:
-            body: of the request.
+            body: body of the request.
             kind: its ``Content-Type``.
-            bounds: of a request that was parsed; goes to other processes.
+            bounds: returns the size limits of a parsed request; must be picklable.
 
         Raises:
             ApiError: the request is wrong.
             UsageError: the template refuses the conversation.
-            PreparingFailed: the process that worked on it was killed.
+            PreparingFailed: the worker process was killed.
         """
         if len(body) <= SHORT:
             asked, prompt = _read(body, kind, bounds)
@@ -95,17 +95,17 @@ class Preparer:
         return asked, replace(prompt, ids=None if ids is None else tuple(ids))
 
     async def run(self, function: Callable[[], T]) -> T:
-        """What a function gives, in the thread."""
+        """Runs a function in the thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def close(self) -> None:
-        """Ends thread and processes, when what they work on is done."""
+        """Stops thread and processes after their current work."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _in_process(self, function: Callable[..., T], *arguments: Any) -> T:
-        """In a process, once one is idle: the pool hands further work over early, and cannot take that back."""
+        """Runs a function in an idle process: work queued in the pool could not be cancelled."""
         await self._idle.acquire()
         loop = asyncio.get_running_loop()
 
@@ -124,16 +124,16 @@ class Preparer:
 
 
 async def attended(request: Request, work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """What work gives, as long as the client waits for it.
+    """The result of work, while the client is connected.
 
     Args:
-        request: of the client.
-        work: left when the client goes away or the time is up.
-        seconds: it may take.
+        request: the HTTP request.
+        work: cancelled if the client disconnects or the time is up.
+        seconds: time limit.
 
     Raises:
-        ClientGone: the client went away.
-        TimeoutError: it took longer.
+        ClientGone: the client disconnected.
+        TimeoutError: the time limit was exceeded.
     """
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_gone(request))
@@ -159,7 +159,7 @@ def _forked(renderers: Mapping[str, Renderer]) -> ProcessPoolExecutor:
     _renderers = renderers
     pool = ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("fork"), initializer=_begin)
     with warnings.catch_warnings():
-        # from 3.12 on Python warns where other threads run; the forks use none of them
+        # Python 3.12 warns about a fork while other threads run; the forks do not use these threads
         warnings.simplefilter("ignore", DeprecationWarning)
         pool.submit(_nothing)  # forks them all
     return pool
@@ -171,11 +171,11 @@ def _begin() -> None:
 
 
 def _nothing() -> None:
-    """The first work."""
+    """Does nothing; starts the worker processes."""
 
 
 def _packed(body: bytes, kind: str, bounds: Callable[[Any], Bounds]) -> tuple[ChatRequest, Prompt, array[int] | None]:
-    """In a fork: what is sent back is as short as the request was long."""
+    """Runs in a worker process; the result has tokens instead of messages, to keep it short."""
     asked, prompt = _read_all(_renderers, body, kind, bounds)
     ids = None if prompt.ids is None else array("i", prompt.ids)
     return asked.model_copy(update={"messages": []}), replace(prompt, messages=(), ids=None), ids
@@ -189,7 +189,7 @@ def _read_all(
 
 
 def _read(body: bytes, kind: str, bounds: Callable[[Any], Bounds]) -> tuple[ChatRequest, Prompt]:
-    """A request, looked at in the order of what it costs."""
+    """Parses, checks and validates a request, with cheap checks first."""
     found = parse(body, kind)
     bounds(found).check(found)
     asked = validate(ChatRequest, found)
@@ -197,7 +197,7 @@ def _read(body: bytes, kind: str, bounds: Callable[[Any], Bounds]) -> tuple[Chat
 
 
 def _with_ids(renderers: Mapping[str, Renderer], name: str, prompt: Prompt) -> Prompt:
-    """With its tokens, if there is such a model; that there is none is told by whoever looks for it."""
+    """The prompt with its tokens; unchanged for an unknown model, which is reported later."""
     if name not in renderers:
         return prompt
     return replace(prompt, ids=tuple(renderers[name].prompt_ids(prompt.messages, prompt.tools)))

@@ -1,4 +1,4 @@
-"""From a request's messages to those that the chat template reads, as in training."""
+"""Converts the messages of a request to those of the chat template, as in training."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ftcore.utils.json_files import DEEPEST, too_deep
 from ftcore.utils.strict_json import RepeatedKeyError, loads
 
 FIELDS = {"assistant": ("reasoning_content", "tool_calls"), "tool": ("tool_call_id",)}
-"""What only a turn of this role may hold."""
+"""Fields that only messages of a role may have."""
 
 
 def conversation(found: Sequence[ChatMessage]) -> tuple[Message, ...]:
-    """The turns; ``developer`` is ``system`` by its newer name.
+    """The turns of a request; ``developer`` is the newer name of ``system``.
 
-    Results of tools are put into the order of their calls: templates tell them by their order.
+    Tool results are sorted in the order of their calls, because templates identify them by order.
 
     Raises:
-        ApiError: the turns are no conversation that waits for an answer.
+        ApiError: the turns are not a conversation without its answer.
     """
     for place, turn in enumerate(found):
         _check(turn, f"messages.{place}")
@@ -37,7 +37,7 @@ def conversation(found: Sequence[ChatMessage]) -> tuple[Message, ...]:
 
 
 def tools(found: Sequence[Tool] | None) -> tuple[Mapping[str, Any], ...]:
-    """As templates read them: what the request said, and no more."""
+    """The tools for templates, without default values."""
     return tuple(tool.model_dump(exclude_unset=True) for tool in found or ())
 
 
@@ -66,12 +66,12 @@ def _call(call: ToolCall, where: str) -> dict[str, Any]:
         raise ApiError(400, reason, param=where)
     if not isinstance(arguments, dict):
         raise ApiError(400, f"{where}: the arguments of {call.function.name} are not a JSON object", param=where)
-    # no id: training data have none, and a template that writes it would show the model what it never saw
+    # no id: training data has none, and a template may render it
     return {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def _ordered(found: Sequence[ChatMessage]) -> list[tuple[int, ChatMessage]]:
-    """The turns with their places, results after a turn of calls in the order of the calls."""
+    """The turns with their indices; tool results are in the order of the calls."""
     ordered: list[tuple[int, ChatMessage]] = []
     results: list[tuple[int, int, ChatMessage]] = []
     ranks: dict[str, int] = {}

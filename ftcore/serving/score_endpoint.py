@@ -1,4 +1,4 @@
-"""``/v1/score``: conversations scored by a reward model."""
+"""``/v1/score``: scores conversations with a reward model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ftcore.serving.worker import Busy, EngineFailed, Worker
 
 
 async def score(request: Request, asked: ScoreRequest, served: Served, worker: Worker) -> dict[str, Any]:
-    """The body of the answer; scores in the order of the conversations.
+    """The response body, with scores in the order of the conversations.
 
     Raises:
-        ApiError: the model does not score, a conversation cannot be scored, or there is no room or time.
-        ClientGone: the client did not wait.
+        ApiError: not a reward model, a bad conversation, a full queue, or a timeout.
+        ClientGone: the client disconnected.
     """
     if (judge := served.judge) is None:
         reason = f"model {served.name} is not a reward model; use /v1/chat/completions"

@@ -1,4 +1,4 @@
-"""What is served: a model, and adapters beside it, each under its name."""
+"""The served models: a model and its adapters, each with a name."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """One name of ``/v1/models``.
+    """One entry of ``/v1/models``.
 
     Args:
-        name: how requests name it.
-        plan: its options.
-        generator: answers; None for a reward model.
-        judge: scores; None for a model that answers.
-        renderer: makes its prompts.
-        notation: of its tool calls.
-        bounds: of conversations.
-        preparer: makes the tokens of its prompts; shared by all that are served.
-        created: when it was loaded, in seconds since 1970.
+        name: name in requests.
+        plan: plan of the model.
+        generator: the generator; None for a reward model.
+        judge: the reward model; None for other models.
+        renderer: renders prompts.
+        notation: format of tool calls.
+        bounds: size limits of conversations.
+        preparer: tokenises prompts; shared by all served models.
+        created: time of loading, in seconds since 1970.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def opener(self) -> Callable[[], Session]:
-        """Opens sessions of ``serve_batch`` places."""
+        """A function that opens a session with ``serve_batch`` slots."""
         assert self.generator is not None
         return partial(open_session, self.generator, self.plan.serving.serve_batch, self._count)
 
@@ -64,10 +64,10 @@ class Served:
 
 
 def load(targets: Mapping[str, Target], *, force: bool = False) -> dict[str, Served]:
-    """Loads what is to be served; what lies on one base model shares it where the engine can.
+    """Loads the models to serve; adapters share their base model if the engine supports it.
 
     Raises:
-        UsageError: when one of them cannot be served.
+        UsageError: a model cannot be served.
     """
     for target in targets.values():
         check(target.plan)
@@ -87,12 +87,12 @@ def load(targets: Mapping[str, Target], *, force: bool = False) -> dict[str, Ser
 
 
 def _load_answering(plans: Mapping[str, Plan]) -> dict[str, Served]:
-    """The preparer first: what it forks need not hold the model."""
+    """Creates the preparer before loading the model, so that its forks do not hold the model."""
     renderers = {
         name: Renderer.from_plan(plan, plan.plugins.hook.ft_load_tokenizer(plan=plan)) for name, plan in plans.items()
     }
     for renderer in renderers.values():
-        _ = renderer.thinks  # a template that does not end is told now
+        _ = renderer.thinks  # reports a template that exceeds its limits
     notations = {name: learn(renderer) for name, renderer in renderers.items()}
     preparer = Preparer(renderers)
     try:
@@ -115,10 +115,10 @@ def _load_answering(plans: Mapping[str, Plan]) -> dict[str, Served]:
 
 
 def check(plan: Plan) -> None:
-    """Refuses what a server cannot do.
+    """Checks options that the server does not support.
 
     Raises:
-        UsageError: naming it.
+        UsageError: with the option.
     """
     if plan.generation.num_beams > 1:
         where = plan.options["num_beams"].origin if "num_beams" in plan.options else ""

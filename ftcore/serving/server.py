@@ -18,16 +18,18 @@ from ftcore.errors import Problem, UsageError
 from ftcore.serving.limits import LOOPBACK, patient_protocol
 
 CONNECTIONS = 1000
-"""Open connections; more are answered with 503 by uvicorn, before any is read."""
+"""Limit of open connections; uvicorn answers further ones with status 503."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which ends in peace: uvicorn's own raises the signal once more when all is done."""
+    """uvicorn's server, without raising the signal again after shutdown."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The first signal lets answers end, the second Ctrl-C does not wait."""
-        if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+        """The first signal waits for running answers; a second Ctrl-C stops at once."""
+        if (
+            threading.current_thread() is not threading.main_thread()
+        ):  # Python allows signal handlers only in the main thread
             yield
             return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -39,7 +41,7 @@ class Server(uvicorn.Server):
 
 
 def server(app: Any, options: ServingOptions, **more: Any) -> Server:
-    """A server for an application, not yet running."""
+    """Creates a server for an application, without starting it."""
     config = uvicorn.Config(
         app,
         host=options.serve_host,
@@ -57,10 +59,10 @@ def server(app: Any, options: ServingOptions, **more: Any) -> Server:
 
 
 def listen(options: ServingOptions) -> socket.socket:
-    """A socket at the address of the options; connections are taken as soon as the server runs.
+    """Binds a socket to the address of the options; the server accepts connections later.
 
     Raises:
-        UsageError: the address is taken, or none of this machine.
+        UsageError: the address is in use, or not one of this machine.
     """
     family = socket.AF_INET6 if ":" in options.serve_host else socket.AF_INET
     found = socket.socket(family)
@@ -77,16 +79,16 @@ def listen(options: ServingOptions) -> socket.socket:
 
 
 def url(taken: socket.socket) -> str:
-    """Where clients find the API."""
+    """The URL of the API."""
     host, port = taken.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 
 def api_key(options: ServingOptions) -> str | None:
-    """The key that requests must bring.
+    """The API key of requests.
 
     Raises:
-        UsageError: the file cannot be read or is empty; or there is no key, and others than this machine can ask.
+        UsageError: the key file is unreadable or empty, or other machines have access without a key.
     """
     key = os.environ.get("FT_API_KEY") or _from_file(options.serve_api_key_file)
     if key is None and options.serve_host not in LOOPBACK:

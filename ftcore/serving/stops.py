@@ -1,4 +1,4 @@
-"""Stop sequences in text that comes in pieces."""
+"""Finds stop sequences in streamed text."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 class StopText:
-    """Passes text on, until one of some sequences is complete; the cut is the same however the text comes in pieces.
+    """Passes text on until a stop sequence is complete, independent of the pieces of the text.
 
-    Text that may be the beginning of a sequence is held back until it is decided.
+    Text that may be the start of a sequence is held back until this is decided.
 
     Args:
-        sequences: what stops; the one that is complete first counts.
+        sequences: stop sequences; the first complete one stops.
     """
 
     def __init__(self, sequences: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ class StopText:
         self._held = ""
 
     def add(self, text: str) -> str:
-        """What may be shown now."""
+        """The text that can be shown now."""
         if self.found:
             return ""
         text = self._held + text
@@ -34,12 +34,12 @@ class StopText:
         return text[:cut]
 
     def rest(self) -> str:
-        """What was held back, when nothing more comes."""
+        """The held-back text, at the end of the stream."""
         held, self._held = self._held, ""
         return held
 
 
 def overlap(text: str, sequence: str) -> int:
-    """Length of the longest end of ``text`` that ``sequence`` begins with, less than the whole of it."""
+    """Length of the longest suffix of ``text`` that is a proper prefix of ``sequence``."""
     longest = min(len(text), len(sequence) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(sequence[:size])), 0)

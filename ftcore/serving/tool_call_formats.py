@@ -1,4 +1,4 @@
-"""Notations of tool calls, each read by what stands around names, keys and values."""
+"""Formats of tool calls, defined by the text around names, keys and values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _NAME = re.compile(r"\s*([\w.-]+)")
 
 
 class ToolCallFormat(Protocol):
-    """How a template writes calls."""
+    """A format of tool calls."""
 
     @property
     def begin(self) -> str:
-        """What stands before the first call; empty where an answer is either calls or text."""
+        """The text before the first call; empty if an answer is either calls or text."""
 
     def read(self, text: str, tools: Tools) -> Calls | None:
-        """The calls of a text that begins with `begin`; None where it is none, or not whole."""
+        """The calls in a text that starts with `begin`; None if it has no complete calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class JsonCalls:
     """Objects of name and arguments: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``.
 
     Args:
-        begin: what stands before the first.
-        between: what stands before each further one; None where there is one at most.
-        end: what stands after the last.
-        key: what the arguments are called.
+        begin: text before the first call.
+        between: text before each further call; None for at most one call.
+        end: text after the last call.
+        key: key of the arguments.
     """
 
     begin: str
@@ -61,8 +61,8 @@ class NamedCalls:
     """Names, each followed by an object of its arguments: ``name[ARGS]{...}``.
 
     Args:
-        begin, between, end: as in `JsonCalls`.
-        named: what stands between name and arguments.
+        begin, between, end: see `JsonCalls`.
+        named: text between name and arguments.
     """
 
     begin: str
@@ -86,9 +86,9 @@ class MarkedCalls:
     """Names, keys and values between marks: ``<function=NAME><parameter=KEY>VALUE</parameter></function>``.
 
     Args:
-        begin: what stands before the first name.
-        named, keyed, valued: between name and first key, key and value, value and next key.
-        again, end: after a call's last value, when another call follows and when none does.
+        begin: text before the first name.
+        named, keyed, valued: text between name and first key, key and value, value and next key.
+        again, end: text after the last value of a call, if another call follows and if none does.
         bare_again, bare_end: the same after a name without arguments.
     """
 
@@ -102,7 +102,7 @@ class MarkedCalls:
     bare_end: str | None
 
     def read(self, text: str, tools: Tools) -> Calls | None:
-        """See `ToolCallFormat.read`; a value is what the tool's schema says, and text where it says nothing."""
+        """See `ToolCallFormat.read`; values have the types of the tool's schema, and are text without a type."""
         types = {tool["function"]["name"]: _types(tool["function"]) for tool in tools}
         rest, calls = after(text, self.begin), Calls()
         mark = self.again
@@ -128,7 +128,7 @@ class MarkedCalls:
 def _listed(
     rest: str | None, one: Callable[[str], tuple[Call | None, str]], between: str | None, end: str
 ) -> Calls | None:
-    """Calls one after the other: what each is read by gives it and what follows it; None where one is none."""
+    """Parses consecutive calls; ``one`` returns a call and the rest of the text. None if a call is invalid."""
     calls = Calls()
     while rest is not None:
         call, rest = one(rest)
@@ -142,15 +142,15 @@ def _listed(
 
 
 def after(text: str, mark: str) -> str | None:
-    """What follows a mark at the start of a text, blanks aside; None where it is not there."""
+    """The text after a mark at its start, up to white space; None without the mark."""
     found = re.match(r"\s*" + r"\s*".join(map(re.escape, mark.split())), text)
     return text[found.end() :] if found else None
 
 
 def first(text: str, *marks: str | None) -> tuple[str, str, str] | None:
-    """The mark that stands first in a text, the longest of those that begin there, with what is before and after it.
+    """The first mark in a text with the text before and after it; of several at one position, the longest.
 
-    Blanks inside a mark do not matter; at its ends one line break may stand where the mark has one.
+    White space inside a mark is ignored; a line break at its ends is optional.
     """
     found = [(match.start(), -len(match[0]), mark, match) for mark in marks if mark and (match := _search(mark, text))]
     if not found:
@@ -166,7 +166,7 @@ def _search(mark: str, text: str) -> re.Match[str] | None:
 
 
 def _object(text: str) -> tuple[dict[str, Any] | None, str]:
-    """The JSON object that a text begins with, and what follows it."""
+    """The JSON object at the start of a text, and the rest of the text."""
     text = text.lstrip()
     try:
         found, size = json.JSONDecoder().raw_decode(text)
@@ -195,6 +195,6 @@ def _value(text: str, kind: Any) -> Any:
     except (ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(text)  # as Jinja writes what is no text: True, ['x']
+        return ast.literal_eval(text)  # Jinja renders other values as Python literals: True, ['x']
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text

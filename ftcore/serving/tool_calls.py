@@ -1,8 +1,7 @@
-"""Tool calls read out of answers, in the notation in which the chat template writes them.
+"""Parses tool calls in answers, in the format of the chat template.
 
-Templates are not asked which notation they have: it is learnt from what the template writes for calls that we know, and
-taken only where it reads these back. So it is the one that the model was trained on, for anybody's template. A template
-whose notation is not understood answers in plain text.
+The format is detected: the template renders known calls, and a parser is selected that reads them back. It is therefore
+the format of training, for any template. With an unknown format, tool calls remain plain text.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ PROBES: dict[str, Calls] = {
     "typed": [TYPED],
     "all": [TYPED, BARE, FIRST],
 }
-"""Calls that a template is asked to write; what it refuses (Llama 3 calls one tool in a turn) it needs not read."""
+"""Calls for the detection. A template may refuse some of them: Llama 3 allows one call per turn."""
 _KINDS: dict[type, dict[str, Any]] = {
     bool: {"type": "boolean"},
     int: {"type": "integer"},
@@ -40,7 +39,7 @@ _KINDS: dict[type, dict[str, Any]] = {
 
 
 def learn(renderer: Renderer) -> ToolCallFormat | None:
-    """How the renderer's template writes calls; None where it has no tools, or a notation that is not understood."""
+    """The format of the template's calls; None without tools, or for an unknown format."""
     written = {name: text for name, calls in PROBES.items() if (text := _written(renderer, calls)) is not None}
     if "one" not in written:
         return None
@@ -53,11 +52,11 @@ def learn(renderer: Renderer) -> ToolCallFormat | None:
 
 
 class CallText:
-    """Passes text on until calls begin, and reads these at the end.
+    """Passes text on until calls start, and parses these at the end.
 
     Args:
-        notation: of the template.
-        tools: that the model was offered; what calls another is text.
+        notation: format of the calls.
+        tools: tools of the request; a call of another tool is text.
     """
 
     def __init__(self, notation: ToolCallFormat, tools: Tools) -> None:
@@ -66,7 +65,7 @@ class CallText:
         self._held, self._inside = "", not self._mark
 
     def add(self, text: str) -> str:
-        """What is text for sure."""
+        """The text that is not part of a call."""
         self._held += text
         if self._inside:
             return ""
@@ -77,7 +76,7 @@ class CallText:
         return shown
 
     def rest(self) -> tuple[str, Calls]:
-        """Text that was held back after all, and the calls; one of them is empty."""
+        """The held-back text and the calls; one of them is empty."""
         names = {tool["function"]["name"] for tool in self.tools}
         calls = self.notation.read(self._held, self.tools) if self._inside else None
         if calls and all(name in names for name, _ in calls):
@@ -95,18 +94,18 @@ _TOOLS = [_tool(*call) for call in (FIRST, SECOND, BARE, TYPED)]
 
 
 def _written(renderer: Renderer, calls: Calls) -> str | None:
-    """What a model that calls these says, as far as it is shown; None where the template refuses it."""
+    """The visible text of an answer with these calls; None if the template refuses it."""
     written = [{"type": "function", "function": {"name": name, "arguments": values}} for name, values in calls]
     answer = Message("assistant", "", tool_calls=tuple(written))
     try:
         found = renderer.render(Chat((Message("user", "?"), answer), tuple(_TOOLS)))
-    except Exception:  # RowError, or whatever a template raises that did not foresee such calls
+    except Exception:  # RowError, or any exception of a template
         return None
     span = found.said[-1]
     said = found.text[span.start : span.end]
     ids = renderer.tokenizer(said, add_special_tokens=False)["input_ids"]
     shown = str(renderer.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    # an empty thought stands before the calls of templates that think
+    # templates with reasoning write an empty block before the calls
     return shown.rpartition("</think>")[2].strip()
 
 
@@ -122,7 +121,7 @@ def _json(written: dict[str, str]) -> ToolCallFormat | None:
 
 
 def _call_object(text: str, start: int) -> tuple[int, int, str] | None:
-    """The first object with a name and arguments from ``start`` on: its start and end, and what these are called."""
+    """Start, end and key of the arguments of the first object with name and arguments from ``start``."""
     while (at := text.find("{", start)) >= 0:
         found, end = _decoded(text, at)
         for key in ("arguments", "parameters"):
@@ -144,7 +143,7 @@ def _named(written: dict[str, str]) -> ToolCallFormat | None:
 
 
 def _named_object(text: str) -> tuple[str, str, str] | None:
-    """What stands before the first tool's name, between it and its arguments, and after these."""
+    """The text before the first tool's name, between name and arguments, and after the arguments."""
     begin, name, rest = text.partition(FIRST[0])
     at = rest.find("{")
     found, end = _decoded(rest, at) if at >= 0 else (None, 0)
@@ -176,7 +175,7 @@ def _marked(written: dict[str, str]) -> ToolCallFormat | None:
 
 
 def _cut(text: str, *words: str) -> list[str] | None:
-    """What stands before, between and after words that follow each other in a text."""
+    """The text before, between and after consecutive words; None if a word is missing."""
     parts = []
     for word in words:
         before, found, text = text.partition(word)
@@ -187,7 +186,7 @@ def _cut(text: str, *words: str) -> list[str] | None:
 
 
 def _further(end: str, again: str, bare_end: str) -> str | None:
-    """What leads from a call without arguments to a further one, as ``again`` does from the last value."""
+    """The text between a call without arguments and the next call, derived from ``again``."""
     same = next((at for at, (a, b) in enumerate(zip(end, again, strict=False)) if a != b), min(len(end), len(again)))
     tail = end[same:]
     return bare_end[: len(bare_end) - len(tail)] + again[same:] if bare_end.endswith(tail) else None

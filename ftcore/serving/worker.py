@@ -1,4 +1,4 @@
-"""The one thread that owns the models, and the places that requests take."""
+"""The worker thread that runs the models, and the queue of requests."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ T = TypeVar("T")
 
 
 class Busy(Exception):
-    """Every place is taken."""
+    """The queue is full."""
 
 
 class EngineFailed(Exception):
-    """The engine raised what is no user's mistake."""
+    """The engine failed; not an error of the user."""
 
 
 @dataclass(eq=False)
 class Job:
-    """Prompts of one request.
+    """The prompts of one request.
 
     Args:
-        model: that answers.
-        prompts: each is a choice.
+        model: name of the model.
+        prompts: one per choice.
         logprobs: see `Session.add`.
 
     Attributes:
-        events: for the event loop: chunks whose index is the choice's, first an empty list when the prompts are
-            accepted; or the error that ends the job.
-        keys: number in the session -> choice, for the worker.
-        open: whether it holds places.
+        events: queue for the event loop: an empty list when the prompts are accepted, then chunks whose index is the
+            choice; or the error that ends the job.
+        keys: number in the session -> choice.
+        open: whether the job occupies places in the queue.
     """
 
     model: str
@@ -52,7 +52,7 @@ class Job:
 
 
 class _Lane:
-    """One served model: its session, and whose prompts are in it."""
+    """One served model: its session and the jobs in it."""
 
     def __init__(self, open_session: Callable[[], Session]) -> None:
         self.open_session, self.session = open_session, open_session()
@@ -60,11 +60,11 @@ class _Lane:
 
 
 class Worker:
-    """Runs every model in one thread; requests come in and answers go out through queues.
+    """Runs all models in one thread; queues carry requests and answers.
 
     Args:
         sessions: name of a served model -> opens its session.
-        room: answers that may be under way or wait.
+        room: limit of running and waiting answers.
     """
 
     def __init__(self, sessions: Mapping[str, Callable[[], Session]], room: int) -> None:
@@ -77,38 +77,38 @@ class Worker:
     # the event loop's side
 
     def start(self) -> None:
-        """Begins, in the event loop that will ask."""
+        """Starts the thread; called in the event loop of the requests."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def stop(self) -> None:
-        """Ends after the step that is under way."""
+        """Stops the thread after the current step."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
     def reserve(self, job: Job) -> None:
-        """Takes places for a job, one for each prompt, until it has ended or is dropped.
+        """Reserves one place per prompt, until the job has ended or is dropped.
 
         Raises:
-            Busy: there are not so many.
+            Busy: too few places are free.
         """
         self._take(len(job.prompts))
         job.open = True
 
     def submit(self, job: Job) -> None:
-        """Starts a job that has its places."""
+        """Starts a job with reserved places."""
         self._commands.put(lambda: self._add(job))
 
     def drop(self, job: Job, choice: int | None = None) -> None:
-        """Stops a job, or one of its choices; nothing where it has ended."""
+        """Stops a job, or one of its choices; a finished job is ignored."""
         self._commands.put(lambda: self._drop(job, choice))
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """One place, as long as the context lasts.
+        """Occupies one place during the context.
 
         Raises:
-            Busy: there is none.
+            Busy: no place is free.
         """
         self._take(1)
         try:
@@ -117,10 +117,11 @@ class Worker:
             self._free(1)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """What a function gives, run between two steps.
+        """Runs a function between two steps.
 
         Raises:
-            UsageError, EngineFailed: what the function raised.
+            UsageError: raised by the function.
+            EngineFailed: the function raised another exception.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -144,7 +145,7 @@ class Worker:
                     self._step(lane)
 
     def _obey(self, *, wait: bool) -> bool:
-        """Runs what has been asked; false when the thread is to end."""
+        """Runs queued commands; returns False to stop the thread."""
         while True:
             try:
                 command = self._commands.get(block=wait)
@@ -224,7 +225,7 @@ class Worker:
             self._post(_settle, future, result, None)
 
     def _told(self, error: Exception) -> Exception:
-        """What the request is told; what is no user's mistake goes to the log."""
+        """The error for the request; errors that are not the user's are logged."""
         if isinstance(error, UsageError):
             return error
         log.error("the model failed", exc_info=error)

@@ -212,7 +212,9 @@ def test_a_run_that_has_not_finished_is_not_exported(write_config: Callable, out
 
 def test_an_adapter_that_does_not_fit_is_named(tmp_path: Path, out: Path, adapter_of: Callable) -> None:
     adapter = adapter_of(tiny_model(tmp_path / "wide", hidden_size=96))
-    with pytest.raises(UsageError, match=r"adapter .* does not fit .*; write the model that it was trained on"):
+    with pytest.raises(
+        UsageError, match=r"adapter .* does not fit .*; write the model that the adapter was trained on"
+    ):
         export("--model", tiny_model(tmp_path / "base"), "--adapter", adapter, f"export_dir={out}")
     assert not out.exists()
 

@@ -95,7 +95,7 @@ def test_grey_of_twelve_bits_is_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("numbers", [GREY.astype(np.int32), GREY.astype(np.float32) / 65535])
 def test_grey_without_a_known_white_is_refused(numbers: Any, tmp_path: Path) -> None:
     Image.fromarray(numbers).save(tmp_path / "a.tif")
-    with pytest.raises(RowError, match=r"has grey of 32 bits \(mode [IF]\), of which nobody knows what is white"):
+    with pytest.raises(RowError, match=r"is a 32-bit greyscale image \(mode [IF]\), whose white level is unknown"):
         open_image(str(tmp_path / "a.tif"), "images[0]")
 
 

@@ -310,7 +310,7 @@ def test_an_image_that_changes_during_the_run_ends_it(prepared: Any, data: Path)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"packing": True}, "packing is true, and rows have images"),
+        ({"packing": True}, "packing is true, and rows with images"),
         ({"stage": "dpo"}, "preferences"),
         ({"streaming": True, "max_steps": 1}, "this run reads text only"),
         (

@@ -93,7 +93,7 @@ def test_nothing_is_lost_where_no_window_was_whole(tmp_path: Path) -> None:
 def test_somebody_elses_file_stays(tmp_path: Path, content: str) -> None:
     file = partial_of(tmp_path / "out.jsonl")
     file.write_text(content)
-    refused = pytest.raises(UsageError, match="was not written by this version of ft; move it away")
+    refused = pytest.raises(UsageError, match="was not written by this version of ft; move or remove it")
     with refused, open_partial(tmp_path / "out.jsonl", FACTS, 5, 2):
         pass
     assert file.read_text() == content

@@ -160,8 +160,8 @@ def test_peft_says_the_base_of_an_adapter_that_is_not_ours(find: Any, config_dir
     ("named", "message"),
     [
         ({}, "no model is given; write a training file, --model or --adapter"),
-        ({"adapters": ["no/such/folder"]}, "there is no adapter 'no/such/folder'; write a folder or a hub id"),
-        ({"adapters": ["a/b"]}, "adapter a/b does not say here which model it belongs to; add --model"),
+        ({"adapters": ["no/such/folder"]}, "adapter 'no/such/folder' does not exist; write a folder or a hub id"),
+        ({"adapters": ["a/b"]}, "adapter a/b does not name its base model; add --model"),
     ],
 )
 def test_what_cannot_be(find: Any, named: dict[str, Any], message: str) -> None:

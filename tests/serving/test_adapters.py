@@ -108,7 +108,7 @@ def test_names_come_from_the_command_line_and_the_file(
 def test_what_cannot_be_served_together(tiny_model_dir: Path, adapters: dict[str, str], tmp_path: Path) -> None:
     from ftcore.serving.served_models import load
 
-    with pytest.raises(UsageError, match="would be the name of two models"):
+    with pytest.raises(UsageError, match="two models would have the name"):
         find_targets(words(model=tiny_model_dir), {tiny_model_dir.name: adapters["second"]})
     with pytest.raises(UsageError, match="write NAME=FOLDER, each name once"):
         _parted(words("a=b", "a=c"), None, None)

@@ -78,7 +78,7 @@ def test_no_key_means_this_machine_only(tiny: Any, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError) as refused:
         api_key(everywhere)
     assert str(refused.value) == (
-        "serve_host 0.0.0.0 lets other machines ask, and there is no API key;"
+        "serve_host 0.0.0.0 accepts requests from other machines, and no API key is set;"
         " set FT_API_KEY or serve_api_key_file, or listen on 127.0.0.1"
     )
     file = tmp_path / "key"
@@ -111,10 +111,10 @@ def test_no_key_means_this_machine_only(tiny: Any, monkeypatch: pytest.MonkeyPat
             "model: input should be a valid string; messages: input should be a valid list",
         ),
         (b'{"model": "tiny", "messages": [{"role": "king", "content": "x"}]}', "messages.0.role: input should be"),
-        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "half a character: \\ud800"),
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "an unpaired surrogate: \\ud800"),
         (
             b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "\\ud800": 1}',
-            "half a character: \\ud800",
+            "an unpaired surrogate: \\ud800",
         ),
         (b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
         (b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "seed": -1}', "seed"),

@@ -110,21 +110,21 @@ def test_what_is_counted() -> None:
     assert size_of(["x" * 8] * 1000, 20) == 24
     Bounds(1, 9).check("what is wrong with it is told later")
     Bounds(1, 9).check({"messages": 5, "tools": None})
-    with pytest.raises(ApiError, match=r"conversations.3.messages: 2 are more than the 1 that this server reads"):
+    with pytest.raises(ApiError, match=r"conversations.3.messages: 2 messages exceed the limit of 1"):
         Bounds(1, 9).check({"messages": [1, 2]}, "conversations.3.")
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (ask("x" * 8200), "messages: they have more than the 8192 characters that this server reads (serve_max_chars)"),
+        (ask("x" * 8200), "messages: the text exceeds the limit of 8192 characters (serve_max_chars)"),
         (
             ask("?", tools=[{"type": "function", "function": {"name": "f", "description": "x" * 8200}}]),
-            "messages: they have more than the 8192 characters that this server reads (serve_max_chars)",
+            "messages: the text exceeds the limit of 8192 characters (serve_max_chars)",
         ),
         (
             ask("?") | {"messages": [{"role": "user", "content": ""}] * 257},
-            "messages: 257 are more than the 256 that this server reads (serve_max_messages)",
+            "messages: 257 messages exceed the limit of 256 (serve_max_messages)",
         ),
     ],
     ids=["text", "tools", "messages"],
@@ -153,7 +153,7 @@ def test_scores_are_bounded_too(reward_dir: Path, built_in: Any) -> None:
         for long, message in (
             (
                 [{"role": "user", "content": "x" * 1100}, turns[1]],
-                "conversations.1.messages: they have more than the 1024",
+                "conversations.1.messages: the text exceeds the limit of 1024",
             ),
             ([*turns] * 17, "conversations.1.messages: 34 are more than the 32"),
         ):

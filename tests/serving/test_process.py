@@ -73,7 +73,7 @@ def test_what_is_wrong_is_said_before_the_model_loads(tiny_model_dir: Path, monk
             f"cannot listen on port {port} of 127.0.0.1: Address already in use;"
             " write another serve_port (0 selects a free one) or serve_host"
         )
-    assert refused("--host", "0.0.0.0").startswith("serve_host 0.0.0.0 lets other machines ask")
+    assert refused("--host", "0.0.0.0").startswith("serve_host 0.0.0.0 accepts requests from other machines")
     assert refused("--score", "--adapter", "a=b") == "--score: a reward model is served alone, without named adapters"
     for name in [name for name in sys.modules if name.startswith("ftcore.serving.server")]:
         monkeypatch.delitem(sys.modules, name)

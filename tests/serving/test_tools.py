@@ -195,7 +195,10 @@ def test_tools_and_results_go_in(parrot: Any) -> None:
             {"role": "tool", "tool_call_id": "x", "content": "y"},
             "messages.1.tool_call_id 'x' is not a call of the previous turn",
         ),
-        ({"role": "user", "content": "y", "tool_call_id": "x"}, "messages.1.tool_call_id: a user message has none"),
+        (
+            {"role": "user", "content": "y", "tool_call_id": "x"},
+            "messages.1.tool_call_id: a user message does not have this field",
+        ),
         (
             {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "[]"}}]},
             "messages.1.tool_calls: the arguments of f are not a JSON object",

@@ -170,22 +170,22 @@ def test_what_vllm_would_not_do_is_refused(
     tiny_model_dir: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merge = "merge base model and adapters with ft export, and write the merged model"
-    assert "vllm reads the model as it lies there, and add_tokens would change it" in refusal(
+    assert "vllm loads the model unchanged, and add_tokens would change it" in refusal(
         tiny_model_dir, "add_tokens=<new>"
     )
     two = refusal(tiny_model_dir, adapters=[str(adapter), str(adapter)])
-    assert two.endswith(f"vllm takes one adapter, and there are 2; {merge}")
+    assert two.endswith(f"vllm supports one adapter, and the plan has 2; {merge}")
     assert "method qlora would load it otherwise" in refusal(tiny_model_dir, "finetuning_type=qlora")
     assert "stage rm makes a model that scores" in refusal(tiny_model_dir, "stage=rm")
     rank = refusal(tiny_model_dir, "vllm_max_lora_rank=4", adapters=[str(adapter)])
-    assert f"adapter {adapter} has rank 5, vllm_max_lora_rank is 4; raise it; vllm knows ranks up to 512" in rank
+    assert f"adapter {adapter} has rank 5, vllm_max_lora_rank is 4; raise it; vllm supports ranks up to 512" in rank
     config = json.loads((adapter / "adapter_config.json").read_text())
     for changes in ({"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"rank_pattern": {"q": 3}}):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | changes))
         (tmp_path / "adapter_model.safetensors").touch()
         (name,) = changes
         said = refusal(tiny_model_dir, adapters=[str(tmp_path)])
-        assert said.endswith(f"adapter {tmp_path} has {name}, which vllm does not take; {merge}")
+        assert said.endswith(f"adapter {tmp_path} has {name}, which vllm does not support; {merge}")
     generator = target(tiny_model_dir, "infer_backend=vllm").load()
     with pytest.raises(UsageError) as error:
         generator.check([*ask("dog " * 600, place="a:1"), *ask("x", place="a:2", settings={"num_beams": 2})])

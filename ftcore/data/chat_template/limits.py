@@ -1,11 +1,10 @@
-"""Bounds on what a chat template may take: templates come with other people's models, and run for each row.
+"""Limits the time and memory of chat templates, which come with third-party models and run for each row.
 
-A template is a program. Jinja's sandbox keeps it away from the machine, and lets it loop, recurse and double a text as
-long as it likes. So before it is compiled its syntax tree gets a check wherever something can repeat or grow: at the
-beginning of loops, macros and blocks, and around what makes texts and lists out of others. Values of the conversation
-are not looked at. Conversations of two turns take from 2 % less to 16 % more than without (8 templates, 30 to 180 us
-each; `python benchmarks/promises.py` measures one). All of it is Jinja's public interface: `Environment.parse`,
-`NodeTransformer`, `Environment.compile`.
+A template is a program. Jinja's sandbox isolates it, but does not limit loops, recursion and growing strings. Checks
+are therefore added to its syntax tree: at the start of loops, macros and blocks, and around operations that build
+strings and lists. Values of the conversation are not checked. Conversations of two turns take from 2 % less to 16 %
+more time than without checks (8 templates, 30 to 180 us each; `python benchmarks/promises.py` measures one).
+The checks use Jinja's public interface: `Environment.parse`, `NodeTransformer`, `Environment.compile`.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from jinja2.runtime import Macro
 from jinja2.visitor import NodeTransformer
 
 STEPS = 5_000_000
-"""Turns of loops and calls of macros in one conversation; templates take 3 for each message."""
+"""Limit of loop iterations and macro calls per conversation; templates need 3 per message."""
 SECONDS = 20.0
-"""Processor time of one conversation; a thousand messages take 0.2."""
+"""Limit of processor time per conversation, in seconds; a thousand messages take 0.2 s."""
 CHARACTERS = 4_000_000
-"""Of one text, or of all that is written, whatever the conversation has."""
+"""Limit of characters of a string and of the output, for small conversations."""
 TIMES = 64
-"""The same, as a multiple of the conversation."""
+"""Limit of characters as a multiple of the size of the conversation."""
 BITS = 10_000
-"""Of one number."""
+"""Limit of bits of an integer."""
 ARGUMENT = 100_000
-"""Largest number that is given to a function or a filter, as Jinja's sandbox has it for ``range``."""
+"""Largest integer argument of a function or filter; Jinja's sandbox has this limit for ``range``."""
 _STRIDE = 1000
 _WIDTH = re.compile(r"\d{6}|\*")
 _GROWING = frozenset(("replace", "join", "center", "ljust", "rjust", "zfill", "expandtabs", "translate"))
@@ -43,28 +42,28 @@ _PLAIN = frozenset(
     " get items keys values upper lower title capitalize casefold swapcase removeprefix removesuffix"
     " isdigit isalpha isalnum isspace isupper islower istitle isnumeric isdecimal".split()
 )
-"""Methods of texts and dicts that make nothing larger than what they are given, and change nothing."""
+"""Methods of strings and dicts whose result is not larger than their input and that change nothing."""
 _OWNERS = frozenset((str, dict))
 
 
 class LimitError(jinja2.TemplateRuntimeError):
-    """A template went over a bound."""
+    """A template exceeded a limit."""
 
 
 class Guard:
-    """Counts what a template does with one conversation."""
+    """Counts the steps and characters of a template for one conversation."""
 
     def __init__(self) -> None:
         self.begin((), ())
 
     def begin(self, messages: Iterable[Any], tools: Iterable[Any]) -> None:
-        """A conversation is about to be written."""
+        """Resets the counters for a conversation."""
         self._given = messages, tools
         self.left, self.written, self.most = _STRIDE, 0, CHARACTERS
         self._steps, self._start = 0, 0.0
 
     def stride(self) -> None:
-        """`left` is used up, by one for each time that something is done once more."""
+        """Checks steps and time; called when `left`, which each step decrements, is used up."""
         self.left, self._steps = _STRIDE, self._steps + _STRIDE
         now = time.thread_time()
         self._start = self._start or now
@@ -74,20 +73,20 @@ class Guard:
             raise LimitError(f"it takes more than {SECONDS:g} seconds for one conversation")
 
     def wrote(self, size: int) -> None:
-        """So many characters more are written, to the conversation or to a buffer."""
+        """Counts characters written to the output or to a buffer."""
         self.written += size
         if self.written > self.most:
             self.fits(self.written)
 
     def fits(self, size: int) -> None:
-        """A text of so many characters is about to be made, or was."""
+        """Checks the size of a string."""
         if size > self.most:
             self.most = max(CHARACTERS, TIMES * weight(self._given, 1 << 62))
             if size > self.most:
                 raise LimitError(f"it writes more than {self.most:,} characters for one conversation")
 
     def sized(self, value: Any) -> Any:
-        """A value that was made; itself."""
+        """Checks the size of a new value, and returns it."""
         kind = type(value)
         if kind is str:
             self.fits(len(value))
@@ -96,7 +95,7 @@ class Guard:
         return value
 
     def multiplied(self, left: Any, right: Any) -> Any:
-        """The product of both."""
+        """The product, after a check of its size."""
         if isinstance(left, int) and isinstance(right, int):
             _number(left.bit_length() + right.bit_length())
         elif isinstance(left, int) or isinstance(right, int):
@@ -106,19 +105,19 @@ class Guard:
         return left * right
 
     def raised(self, left: Any, right: Any) -> Any:
-        """One to the power of the other."""
+        """The power, after a check of its size."""
         if isinstance(left, int) and isinstance(right, int):
             _number(left.bit_length() * max(right, 0))
         return left**right
 
     def remainder(self, left: Any, right: Any) -> Any:
-        """``%``, which formats texts as well."""
+        """``left % right``, after a check of a format string."""
         if isinstance(left, str):
             _format(left)
         return self.sized(left % right)
 
     def call(self, function: Any, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
-        """A function of Python or a macro is about to be called."""
+        """Checks the arguments of a function or macro before its call."""
         for argument in (*arguments, *named.values()) if named else arguments:
             if type(argument) is int and argument > ARGUMENT:
                 raise LimitError(f"it calls a function with {argument:,}; the limit is {ARGUMENT:,}")
@@ -140,7 +139,7 @@ class Guard:
             self.fits(len(text) + text.count("\t") * int(arguments[0] if arguments else 8))
 
     def filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that makes texts, with its checks."""
+        """Adds checks to a filter that builds strings."""
         first = 1 if hasattr(function, "jinja_pass_arg") else 0  # Jinja's own first argument
 
         @wraps(function)
@@ -166,7 +165,7 @@ class Guard:
         return guarded
 
     def each(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter ``map``, whose results are counted as they come."""
+        """Adds a check of each result to the filter ``map``."""
 
         @wraps(function)
         def guarded(*arguments: Any, **named: Any) -> Any:
@@ -181,11 +180,11 @@ FILTERS = (
     *("center", "indent", "wordwrap", "format", "replace", "join", "tojson", "string", "pprint", "batch", "slice"),
     *("escape", "e", "forceescape", "urlencode", "xmlattr", "urlize", "sum"),
 )
-"""Those that can make more than they are given."""
+"""Filters whose output may be larger than their input."""
 
 
 def weight(value: Any, limit: int) -> int:
-    """Characters of all texts in a value, and one for each value; counted until the limit."""
+    """The characters of all strings in a value, plus one per value; counted up to the limit."""
     if type(value) is str:
         return len(value)
     size, left = 0, [value]
@@ -213,15 +212,15 @@ def _format(text: Any) -> None:
 
 
 def compiled(environment: jinja2.Environment, source: str, guard: Guard) -> CodeType:
-    """A template with its checks.
+    """Compiles a template with checks.
 
     Args:
-        environment: gets the guard's filters, and its ``call``.
-        source: of the template.
-        guard: that counts.
+        environment: receives the filters of the guard.
+        source: source of the template.
+        guard: counts steps and characters.
 
     Raises:
-        jinja2.TemplateSyntaxError: it is no template.
+        jinja2.TemplateSyntaxError: the source is not a template.
     """
     environment.filters = {**environment.filters, **_checks(guard)}
     for name in FILTERS:
@@ -236,15 +235,15 @@ def compiled(environment: jinja2.Environment, source: str, guard: Guard) -> Code
 
 
 def watch_calls(environment: Any, guard: Guard) -> None:
-    """Looks at what a sandboxed environment calls, and at what comes out."""
+    """Checks the calls of a sandboxed environment and their results."""
     usual = environment.call
 
     def call(context: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
         kind = type(function)
-        if kind is Macro:  # which the sandbox lets be called, and which has checks inside
+        if kind is Macro:  # the sandbox allows macros, and they contain checks
             value = context.call(function, *arguments, **named)
         elif kind is BuiltinMethodType and function.__name__ in _PLAIN and type(function.__self__) in _OWNERS:
-            # as Jinja does after 2 us of asking what else it might be given
+            # Jinja's own path does the same, 2 us slower
             named.pop("_loop_vars", None)
             named.pop("_block_vars", None)
             return function(*arguments, **named)
@@ -262,7 +261,7 @@ _TICK, _SIZED, _WROTE, _MUL, _POW, _MOD = "ft_tick", "ft_sized", "ft_wrote", "ft
 
 
 def _checks(guard: Guard) -> dict[str, Callable[..., Any]]:
-    """Filters; with a context, so that Jinja does not run them when it compiles."""
+    """The filters of the checks. They take a context, so that Jinja does not evaluate them at compile time."""
 
     @pass_context
     def ticked(context: Any, value: Any = None) -> Any:
@@ -300,12 +299,12 @@ def _checks(guard: Guard) -> dict[str, Callable[..., Any]]:
 
 
 class _Checked(NodeTransformer):
-    """Puts the checks into a template's tree."""
+    """Inserts the checks into a template's syntax tree."""
 
     def __init__(self) -> None:
-        self._buffers = 0  # around a node: bodies whose text is put together before it is written
-        self._loops = 0  # around it, inside the innermost of these
-        self._inside = 0  # whether it is part of a text that is looked at as a whole
+        self._buffers = 0  # enclosing bodies whose text is buffered
+        self._loops = 0  # enclosing loops inside the innermost buffer
+        self._inside = 0  # whether an enclosing expression is checked as a whole
 
     def _loop(self, node: nodes.For) -> nodes.Node:
         self._loops += 1
@@ -337,7 +336,7 @@ class _Checked(NodeTransformer):
     visit_AssignBlock = _assign_block  # noqa: N815
 
     def _output(self, node: nodes.Output) -> nodes.Node:
-        """What is written is counted as a whole, where the caller of the template does not do it block by block."""
+        """Counts buffered output; the caller of the template counts other output block by block."""
         self._inside += 1
         self.generic_visit(node)
         self._inside -= 1
@@ -353,7 +352,7 @@ class _Checked(NodeTransformer):
     visit_Output = _output  # noqa: N815
 
     def _made(self, node: nodes.Node) -> nodes.Node:
-        """A text or list made of others; of a chain of sums the whole is looked at."""
+        """Checks a concatenation; of a chain only the whole result is checked."""
         self._inside += 1
         self.generic_visit(node)
         self._inside -= 1

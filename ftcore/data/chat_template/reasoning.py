@@ -1,4 +1,4 @@
-"""Thoughts that stand in an answer's text, as ``<think>...</think>`` at its start."""
+"""Separates reasoning from answers, as in ``<think>...</think>`` at the start of an answer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ftcore.api.samples import Message
 from ftcore.errors import RowError
 
 Tags = tuple[str, str]
-"""What opens and what closes a thought."""
+"""Opening and closing tag of reasoning."""
 THINK: Tags = ("<think>", "</think>")
 _TAG = r"(<[^<>\s]+>|\[/?\w+\]|◁/?\w+▷)"
 _LAST_TAG, _FIRST_TAG = re.compile(_TAG + r"\s*$"), re.compile(r"\s*" + _TAG)
 
 
 def parted(text: str, tags: Sequence[Tags] = (THINK,)) -> tuple[str | None, str]:
-    """The thought at the start of a text, None where there is none, and what follows it.
+    """The reasoning at the start of a text, None without any, and the rest of the text.
 
-    Line breaks around both are the template's (as in Qwen3's, which parts such texts itself).
+    Line breaks around both belong to the template, as in Qwen3's template, which splits such texts itself.
     """
     for opening, closing in tags:
         if opening in text and (found := _thought(opening, closing).match(text)):
@@ -74,7 +74,7 @@ def thought_of(message: Message, tags: Sequence[Tags] = (THINK,)) -> str:
 
 
 def holds(text: str, thought: str, answer: str) -> bool:
-    """Whether a thought stands in a text, before the answer; blanks may be other ones there."""
+    """Whether the text contains the reasoning before the answer, up to white space."""
     before = text[: text.rfind(answer)] if answer and answer in text else text
     return thought in before or "".join(thought.split()) in "".join(before.split())
 

@@ -1,4 +1,4 @@
-"""A conversation as text, with what the model says in it."""
+"""A rendered conversation with the spans of the assistant's text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters ``start`` to ``end`` (exclusive) of a text, and the message that they come from."""
+    """Characters ``start`` to ``end`` (exclusive) of a text, and the index of their message."""
 
     start: int
     end: int
@@ -22,16 +22,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text.
+    """A rendered conversation.
 
     Args:
-        text: what is tokenised.
-        messages: the turns, a default system message included.
-        said: what the model says, ends of turns included.
-        read: contents of the other messages; those that the template alters are not found.
-        literal: control tokens in contents, ``(start, end)``: they are encoded as text.
+        text: the text to tokenise.
+        messages: the turns, including a default system message.
+        said: spans of the assistant's text, including ends of turns.
+        read: spans of the other messages' contents, unless the template changes them.
+        literal: ``(start, end)`` of control tokens in contents, which are encoded as text.
         images: paths of the images whose tokens are in the text.
-        lost: numbers of answers that were given with a thought which is not in the text.
+        lost: indices of answers whose reasoning is not in the text.
     """
 
     text: str

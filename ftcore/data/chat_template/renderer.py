@@ -1,7 +1,7 @@
-"""Conversations as text, with the characters that the model says.
+"""Renders conversations and locates the assistant's text.
 
-The template is rendered in transformers' own sandboxed environment, from the very source that the tokenizer is saved
-with: training, inference and the exported tokenizer cannot drift apart.
+The template runs in transformers' sandboxed environment, from the source that is saved with the tokenizer. Training,
+inference and the exported tokenizer therefore render the same text.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Renderer:
 
     Args:
         tokenizer: a fast tokenizer.
-        source: Jinja source; with ``{% generation %}`` marks these are what the model says, without them that is found
-            by rendering prefixes.
-        stop: what ends the model's turn; empty to find it from the template.
-        default_system: system message of conversations that have none; None leaves it to the template, empty is none.
-        enable_thinking: passed to the template; None leaves it to the template.
+        source: Jinja source. ``{% generation %}`` marks enclose the assistant's text; without marks, rendered prefixes
+            locate it.
+        stop: stop tokens of the template; empty to detect them.
+        default_system: system message of conversations without one; None: as the template says, empty: none.
+        enable_thinking: variable of the template; None: as the template says.
         preserve_thinking: likewise.
-        name: of the template, for errors.
-        where: the place that names it, likewise.
-        model_stops: ids that the model stops with besides.
+        name: name of the template, for errors.
+        where: place that names the template, for errors.
+        model_stops: further stop ids of the model.
 
     Attributes:
-        source: what is to be saved as ``chat_template``; a default system message is part of it.
-        variables: what the template reads besides messages and tools.
-        pictures: how images are read; None where rows with such are refused.
+        source: the source to save as ``chat_template``, including a default system message.
+        variables: variables of the template besides messages and tools.
+        pictures: the image reader; None if rows with images are refused.
 
     Raises:
         UsageError: the first of ``stop`` is not one token.
@@ -91,10 +91,10 @@ class Renderer:
 
     @classmethod
     def from_plan(cls, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-        """The plan's template; the tokenizer's own where the plan names none.
+        """The template of the plan; without one, the tokenizer's own.
 
         Raises:
-            UsageError: the tokenizer has no template of its own, or not the template's stop token.
+            UsageError: the tokenizer has no template, or lacks the stop token of the template.
         """
         stop: Sequence[str] = ()
         if plan.template is None:
@@ -122,9 +122,9 @@ class Renderer:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end the model's turn: the template's, the tokenizer's end-of-sequence token, the model's own.
+        """Stop ids: the template's stop tokens, the tokenizer's end-of-sequence token and the model's stop ids.
 
-        Everything that generates, and everything that is saved to generate with, takes them from here.
+        Generation and saved generation configurations all use these ids.
         """
         known = [_token_id(self.tokenizer, stop) for stop in self.stop or self.ends.stops]
         known += [self.tokenizer.eos_token_id, *(token for token in self._model_stops if token < len(self.tokenizer))]
@@ -132,7 +132,7 @@ class Renderer:
 
     @cached_property
     def ends(self) -> TurnEnds:
-        """How the template ends the turns of the model."""
+        """The end tokens of the template."""
         return turn_ends(self._template, self.tokenizer)
 
     @cached_property
@@ -141,24 +141,24 @@ class Renderer:
 
     @cached_property
     def borders(self) -> tuple[str, str]:
-        """What stands before and after a document; empty where the tokenizer has no such token."""
+        """Begin and end token of a document; empty if the tokenizer has none."""
         tokenizer = self.tokenizer
         writes_bos = tokenizer.bos_token and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         return (tokenizer.bos_token if writes_bos else ""), tokenizer.eos_token or ""
 
     @cached_property
     def thinks(self) -> bool:
-        """Whether the template writes ``reasoning_content`` (some name it only to refuse it)."""
+        """Whether the template renders ``reasoning_content``; some templates only mention it in an error."""
         return len(self._around_thought) > 1
 
     @cached_property
     def tags(self) -> tuple[Tags, ...]:
-        """What opens and closes a thought in an answer's text: ``<think>``, and the template's own tags."""
+        """Tags of reasoning in an answer: ``<think>``, and the template's own tags."""
         return tags_between(*self._around_thought) if self.thinks else (THINK,)
 
     @cached_property
     def _around_thought(self) -> list[str]:
-        """What the template writes before and after a thought; nothing more where it writes none."""
+        """The text before and after reasoning; a single text if the template does not render it."""
         answer = {"role": "assistant", "content": "!", "reasoning_content": "a thought"}
         more: dict[str, Any] = {"enable_thinking": True} if self.variables.get("enable_thinking") is False else {}
         try:
@@ -167,23 +167,23 @@ class Renderer:
             return []
 
     def controls_in(self, text: str) -> list[tuple[int, int]]:
-        """Where the tokenizer's special tokens stand in a text, ``(start, end)``."""
+        """``(start, end)`` of the tokenizer's special tokens in a text."""
         return [found.span() for found in self._controls_said.finditer(text)]
 
     def render(self, chat: Chat) -> Rendered:
-        """A whole conversation.
+        """Renders a whole conversation.
 
         Raises:
-            RowError: the template refuses it, cannot show what is in it, or hides where answers begin.
+            RowError: the template refuses it, does not render a part of it, or answers cannot be located.
         """
         return self._render(chat.messages, chat.tools)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Rendered:
-        """A conversation up to where the model's answer begins."""
+        """Renders a conversation as a prompt, up to the start of the answer."""
         return self._render(messages, tools, prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The tokens of `prompt`.
+        """The token ids of `prompt`.
 
         Raises:
             UsageError: the template refuses the conversation.
@@ -203,7 +203,7 @@ class Renderer:
         prompt: bool = False,
         read: bool = True,
     ) -> Rendered:
-        """A conversation; what the model reads in it is found only where that is wanted: it is half of the work."""
+        """Renders a conversation. The other messages are located only with ``read``: that doubles the cost."""
         given = self._with_system(given)
         messages = self._with_thoughts(given)
         self._check(messages, tools)
@@ -233,7 +233,7 @@ class Renderer:
         prompt: bool,
         read: bool,
     ) -> Rendered:
-        """A conversation in which people wrote control tokens."""
+        """Renders a conversation with control tokens in its contents."""
         marks = Sentinels(conversation, tools)
         conversation, tools = self._mark_controls(marks, conversation, tools)
         text, generated = self._template.write(conversation, tools, prompt=prompt)
@@ -254,19 +254,19 @@ class Renderer:
         *,
         prompt: bool,
     ) -> list[tuple[int, int, int]]:
-        """``(start, end, message)`` of what the model reads; empty where marks change what the template writes."""
+        """``(start, end, message)`` of the other messages; empty if sentinels change the rendered text."""
         placed, _ = self._template.write(marks.places(conversation), tools, prompt=prompt)
         clean, places = marks.find_places(placed)
         return places if clean == text else []
 
     def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        # The source would add it as well; as a message of its own it is counted as what it is.
+        # The template would add it as well; as a message its tokens count as a system message.
         if self.default_system and not (messages and messages[0].role == "system"):
             return (Message("system", self.default_system), *messages)
         return tuple(messages)
 
     def _with_thoughts(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The messages as the template is to write them, the same in training and in prompts."""
+        """The messages for the template, with reasoning separated or removed; the same in training and prompts."""
         if self.variables.get("enable_thinking") is False:
             return without_thoughts(messages, self.tags)
         return with_reasoning(messages, self.tags) if self.thinks else messages
@@ -274,7 +274,7 @@ class Renderer:
     def _lost(
         self, given: Sequence[Message], written: Sequence[Message], text: str, said: Sequence[Span]
     ) -> tuple[int, ...]:
-        """Answers whose thought is not in what the model says there."""
+        """Indices of answers whose reasoning is not in the rendered text."""
         thoughts = ((span, thought_of(given[span.message], self.tags)) for span in said)
         return tuple(
             span.message
@@ -283,7 +283,7 @@ class Renderer:
         )
 
     def _check(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
-        """What the template would leave out without a word."""
+        """Raises an error for parts that the template would drop silently."""
         there = {"tools"} if tools else set()
         for message in messages:
             if message.tool_calls:
@@ -298,7 +298,7 @@ class Renderer:
     def _has_controls(self, conversation: Conversation, tools: Sequence[Mapping[str, Any]]) -> bool:
         for message in conversation:
             tokens = self._controls_said if message["role"] == "assistant" else self._controls_read
-            # Most messages have nothing but a role and a content: 3 us less than walking through them.
+            # Most messages have only role and content: this saves 3 us.
             texts = [message["content"]] if len(message) == 2 else strings(message)
             if any(map(tokens.search, texts)):
                 return True
@@ -331,7 +331,7 @@ class Renderer:
 
 
 def _with_default_system(source: str, system: str) -> str:
-    """The template with this default; a template that knows ``default_system`` is told, others get a message."""
+    """The template with a default system message: a variable if it reads ``default_system``, else a message."""
     literal = json.dumps(system, ensure_ascii=False)
     if "default_system" in source:
         return f"{{%- set default_system = {literal} %}}{source}"
@@ -362,10 +362,10 @@ def _own_source(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def check_text(text: str) -> None:
-    """Refuses what no tokenizer takes.
+    """Raises an error for text that tokenizers cannot encode.
 
     Raises:
-        RowError: there is half a surrogate pair in it.
+        RowError: the text contains an unpaired surrogate.
     """
     try:
         text.encode("utf-8")

@@ -1,7 +1,7 @@
-"""Private-use characters put around pieces of a conversation, to find these again in the rendered text.
+"""Inserts private-use characters into a conversation, to locate its parts in the rendered text.
 
-Two things are marked: control tokens inside what people wrote, which are text and not control (the way of
-transformers' ``sanitize_control_tokens``), and where each message that the model reads stands.
+Sentinels enclose control tokens in user content, which are encoded as text (see ``sanitize_control_tokens`` of
+transformers), and the content of each message that is not the assistant's.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ AREA = range(0xF0000, 0x10FFFE)
 _PRIVATE = re.compile(f"[{chr(AREA[0])}-{chr(AREA[-1])}]")
 
 Conversation = list[dict[str, Any]]
-"""Messages as templates read them."""
+"""Messages in the form that templates read."""
 
 
 class Sentinels:
-    """Characters that do not occur in a conversation: around control tokens, and one per message.
+    """Sentinel characters that do not occur in a conversation: for control tokens, and one per message.
 
     Args:
-        conversation, tools: the texts in which they must not occur.
+        conversation, tools: the texts in which the sentinels must not occur.
 
     Raises:
-        RowError: the texts hold so many private-use characters that too few are free.
+        RowError: the texts use so many private-use characters that too few are free.
     """
 
     def __init__(self, conversation: Conversation, tools: Sequence[Mapping[str, Any]]) -> None:
@@ -41,9 +41,9 @@ class Sentinels:
         self._controls = re.compile(f"[{self.start}{self.end}]")
 
     def places(self, conversation: Conversation, *, said: bool = False) -> Conversation:
-        """The conversation with a mark at both ends of every message that the model reads, inside its blanks.
+        """The conversation with sentinels around the stripped content of each message.
 
-        With ``said`` also of those that it says.
+        The assistant's messages are included only with ``said``.
         """
         marked = []
         for number, message in enumerate(conversation):
@@ -57,7 +57,7 @@ class Sentinels:
         return marked
 
     def find_places(self, text: str) -> tuple[str, list[tuple[int, int, int]]]:
-        """The text without those marks, and ``(start, end, message)`` of each piece that they enclose."""
+        """The text without these sentinels, and ``(start, end, message)`` of each enclosed piece."""
         clean, found = _split(self._places, text)
         spans, opened = [], (0, -1)
         for position, mark in found:
@@ -69,11 +69,11 @@ class Sentinels:
         return clean, spans
 
     def controls(self, value: Any, tokens: re.Pattern[str]) -> Any:
-        """Any value with marks around the control tokens in its texts, names of fields included."""
+        """The value with sentinels around the control tokens in its strings, including keys."""
         return mapped(value, lambda text: tokens.sub(f"{self.start}\\g<0>{self.end}", text))
 
     def find_controls(self, text: str) -> tuple[str, list[tuple[int, int]], Callable[[int], int]]:
-        """The text without those marks, what they enclose, and where a position of the marked text went."""
+        """The text without these sentinels, the enclosed spans, and a map from old to new positions."""
         clean, found = _split(self._controls, text)
         positions = [position + number for number, (position, _) in enumerate(found)]
         spans = [
@@ -85,7 +85,7 @@ class Sentinels:
 
 
 def _free(text: str, count: int) -> int:
-    """The first of ``count + 1`` private-use characters in a row that the text does not hold."""
+    """The first of ``count + 1`` consecutive private-use characters that do not occur in the text."""
     used = set() if text.isascii() else set(map(ord, _PRIVATE.findall(text)))
     for first in range(AREA[0], AREA[-1] - count, count + 1):
         if not used or used.isdisjoint(range(first, first + count + 1)):
@@ -94,7 +94,7 @@ def _free(text: str, count: int) -> int:
 
 
 def _split(marks: re.Pattern[str], text: str) -> tuple[str, list[tuple[int, str]]]:
-    """The text without marks, and each mark with the position in that text at which it stood."""
+    """The text without sentinels, and each sentinel with its position in that text."""
     pieces, found, last, length = [], [], 0, 0
     for match in marks.finditer(text):
         pieces.append(text[last : match.start()])
@@ -106,7 +106,7 @@ def _split(marks: re.Pattern[str], text: str) -> tuple[str, list[tuple[int, str]
 
 
 def strings(value: Any) -> Iterator[str]:
-    """All texts in a value of JSON's kinds, names of fields included."""
+    """All strings in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -1,7 +1,8 @@
-"""The tokens that end the model's turn, found from what a chat template writes after an answer.
+"""Finds the stop tokens of a chat template from its text after an answer.
 
-A model learns to stop with the token that its template writes there. It need not be the tokenizer's end-of-sequence
-token (Gemma: ``<end_of_turn>`` and ``<eos>``), and it need not be in the tokenizer's map of special tokens either.
+A model learns to stop with the token that its template writes after an answer. This token may not be the tokenizer's
+end-of-sequence token (Gemma: ``<end_of_turn>`` and ``<eos>``), and may be missing from the tokenizer's map of special
+tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan
 
 _ANSWER = chr(0xF0000)
-"""Stands for an answer: no template writes it, and none cuts it off."""
+"""Placeholder for an answer: templates neither write nor strip this character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,11 @@ class TurnEnds:
     """Control tokens at the end of an answer.
 
     Args:
-        last: of an answer that ends a conversation.
-        history: of one that the user answers.
-        next: what begins the user's turn after an answer that nothing of its own ends.
-        call: of one that calls tools.
-        trailer: what the template writes after ``last``; no model says it.
+        last: token after the last answer of a conversation.
+        history: token after an answer that a user turn follows.
+        next: token that starts the next user turn, if answers have no end token.
+        call: token after an answer with tool calls.
+        trailer: text of the template after ``last``, which the model does not generate.
     """
 
     last: tuple[str, ...] = ()
@@ -44,37 +45,37 @@ class TurnEnds:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """What ends generation: an answer within a conversation may end with less (gpt-oss: ``<|end|>``)."""
+        """Tokens that end generation; earlier answers may end with another token (gpt-oss: ``<|end|>``)."""
         return tuple(dict.fromkeys((*(self.last or self.history or self.next), *self.call)))
 
     @property
     def every(self) -> tuple[str, ...]:
-        """What may stand at the end of an answer."""
+        """All tokens that may end an answer."""
         return tuple(dict.fromkeys((*self.last, *self.history, *self.call)))
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """All special tokens: those with a name, such as ``eos_token``, and those that are only marked as special."""
+    """All special tokens: named ones such as ``eos_token``, and tokens only flagged as special."""
     marked = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return tuple(token for token in dict.fromkeys((*tokenizer.all_special_tokens, *marked)) if token.strip())
 
 
 def turn_ends(template: Compiled, tokenizer: PreTrainedTokenizerBase) -> TurnEnds:
-    """The ends of turns of a template with a tokenizer; empty where it writes no control token after an answer."""
+    """The end tokens of a template with a tokenizer; empty if it writes no control token after an answer."""
     special = special_tokens(tokenizer)
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
     controls = _any_of([*special, *added])
     user = {"role": "user", "content": _ANSWER}
-    answers = (_answer(), _answer(reasoning_content="A thought."))  # some take none without
+    answers = (_answer(), _answer(reasoning_content="A thought."))  # some templates refuse answers without reasoning
     before, _, last = next(filter(None, (_pieces(template, [user, one]) for one in answers)), ["", "", ""])
     longer = next(filter(None, (_pieces(template, [user, one, user]) for one in answers)), ["", "", "", ""])
     between = longer[2]
-    # What is written in the middle of a conversation as well is the turn's; what follows at its end is not (Phi 3).
+    # Text that also follows earlier answers belongs to the turn; text only after the last answer does not (Phi 3).
     shared = len(shared_start([last, between]))
     own = [found for found in controls.finditer(last) if found.end() <= shared]
     ends = own or list(controls.finditer(last))
     first = controls.match(between.lstrip())
-    # An end is followed by another control token, or the user's turn begins otherwise.
+    # An end token is followed by another control token, or by a user turn that starts differently.
     opens = first is not None and not own and before.rstrip().endswith(between.strip())
     opens = opens and not controls.match(between.lstrip(), len(first[0] if first else ""))
     return TurnEnds(
@@ -91,7 +92,7 @@ def _answer(content: str = _ANSWER, **more: Any) -> dict[str, Any]:
 
 
 def _pieces(template: Compiled, messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is written around the contents; empty where the template refuses the conversation or hides one of them."""
+    """The text around the contents; empty if the template refuses the conversation or drops a content."""
     try:
         pieces = template.write(messages)[0].split(_ANSWER)
     except RowError:
@@ -100,7 +101,7 @@ def _pieces(template: Compiled, messages: Sequence[Mapping[str, Any]]) -> list[s
 
 
 def _call_ends(template: Compiled, special: Sequence[str]) -> tuple[str, ...]:
-    """The special token after calls of tools; what stands between two calls as well ends a call, and not the turn."""
+    """The special token after tool calls. A token that also separates two calls ends a call, not the turn."""
     call = {"type": "function", "id": "123456789", "function": {"name": _ANSWER, "arguments": {"a": 1}}}
     parameters = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     tool = {"type": "function", "function": {"name": "f", "description": "!", "parameters": parameters}}
@@ -132,9 +133,9 @@ def shared_start(texts: Sequence[str]) -> str:
 
 
 def model_stops(plan: Plan) -> tuple[int, ...]:
-    """Ids that the base model's makers say it stops with: ``eos_token_id`` of its generation_config.json.
+    """The base model's stop ids: ``eos_token_id`` of its generation_config.json.
 
-    Where there is no such file, config.json says it, as transformers reads them. Empty where nothing is said.
+    Without this file, config.json is read, as in transformers. Empty if neither has the ids.
     """
     from ftcore.models.files import beside_model
 

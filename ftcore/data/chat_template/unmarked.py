@@ -1,9 +1,8 @@
-"""What the model says, in the text of a chat template without ``{% generation %}`` marks.
+"""Locates the assistant's text for chat templates without ``{% generation %}`` marks.
 
-An answer begins where the prompt for it ends, and ends where the conversation up to it does. Templates that write a
-conversation differently once it goes on (those that drop earlier thoughts, say) do not show it that way: there marks
-around the contents tell which turn is where, and what stands around them is known from the prompt and from the ends of
-turns.
+An answer starts where its prompt ends, and ends where the conversation up to it ends. Some templates render earlier
+turns differently, for instance without reasoning. For these, sentinels around the contents locate the turns, and the
+prompt and the end tokens supply the text around them.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from ftcore.data.chat_template.turn_ends import TurnEnds, shared_start
 from ftcore.errors import RowError
 
 Bounds = tuple[int, int]
-"""Start and end of what the model says in a turn."""
+"""Start and end of the assistant's text in a turn."""
 
 
 class Unmarked:
-    """A template without marks.
+    """Locates answers for a template without marks.
 
     Args:
-        template: it.
-        controls: the tokenizer's special tokens.
-        ends: how its turns end.
+        template: the template.
+        controls: the special tokens of the tokenizer.
+        ends: the end tokens of the template.
     """
 
     def __init__(self, template: Compiled, controls: Sequence[str], ends: TurnEnds) -> None:
@@ -38,7 +37,7 @@ class Unmarked:
         for name in ("enable_thinking", "thinking"):  # Qwen's and most, DeepSeek's
             if name in template.source:
                 self._variants += [{name: False}, {name: True}]
-        # a control token that somebody wrote stands behind a private-use character
+        # a control token in user content follows a sentinel
         guard = f"(?<![{chr(AREA[0])}-{chr(AREA[-1])}])"
         found = "|".join(map(re.escape, (*ends.every, *ends.next))) or "(?!)"  # (?!) never matches
         self._turn_end = re.compile(f"{guard}(?:{found})")
@@ -46,10 +45,10 @@ class Unmarked:
     def bounds(
         self, conversation: Conversation, tools: Sequence[Mapping[str, Any]], text: str, numbers: Sequence[int]
     ) -> list[Bounds]:
-        """Of each of the turns ``numbers`` what the model says.
+        """The span of the assistant's text in each of the turns ``numbers``.
 
         Raises:
-            RowError: of one of them it cannot be told.
+            RowError: a span cannot be located.
         """
         row = _Row(self._template, conversation, tools, text)
         found: list[Bounds] = []
@@ -65,7 +64,7 @@ class Unmarked:
         return found
 
     def _end(self, text: str) -> int:
-        """Where the model's turn ends at the end of the text: blanks after a control token are the template's."""
+        """The end of the last turn; white space after its control token belongs to the template."""
         cut = text.removesuffix(self._ends.trailer)
         for stripped in (cut.rstrip(), text.rstrip()):
             if stripped.endswith(self._endings):
@@ -73,17 +72,16 @@ class Unmarked:
         return len(text)
 
     def _own_end(self, text: str, end: int) -> int:
-        """The end of a turn that has a token of its own only where the conversation goes on (Apriel)."""
+        """The end of a turn whose end token is written only if another turn follows (Apriel)."""
         if text[:end].endswith(self._endings):
             return end
         found = self._turn_end.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
         return found.end() if found and found[0] in self._ends.history else end
 
     def _start(self, row: _Row, number: int) -> int | None:
-        """Where the prompt for a turn ends; where it is not how the text begins, where the turn's header does.
+        """The end of the prompt for a turn; if the prompt is not a prefix of the text, the end of the turn's header.
 
-        A row may have a thought where the prompt has none, or the other way round: then it is the prompt that the
-        template writes for that.
+        If row and prompt differ in reasoning, the prompts with and without reasoning are tried.
         """
         prompts = []
         for more in self._variants:
@@ -112,7 +110,7 @@ class Unmarked:
 
     @cached_property
     def _header(self) -> str:
-        """What a template writes before an answer, with a thought or without, as far as it is the same."""
+        """The common text before an answer with and without reasoning."""
         user = {"role": "user", "content": "?"}
         prompt, base = (self._template.write([user], prompt=prompt)[0] for prompt in (True, False))
         texts = []
@@ -126,7 +124,7 @@ class Unmarked:
         return shared_start([prompt, *texts]).removeprefix(base)
 
     def _whole_tokens(self, text: str) -> str:
-        """The text without a piece of a control token at its end."""
+        """The text without an incomplete control token at its end."""
         longest = max(map(len, self._endings), default=0)
         for cut in range(max(0, len(text) - longest), len(text)):
             piece = text[cut:]
@@ -139,7 +137,7 @@ class _Row:
     """A conversation with its text.
 
     Args:
-        template, conversation, tools, text: as `Unmarked.bounds` has them.
+        template, conversation, tools, text: see `Unmarked.bounds`.
     """
 
     def __init__(
@@ -148,15 +146,15 @@ class _Row:
         self._template, self._conversation, self._tools, self.text = template, conversation, tools, text
 
     def write(self, count: int, *, prompt: bool = False, **more: Any) -> str:
-        """The first turns."""
+        """Renders the first ``count`` turns."""
         return self._template.write(self._conversation[:count], self._tools, prompt=prompt, **more)[0]
 
     def start_of(self, number: int) -> int | None:
-        """Where a turn's content starts; None where it has none that is written."""
+        """The start of a turn's content; None if the turn has no rendered content."""
         return self._places[number][0] if number in self._places else None
 
     def end_of(self, number: int) -> int:
-        """Where the content of a turn ends, or of the last one before it that is written."""
+        """The end of the content of a turn, or of the last earlier turn with content."""
         return max((end for turn, (_, end) in self._places.items() if turn <= number), default=0)
 
     @cached_property

@@ -1,1 +1,1 @@
-"""Tokenised rows as a dataset: packed, mixed, in pairs."""
+"""Datasets of tokenised rows, with packing, mixing and preference pairs."""

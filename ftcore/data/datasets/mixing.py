@@ -1,8 +1,8 @@
-"""Several datasets as one, as the library ``datasets`` (and LLaMA-Factory through it) mixes them.
+"""Mixes several datasets as the library ``datasets`` does, which LLaMA-Factory uses.
 
-``concat``: one after the other. The others take rows in turn, or by chance where there are probabilities:
-``interleave_under`` until the first dataset is used up, ``interleave_over`` until every one has been used up once (the
-smaller ones begin again), ``interleave_once`` until every row has been taken once.
+``concat`` concatenates the datasets. The other strategies alternate between them, or draw with probabilities:
+``interleave_under`` until the first dataset is exhausted, ``interleave_over`` until every dataset has been exhausted
+once (smaller ones restart), ``interleave_once`` until every row has been taken once.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy.typing as npt
 
 T = TypeVar("T")
 _BLOCK = 1000
-"""Draws at a time, as in ``datasets``: the same seed gives the same mixture."""
+"""Draws per block, as in ``datasets``: the same seed gives the same mixture."""
 _NOTHING = object()
 
 
 def mixed_rows(
     lengths: Sequence[int], strategy: str, probabilities: Sequence[float] | None, seed: int
 ) -> npt.NDArray[np.int64]:
-    """Row numbers of the mixture, counted over the datasets one after the other.
+    """Row indices of the mixture, counted over the concatenated datasets.
 
     Args:
-        lengths: rows of each dataset; none is 0.
+        lengths: number of rows of each dataset, above 0.
         strategy: see the module.
-        probabilities: of each dataset, all above 0; None to take turns.
-        seed: of the draws.
+        probabilities: probability of each dataset, above 0; None to alternate.
+        seed: seed of the draws.
     """
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     if strategy == "concat":
@@ -45,7 +45,7 @@ def mixed_rows(
 def _sources(
     lengths: npt.NDArray[np.int64], strategy: str, probabilities: Sequence[float] | None, seed: int
 ) -> npt.NDArray[np.int64]:
-    """From which dataset each row comes."""
+    """The dataset index of each row."""
     blocks: list[npt.NDArray[np.int64]] = []
     counts = np.zeros(len(lengths), dtype=np.int64)
     enough = np.any if strategy == "interleave_under" else np.all
@@ -60,20 +60,20 @@ def _sources(
         return drawn[within <= ends[drawn]]
     last = ends[ends >= 0].min() if strategy == "interleave_under" else ends.max()
     if probabilities is None and strategy == "interleave_over":
-        last = lengths.max() * len(lengths) - 1  # a turn that has begun is ended
+        last = lengths.max() * len(lengths) - 1  # the last round is completed
     if probabilities is None and strategy == "interleave_under":
         last = lengths.min() * len(lengths) - 1
     return drawn[: last + 1]
 
 
 def _nth(hits: npt.NDArray[np.bool_], count: int) -> int:
-    """Where the ``count``-th hit is; -1 when there are fewer."""
+    """The position of the ``count``-th hit; -1 if there are fewer."""
     places = np.flatnonzero(hits)
     return int(places[count - 1]) if len(places) >= count else -1
 
 
 def _draws(count: int, probabilities: Sequence[float] | None, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Blocks of numbers of datasets, without end."""
+    """Endless blocks of dataset indices."""
     random = np.random.default_rng(seed)
     turns = np.arange(count * _BLOCK) % count
     while True:
@@ -83,19 +83,19 @@ def _draws(count: int, probabilities: Sequence[float] | None, seed: int) -> Iter
 def mixed(
     sources: Sequence[Callable[[], Iterator[T]]], strategy: str, probabilities: Sequence[float] | None, seed: int
 ) -> Iterator[T]:
-    """The mixture of datasets whose lengths nobody knows, one row at a time.
+    """Mixes datasets of unknown length, one row at a time.
 
     Args:
-        sources: each begins its dataset anew.
-        strategy, probabilities, seed: as for `mixed_rows`, and with the same outcome but for the turn in which it ends:
-            ``interleave_under`` and ``interleave_over`` stop with the row that uses up the dataset that decides.
+        sources: each restarts its dataset.
+        strategy, probabilities, seed: see `mixed_rows`. The result differs only in the last round:
+            ``interleave_under`` and ``interleave_over`` stop at the row that exhausts the deciding dataset.
     """
     if strategy == "concat":
         for source in sources:
             yield from source()
         return
     rows = [source() for source in sources]
-    ahead = [next(one, _NOTHING) for one in rows]  # a dataset is used up with its last row, not with the try after it
+    ahead = [next(one, _NOTHING) for one in rows]  # a dataset is exhausted with its last row
     used_up = [row is _NOTHING for row in ahead]
     enough = any if strategy == "interleave_under" else all
     order = chain.from_iterable(map(np.ndarray.tolist, _draws(len(sources), probabilities, seed)))

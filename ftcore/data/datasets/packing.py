@@ -1,8 +1,7 @@
-"""Packs: several sequences in one item, together at most ``cutoff_len`` tokens.
+"""Packs several sequences of together at most ``cutoff_len`` tokens into one item.
 
-A pack is nothing but rows that stand in one batch whatever the batch size: they lie end to end, each with positions of
-its own, and none sees another. So packed and unpacked epochs train the same tokens with the same weights; what changes
-is which of them share a step.
+The rows of a pack are concatenated. Each has its own positions and attends only to itself. Packed and unpacked epochs
+train the same tokens with the same weights; only the assignment of rows to steps differs.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ if TYPE_CHECKING:
 
 
 def packs(plan: Plan) -> bool:
-    """Whether the plan's rows are packed: as ``packing`` or ``neat_packing`` says, else as its stage does."""
+    """Whether the plan packs rows: ``packing`` or ``neat_packing``, else the default of the stage."""
     if plan.data.packing is not None:
         return plan.data.packing
     return plan.data.neat_packing or bool(plan.stage.component.packs_by_default)
 
 
 def splits(plan: Plan) -> bool:
-    """Whether documents go on in the next pack where one is full; only then are they not cut at ``cutoff_len``."""
+    """Whether documents are split between packs; only then ``cutoff_len`` does not truncate them."""
     return packs(plan) and plan.stage.component.samples == (Text.__name__,) and plan.data.packing_split is not False
 
 
 def uncut(plan: Plan) -> DataOptions:
-    """The plan's data options, without ``cutoff_len`` where documents are not cut at it."""
+    """The data options of the plan, without ``cutoff_len`` if documents are split between packs."""
     return plan.data.model_copy(update={"cutoff_len": sys.maxsize}) if splits(plan) else plan.data
 
 
 class Segments(NamedTuple):
-    """Which pieces of which rows make which packs.
+    """The pieces of rows in each pack.
 
     Args:
         rows: ``[S]``, the row of each piece.
-        starts, ends: ``[S]``, its tokens.
-        packs: ``[P + 1]``: pack i is pieces ``packs[i]`` to ``packs[i + 1]``.
+        starts, ends: ``[S]``, the tokens of each piece.
+        packs: ``[P + 1]``: pack i has the pieces ``packs[i]`` to ``packs[i + 1]``.
     """
 
     rows: Ints
@@ -58,16 +57,16 @@ class Segments(NamedTuple):
 
 
 def fill(lengths: npt.NDArray[Any], size: int) -> Segments:
-    """Whole rows in packs: the longest first, each into the pack that it fills best.
+    """Packs whole rows with best-fit decreasing.
 
     Args:
-        lengths: tokens of each row, none above ``size``.
+        lengths: tokens of each row, at most ``size``.
         size: tokens of a pack.
     """
     assert not len(lengths) or lengths.max() <= size
     of_row = np.empty(len(lengths), dtype=np.int64)
-    free: list[list[int]] = [[] for _ in range(size + 1)]  # tokens that are left -> packs
-    there, count = 0, 0  # the bit of every number that is left in some pack
+    free: list[list[int]] = [[] for _ in range(size + 1)]  # free tokens -> packs
+    there, count = 0, 0  # bit n: some pack has n free tokens
     for row in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[row])
         fitting = there >> length
@@ -82,7 +81,7 @@ def fill(lengths: npt.NDArray[Any], size: int) -> Segments:
         if left > length:
             free[left - length].append(pack)
             there |= 1 << (left - length)
-    # Packs in the order of their first rows, and rows in theirs: without shuffling that is nearly the files' order.
+    # Packs are ordered by their first rows: without shuffling, that is nearly the order of the files.
     first = np.full(count, len(lengths))
     np.minimum.at(first, of_row, np.arange(len(lengths)))
     rank = np.argsort(np.argsort(first, kind="stable"), kind="stable")
@@ -94,10 +93,10 @@ def fill(lengths: npt.NDArray[Any], size: int) -> Segments:
 
 
 def fill_and_split(lengths: npt.NDArray[Any], size: int) -> Segments:
-    """Rows one after the other in full packs: where one is full, the row goes on in the next.
+    """Packs rows in order into full packs; a row that does not fit is split between two packs.
 
-    A piece that goes on begins with the last token of the piece before, which is only read there: so the same tokens
-    are predicted as without packs, each from what precedes it in its own pack.
+    The second piece starts with the last token of the first piece, which is not trained there. The same tokens are
+    predicted as without packing, each from the preceding tokens in its pack.
 
     Args:
         lengths: tokens of each row.
@@ -108,7 +107,7 @@ def fill_and_split(lengths: npt.NDArray[Any], size: int) -> Segments:
         start = 0
         while True:
             end = min(length, start + size - used)
-            if end - start >= min(2, length - start):  # a single token of many has nothing to predict
+            if end - start >= min(2, length - start):  # a single token has no prediction
                 rows.append(row)
                 starts.append(start)
                 ends.append(end)
@@ -124,7 +123,7 @@ def fill_and_split(lengths: npt.NDArray[Any], size: int) -> Segments:
 
 
 class PackedDataset:
-    """P packs of the rows of a dataset.
+    """A dataset of P packs.
 
     Args:
         dataset: the rows.
@@ -136,12 +135,12 @@ class PackedDataset:
 
     @classmethod
     def of(cls, dataset: TokenDataset, size: int, *, split: bool) -> PackedDataset:
-        """The dataset's rows in packs of so many tokens.
+        """Packs the rows of a dataset.
 
         Args:
             dataset: the rows.
             size: tokens of a pack.
-            split: whether rows go on in the next pack.
+            split: whether rows are split between packs.
         """
         return cls(dataset, (fill_and_split if split else fill)(dataset.lengths, size))
 
@@ -172,7 +171,7 @@ class PackedDataset:
 
     @property
     def places(self) -> Sequence[Place]:
-        """Where each row came from; pieces are numbered by their rows."""
+        """The place of each row; ``index`` of a piece is its row."""
         return self.dataset.places
 
     @cached_property
@@ -183,7 +182,7 @@ class PackedDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over what is trained together."""
+        """sha256 of rows and packs."""
         digest = new_digest()
         for array in self.segments:
             digest.update(np.ascontiguousarray(array).data)

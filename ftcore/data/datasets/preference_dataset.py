@@ -22,7 +22,7 @@ _PARTS = 3
 
 
 class AnswerDataset(ABC):
-    """R rows of three parts: the prompt, the good answer, the bad answer, each with ids, weights and reasons.
+    """R rows of three parts: prompt, good answer and bad answer, each with ids, weights and reasons.
 
     Args:
         parts: 3R rows, in this order.
@@ -34,7 +34,7 @@ class AnswerDataset(ABC):
 
     @classmethod
     def over(cls, tables: Sequence[Table]) -> Self:
-        """All rows of these tables, whose rows are parts."""
+        """All rows of these tables; each table row is a part."""
         return cls(TokenDataset(tables))
 
     def __len__(self) -> int:
@@ -46,18 +46,18 @@ class AnswerDataset(ABC):
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each row, those of the prompt once, ``[R]``."""
+        """Tokens of each row, with the prompt counted once, ``[R]``."""
         return self.part_lengths.sum(axis=1)
 
     @property
     def row_tokens(self) -> npt.NDArray[np.int64]:
-        """Tokens of each row's sequences, prompts as often as they are in one, ``[R]``."""
+        """Tokens of all sequences of each row, with the prompt counted once per answer, ``[R]``."""
         answers = self.part_lengths[:, 1:]
         return answers.sum(axis=1) + self.part_lengths[:, 0] * (answers > 0).sum(axis=1)
 
     @property
     def computed_tokens(self) -> int:
-        """Of all sequences of an epoch."""
+        """Tokens of all sequences of an epoch."""
         return int(self.row_tokens.sum())
 
     @property
@@ -67,17 +67,17 @@ class AnswerDataset(ABC):
 
     @property
     def times(self) -> npt.NDArray[np.int64]:
-        """How often ``num_samples`` takes each row, ``[R]``."""
+        """The repeat count of each row from ``num_samples``, ``[R]``."""
         return self.parts.times[::_PARTS]
 
     @property
     def places(self) -> Sequence[Place]:
-        """Where each row came from."""
+        """The place of each row."""
         return self.parts.places[::_PARTS]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over what is trained."""
+        """sha256 of the training data."""
         return self.parts.fingerprint
 
     def take(self, indices: npt.NDArray[np.int64]) -> Self:
@@ -85,7 +85,7 @@ class AnswerDataset(ABC):
         return type(self)(self.parts.take((indices[:, None] * _PARTS + np.arange(_PARTS)).reshape(-1)))
 
     def split(self, val_size: float, seed: int) -> tuple[Self, Self]:
-        """Rows to train on and rows to evaluate on; see `ftcore.data.datasets.token_dataset.split_rows`."""
+        """Splits the rows into training and evaluation rows; see `ftcore.data.datasets.token_dataset.split_rows`."""
         train, held_out = split_rows(len(self), val_size, seed)
         return self.take(train), self.take(held_out)
 
@@ -117,7 +117,7 @@ class PairDataset(AnswerDataset):
 
 
 class FeedbackDataset(AnswerDataset):
-    """Answers that are good or bad: of the two answers of a row one is empty."""
+    """Answers labelled good or bad; one of the two answer parts of a row is empty."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """``prompt_ids`` ``[P]`` and ``answer_ids`` ``[A]`` int32, ``answer_weights`` float32, ``good``, ``index``."""
@@ -134,17 +134,17 @@ class FeedbackDataset(AnswerDataset):
 
     @property
     def computed_tokens(self) -> int:
-        """Each prompt is computed with another row's answer too."""
+        """Tokens of an epoch; each prompt is also computed with the answer of another row."""
         return int(2 * self.lengths.sum())
 
     @cached_property
     def good(self) -> npt.NDArray[np.bool_]:
-        """Each row's mark, ``[R]``."""
+        """The label of each row, ``[R]``."""
         return self.part_lengths[:, 1] > 0
 
 
 def answer_parts(place: Place, row: AnyPrepared) -> list[TokenizedRow]:
-    """A preference or feedback as the three parts of its row."""
+    """Splits a preference or feedback row into its three parts."""
     if isinstance(row, PreparedPair):
         chosen, rejected, prompt = row.chosen, row.rejected, row.prompt
         return [
@@ -159,7 +159,7 @@ def answer_parts(place: Place, row: AnyPrepared) -> list[TokenizedRow]:
 
 def _kept(place: Place, row: Prepared, first: int, last: int) -> TokenizedRow:
     part, labelled = slice(first, last), row.labelled
-    # Copies: a view would keep the tokens that were cut off in memory.
+    # Copies: a view would keep truncated tokens in memory.
     return TokenizedRow(
         place, labelled.encoded.ids[part].copy(), labelled.weights[part].copy(), labelled.reasons[part].copy()
     )

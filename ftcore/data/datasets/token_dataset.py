@@ -1,4 +1,4 @@
-"""Tokenised rows as a map-style dataset: some rows of some tables, in some order."""
+"""A map-style dataset of tokenised rows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ftcore.utils.hashing import combined, sha256_of
 
 
 class TokenDataset:
-    """R rows of tables, which may be larger than memory: nothing is copied.
+    """R rows of tables, which are not copied and may be larger than memory.
 
     Args:
-        tables: where the tokens are.
-        rows: int64 ``[R]``: which rows, counted over all tables; None for all, in their order.
+        tables: the tables of tokens.
+        rows: int64 ``[R]``, row indices over the concatenated tables; None for all rows in order.
     """
 
     def __init__(self, tables: Sequence[Table], rows: Ints | None = None) -> None:
@@ -35,14 +35,14 @@ class TokenDataset:
 
     @property
     def rows(self) -> Ints:
-        """Which rows of the tables these are, ``[R]``."""
+        """Row indices over the concatenated tables, ``[R]``."""
         return np.arange(self._starts[-1]) if self._rows is None else self._rows
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._rows is None else len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``input_ids`` int32 ``[T]``, ``weights`` float32 ``[T]``, and ``index``; ``images`` where it has some."""
+        """``input_ids`` int32 ``[T]``, ``weights`` float32 ``[T]``, and ``index``; ``images`` if the row has images."""
         table, row = self._row(int(index))
         tokens = slice(int(table.offsets[row]), int(table.offsets[row + 1]))
         item = {"input_ids": table.ids[tokens], "weights": table.weights[tokens], "index": int(index)}
@@ -50,27 +50,27 @@ class TokenDataset:
 
     @property
     def has_images(self) -> bool:
-        """Whether any of the tables' rows has."""
+        """Whether any row of the tables has images."""
         return any(table.images for table in self.tables)
 
     @property
     def ids(self) -> npt.NDArray[np.int32]:
-        """The tokens of all rows, copied together, int32 ``[N]``."""
+        """The token ids of all rows, concatenated, int32 ``[N]``."""
         return self._joined("ids", np.int32)
 
     @property
     def weights(self) -> npt.NDArray[np.float32]:
-        """Their weights as targets, float32 ``[N]``; 0 is not trained."""
+        """The loss weight of each token, float32 ``[N]``; 0: not trained."""
         return self._joined("weights", np.float32)
 
     @property
     def reasons(self) -> npt.NDArray[np.uint8]:
-        """Why each is trained or not, `ftcore.data.tokenization.loss_reasons.Reason`, uint8 ``[N]``."""
+        """Why each token is trained or not, `ftcore.data.tokenization.loss_reasons.Reason`, uint8 ``[N]``."""
         return self._joined("reasons", np.uint8)
 
     @property
     def offsets(self) -> Ints:
-        """Where in these arrays each row begins, and where the last one ends, int64 ``[R + 1]``."""
+        """Start of each row in these arrays, and the end of the last, int64 ``[R + 1]``."""
         return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
 
     def _joined(self, name: str, dtype: Any) -> npt.NDArray[Any]:
@@ -96,13 +96,13 @@ class TokenDataset:
 
     @cached_property
     def times(self) -> Ints:
-        """How often ``num_samples`` takes each row, ``[R]``."""
+        """The repeat count of each row from ``num_samples``, ``[R]``."""
         times = np.concatenate([np.zeros(0, np.int64), *(table.times for table in self.tables)])
         return times if self._rows is None else times[self._rows]
 
     @cached_property
     def places(self) -> SourceLocations:
-        """Where each row came from."""
+        """The place of each row."""
         files = [file for table in self.tables for file in table.places.files]
         numbers, before = [np.zeros((0, 3), np.int64)], 0
         for table in self.tables:
@@ -113,7 +113,7 @@ class TokenDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over what is trained, in its order."""
+        """sha256 of the training data in its order."""
         prints: list[str] = [table.fingerprint for table in self.tables]
         if self._rows is not None:
             prints.append(sha256_of(self._rows.tobytes()))
@@ -124,18 +124,18 @@ class TokenDataset:
         return TokenDataset(self.tables, np.ascontiguousarray(self.rows[indices], dtype=np.int64))
 
     def split(self, val_size: float, seed: int) -> tuple[TokenDataset, TokenDataset]:
-        """Rows to train on and rows to evaluate on; see `split_rows`."""
+        """Splits the rows into training and evaluation rows; see `split_rows`."""
         train, held_out = split_rows(len(self), val_size, seed)
         return self.take(train), self.take(held_out)
 
 
 def split_rows(rows: int, val_size: float, seed: int) -> tuple[Ints, Ints]:
-    """Numbers of the rows to train on and to evaluate on, drawn at random, both in their old order.
+    """Draws evaluation rows; returns the indices of training and evaluation rows, both sorted.
 
     Args:
-        rows: how many there are.
-        val_size: share of the rows (below 1, rounded up) or their number.
-        seed: of the draw.
+        rows: number of rows.
+        val_size: share of the rows (below 1, rounded up) or number of rows.
+        seed: seed of the draw.
 
     Raises:
         UsageError: no rows would be left to train on.

@@ -1,6 +1,6 @@
-"""Image files as models are given them: upright, in RGB, as ``transformers.image_utils.load_image`` reads them.
+"""Opens image files upright and in RGB, as ``transformers.image_utils.load_image`` does.
 
-Except grey of more than eight bits, which load_image cuts off at 255, so that it turns white: it is scaled here.
+Greyscale of more than eight bits is scaled to eight bits. load_image clips it at 255, which turns it white.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ BITS_PER_SAMPLE = 258
 
 
 def open_image(path: str, field: str) -> Image:
-    """The image, upright and in RGB; of several frames the first.
+    """Opens the first frame of an image, upright and in RGB.
 
     Args:
-        path: of the file.
-        field: of the row, for the error.
+        path: path of the file.
+        field: field of the row, for the error.
 
     Raises:
-        RowError: it is no image, a damaged one, or one whose numbers have no known white.
+        RowError: the file is not an image, is damaged, or its white level is unknown.
     """
     from PIL import Image, ImageOps
 
@@ -40,18 +40,18 @@ def open_image(path: str, field: str) -> Image:
             return (upright if white == 255 else _eight_bits(upright, white)).convert("RGB")
     except RowError:
         raise
-    except Exception as error:  # what a damaged file makes of Pillow's readers is any of many
+    except Exception as error:  # Pillow raises any exception for damaged files
         reason = f"{path} cannot be read as an image: {' '.join(str(error).split()) or type(error).__name__}"
         raise RowError(reason, field=field, cure="repair the file, or remove the row") from error
 
 
 def _white(file: Any) -> int | None:
-    """The number that stands for white; None where nobody knows."""
+    """The pixel value of white; None if unknown."""
     if file.mode.startswith("I;16"):
         bits = getattr(file, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))  # TIFF has 12 bits in this mode as well
         return (1 << int(bits[0])) - 1
     if file.mode == "I" and file.format == "PPM":
-        return 65535  # Pillow scales whatever the file has to that
+        return 65535  # Pillow scales the values to this range
     return None if file.mode in ("I", "F") else 255
 
 

@@ -1,8 +1,8 @@
-"""Images in conversations: what stands in the text for each, and what the model gets of it.
+"""Images in conversations: their placeholder tokens and the inputs of the model.
 
-transformers' processors do the work: an image's placeholder becomes as many tokens as the model makes of it
-(``ProcessorMixin._process_images``), and the pixels become tensors. Both depend on the image's size, so images are
-opened twice: when rows are tokenised, and again when they are in a batch; what is kept between is the path.
+transformers' processors expand the placeholder of an image to the image's tokens (``ProcessorMixin._process_images``)
+and turn its pixels into tensors. Both depend on the image's size. Images are therefore opened twice: when rows are
+tokenised and when a batch is built. Tables store only the paths.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 PLACEHOLDER = PLACEHOLDERS["images"]
 OF_IMAGES = "of_images"
 _OF_TEXT = ("input_ids", "attention_mask", "labels")
-"""What a processor makes of text alone; the batch has it already."""
+"""Processor outputs for text, which the batch already has."""
 
 
 class ReadImage(NamedTuple):
-    """An image file as it was when its row was tokenised."""
+    """An image file with its size and modification time at tokenisation."""
 
     path: str
     size: int
@@ -50,17 +50,17 @@ class ReadImage(NamedTuple):
 
     @classmethod
     def of(cls, path: str) -> ReadImage:
-        """The file as it is now.
+        """Reads size and modification time of the file.
 
         Raises:
-            OSError: it is gone.
+            OSError: the file is missing.
         """
         found = Path(path).stat()
         return cls(path, found.st_size, found.st_mtime_ns)
 
     @property
     def changed(self) -> bool:
-        """Whether it is gone, or another one."""
+        """Whether the file was changed or removed."""
         try:
             return ReadImage.of(self.path) != self
         except OSError:
@@ -68,12 +68,12 @@ class ReadImage(NamedTuple):
 
 
 class ImageReader:
-    """How a model reads images.
+    """Tokens and inputs of images for a model.
 
     Args:
         processor: transformers' processor of the model.
-        frame: what the model's own chat template writes for an image, the processor's token in it.
-        limits: the largest and smallest image.
+        frame: text of the model's chat template for an image, including the processor's image token.
+        limits: limits on the size of an image.
     """
 
     def __init__(self, processor: Any, frame: str, limits: MediaOptions) -> None:
@@ -82,12 +82,12 @@ class ImageReader:
 
     @classmethod
     def of(cls, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ImageReader | None:
-        """How the plan's model reads images; None where it does not, or where nobody knows how it is told of them."""
+        """The image reader of the plan's model; None if the model reads no images or its frame is unknown."""
         processor = plan.plugins.hook.ft_load_processor(plan=plan, tokenizer=tokenizer)
         if processor is None:
             return None
         known = plan.family.component.image if plan.family else ""
-        # a family's models may come with another processor, whose token is another
+        # a model may have another processor than its family, with another image token
         frame = known if str(processor.image_token) in known else frame_of(processor)
         if not frame:
             name = plan.model.model_name_or_path
@@ -96,14 +96,14 @@ class ImageReader:
         pictures = cls(processor, frame, plan.media)
         try:
             pictures.try_out()
-        except Exception as error:  # whatever a processor raises, no row with images can be read by it
+        except Exception as error:  # processors raise any exception
             name = type(processor).__name__
             log.warning("%s fails, so rows with images are refused: %s", name, _said(error))
             return None
         return pictures
 
     def try_out(self) -> None:
-        """Reads one small image, as rows are read: what a processor lacks shows before any row."""
+        """Reads a small test image, so that a processor that fails is reported before any row."""
         from PIL import Image
 
         images = [Image.new("RGB", (64, 64), "grey")]
@@ -113,7 +113,7 @@ class ImageReader:
 
     @cached_property
     def tokens(self) -> npt.NDArray[np.int64]:
-        """The tokens that stand for parts of images, and never for anything else; they are never trained."""
+        """Token ids used only for images; they are never trained."""
         from PIL import Image
 
         tokenizer = self.processor.tokenizer
@@ -126,16 +126,16 @@ class ImageReader:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over all that decides what an image becomes."""
+        """sha256 of everything that determines the tokens and inputs of an image."""
         config = self.processor.to_dict()
         parts = [config, self.frame, self.limits.image_max_pixels, self.limits.image_min_pixels]
         return json_sha256(parts, default=str)
 
     def placed(self, rendered: Rendered, paths: Sequence[str]) -> Rendered:
-        """The text with each ``<image>`` replaced by the tokens of its image, in their order.
+        """Replaces each ``<image>`` in the text by the tokens of its image, in order.
 
         Raises:
-            RowError: an image cannot be read, the processor refuses it, or the template does not write every
+            RowError: an image cannot be read, the processor refuses it, or the template does not render every
                 placeholder.
         """
         starts = _find_all(rendered.text, PLACEHOLDER)
@@ -145,26 +145,26 @@ class ImageReader:
         images = [self._opened(path, f"images[{n}]") for n, path in enumerate(paths)]
         try:
             tokens = self._texts(images)
-        except Exception as error:  # each model's processor has its own way to refuse an image
+        except Exception as error:  # processors raise different exceptions
             raise self._refusal(images, paths, error) from error
         texts = [self.frame.replace(self.processor.image_token, text) for text in tokens]
         return _replaced(rendered, starts, texts, paths)
 
     def inputs(self, pictures: Sequence[ReadImage], ids: npt.NDArray[Any], weights: npt.NDArray[Any]) -> dict[str, Any]:
-        """What a model is given beside the tokens of one row: all that its own processor makes for these tokens.
+        """The model inputs of one row besides its tokens, from the model's processor.
 
         Args:
-            pictures: the row's images, in their order.
-            ids: its tokens, ``[T]``.
-            weights: their weights as targets, ``[T]``. Where the processor tells prompt from answer (PaliGemma, whose
-                prompt is read in both directions), the answer begins at the first token that is trained.
+            pictures: the images of the row, in order.
+            ids: token ids of the row, ``[T]``.
+            weights: loss weights of the tokens, ``[T]``. The first trained token is the start of the answer. Some
+                processors need it: PaliGemma attends to the prompt in both directions.
 
         Returns:
-            The processor's tensors, such as ``pixel_values``, and `OF_IMAGES`, bool ``[1, T]``, true at tokens that
-            stand for parts of images.
+            The processor's tensors, such as ``pixel_values``, and `OF_IMAGES`, bool ``[1, T]``, true at image
+            tokens.
 
         Raises:
-            RowError: an image is gone or was changed after its row was tokenised.
+            RowError: an image was removed or changed after its row was tokenised.
         """
         for picture in pictures:
             if picture.changed:
@@ -177,7 +177,7 @@ class ImageReader:
             raise self._refusal(images, [picture.path for picture in pictures], error) from error
 
     def _made(self, images: Sequence[Image], ids: npt.NDArray[Any], answer: int) -> dict[str, Any]:
-        """What the processor makes of a row with these tokens, of which ``answer`` come before the answer."""
+        """The processor's outputs for a row with these tokens, ``answer`` of which precede the answer."""
         import torch
         from transformers import TensorType
 
@@ -188,20 +188,20 @@ class ImageReader:
         return {name: value for name, value in made.items() if name not in _OF_TEXT} | {OF_IMAGES: of_images}
 
     def _texts(self, images: Sequence[Image]) -> list[str]:
-        """What the processor writes for each image in place of its token."""
+        """The text that the processor substitutes for each image token."""
         from transformers import TensorType
 
         own, text = self.processor, self.frame * len(images)
         asked = {"return_tensors": TensorType.PYTORCH, "return_text_replacement_offsets": True}
         if replaced := own(text=[text], images=list(images), **asked).get("text_replacement_offsets"):
             return [str(one["replacement"]) for one in replaced[0] if one["type"] == "image"]
-        # Mllama's does not tell
+        # Mllama's processor does not return it
         merged = own._merge_kwargs(tokenizer_init_kwargs=own.tokenizer.init_kwargs, return_tensors=TensorType.PYTORCH)
         texts: list[str] = own._process_images([list(images)], **merged["images_kwargs"])[1]
         return texts
 
     def _refusal(self, images: Sequence[Image], paths: Sequence[str], error: Exception) -> RowError:
-        """What the processor has against these images, with the first that it does not take by itself."""
+        """The error for images that the processor refuses, with the first image that fails alone."""
         cure = "remove the row, or change the image"
         for number, (image, path) in enumerate(zip(images, paths, strict=True)):
             try:
@@ -216,7 +216,7 @@ class ImageReader:
         return self._sized(open_image(path, field))
 
     def _sized(self, image: Image) -> Image:
-        """Between ``image_min_pixels`` and ``image_max_pixels``, its shape kept, as LLaMA-Factory scales images."""
+        """Scales to ``image_min_pixels`` .. ``image_max_pixels`` and keeps the aspect ratio, as LLaMA-Factory does."""
         pixels = image.width * image.height
         for over, limit in (
             (pixels > self.limits.image_max_pixels, self.limits.image_max_pixels),
@@ -229,17 +229,17 @@ class ImageReader:
 
 
 def _said(error: Exception) -> str:
-    """What an exception of a library says, on one line."""
+    """The message of a library's exception, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")[:300]
 
 
 class _Tokenized:
-    """Stands in a processor for its tokenizer, and answers with the tokens of a row that are there already.
+    """Replaces the tokenizer of a processor and returns the known tokens of a row.
 
     Args:
-        tokenizer: the processor's own.
-        ids: the row's tokens.
-        answer: how many come before the answer.
+        tokenizer: the tokenizer of the processor.
+        ids: token ids of the row.
+        answer: number of tokens before the answer.
     """
 
     def __init__(self, tokenizer: Any, ids: list[int], answer: int) -> None:
@@ -252,21 +252,21 @@ class _Tokenized:
         from transformers import BatchEncoding
 
         made = {"input_ids": [self._ids], "attention_mask": [[1] * len(self._ids)]}
-        if kwargs.get("return_token_type_ids"):  # as a tokenizer numbers the two texts of a pair
+        if kwargs.get("return_token_type_ids"):  # the token types of a text pair
             made["token_type_ids"] = [[int(place >= self._answer) for place in range(len(self._ids))]]
-        # where pieces of the text are, which some processors ask for; these are the same alone as in the row
+        # some processors read the offsets; they are the same for the text alone as in the row
         return BatchEncoding(made, self._tokenizer(text, add_special_tokens=False).encodings)
 
 
 def save_processor(processor: Any, folder: Path) -> None:
-    """Writes the processor's settings and its image processor's beside a model; the tokenizer is saved by itself."""
+    """Saves the settings of processor and image processor in a model's folder, without the tokenizer."""
     processor.image_processor.save_pretrained(folder)
     settings = {name: value for name, value in processor.to_dict().items() if value is not None}
     (folder / "processor_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def frame_of(processor: Any) -> str:
-    """What the model's own chat template writes for an image; empty where there is none, or one of text alone."""
+    """The text of the model's chat template for an image; empty without a template that renders images."""
     token = str(processor.image_token)
     if not (template := getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
         return ""
@@ -275,7 +275,7 @@ def frame_of(processor: Any) -> str:
         text = processor.tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}], chat_template=template, tokenize=False
         )
-    except Exception:  # a template of text alone may fail in any way that Jinja can
+    except Exception:  # a template without image support raises any exception
         return ""
     frame = text.partition("before")[2].partition("after")[0]
     return frame if token in frame else ""
@@ -290,7 +290,7 @@ def _find_all(text: str, part: str) -> list[int]:
 
 
 def _replaced(rendered: Rendered, starts: Sequence[int], texts: Sequence[str], paths: Sequence[str]) -> Rendered:
-    """The text with other pieces in it, and every span where it then is."""
+    """Replaces pieces of the text and moves all spans."""
     pieces, position = [], 0
     for start, text in zip(starts, texts, strict=True):
         pieces += [rendered.text[position:start], text]
@@ -303,7 +303,7 @@ def _replaced(rendered: Rendered, starts: Sequence[int], texts: Sequence[str], p
     def moved(spans: Sequence[Span]) -> tuple[Span, ...]:
         return tuple(Span(at(span.start), at(span.end), span.message) for span in spans)
 
-    inside = {start: start + len(PLACEHOLDER) for start in starts}  # LLaVA's placeholder is a control token itself
+    inside = {start: start + len(PLACEHOLDER) for start in starts}  # LLaVA's placeholder is a control token
     literal = tuple((at(start), at(end)) for start, end in rendered.literal if inside.get(start) != end)
     text = "".join([*pieces, rendered.text[position:]])
     return replace(
@@ -312,11 +312,11 @@ def _replaced(rendered: Rendered, starts: Sequence[int], texts: Sequence[str], p
 
 
 Images = Mapping[int, Sequence[ReadImage]]
-"""Number of a row in a table -> its images; rows without are left out."""
+"""Row index in a table -> images of the row; only rows with images."""
 
 
 def as_lines(images: Images, before: int = 0) -> bytes:
-    """These as lines of JSON; ``before`` rows come before the first."""
+    """Encodes images as JSON lines; ``before`` is added to each row index."""
     return b"".join(
         json.dumps([row + before, *(list(picture) for picture in pictures)]).encode() + b"\n"
         for row, pictures in images.items()
@@ -324,6 +324,6 @@ def as_lines(images: Images, before: int = 0) -> bytes:
 
 
 def from_lines(lines: bytes) -> Images:
-    """The other way round."""
+    """Decodes the result of `as_lines`."""
     rows = [json.loads(line) for line in lines.splitlines()]
     return {row: tuple(ReadImage(*picture) for picture in pictures) for row, *pictures in rows}

@@ -1,4 +1,4 @@
-"""Images and videos beside conversations: where their files are, and that each placeholder has one."""
+"""Locates image and video files of samples, and checks that each placeholder has a file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan
 
 PLACEHOLDERS = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
-"""What stands in the messages where an image, a video or an audio belongs."""
+"""Placeholders of images, videos and audio in messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaFolders:
-    """Folders in which the media of rows are looked for, in this order.
+    """Folders that are searched for media files, in this order.
 
     Args:
-        folders: those of ``media_dir`` and ``dataset_dir``.
-        no_column: roles that the dataset's description gives no column: their placeholders are text.
+        folders: ``media_dir`` and ``dataset_dir``.
+        no_column: roles without a column in the dataset's description; their placeholders are text.
     """
 
     folders: tuple[Path, ...]
@@ -32,16 +32,16 @@ class MediaFolders:
 
     @classmethod
     def of(cls, plan: Plan, columns: Mapping[str, str] | None = None) -> MediaFolders:
-        """``media_dir``, where it is set, then ``dataset_dir``; ``columns`` as the dataset's description has them."""
+        """``media_dir``, if set, then ``dataset_dir``; ``columns`` are those of the dataset's description."""
         named = (plan.data.media_dir, plan.data.dataset_dir)
         folders = tuple(Path(name).expanduser() for name in named if name)
         return cls(folders, frozenset(role for role, column in (columns or {}).items() if not column))
 
     def resolved(self, sample: Sample) -> Sample:
-        """The sample with the paths of its files, and as many of these as placeholders.
+        """The sample with resolved paths of its files.
 
         Raises:
-            RowError: a file is missing, or there are more or fewer of them than placeholders.
+            RowError: a file is missing, or the numbers of files and placeholders differ.
         """
         if isinstance(sample, Preference):
             prompt = self._chat(sample.prompt, (sample.chosen, sample.rejected))
@@ -84,11 +84,11 @@ class MediaFolders:
 
 
 def check_no_placeholder(texts: Iterable[str], without: Container[str] = ()) -> None:
-    """Refuses texts with a placeholder for which there is no file: the word itself would be read in its place.
+    """Raises an error for placeholders without a file: the model would read the placeholder as text.
 
     Args:
-        texts: what is trained or asked.
-        without: roles whose placeholders are not looked for.
+        texts: texts of the sample.
+        without: roles whose placeholders are ignored.
 
     Raises:
         RowError: with the role as its field.
@@ -109,7 +109,7 @@ _GIVE = {
 
 
 def as_words(role: str) -> str:
-    """How a user says that a dataset has no files of this role, so that its placeholder is text."""
+    """Hint: how to declare that the placeholder of a role is ordinary text."""
     return f'if it is ordinary text, write "columns": {{"{role}": ""}} for this dataset in dataset_info.json'
 
 
@@ -121,7 +121,7 @@ def _texts(messages: Iterable[Message]) -> Iterator[str]:
 
 
 def holds_media(sample: Sample) -> str:
-    """What a sample holds besides text, such as ``2 images``; empty when nothing."""
+    """The media of a sample, such as ``2 images``; empty without media."""
     if isinstance(sample, Preference):
         return holds_media(sample.prompt)
     if isinstance(sample, Feedback):

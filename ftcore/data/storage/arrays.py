@@ -1,4 +1,4 @@
-"""Tokenised rows in flat arrays, in memory or mapped from files that grew row by row."""
+"""Tables of tokenised rows as flat arrays, in memory or memory-mapped."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ARRAYS = {
     "times": np.int64,
     "images": np.uint8,
 }
-"""Name of an array, and of its file, -> its dtype. ``images`` holds lines of text."""
+"""Name of an array and its file -> dtype. ``images`` contains JSON lines."""
 
 
 class TokenizedRow(NamedTuple):
-    """What is kept of a prepared row: T tokens."""
+    """The T tokens of a prepared row."""
 
     place: Place
     ids: npt.NDArray[np.int32]
@@ -37,11 +37,11 @@ class TokenizedRow(NamedTuple):
     reasons: npt.NDArray[np.uint8]
     images: tuple[ReadImage, ...] = ()
     times: int = 1
-    """How often it is taken."""
+    """The repeat count of the row."""
 
     @classmethod
     def of(cls, place: Place, row: Prepared) -> TokenizedRow:
-        """Copies: a view would keep the tokens that were cut off in memory."""
+        """Copies the kept tokens: a view would keep truncated tokens in memory."""
         labelled, kept = row.labelled, row.kept
         return cls(
             place,
@@ -53,10 +53,10 @@ class TokenizedRow(NamedTuple):
 
 
 class SourceLocations(Sequence[Place]):
-    """Where rows came from: 24 bytes each.
+    """The places of rows, in 24 bytes each.
 
     Args:
-        files: their names.
+        files: file names.
         numbers: int64 ``[R, 3]``: file, row and line.
     """
 
@@ -92,12 +92,12 @@ class Table:
 
     Args:
         ids: int32 ``[N]``.
-        weights: float32 ``[N]``: a token's weight as a target; 0 is not trained.
+        weights: float32 ``[N]``, the loss weight of each token; 0: not trained.
         reasons: uint8 ``[N]``, `ftcore.data.tokenization.loss_reasons.Reason`.
         offsets: int64 ``[R + 1]``: row i is tokens ``offsets[i]`` to ``offsets[i + 1]``.
-        places: where each row came from.
-        images: of the rows that have some.
-        times: int64 ``[R]``: how often each row is taken; unset, once.
+        places: the place of each row.
+        images: the images of rows that have some.
+        times: int64 ``[R]``, the repeat count of each row; default 1.
     """
 
     def __init__(
@@ -134,13 +134,13 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over what is trained: ids, weights, where rows begin, and images."""
+        """sha256 of ids, weights, row offsets and images."""
         arrays = (self.ids, self.weights, self.offsets, np.frombuffer(as_lines(self.images), dtype=np.uint8))
         return combined([sha256_of(np.ascontiguousarray(array).data) for array in arrays])
 
 
 class MappedTable(Table):
-    """A table in files. In another process, such as one that loads batches, it is mapped again, not copied."""
+    """A memory-mapped table. Another process maps the files again instead of copying the data."""
 
     source: tuple[Path, tuple[str, ...], dict[str, str]]
 
@@ -149,11 +149,11 @@ class MappedTable(Table):
 
 
 class TableWriter:
-    """Appends tables to files in a folder, so that memory holds one of them at a time. To be used in a ``with``.
+    """Context manager that appends tables to files, so that memory holds one table at a time.
 
     Args:
-        folder: exists and is empty.
-        files: names of the files that places are in, in the order in which `read_table` will be given them.
+        folder: an empty folder.
+        files: file names of the places, in the same order as for `read_table`.
     """
 
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
@@ -166,7 +166,7 @@ class TableWriter:
     def append(self, table: Table) -> None:
         """Adds the table's rows."""
         numbers = table.places.numbers.copy()
-        # A hub dataset's places are named by its id alone.
+        # The places of a hub dataset have only its id.
         numbers[:, 0] = np.array([self._files[file] for file in table.places.files] or [0])[numbers[:, 0]]
         for name, array in (("ids", table.ids), ("weights", table.weights), ("reasons", table.reasons)):
             self._write(name, array)
@@ -183,7 +183,7 @@ class TableWriter:
         self._digests[name].update(content)
 
     def digests(self) -> dict[str, str]:
-        """sha256 of each file, which is whole once the ``with`` has ended."""
+        """sha256 of each file; the files are complete after the ``with`` block."""
         return {name: digest.hexdigest() for name, digest in self._digests.items()}
 
     def __enter__(self) -> TableWriter:
@@ -195,7 +195,7 @@ class TableWriter:
 
 
 def read_table(folder: Path, files: Sequence[str], digests: Mapping[str, str]) -> MappedTable:
-    """The table that a `TableWriter` wrote, mapped: what is not looked at is not read."""
+    """Memory-maps the table that a `TableWriter` wrote."""
     arrays: dict[str, Any] = {name: _mapped(folder / name, dtype) for name, dtype in ARRAYS.items()}
     places = SourceLocations(files, arrays.pop("places").reshape(-1, 3))
     images = from_lines(arrays.pop("images").tobytes())
@@ -208,7 +208,7 @@ def read_table(folder: Path, files: Sequence[str], digests: Mapping[str, str]) -
 def _mapped(path: Path, dtype: Any) -> npt.NDArray[Any]:
     if not path.stat().st_size:  # an empty file cannot be mapped
         return np.zeros(0, dtype=dtype)
-    return np.asarray(np.memmap(path, dtype=dtype, mode="c"))  # copied where written, or torch warns
+    return np.asarray(np.memmap(path, dtype=dtype, mode="c"))  # copy-on-write: torch warns about read-only arrays
 
 
 def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:

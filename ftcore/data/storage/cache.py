@@ -1,4 +1,4 @@
-"""Tokenised datasets kept between runs: found by their content, shared by processes, checked before they are used."""
+"""Caches tokenised datasets by content, with locks between processes and checksums."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan
 
 Fill = Callable[[TableWriter, RowCounts], None]
-"""Writes a dataset's rows and counts them."""
+"""Writes the rows of a dataset and counts them."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where a plan's tokenised datasets are.
+    """The store of a plan's tokenised datasets.
 
     Args:
-        root: the folder; None to keep nothing.
-        named: the folder is the user's ``tokenized_path``: what does not fit is refused, not made again.
-        overwrite: what is there is made again.
+        root: the folder; None for no cache.
+        named: whether the folder is ``tokenized_path``: data that does not match is then an error.
+        overwrite: whether existing data is recreated.
         locking: the option ``use_file_locking``.
     """
 
@@ -58,7 +58,7 @@ class Store:
 
     @classmethod
     def of(cls, plan: Plan) -> Store:
-        """``tokenized_path``, else the cache, if it can be written."""
+        """``tokenized_path``, else the cache folder, if it is writable."""
         overwrite, locking = plan.data.overwrite_cache, plan.training.use_file_locking
         if plan.data.tokenized_path:
             return cls(Path(plan.data.tokenized_path).expanduser(), named=True, overwrite=overwrite, locking=locking)
@@ -73,17 +73,17 @@ class Store:
     def table(
         self, name: str, parts: Mapping[str, str] | None, files: Sequence[str], fill: Fill, counts: RowCounts
     ) -> MappedTable:
-        """A dataset's table, from the store or made anew, and its counts.
+        """The table of a dataset from the cache, or newly created, and its counts.
 
         Args:
-            name: of the dataset, for messages and for its folder in ``tokenized_path``.
-            parts: see `ftcore.data.fingerprint.key_parts`; None where nobody knows what the dataset's content is.
-            files: names that its places are to have.
-            fill: makes it.
-            counts: is filled.
+            name: name of the dataset, for messages and for its folder in ``tokenized_path``.
+            parts: see `ftcore.data.fingerprint.key_parts`; None if the content of the dataset is unknown.
+            files: file names for the places of rows.
+            fill: creates the table.
+            counts: receives the row counts.
 
         Raises:
-            UsageError: what ``tokenized_path`` holds was made from something else.
+            UsageError: ``tokenized_path`` has data of other settings or files.
             RunError: the disk is full, or its file system has no locks.
         """
         if self.root is None or parts is None:
@@ -99,7 +99,7 @@ class Store:
                     table = _made(entry.folder, name, parts, files, fill, counts)
                     held = entry.open()
             if held is not None:
-                weakref.finalize(table, held.close)  # it is mapped: whoever prunes lets it be
+                weakref.finalize(table, held.close)  # the table is memory-mapped: pruning must keep it
             return table
         folder = self.root / re.sub(r"[^\w.-]+", "-", name).strip("-")
         with _alone(_made_in(folder, self.locking), self.root):
@@ -108,11 +108,13 @@ class Store:
             table = None if self.overwrite else _read(folder, parts, files, counts)
             if table is None and not self.overwrite:
                 _refuse_others(folder, name, parts)
-            return _made(folder, name, parts, files, fill, counts) if table is None else table  # of no rows it is false
+            return (
+                _made(folder, name, parts, files, fill, counts) if table is None else table
+            )  # a table without rows is falsy
 
 
 def _read(folder: Path, parts: Mapping[str, str], files: Sequence[str], counts: RowCounts) -> MappedTable | None:
-    """What is kept in a folder; None where it is not there, not whole, or of something else."""
+    """The table in a folder; None if it is missing, damaged or does not match."""
     manifest = read_manifest(folder)
     if (
         manifest is None
@@ -135,8 +137,8 @@ def _read(folder: Path, parts: Mapping[str, str], files: Sequence[str], counts: 
 def _made(
     folder: Path, name: str, parts: Mapping[str, str], files: Sequence[str], fill: Fill, counts: RowCounts
 ) -> MappedTable:
-    """Makes a folder that is whole when it has its name."""
-    value: dict[str, Any] = {"parts": dict(parts)}  # and the counts, which are known when all rows are written
+    """Creates the table in a temporary folder and renames it when complete."""
+    value: dict[str, Any] = {"parts": dict(parts)}  # the counts follow when all rows are written
     digests: dict[str, str] = {}
 
     def write(staged: Path) -> Mapping[str, str]:
@@ -155,7 +157,7 @@ def _made(
 
 
 def _made_to_go(files: Sequence[str], fill: Fill, counts: RowCounts) -> MappedTable:
-    """A table in a folder that goes with it."""
+    """A table in a temporary folder that is removed with it."""
     folder = Path(tempfile.mkdtemp(prefix="ft-"))
     try:
         with TableWriter(folder, files) as writer:
@@ -172,7 +174,7 @@ def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
     if not folder.exists():
         return
     manifest = read_manifest(folder) or {}
-    known = manifest.get("value", manifest)  # versions before 0.2 kept the parts themselves there
+    known = manifest.get("value", manifest)  # the format of versions before 0.2
     changed = differences(known["parts"], parts) if "parts" in known else []
     why = "; ".join(changed) or "it is damaged, an image has changed, or ft did not write it"
     message = f"tokenized_path: {folder} does not match dataset {name!r} of this run: {why}"
@@ -181,7 +183,7 @@ def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
 
 
 def _refuse_strange(folder: Path, name: str) -> None:
-    """What is made anew takes the folder's place: nothing but ft's own files may go with it."""
+    """Raises an error for foreign files: recreating the dataset replaces the whole folder."""
     if not folder.is_dir():
         return
     if strange := sorted(path.name for path in folder.iterdir() if path.name not in (*ARRAYS, MANIFEST)):
@@ -192,7 +194,7 @@ def _refuse_strange(folder: Path, name: str) -> None:
 
 @contextmanager
 def _made_in(folder: Path, locking: bool) -> Iterator[None]:
-    """One process at a time makes a dataset in ``tokenized_path``; see `Entry.making`."""
+    """Lets one process at a time create a dataset in ``tokenized_path``; see `Entry.making`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with made_under(making_lock(folder), locking=locking) as alone:
         if alone:
@@ -203,7 +205,7 @@ def _made_in(folder: Path, locking: bool) -> Iterator[None]:
 
 @contextmanager
 def _alone(lock: AbstractContextManager[Any], root: Path) -> Iterator[None]:
-    """Holds a lock, for which files are written."""
+    """Holds a file lock; a folder that is not writable is a `UsageError`."""
     with ExitStack() as stack:
         try:
             stack.enter_context(lock)
@@ -213,7 +215,7 @@ def _alone(lock: AbstractContextManager[Any], root: Path) -> Iterator[None]:
 
 
 def _counts(counts: RowCounts, files: Sequence[str]) -> dict[str, Any]:
-    """Counts in JSON's kinds. Files are numbered: where they lie is not part of the content."""
+    """The counts as JSON values. Files are numbers, because their paths are not part of the content."""
     numbers = {field.name: getattr(counts, field.name) for field in fields(counts) if field.type == "int"}
     bad = [[_without(problem.where, files), problem.message, problem.hint] for problem in counts.bad]
     untrainable = {

@@ -1,7 +1,7 @@
-"""Rendered conversations as tokens with labels: ids, weight in the loss, and the reason for it.
+"""Encodes rendered conversations: token ids, loss weights, and the reason for each weight.
 
-Whole texts are tokenised in batches, with offsets: the tokens are what `apply_chat_template` gives, and Rust does the
-work. Control tokens that people wrote are text: only rows with such take the slow path, piece by piece.
+Whole texts are tokenised in batches with offsets, which gives the tokens of `apply_chat_template`. Control tokens in
+user content are encoded as text; only rows with such tokens are encoded piece by piece, which is slower.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _READ = {"system": Reason.SYSTEM, "user": Reason.USER, "tool": Reason.TOOL}
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """T tokens, and the characters ``starts`` to ``ends`` that each stands for.
+    """T tokens with their characters ``starts`` to ``ends``.
 
-    Tokens that make up one character together stand for all of it; so do those of a control token that is text.
+    Several tokens of one character all have the span of the character; so do tokens of a control token in content.
     """
 
     ids: Ints
@@ -48,14 +48,14 @@ class Labelled:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -> list[Encoded]:
-    """Tokens of each text; nothing is added, cut off or padded."""
+    """Encodes each text, without special tokens, truncation or padding."""
     return Encoder(tokenizer)(rendered)
 
 
 class Encoder:
-    """Tokens of many texts of one tokenizer; nothing is added, cut off or padded.
+    """Encodes texts without special tokens, truncation or padding.
 
-    From a hundred texts on it cuts them into words itself where that is known to give the same tokens.
+    From a hundred texts on, `CachedBPE` encodes them if it is known to give the same tokens.
     """
 
     _MANY = 100
@@ -63,7 +63,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()  # tokenizer.json may switch both on
+        self._backend.no_truncation()  # tokenizer.json may enable both
         self._backend.no_padding()
         self._backend.encode_special_tokens = False
         self._cutter: CachedBPE | None = None
@@ -92,7 +92,7 @@ class Encoder:
         )
 
     def _checked(self, cutter: CachedBPE | None, texts: Sequence[str]) -> CachedBPE | None:
-        """The cutter, if it gives the backend's tokens for these texts; a plugin's tokenizer may do anything."""
+        """The cached encoder, if it gives the backend's tokens for these texts; otherwise None."""
         if cutter is None:
             return None
         texts = [text for text in texts if cutter.covers(text)]
@@ -113,15 +113,15 @@ def label(
 ) -> Labelled:
     """Weight and reason of each token.
 
-    A token is trained when it overlaps what the model says, as in transformers' assistant mask
+    A token is trained if it overlaps the assistant's text, as in transformers' assistant mask
     (`PreTrainedTokenizerBase.apply_chat_template`): from the first token of the first character to the first token of
     the last one.
 
     Args:
-        encoded, rendered: of one conversation.
-        stop_ids: tokens that end the model's turn.
-        train_on_prompt: everything else is trained too.
-        mask_history: of the answers only the last one is trained.
+        encoded, rendered: tokens and text of one conversation.
+        stop_ids: stop tokens.
+        train_on_prompt: whether all other tokens are trained as well.
+        mask_history: whether only the last answer is trained.
     """
     weights = np.full(len(encoded.ids), 1.0 if train_on_prompt else 0.0, dtype=np.float32)
     reasons = np.full(len(encoded.ids), Reason.TEMPLATE, dtype=np.uint8)
@@ -142,7 +142,7 @@ def label(
 
 
 def message_weights(messages: Sequence[Message], *, train_on_prompt: bool, mask_history: bool) -> list[float]:
-    """Each message's weight in the loss: its own where it has one, else what the run says."""
+    """The loss weight of each message: its own weight, else that of the run's options."""
     last = max((number for number, message in enumerate(messages) if message.role == "assistant"), default=-1)
     weights = []
     for number, message in enumerate(messages):
@@ -156,8 +156,8 @@ def message_weights(messages: Sequence[Message], *, train_on_prompt: bool, mask_
 
 
 def _overlaps(encoded: Encoded, spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """Of each span the tokens ``first`` to ``last`` (exclusive)."""
-    # char_to_token gives the first token that covers a character; offsets never decrease, so that is a bisection.
+    """The tokens ``first`` to ``last`` (exclusive) of each span."""
+    # The first token that covers a character, as char_to_token; offsets never decrease, so bisection finds it.
     characters = [span.start for span in spans] + [span.end - 1 for span in spans]
     found = np.searchsorted(encoded.ends, characters, side="right").tolist()
     bounds = []
@@ -173,9 +173,9 @@ def _whole(encoding: Any) -> Encoded:
 
 
 def _in_pieces(backend: Any, rendered: Rendered) -> Encoded:
-    """Literal control tokens by the tokenizer's model alone, what lies between them as usual (as transformers does).
+    """Encodes control tokens in content with the tokenizer's model only, other pieces as usual, as transformers does.
 
-    What was there before is not encoded again: a prompt of 900 KB of one control token took 5.6 s, and takes 1.9.
+    Repeated pieces are encoded once: a prompt of 900 KB of one control token takes 1.9 s, and 5.6 s without.
     """
     pieces, position = [], 0
     usual, literal = dict[str, Encoded](), dict[str, Encoded]()
@@ -198,12 +198,12 @@ def _in_pieces(backend: Any, rendered: Rendered) -> Encoded:
 
 
 def _moved(encoded: Encoded, by: int) -> Encoded:
-    """The same tokens further on in the text."""
+    """The tokens with shifted offsets."""
     return Encoded(encoded.ids, encoded.starts + np.int32(by), encoded.ends + np.int32(by))
 
 
 def _usual(backend: Any, text: str) -> Encoded:
-    # After a line break, so that SentencePiece tokenizers do not put a blank before the piece; it is removed again.
+    # The line break keeps SentencePiece tokenizers from adding a space before the piece; it is removed again.
     line_break = backend.encode("\n", add_special_tokens=False).ids
     encoded = _whole(backend.encode("\n" + text, add_special_tokens=False))
     count = len(line_break)
@@ -216,7 +216,7 @@ def _literal(backend: Any, text: str) -> Encoded:
     line_break = _model_ids(backend, "\n")
     ids = _model_ids(backend, "\n" + text)
     ids = ids[len(line_break) :] if ids[: len(line_break)] == line_break else _model_ids(backend, text)
-    assert backend.token_to_id(text) not in ids  # else the vocabulary itself holds the control token as a word
+    assert backend.token_to_id(text) not in ids  # otherwise the vocabulary has the control token as a word
     size = len(ids)
     return Encoded(
         np.array(ids, dtype=np.int32),
@@ -226,7 +226,7 @@ def _literal(backend: Any, text: str) -> Encoded:
 
 
 def _model_ids(backend: Any, text: str) -> list[int]:
-    """Tokens by normalizer, pre-tokenizer and model, without any added token."""
+    """Token ids from normalizer, pre-tokenizer and model, without added tokens."""
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     words = [text]

@@ -1,4 +1,4 @@
-"""Why a token is trained or not."""
+"""Reasons why tokens are trained or not."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from enum import IntEnum
 
 
 class Reason(IntEnum):
-    """One per token, kept as uint8."""
+    """The reason of a token, stored as uint8."""
 
     TEMPLATE = 0
-    """Written by the template: headers, separators, the end of turns that the model reads."""
+    """Template text: headers, separators, and ends of turns that are not the assistant's."""
     SYSTEM = 1
     """The system message."""
     USER = 2
-    """What the user says."""
+    """A user message."""
     TOOL = 3
-    """What a tool answers."""
+    """The result of a tool."""
     HISTORY = 4
-    """An answer that is only read: ``mask_history``, or the turn's own ``train: false``."""
+    """An answer that is not trained: ``mask_history``, or ``train: false`` of the turn."""
     TRUNCATED = 5
-    """Beyond ``cutoff_len``: the model does not see it."""
+    """A token beyond ``cutoff_len``."""
     ASSISTANT = 6
     """An answer."""
     END_OF_TURN = 7
-    """The token that ends an answer, or a document."""
+    """The token that ends an answer or a document."""
     TEXT = 8
     """Raw text."""
 
     @property
     def label(self) -> str:
-        """The name that is shown, such as ``end-of-turn``."""
+        """The displayed name, such as ``end-of-turn``."""
         return self.name.lower().replace("_", "-")

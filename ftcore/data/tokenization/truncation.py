@@ -1,4 +1,4 @@
-"""What of a conversation is kept when it is longer than ``cutoff_len``."""
+"""Truncates conversations to ``cutoff_len``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PROMPT_TOO_LONG = "its prompt is longer than cutoff_len"
 
 
 def kept_tokens(labelled: Labelled, cutoff_len: int) -> tuple[int, str]:
-    """How many of the first tokens are kept, and why the row cannot be trained; empty when it can.
+    """The number of leading tokens to keep, and why the row is not trained on; empty if it is.
 
-    Of a conversation that is too long the first ``cutoff_len`` tokens are kept, and of these nothing after the last
-    trained content: no header of a turn is left without its text. An answer that is cut off keeps what fits; its end
-    of turn is beyond the cut, so it is not learnt where the text does not reach it.
+    A conversation that is too long keeps its first ``cutoff_len`` tokens, up to the last trained content: a header
+    without its text is removed. A truncated answer keeps the tokens that fit. Its end-of-turn token is cut off, so the
+    model does not learn to stop there.
     """
     length = len(labelled.weights)
-    # The first token is nobody's prediction: it is never trained, whatever its weight.
+    # The first token has no prediction: it is never trained, whatever its weight.
     trained = np.flatnonzero(labelled.weights[1:]) + 1
     if not len(trained):
         return 0, NOT_TRAINED
