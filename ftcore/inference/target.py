@@ -185,7 +185,7 @@ def _from_training(trained: Trained | None, names: Mapping[str, Any]) -> dict[st
 def _base(adapter: str) -> Mapping[str, Any]:
     folder = Path(adapter).expanduser()
     if not folder.is_dir() and not HUB_ID.fullmatch(adapter):
-        raise UsageError(Problem(f"adapter {adapter!r} does not exist", hint="write a folder or a hub id"))
+        raise UsageError(Problem(f"there is no adapter {adapter!r}", hint="write a folder or a hub id"))
     if base := base_of(folder):
         return base
     raise UsageError(Problem(f"adapter {adapter} does not name its base model", hint="add --model"))

@@ -147,7 +147,7 @@ def test_every_bad_line_is_told(generate: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\n", "{}: there is no prompt in it"), (b"\xff", "{}: byte 0 is not UTF-8; save the file as UTF-8")],
+    [(b"\n", "{}: the file has no rows"), (b"\xff", "{}: byte 0 is not UTF-8; save the file as UTF-8")],
 )
 def test_no_prompts(generate: Any, tmp_path: Path, content: bytes, message: str) -> None:
     source = tmp_path / "in.jsonl"
@@ -272,7 +272,7 @@ def test_what_is_not_seen_is_refused(generate: Any, tmp_path: Path, row: dict[st
     source.write_text("\n".join([json.dumps(row), asked, *files, json.dumps(row | {kind: None, f"{kind}s": []})]))
     with pytest.raises(UsageError) as error:
         generate("--input", source, *GREEDY)
-    text = f"the text has <{kind}>, and the row has no {kind}s; remove the row, or the placeholder; "
+    text = f"the text has <{kind}>, and the row has no {kind}s; remove the row or the placeholder; "
     assert [str(problem).replace(f"{source}:", "") for problem in error.value.problems] == [
         f'2: {text}if it is ordinary text, use --dataset with "columns": {{"{kind}s": ""}}',
         *(

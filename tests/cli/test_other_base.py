@@ -129,7 +129,7 @@ def test_a_run_that_did_not_end_well_is_said(left: dict[str, Any], line: str | N
     (tmp_path / "checkpoint-3").mkdir()
     expected = [f"{tmp_path}: {line}"] if line else []
     assert unfinished(tmp_path, alone=False) == unfinished(tmp_path / "checkpoint-3", alone=False) == expected
-    instead = "the base model is used, without what it trained"
+    instead = "the base model is used without the trained weights"
     assert unfinished(tmp_path) == [f"{line}; {instead}" for line in expected]
 
 

@@ -160,7 +160,7 @@ def test_peft_says_the_base_of_an_adapter_that_is_not_ours(find: Any, config_dir
     ("named", "message"),
     [
         ({}, "no model is given; write a training file, --model or --adapter"),
-        ({"adapters": ["no/such/folder"]}, "adapter 'no/such/folder' does not exist; write a folder or a hub id"),
+        ({"adapters": ["no/such/folder"]}, "there is no adapter 'no/such/folder'; write a folder or a hub id"),
         ({"adapters": ["a/b"]}, "adapter a/b does not name its base model; add --model"),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_run_is_talked_to_in_the_form_that_it_learnt(method: str, tmp_path: Pa
     with pytest.raises(UsageError) as error:
         other.load()
     assert str(error.value) == (
-        f"command line: template ftcore:smollm2 is not what {out} was trained with; that was ftcore:chatml; "
-        "--force takes it all the same"
+        f"command line: template ftcore:smollm2 differs from that of {out}; the run used ftcore:chatml; "
+        "--force uses it anyway"
     )
     assert other.load(force=True).renderer.default_system == "be brief"

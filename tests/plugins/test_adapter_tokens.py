@@ -205,6 +205,4 @@ def test_adapters_with_tokens_of_their_own_are_served_alone(saved: Any, plan_of:
     plans = {one.folder.name: plan_of(adapter_name_or_path=one.name, template="chatml") for one in (plain, tokens)}
     with pytest.raises(UsageError) as caught:
         load_shared(plans)
-    assert "tokens has tokens of its own, which the base model of the others has not; serve it alone" in str(
-        caught.value
-    )
+    assert "tokens adds tokens that the shared base model does not have; serve it alone" in str(caught.value)

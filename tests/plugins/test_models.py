@@ -130,7 +130,7 @@ def test_missing_weights_are_not_made_up(plan: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     assert refused(load_model, plan(folder)) == (
         f"command line: {folder} lacks weights: model.layers.2.input_layernorm.weight, "
-        "model.layers.2.mlp.down_proj.weight, model.layers.2.mlp.gate_proj.weight and 6 more; fetch the model again"
+        "model.layers.2.mlp.down_proj.weight, model.layers.2.mlp.gate_proj.weight and 6 more; download the model again"
     )
 
 
@@ -168,7 +168,7 @@ def test_no_tokenizer(plan: Any, folder: Path) -> None:
         ),
         (
             "acme/gated contains custom code; pass trust_remote_code=True",
-            "acme/gated needs code of its own; review the code, then set trust_remote_code: true",
+            "acme/gated requires custom code; review the code, then set trust_remote_code: true",
         ),
     ],
 )

@@ -175,8 +175,8 @@ def test_what_vllm_would_not_do_is_refused(
     )
     two = refusal(tiny_model_dir, adapters=[str(adapter), str(adapter)])
     assert two.endswith(f"vllm supports one adapter, and the plan has 2; {merge}")
-    assert "method qlora would load it otherwise" in refusal(tiny_model_dir, "finetuning_type=qlora")
-    assert "stage rm makes a model that scores" in refusal(tiny_model_dir, "stage=rm")
+    assert "method qlora would change how it is loaded" in refusal(tiny_model_dir, "finetuning_type=qlora")
+    assert "stage rm trains a reward model" in refusal(tiny_model_dir, "stage=rm")
     rank = refusal(tiny_model_dir, "vllm_max_lora_rank=4", adapters=[str(adapter)])
     assert f"adapter {adapter} has rank 5, vllm_max_lora_rank is 4; raise it; vllm supports ranks up to 512" in rank
     config = json.loads((adapter / "adapter_config.json").read_text())

@@ -156,5 +156,5 @@ def _cannot_load(plan: Plan, what: str, error: Exception) -> Problem:
         if (known := hub_access.model_name(plan)) and (refusal := hub_access.contact(known)):
             return Problem(f"the {what} of {name} {refusal[0]}", where, refusal[1])
         hint = "check the name and the network, or write a local folder"
-        return Problem(f"the {what} of {name} cannot be downloaded", where, hint)
+        return Problem(f"the {what} of {name} cannot be fetched", where, hint)
     return Problem(f"the {what} of {name} cannot be loaded: {text[:300]}", where)
