@@ -1,1 +1,1 @@
-"""Trained models written for use elsewhere."""
+"""Exports trained models."""

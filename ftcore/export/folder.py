@@ -1,4 +1,4 @@
-"""The folder of an export: written beside, moved into place, and never over anything but an earlier export."""
+"""Writes the export folder: it is staged, then moved; only an earlier export may be replaced."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ftcore.utils.hashing import file_hash
 MANIFEST = "ft_export.json"
 FORMAT = 1
 _MARGIN = 1 << 24
-"""Room for what is no weights: tokenizer, configuration, metadata."""
+"""Space for other files than weights, in bytes."""
 
 
 def check_folder(folder: Path, where: str) -> None:
-    """Refuses a folder that holds anything which no export wrote.
+    """Raises an error for a folder with files that no export wrote.
 
     Raises:
-        UsageError: naming it.
+        UsageError: with these files.
     """
     if not folder.exists():
         return
@@ -41,7 +41,7 @@ def check_folder(folder: Path, where: str) -> None:
 
 
 def _written(folder: Path) -> set[str] | None:
-    """What the export that lies there wrote; None where none does."""
+    """The files of the existing export; None if there is none."""
     try:
         return {MANIFEST, *json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -49,10 +49,10 @@ def _written(folder: Path) -> set[str] | None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuses to begin what the disk has no room for.
+    """Raises an error if the disk is too full.
 
     Raises:
-        RunError: with the bytes needed and free.
+        RunError: with the required and free bytes.
     """
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -62,7 +62,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder beside it to write into, which takes its place when nothing was raised."""
+    """A staging folder that replaces ``folder`` at the end, unless an exception is raised."""
     try:
         with staged_folder(folder) as temporary:
             yield temporary

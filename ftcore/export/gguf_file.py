@@ -1,4 +1,4 @@
-"""A model as one GGUF file, for llama.cpp, Ollama and what builds on them.
+"""Writes a model as one GGUF file, for llama.cpp and Ollama.
 
 Names, metadata and the order of rows in query and key weights are those of llama.cpp's ``convert_hf_to_gguf.py``.
 """
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from ftcore.data.chat_template.renderer import Renderer
 
 ROTATED_PAIRS = frozenset({"llama"})
-"""Architectures whose queries and keys llama.cpp rotates in neighbouring pairs: their rows are put into that order."""
+"""Architectures whose query and key rows llama.cpp expects in interleaved rotary order."""
 ARCHITECTURES = (*ROTATED_PAIRS, "qwen2", "qwen3")
 _BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5}
 _BLOCK = 32
-"""Weights that share a scale in q8_0; rows of another length stay float16."""
+"""Block size of q8_0; rows that it does not divide are stored in float16."""
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What is known before the weights are.
+    """A GGUF file, prepared before the weights are loaded.
 
     Args:
         kind: ``f32``, ``f16`` or ``q8_0``.
-        config: the model's.
-        vocabulary: tokens, merges and special ids as GGUF holds them.
+        config: configuration of the model.
+        vocabulary: tokens, merges and special ids in GGUF's form.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class GgufFile:
         """The file for a plan.
 
         Raises:
-            UsageError: when GGUF, or this writer, cannot hold the model; naming every reason.
+            UsageError: the model is not supported; with all reasons.
         """
         from ftcore.export.gguf_vocabulary import read_vocabulary
 
@@ -69,15 +69,15 @@ class GgufFile:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the file."""
         return f"model-{self.kind}.gguf"
 
     def bytes(self, model: Any) -> int:
-        """About how long the file gets."""
+        """Estimated size of the file in bytes."""
         return int(model.num_parameters() * _BITS[self.kind] / 8)
 
     def write(self, model: Any, renderer: Renderer | None, folder: Path) -> None:
-        """Writes the file, tensor by tensor: only one of them is in memory beside the model."""
+        """Writes the file tensor by tensor, with one converted tensor in memory at a time."""
         import gguf
 
         config = model.config.to_dict()
@@ -113,7 +113,7 @@ def _unsupported(config: Mapping[str, Any]) -> list[str]:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers 5 and older files: base and scaling under one name or two."""
+    """The rotary parameters of transformers 5 and of older files."""
     found = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
     found.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
     found["rope_type"] = found.get("rope_type") or found.get("type") or "default"
@@ -151,31 +151,31 @@ def _write_metadata(writer: Any, config: Mapping[str, Any], kind: str) -> None:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor on its way into the file."""
+    """A tensor to write."""
 
     name: str
     source: torch.Tensor
     kind: str
     heads: int = 0
-    """Above 0, rows are put into llama.cpp's order of pairs for so many heads."""
+    """Number of heads for interleaved rotary order; 0 to keep the order."""
 
     @property
     def stored(self) -> str:
-        """How it is stored: vectors in float32, rows that q8_0 cannot divide in float16."""
+        """The stored kind: float32 for vectors, float16 for rows that q8_0 does not divide."""
         if self.source.ndim == 1:
             return "f32"
         return "f16" if self.kind == "q8_0" and self.source.shape[-1] % _BLOCK else self.kind
 
     @property
     def raw(self) -> Any:
-        """The type as gguf has it."""
+        """The type in the gguf package."""
         import gguf
 
         return {"f32": None, "f16": None, "q8_0": gguf.GGMLQuantizationType.Q8_0}[self.stored]
 
     @property
     def numpy_dtype(self) -> Any:
-        """What lies in the file."""
+        """The numpy dtype of the data in the file."""
         import numpy as np
 
         return np.dtype({"f32": np.float32, "f16": np.float16, "q8_0": np.uint8}[self.stored])
@@ -188,14 +188,14 @@ class _Tensor:
 
     @property
     def bytes(self) -> int:
-        """Its length in the file."""
+        """The size in the file, in bytes."""
         count = 1
         for length in self.shape:
             count *= length
         return count * int(self.numpy_dtype.itemsize)
 
     def data(self) -> np.ndarray[Any, Any]:
-        """What is written."""
+        """The data to write."""
         import gguf
         import numpy as np
 
@@ -210,7 +210,7 @@ class _Tensor:
 
 
 def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
-    """Every weight under its name in GGUF; a head that shares the embedding's weights has none of its own."""
+    """All weights with their GGUF names, without a head that is tied to the embedding."""
     import gguf
     import torch
 
@@ -234,7 +234,7 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
 
 
 def _divisors(width: int, rope: Mapping[str, Any]) -> list[float]:
-    """What Llama 3 divides each frequency by (transformers, modeling_rope_utils.py: _compute_llama3_parameters)."""
+    """The frequency divisors of Llama 3 (transformers, modeling_rope_utils.py: _compute_llama3_parameters)."""
     factors = []
     low, high, length = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
     for place_ in range(0, width, 2):

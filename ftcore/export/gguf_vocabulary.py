@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF holds it: tokens with their kinds, merges, and how llama.cpp calls its way of splitting."""
+"""A tokenizer for GGUF: tokens with types, merges, and llama.cpp's name of the pre-tokenizer."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ SPLITS: Mapping[tuple[str, ...], str] = {
     (_WORDS % "{1,3}" + _BLANKS, "byte level"): "llama-bpe",
     (_WORDS % "" + _BLANKS, "byte level"): "qwen2",
 }
-"""How a tokenizer cuts text before it merges -> ``tokenizer.ggml.pre`` (llama.cpp, llama-vocab.cpp)."""
+"""Pre-tokenizer -> ``tokenizer.ggml.pre`` (llama.cpp, llama-vocab.cpp)."""
 _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is written.
+    """The vocabulary to write.
 
     Args:
-        tokenizer: for the special tokens.
-        model: ``gpt2`` for bytes that are merged, ``llama`` for SentencePiece.
-        pre: the splitting; empty for SentencePiece.
-        tokens: by id, with their kinds; ids without a token are None.
+        tokenizer: supplies the special tokens.
+        model: ``gpt2`` for byte-level BPE, ``llama`` for SentencePiece.
+        pre: name of the pre-tokenizer; empty for SentencePiece.
+        tokens: tokens with types, by id; None for ids without a token.
         merges: ``left right``, in order.
-        prefix: whether a blank is put before a text.
+        prefix: whether a space is added before a text.
     """
 
     tokenizer: Any
@@ -46,7 +46,7 @@ class Vocabulary:
     prefix: bool = False
 
     def write(self, writer: Any, size: int, renderer: Renderer | None) -> None:
-        """Writes it with ``size`` tokens, as many as the model has, and the chat template."""
+        """Writes the vocabulary with ``size`` tokens, as in the model, and the chat template."""
         found = [*self.tokens, *[None] * max(0, size - len(self.tokens))][:size]
         entries = [entry or (f"[PAD{number}]", _UNUSED) for number, entry in enumerate(found)]
         writer.add_tokenizer_model(self.model)
@@ -60,12 +60,12 @@ class Vocabulary:
             writer.add_add_space_prefix(self.prefix)
         self._write_specials(writer, renderer)
         if renderer is not None:
-            # llama.cpp's Jinja knows no generation marks; a block that is always taken leaves blanks as they are
+            # llama.cpp's Jinja has no generation marks; `if true` keeps the white space control
             template = _GENERATION.sub(lambda mark: _plain_block(*mark.groups()), renderer.source)
             writer.add_chat_template(template)
 
     def _scores(self, tokens: Sequence[str]) -> list[float]:
-        """SentencePiece merges the pair of the highest score first: the rank of the merge, from 0 down."""
+        """Scores for SentencePiece, which merges the highest score first: the negative rank of the merge."""
         ranks: dict[str, int] = {}
         for rank, merge in enumerate(self.merges):
             ranks.setdefault(merge.replace(" ", "", 1), rank)
@@ -91,7 +91,7 @@ class Vocabulary:
 
 
 def read_vocabulary(tokenizer: Any) -> tuple[Vocabulary | None, str]:
-    """A fast tokenizer's vocabulary, or why llama.cpp would read text in another way."""
+    """The vocabulary of a fast tokenizer, or the reason why llama.cpp does not support it."""
     found = json.loads(tokenizer.backend_tokenizer.to_str())
     model = found["model"]
     if model["type"] != "BPE":
@@ -106,7 +106,7 @@ def read_vocabulary(tokenizer: Any) -> tuple[Vocabulary | None, str]:
 
 
 def _splits(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The steps of a pre-tokenizer in short; what is not known is there as it is."""
+    """The steps of a pre-tokenizer as short names; unknown steps as JSON."""
     steps = pre_tokenizer or {}
     parts = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
     names = []

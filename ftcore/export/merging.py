@@ -1,4 +1,4 @@
-"""Base model and adapters as one model, exact to rounding: every change is added in float32, layer by layer."""
+"""Merges adapters into the base model, layer by layer in float32."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def merged_model(plan: Plan) -> PreTrainedModel:
-    """The plan's base model with all of ``adapter_name_or_path`` merged in, in order; quantised weights as numbers.
+    """The base model, dequantised, with the adapters of ``adapter_name_or_path`` merged in order.
 
     Raises:
-        UsageError: when the model or an adapter cannot be loaded, or does not fit.
+        UsageError: the model or an adapter cannot be loaded, or does not fit.
     """
     model = _dequantized(plan, _base(plan))
     for name in plan.model.adapter_name_or_path:
@@ -28,7 +28,7 @@ def merged_model(plan: Plan) -> PreTrainedModel:
 
 
 def export_dtype(plan: Plan, model: PreTrainedModel) -> torch.dtype:
-    """What ``export_dtype: auto`` means here."""
+    """The export dtype; ``auto`` is resolved."""
     import torch
 
     names = (plan.export.export_dtype, plan.model.infer_dtype)
@@ -46,7 +46,7 @@ def _base(plan: Plan) -> Any:
 
 
 def _dequantized(plan: Plan, model: Any) -> Any:
-    """A model whose weights are numbers, in the dtype that it computes in."""
+    """Dequantises a model to its compute dtype."""
     if not getattr(model, "is_quantized", False) and getattr(model, "hf_quantizer", None) is None:
         return model
     try:
@@ -67,7 +67,7 @@ def _merge(plan: Plan, model: Any, name: str) -> Any:
     dtype = model.dtype
     try:
         with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 by the old name; tied weights are taken apart below
+            # peft 0.21 uses a deprecated name of transformers 5.23; tied weights are untied below
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
             with fitting(folder, model) as whole:
@@ -79,7 +79,7 @@ def _merge(plan: Plan, model: Any, name: str) -> Any:
     _untie(adapted.get_base_model(), BaseTunerLayer)
     for layer in adapted.modules():
         if isinstance(layer, BaseTunerLayer):
-            # a change that is added in bfloat16 is rounded twice: in itself, and in the sum
+            # in bfloat16 the delta and the sum would both be rounded
             layer.float()
             layer.merge()
             layer.to(dtype)
@@ -89,11 +89,11 @@ def _merge(plan: Plan, model: Any, name: str) -> Any:
 
 
 def _untie(model: Any, adapters: Any) -> None:
-    """Gives the head weights of its own where they are no more those of the embedding.
+    """Unties head and embedding if their weights differ or will differ.
 
     Args:
-        model: in which the head may share the embedding's weights.
-        adapters: classes of layers that will change one of the two; with none given, values are compared.
+        model: a model whose head may be tied to the embedding.
+        adapters: classes of adapter layers that will change one of the two; if empty, the values are compared.
     """
     import torch
 

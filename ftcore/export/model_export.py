@@ -1,4 +1,4 @@
-"""A run's outcome as a model that loads anywhere: adapters merged, template, stop tokens, Ollama, llama.cpp."""
+"""Exports a model: merged adapters, template, stop tokens, and files for Ollama and llama.cpp."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written.
+    """The written export.
 
     Args:
-        folder: where.
-        files: relative name -> bytes.
-        dtype: of the weights.
-        parameters: how many there are.
-        notes: what is worth a line.
+        folder: the folder.
+        files: relative name -> size in bytes.
+        dtype: dtype of the weights.
+        parameters: number of parameters.
+        notes: lines for the terminal.
     """
 
     folder: Path
@@ -35,10 +35,10 @@ class Exported:
 
 
 def check_options(plan: Plan) -> Path:
-    """The export's folder, when what the user wrote can be obeyed; imports nothing heavy.
+    """Checks the export options and returns the folder; imports only light modules.
 
     Raises:
-        UsageError: with every problem.
+        UsageError: with all problems.
     """
     from ftcore.export.folder import check_folder
 
@@ -61,15 +61,15 @@ def check_options(plan: Plan) -> Path:
 
 
 def export(target: Target, *, force: bool = False) -> Exported:
-    """Merges, converts and writes.
+    """Merges adapters, converts the model, and writes the export.
 
     Args:
-        target: model, adapters and the run that left them.
-        force: take a template that differs from the one trained with.
+        target: model, adapters and their training run.
+        force: whether to accept a template other than that of training.
 
     Raises:
-        UsageError: as `check_options`; the template is another; a GGUF file cannot hold this architecture.
-        RunError: the disk has no room.
+        UsageError: see `check_options`; also for another template, or an architecture without GGUF support.
+        RunError: the disk is too full.
     """
     from ftcore.data.multimodal.images import save_processor
     from ftcore.export import folder as folders
@@ -111,7 +111,7 @@ def export(target: Target, *, force: bool = False) -> Exported:
 
 
 def _renderer(plan: Plan, tokenizer: Any) -> Renderer | None:
-    """The run's template, put into the tokenizer; None for a model of plain text."""
+    """The renderer of the run's template, which is stored in the tokenizer; None for plain text."""
     from ftcore.data.chat_template.renderer import Renderer
 
     if plan.template is None and not tokenizer.chat_template:
@@ -122,7 +122,7 @@ def _renderer(plan: Plan, tokenizer: Any) -> Renderer | None:
 
 
 def _gguf(plan: Plan, tokenizer: Any) -> Any:
-    """The writer of the GGUF file, before anything large is loaded; None where none is asked for."""
+    """The GGUF writer, checked before the model is loaded; None without ``export_gguf``."""
     if plan.export.export_gguf is None:
         return None
     from ftcore.export.gguf_file import GgufFile
@@ -135,7 +135,7 @@ def _bytes(model: Any) -> int:
 
 
 def _facts(target: Target, model: Any) -> dict[str, Any]:
-    """What made the weights, for the manifest."""
+    """The origin of the weights, for the manifest."""
     from ftcore.runner.artifacts import PACKAGES
 
     plan = target.plan

@@ -1,7 +1,7 @@
-"""A Modelfile for Ollama: the chat template's turns, found by rendering, in Go's template language.
+"""Writes a Modelfile for Ollama, with the chat template converted to Go's template language.
 
-The layout is that of a conversation whose turns are joined by fixed texts. It is tried against the chat template itself
-with conversations of several shapes; where a template does more than that, the Modelfile has no TEMPLATE and says so.
+The conversion supports templates that only write fixed texts around turns. The result is compared with the chat
+template on several conversations. For other templates, the Modelfile has no TEMPLATE but a comment.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _PARAMETERS = ("temperature", "top_p", "top_k", "repeat_penalty")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The fixed texts around the turns.
+    """The fixed texts around turns.
 
     Args:
-        system: before and after a system message, at the start.
-        bare: what stands there where there is none.
-        user: before a user's message.
-        answer: between a user's message and the answer.
-        turn: between an answer and the next ``user``.
+        system: text before and after a system message, at the start.
+        bare: text at the start without a system message.
+        user: text before a user message.
+        answer: text between a user message and the answer.
+        turn: text between an answer and the next ``user``.
     """
 
     system: tuple[str, str]
@@ -40,7 +40,7 @@ class Layout:
     turn: str
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """A conversation that waits for the assistant, as Ollama renders `go`."""
+        """The prompt of a conversation, as Ollama renders `go`."""
         text, rest = self.bare, list(messages)
         if rest[0].role == "system":
             text = rest.pop(0).content.join(self.system)
@@ -64,12 +64,12 @@ class Layout:
 
 
 def modelfile(plan: Plan, renderer: Renderer | None, source: str) -> tuple[str, str]:
-    """The file's text, and what the user should know; empty where there is nothing.
+    """The text of the file, and a note for the user, which may be empty.
 
     Args:
-        plan: of the exported model.
-        renderer: its chat template; None for a model of plain text.
-        source: the weights, relative to the file.
+        plan: plan of the exported model.
+        renderer: chat template; None for plain text.
+        source: path of the weights, relative to the file.
     """
     lines, note = [f"FROM {source}", ""], ""
     if renderer is None:
@@ -95,7 +95,7 @@ def _parameters(plan: Plan) -> dict[str, object]:
 
 
 def find_layout(renderer: Renderer) -> Layout | None:
-    """The turns' layout, tried on conversations with and without a system message; None where there is no fixed one."""
+    """The layout of the turns, verified on several conversations; None if the template has no fixed layout."""
     try:
         layout = _guess(renderer)
         holds = layout is not None and all(
@@ -146,7 +146,7 @@ def _mark(word: str) -> str:
 
 
 def _between(text: str, words: Sequence[str]) -> list[str] | None:
-    """The texts around the marks of ``words``; None unless each stands there once and in order."""
+    """The texts around the marks of ``words``; None unless each occurs once and in order."""
     pieces = []
     for word in words:
         if text.count(_mark(word)) != 1:
@@ -157,18 +157,18 @@ def _between(text: str, words: Sequence[str]) -> list[str] | None:
 
 
 def _common_end(*texts: str) -> str:
-    """The longest end that all have."""
+    """The longest common suffix."""
     first = texts[0]
     return next(first[start:] for start in range(len(first) + 1) if all(text.endswith(first[start:]) for text in texts))
 
 
 def _without_bos(renderer: Renderer, text: str) -> str:
-    """The text without the token that Ollama and llama.cpp put before every prompt themselves."""
+    """The text without the begin-of-sequence token, which Ollama and llama.cpp add."""
     return text.removeprefix(renderer.borders[0])
 
 
 def _literal(text: str) -> str:
-    """Text as it stands in a Go template inside triple quotes."""
+    """Escapes text for a Go template inside triple quotes."""
     return text.replace("{{", '{{ "{{" }}').replace('"""', '{{ "\\"\\"\\"" }}')
 
 

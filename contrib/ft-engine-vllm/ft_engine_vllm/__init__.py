@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 
 class VllmOptions(OptionGroup):
-    """How vLLM is started."""
+    """Options of vLLM."""
 
     vllm_maxlen: Annotated[int, Field(ge=1)] = 4096
-    """Longest prompt and answer together, in tokens; at most what the model has positions for."""
+    """Limit of prompt and answer together, in tokens; at most the model's context length."""
     vllm_gpu_util: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Share of the GPU's memory that vLLM takes."""
+    """Share of the GPU memory that vLLM allocates."""
     vllm_enforce_eager: bool = False
-    """Whether to do without CUDA graphs."""
+    """Whether to disable CUDA graphs."""
     vllm_max_lora_rank: Annotated[int, Field(ge=1)] | None = None
-    """Largest rank of an adapter; unset, what the adapter needs."""
+    """Largest rank of an adapter. Default: the rank of the adapter."""
     vllm_config: dict[str, Any] | None = None
     """Further arguments of ``vllm.LLM``, such as ``{tensor_parallel_size: 2}``."""
 
 
 class Vllm(InferenceEngine):
-    """Loads what the plan names into vLLM."""
+    """The inference engine of vLLM."""
 
     Options = VllmOptions
 
     def load(self, plan: Plan) -> Generator:
-        """Model and at most one adapter."""
+        """Loads the model and at most one adapter."""
         from ft_engine_vllm.generating import load
 
         return load(plan)
@@ -42,5 +42,5 @@ class Vllm(InferenceEngine):
 
 @hookimpl
 def ft_inference_engines() -> list[InferenceEngine]:
-    """The one engine."""
+    """The engine of this package."""
     return [Vllm(name="vllm", summary="vLLM's offline engine: paged attention, continuous batching, on a GPU")]

@@ -1,6 +1,6 @@
-"""From a plan and prompts to ``vllm.LLM`` and back.
+"""Generates with ``vllm.LLM``.
 
-Written against vLLM's documented interface: ``LLM`` and ``LLM.generate`` (docs.vllm.ai, api/vllm/entrypoints/llm),
+The code uses vLLM's documented interface: ``LLM`` and ``LLM.generate`` (docs.vllm.ai, api/vllm/entrypoints/llm),
 ``SamplingParams`` (api/vllm/sampling_params), ``LoRARequest`` (features/lora), adapters' ranks (api/vllm/config/lora).
 """
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What ``max_lora_rank`` may be (vllm/config/lora.py, MaxLoRARanks)."""
+"""Allowed values of ``max_lora_rank`` (vllm/config/lora.py, MaxLoRARanks)."""
 UNREAD = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
-"""What adapters may have and vLLM refuses or does not read (vllm/lora/peft_helper.py)."""
+"""Adapter settings that vLLM refuses or ignores (vllm/lora/peft_helper.py)."""
 MERGE = "merge base model and adapters with ft export, and write the merged model"
 
 
 def load(plan: Plan) -> VllmGenerator:
-    """Everything that can be refused is, before vLLM is started.
+    """Loads a generator; all checks run before vLLM is started.
 
     Raises:
-        UsageError: vLLM is not installed, or would not do what the plan says.
+        UsageError: vLLM is not installed, or does not support the plan.
     """
     head = plan.stage.component.head
     if head != "causal_lm":
@@ -63,7 +63,7 @@ def load(plan: Plan) -> VllmGenerator:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter on this machine, and its rank."""
+    """A local adapter and its rank."""
 
     folder: Path
     rank: int
@@ -154,7 +154,7 @@ class VllmGenerator(Generator):
         self.context = _longest(plan)
 
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
-        """Whole answers, all prompts in one call: vLLM makes the batches; where it fails, each in a call of its own."""
+        """Generates all answers in one call, which vLLM batches; if it fails, each prompt in a separate call."""
         requests = [self._request(prompt) for prompt in prompts]
         with self._lock:
             outputs = isolated(self._outputs, requests) if requests else []
@@ -177,7 +177,7 @@ class VllmGenerator(Generator):
         return found
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Every prompt that is too long, or that template or settings refuse."""
+        """Raises UsageError with all prompts that are too long, or that template or settings refuse."""
         problems: list[Problem] = []
         for prompt in prompts:
             try:
@@ -212,6 +212,6 @@ class VllmGenerator(Generator):
     def _text(self, tokens: list[int], settings: Settings) -> str:
         hidden = settings.options.skip_special_tokens
         if hidden and tokens and tokens[-1] in self.renderer.stop_ids:
-            tokens = tokens[:-1]  # the end of the turn is no text, special token or not
+            tokens = tokens[:-1]  # the stop token is not part of the text
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=hidden, clean_up_tokenization_spaces=False)
         return text

@@ -49,10 +49,10 @@ SOURCE = ModelSource(
 
 @dataclass(frozen=True, kw_only=True)
 class NamedFamily(ModelFamily):
-    """A family of exactly the models that it brings along: it does not speak for its architecture, which is llama's."""
+    """A family that matches only its own models, not all models of the llama architecture."""
 
     def matches(self, config: Mapping[str, Any], name: str) -> int:
-        """10 when the name, or a path's last part, is one of its models; 0 otherwise."""
+        """10 if the last part of the name is one of its models, else 0."""
         last = name.rstrip("/").rsplit("/", 1)[-1].lower()
         known = {source.name for source in self.models} | {source.hub_id.rsplit("/", 1)[-1] for source in self.models}
         return 10 * (last in {model.lower() for model in known})
@@ -60,7 +60,7 @@ class NamedFamily(ModelFamily):
 
 @hookimpl
 def ft_model_families() -> list[ModelFamily]:
-    """The one model, and the template that its makers trained it with."""
+    """The model, with its template."""
     return [
         NamedFamily(
             name="smollm2-135m",

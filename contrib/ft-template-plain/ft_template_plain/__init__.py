@@ -1,4 +1,4 @@
-"""The chat template ``plain-dialogue``: headings in plain words, for base models without control tokens."""
+"""The chat template ``plain-dialogue``: plain-text headings, for base models without control tokens."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ftcore.api.components import ChatTemplate
 
 @hookimpl
 def ft_chat_templates() -> list[ChatTemplate]:
-    """One template; the tokenizer's own end of text ends the model's turn."""
+    """The template; answers end with the tokenizer's end-of-text token."""
     return [
         ChatTemplate(
             name="plain-dialogue",

@@ -63,7 +63,8 @@ class MediaFolders:
             placeholder = PLACEHOLDERS[column]
             count = sum(message.content.count(placeholder) for message in chat.messages)
             if count != len(files):
-                reason = f"{column} lists {len(files)} files, and the messages contain {placeholder} {count} times"
+                listed = f"{len(files)} file{'s' * (len(files) != 1)}"
+                reason = f"{column} lists {listed}, and the messages contain {placeholder} {count} times"
                 raise RowError(reason, field=column, cure=f"write {placeholder} once for each file, at its position")
             if any(placeholder in answer.content for answer in answers):
                 raise RowError(f"an answer contains {placeholder}", field=column, cure="move it to the prompt")

@@ -1,4 +1,4 @@
-"""Inference engines: what generates."""
+"""The built-in inference engines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ftcore.api.components import InferenceEngine
 
 @hookimpl
 def ft_inference_engines() -> Iterable[InferenceEngine]:
-    """The one engine."""
+    """The engine of this package."""
     return [
         HuggingFace(
             name="huggingface",

@@ -1,4 +1,4 @@
-"""What stands beside a prompt: its answer, two answers of which one is preferred, a mark; and media."""
+"""Reads answers, preferences, labels and media of a row."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from ftcore.data.multimodal.media_files import PLACEHOLDERS, as_words
 from ftcore.errors import RowError
 
 MEDIA = {"images": "images", "videos": "videos", "audios": "audios"}
-"""Roles of files, and their columns; ``image``, ``video`` and ``audio`` serve as well (LLaVA's names)."""
+"""Media roles and their columns; ``image``, ``video`` and ``audio`` (LLaVA's names) are read as well."""
 BESIDE = {
     **MEDIA,
     "chosen": "chosen",
     "rejected": "rejected",
     "kto_tag": "kto_tag",
 }
-"""Roles that every format of prompts has."""
+"""Roles of all formats with prompts."""
 
 Row = Mapping[str, Any]
 Names = Mapping[str, str]
 
 
 def preference(prompt: Chat, row: Row, columns: Names, tags: Names) -> Preference:
-    """The prompt with the answers in ``chosen`` and ``rejected``.
+    """Builds a preference from the prompt and the answers in ``chosen`` and ``rejected``.
 
-    An answer is a text, a turn, a list of one turn, or the whole conversation, which then begins with the prompt; a
-    prompt without turns is taken from there.
+    An answer is a string, a turn, a list of one turn, or a whole conversation that starts with the prompt. An empty
+    prompt is taken from that conversation.
 
     Raises:
-        RowError: an answer is missing or empty, or the conversations do not begin alike.
+        RowError: an answer is missing or empty, or the prompts of the conversations differ.
     """
     turns, found = prompt.messages, []
     for role in ("chosen", "rejected"):
@@ -52,14 +52,14 @@ def preference(prompt: Chat, row: Row, columns: Names, tags: Names) -> Preferenc
 
 
 def feedback(chat: Chat, row: Row, columns: Names) -> Feedback:
-    """The conversation with the mark of its last answer.
+    """Builds feedback from the conversation and the label of its last answer.
 
     Raises:
-        RowError: the mark is missing or not a boolean.
+        RowError: the label is missing or not a boolean.
     """
     column = columns["kto_tag"]
     value = required(row, column, "write true for a good answer and false for a bad one")
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):  # CSV knows no booleans
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):  # CSV has no booleans
         value = value.strip().lower() == "true"
     if not isinstance(value, bool):
         cure = "write true for a good answer and false for a bad one"
@@ -68,10 +68,10 @@ def feedback(chat: Chat, row: Row, columns: Names) -> Feedback:
 
 
 def answer_text(row: Row, column: str) -> str:
-    """The text of the answer in a column of its own.
+    """The answer in a column.
 
     Raises:
-        RowError: it is missing, not a text, or empty.
+        RowError: the answer is missing, not a string, or empty.
     """
     cure = f"write the answer in {column}, or remove the row"
     found = text(required(row, column, cure), column)
@@ -84,7 +84,7 @@ def media(row: Row, columns: Names, messages: Sequence[Message] = ()) -> dict[st
     """The row's ``images`` and ``videos``, as `Chat` takes them.
 
     Raises:
-        RowError: they are not paths, a list that is empty has placeholders, or there are audios.
+        RowError: a value is not a path, placeholders have no files, or the row has audio.
     """
     found = {}
     for role, placeholder in PLACEHOLDERS.items():
@@ -106,10 +106,10 @@ def media(row: Row, columns: Names, messages: Sequence[Message] = ()) -> dict[st
 
 
 def no_media(row: Row, columns: Names) -> None:
-    """Refuses files beside a text.
+    """Raises an error for media of plain text.
 
     Raises:
-        RowError: the row has some.
+        RowError: the row has media.
     """
     for role, files in media(row, columns).items():
         if files:
@@ -118,7 +118,7 @@ def no_media(row: Row, columns: Names) -> None:
 
 
 def _media_column(row: Row, columns: Names, role: str) -> str:
-    """The role's column; of the two names by which it goes unless one is given, the one that the row has."""
+    """The column of a role; by default the singular or plural name, whichever the row has."""
     column, single = columns[role], role.removesuffix("s")
     if column != role or single in columns.values() or row.get(single) in (None, "", [], ()):
         return column

@@ -1,4 +1,4 @@
-"""prompt, completion, chosen, rejected: texts or lists of turns, as TRL describes its dataset types."""
+"""prompt, completion, chosen, rejected: texts or lists of turns, as in TRL's dataset types."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _OTHERS = frozenset({"instruction", "input", "messages", "conversations"})
 class Completion(DatasetFormat):
     """``{"prompt": ..., "completion": ...}`` or ``{"prompt": ..., "chosen": ..., "rejected": ...}`` (TRL).
 
-    Prompts and answers are texts or lists of turns; ``chosen`` and ``rejected`` without a prompt are conversations that
-    begin alike. A text in ``prompt`` is what the user says.
+    Prompts and answers are strings or lists of turns. Without a prompt, ``chosen`` and ``rejected`` are conversations
+    with the same prompt. A string in ``prompt`` is a user message.
     """
 
     name: str = "completion"
@@ -33,11 +33,11 @@ class Completion(DatasetFormat):
     samples: tuple[str, ...] = ("Chat", "Preference", "Feedback")
 
     def matches(self, columns: frozenset[str]) -> bool:
-        """A prompt, or two answers without any."""
+        """Matches a prompt column, or ``chosen`` and ``rejected`` without one."""
         return "prompt" in columns or ({"chosen", "rejected"} <= columns and not columns & _OTHERS)
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> Sample:
-        """The row as what its columns hold."""
+        """Reads a row as a conversation, prompt, preference or feedback."""
         messages = self._prompt(row, columns, tags)
         prompt = Chat(messages, tools(row, columns["tools"]), **media(row, columns, messages))
         if "chosen" in columns:

@@ -1,4 +1,4 @@
-"""Conversations as lists of turns; which keys hold role and text, and what the roles are called, is data."""
+"""Conversations as lists of turns, with configurable keys and role names."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ftcore.api.components import DatasetFormat
 from ftcore.api.samples import Chat, Message, Sample
 
 COLUMNS = {"system": "system", "tools": "tools", **BESIDE}
-"""What may stand beside the column of turns."""
+"""Columns next to the turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation(DatasetFormat):
-    """A column with a list of turns, beside it optionally ``system`` and ``tools``.
+    """A column with a list of turns, and optional columns ``system`` and ``tools``.
 
-    A turn's own ``train``, ``loss`` or ``weight`` is its weight in the loss: false or 0 leaves it out.
+    ``train``, ``loss`` or ``weight`` of a turn is its loss weight: false or 0 excludes it.
     """
 
     samples: tuple[str, ...] = ("Chat", "Preference", "Feedback")
 
     def matches(self, columns: frozenset[str]) -> bool:
-        """The column of turns is there."""
+        """Matches the column of turns."""
         return self.columns["messages"] in columns
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> Sample:
-        """The row as a conversation, user and assistant strictly in turn."""
+        """Reads a row as a conversation, in which user and assistant must alternate."""
         column = columns["messages"]
         turns = items(required(row, column, f"write the conversation in {column}"), column)
         messages = [read_turn(turn, f"{column}[{number}]", tags) for number, turn in enumerate(turns)]

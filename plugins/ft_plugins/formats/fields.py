@@ -1,4 +1,4 @@
-"""Fields of a row, checked: the pieces that the formats share."""
+"""Checks of row fields, shared by the formats."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _KINDS = {str: "a string", bool: "a boolean", int: "a number", float: "a number"
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in JSON's words."""
+    """The JSON type of a value, with its article."""
     if isinstance(value, Mapping):
         return "an object"
     return "a list" if isinstance(value, list | tuple) else _KINDS.get(type(value), type(value).__name__)
 
 
 def text(value: object, field: str) -> str:
-    """The value, which must be a text.
+    """Checks that the value is a string.
 
     Raises:
-        RowError: it is something else.
+        RowError: the value has another type.
     """
     if isinstance(value, str):
         return value
@@ -34,16 +34,16 @@ def text(value: object, field: str) -> str:
 
 
 def optional_text(row: Mapping[str, Any], column: str) -> str:
-    """The column's text; empty when the row has no such column, or null in it."""
+    """The string of a column; empty if the column is missing or null."""
     value = row.get(column)
     return "" if value is None else text(value, column)
 
 
 def required(row: Mapping[str, Any], column: str, cure: str) -> Any:
-    """The column's value, whatever it is except null.
+    """The value of a column, which must not be null.
 
     Raises:
-        RowError: the row has no such column, or null in it; the columns that it has are named.
+        RowError: the column is missing or null; the message lists the existing columns.
     """
     if not column:
         raise unnamed()
@@ -56,16 +56,16 @@ def required(row: Mapping[str, Any], column: str, cure: str) -> Any:
 
 
 def unnamed() -> RowError:
-    """What is said where a role that is needed has no column."""
+    """The error for a required role without a column."""
     cure = "name one in dataset_info.json; a column has one role only"
     return RowError("no column is assigned to this role", field="columns", cure=f"{cure}: {{role: column}}")
 
 
 def items(value: object, field: str) -> Sequence[Any]:
-    """The value, which must be a list.
+    """Checks that the value is a list.
 
     Raises:
-        RowError: it is something else.
+        RowError: the value has another type.
     """
     if isinstance(value, list | tuple):
         return value
@@ -73,10 +73,10 @@ def items(value: object, field: str) -> Sequence[Any]:
 
 
 def parsed(value: object, field: str) -> Any:
-    """The value, decoded when it is JSON in a text.
+    """Decodes a JSON string; other values are returned unchanged.
 
     Raises:
-        RowError: the text is not JSON.
+        RowError: the string is not JSON.
     """
     if not isinstance(value, str):
         return value

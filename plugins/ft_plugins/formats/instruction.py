@@ -1,4 +1,4 @@
-"""instruction, input, output: one question and its answer (the Alpaca format), with the turns before it in history."""
+"""The Alpaca format: instruction, input and output, with earlier turns in history."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COLUMNS = {
 class Instruction(DatasetFormat):
     """``{"instruction": ..., "input": ..., "output": ..., "system": ..., "history": [[question, answer], ...]}``.
 
-    The question is instruction and input, joined by a line break; one of the two is enough.
+    The question is instruction and input, joined by a line break; one of them may be missing.
     """
 
     name: str = "instruction"
@@ -40,12 +40,12 @@ class Instruction(DatasetFormat):
     samples: tuple[str, ...] = ("Chat", "Preference", "Feedback")
 
     def matches(self, columns: frozenset[str]) -> bool:
-        """An instruction; or an input with what comes before or after it."""
+        """Matches an instruction column, or an input column with output, chosen or history."""
         asked = "instruction" in columns or ("input" in columns and columns & {"output", "chosen", "history"})
         return bool(asked) and not columns & {"messages", "conversations"}
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> Sample:
-        """The row as a conversation; every answer in it is the assistant's."""
+        """Reads a row as a conversation, prompt, preference or feedback."""
         messages = tuple(Message(role, content) for role, content in self._turns(row, columns))
         prompt = Chat(messages, tools(row, columns["tools"]), **media(row, columns, messages))
         if "chosen" in columns:

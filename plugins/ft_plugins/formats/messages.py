@@ -1,4 +1,4 @@
-"""messages: lists of role and content, as OpenAI writes them."""
+"""messages: lists of role and content, in OpenAI's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""text: raw text, for pretraining."""
+"""text: raw text for pretraining."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ftcore.errors import RowError
 
 @dataclass(frozen=True, kw_only=True)
 class RawText(DatasetFormat):
-    """``{"text": ...}``: a row is a document."""
+    """``{"text": ...}``: each row is a document."""
 
     name: str = "text"
     summary: str = "text: one document a row, for pretraining"
@@ -23,11 +23,11 @@ class RawText(DatasetFormat):
     samples: tuple[str, ...] = ("Text",)
 
     def matches(self, columns: frozenset[str]) -> bool:
-        """The column of text is there."""
+        """Matches the column of text."""
         return "text" in columns
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> Text:
-        """The row's document, with all its blanks and line breaks."""
+        """Reads the document of a row, with all white space."""
         column = columns["prompt"]
         cure = f"write the text in {column}, or remove the row"
         found = text(required(row, column, cure), column)

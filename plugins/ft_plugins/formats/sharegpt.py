@@ -1,4 +1,4 @@
-"""conversations: lists of from and value, as ShareGPT's users export them."""
+"""conversations: lists of from and value, in the ShareGPT format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools that a row offers to the model."""
+"""Reads the tools of a row."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ftcore.errors import RowError
 
 
 def tools(row: Mapping[str, Any], column: str) -> tuple[Mapping[str, Any], ...]:
-    """The tools in OpenAI's shape; bare functions, and JSON in a text, are taken too.
+    """The tools in OpenAI's format; bare functions and JSON strings are accepted as well.
 
     Raises:
-        RowError: the column holds something else.
+        RowError: the column has other values.
     """
     value = row.get(column)
     if not value or (isinstance(value, str) and not value.strip()):

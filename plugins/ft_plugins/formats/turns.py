@@ -28,7 +28,7 @@ OPENAI = {
     "observation_tag": "tool",
     "function_tag": "function_call",
 }
-"""Keys and roles as OpenAI's messages have them."""
+"""Keys and roles of OpenAI's messages."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _MEDIA = {column.removesuffix("s"): placeholder for column, placeholder in PLACEHOLDERS.items()}
 _WEIGHTS = ("train", "loss", "weight")
@@ -109,7 +109,7 @@ def _role(turn: Mapping[str, Any], place: str, tags: Mapping[str, str]) -> tuple
         tags["observation_tag"]: ("tool", False),
         tags["function_tag"]: ("assistant", True),
     }
-    names.pop("", None)  # of a role whose name was given to another
+    names.pop("", None)  # roles whose name is assigned to another role
     key = tags["role_tag"]
     if not key or not tags["content_tag"]:
         cure = (
@@ -164,13 +164,13 @@ def _calls(turn: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], ...]
 
 
 def _called(content: object, field: str) -> tuple[Mapping[str, Any], ...]:
-    """The calls in a turn whose text is ``{"name": ..., "arguments": {...}}``, or a list of such."""
+    """The calls in a turn whose content is ``{"name": ..., "arguments": {...}}`` or a list of these."""
     found = parsed(content, field)
     return tuple(_call(call, field) for call in (found if isinstance(found, list | tuple) else [found]))
 
 
 def _call(call: object, field: str) -> Mapping[str, Any]:
-    """One call in OpenAI's shape. Arguments become an object: templates write them as JSON themselves."""
+    """One call in OpenAI's format. Arguments become an object, which templates render as JSON."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         cure = 'write {"type": "function", "function": {"name": ..., "arguments": {...}}}'

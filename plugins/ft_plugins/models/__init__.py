@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def ft_model_families() -> Iterable[ModelFamily]:
-    """The table."""
+    """The built-in families."""
     return FAMILIES
 
 
 @hookimpl(trylast=True)
 def ft_load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
-    """Whatever no other plugin has loaded."""
+    """Loads it if no other plugin has."""
     from ft_plugins.models.loading import load_tokenizer
 
     return load_tokenizer(plan)
@@ -34,7 +34,7 @@ def ft_load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
 def replace_special_tokens(
     plan: Plan,
 ) -> Generator[None, PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-    """New tokens, the adapters' and the user's; ``bos_token``, ``eos_token`` and ``pad_token``, whoever loaded it."""
+    """Adds new tokens of adapters and options, and sets ``bos_token``, ``eos_token`` and ``pad_token``."""
     from ft_plugins.models.new_tokens import add_tokens
     from ft_plugins.models.special_tokens import replace_tokens
 
@@ -47,7 +47,7 @@ def replace_special_tokens(
 
 @hookimpl(trylast=True)
 def ft_load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
-    """Whatever no other plugin has loaded, of families that read images."""
+    """Loads the processor of a vision model if no other plugin has."""
     from ft_plugins.models.processors import load_processor
 
     return load_processor(plan, tokenizer)
@@ -55,7 +55,7 @@ def ft_load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Process
 
 @hookimpl
 def ft_check_plan(plan: Plan) -> Iterable[Problem]:
-    """Models that cannot be read here."""
+    """Reports quantised models that cannot be loaded here."""
     from ft_plugins.models.quantizers import problems
 
     return problems(plan)
@@ -63,7 +63,7 @@ def ft_check_plan(plan: Plan) -> Iterable[Problem]:
 
 @hookimpl(trylast=True)
 def ft_load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """Whatever no other plugin has loaded."""
+    """Loads it if no other plugin has."""
     from ft_plugins.models.loading import load_model
 
     return load_model(plan, kwargs)
@@ -71,7 +71,7 @@ def ft_load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
 
 @hookimpl(wrapper=True, specname="ft_load_model")
 def make_room(plan: Plan) -> Generator[None, PreTrainedModel | None, PreTrainedModel | None]:
-    """Rows for new tokens, whoever has loaded the model."""
+    """Adds embedding rows for new tokens to a loaded model."""
     model = yield
     if model is not None and (plan.model.grows_vocabulary or plan.model.adapter_name_or_path):
         from ft_plugins.models.new_tokens import make_rows, rows_needed

@@ -1,4 +1,4 @@
-"""Which of transformers' classes a model is loaded as: the one that reads images wherever its files hold that one."""
+"""Selects the transformers class of a model; the vision class, if its files are of that class."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def reads_images(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has a class that reads images and text for this config.json, and the files are of it.
+    """Whether transformers has an image-text class for this config.json, and the files are of that class.
 
-    Fourteen model types of transformers 5.23 are listed both as causal language model and as image-text model; eight of
-    them name two classes, with other names of parameters. The one that reads images is taken for rows of text as well:
-    an adapter or checkpoint of one run then fits the next, whatever rows either has. Files whose ``architectures`` name
-    the text class alone have no weights for another.
+    Fourteen model types of transformers 5.23 are causal language models and image-text models; eight of them have two
+    classes with different parameter names. The image-text class is used for text rows as well, so that an adapter or
+    checkpoint of one run fits the next. Files whose ``architectures`` name only the text class have no weights for the
+    other.
     """
     from transformers.models.auto import modeling_auto as known
 
@@ -27,8 +27,8 @@ def automatic_class(config: Mapping[str, Any], *, scores: bool = False) -> Any:
     """The auto class that loads the model.
 
     Args:
-        config: its config.json.
-        scores: with a head that scores, instead of one that predicts tokens.
+        config: config.json of the model.
+        scores: whether the model has a reward head instead of a language-model head.
     """
     import transformers
 

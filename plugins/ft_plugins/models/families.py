@@ -1,4 +1,4 @@
-"""Which architectures are known, and the template that suits each."""
+"""The built-in model families with their templates."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ftcore.api.components import ModelFamily
 
 @dataclass(frozen=True, kw_only=True)
 class NamedFamily(ModelFamily):
-    """A family that shares its ``model_type`` with others: a word in the model's name tells.
+    """A family that shares its ``model_type`` with others and is identified by words in the model's name.
 
     Args:
-        words: lower-case words, any of which must be in the name; the longest one found decides between families.
+        words: lower-case words, one of which must be in the name; the longest match decides between families.
     """
 
     words: tuple[str, ...] = ()
 
     def matches(self, config: Mapping[str, Any], name: str) -> int:
-        """Above 1, the score of a family that only knows the type, and the more the longer the word."""
+        """Above 1, the score of a match by type only; longer words score higher."""
         found = [len(word) for word in self.words if word in name.lower().replace("_", "-")]
         return 1 + max(found) if found and super().matches(config, name) else 0
 
@@ -28,7 +28,7 @@ class NamedFamily(ModelFamily):
 def _family(
     name: str, summary: str, types: str, template: str | None, *words: str, media: str = "", image: str = ""
 ) -> ModelFamily:
-    """A row of the table: ``types`` and ``media`` are words."""
+    """A row of the table; ``types`` and ``media`` are separated by spaces."""
     fields: dict[str, Any] = {"name": name, "summary": summary, "model_types": tuple(types.split())}
     fields |= {"template": template, "media": tuple(media.split()), "image": image}
     return NamedFamily(**fields, words=words) if words else ModelFamily(**fields)
@@ -38,8 +38,8 @@ _QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _GLM_IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
 
 FAMILIES: tuple[ModelFamily, ...] = (
-    # Llama, and what is built like it
-    _family("llama", "Llama and whatever is built like it", "llama", None),
+    # Llama, and models of its architecture
+    _family("llama", "Llama and models of its architecture", "llama", None),
     _family("llama2", "Llama 2 chat", "llama", "llama2", "llama-2-"),
     _family("llama3", "Llama 3", "llama", "llama3", "llama-3-", "llama3-"),
     _family("llama3_1", "Llama 3.1 and 3.3", "llama", "llama3_1", "llama-3.1", "llama-3.3"),
@@ -239,4 +239,4 @@ FAMILIES: tuple[ModelFamily, ...] = (
     _family("telechat2", "TeleChat 2", "telechat", "telechat2"),
     _family("youtu", "Youtu", "youtu", "youtu"),
 )
-"""A family without a template leaves it to the tokenizer's own. Audio is out of scope."""
+"""Families; without a template, the tokenizer's own is used. Audio is not supported."""

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 UNREADABLE = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
-"""What transformers raises over files that say what it did not think of."""
+"""Exceptions that transformers raises for unexpected files."""
 
 
 def hub_kwargs(plan: Plan) -> dict[str, Any]:
-    """What every ``from_pretrained`` is told.
+    """Arguments of every ``from_pretrained``.
 
     Raises:
-        UsageError: the model can neither be fetched nor found in the hub's cache.
+        UsageError: the model can neither be downloaded nor found in the hub's cache.
     """
     kwargs: dict[str, Any] = {"trust_remote_code": plan.model.trust_remote_code, "revision": plan.model.model_revision}
     if plan.model.cache_dir:
@@ -44,15 +44,15 @@ def hub_kwargs(plan: Plan) -> dict[str, Any]:
 
 
 def _where(plan: Plan) -> str:
-    """The place that names the model: of a reference or reward model that of its option."""
+    """The place that names the model; for a reference or reward model, that of its option."""
     return plan.where(hub_access.naming(plan, str(plan.model.model_name_or_path)) or "model_name_or_path")
 
 
 def load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with a padding token.
+    """Loads a fast tokenizer with a padding token.
 
     Raises:
-        UsageError: when there is none, or only a slow one.
+        UsageError: the model has no fast tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -69,25 +69,25 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-# What makers keep for it without saying so: Llama 3.1's, then names in common use; GPT-2's and Qwen's end of text.
+# Undeclared padding tokens: that of Llama 3.1, common names, and the end-of-text token of GPT-2 and Qwen.
 PADDING = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|endoftext|>")
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A token that is there to pad with; none is added.
+    """An existing token for padding; none is added.
 
-    Nothing is padded in training; generation in batches needs some token, which attention then leaves out.
+    Training does not pad. Batched generation needs a padding token, which attention masks.
     """
     special = {str(token) for token in tokenizer.added_tokens_decoder.values()} - {tokenizer.eos_token}
     return next((name for name in PADDING if name in special), tokenizer.unk_token or tokenizer.eos_token)
 
 
 def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """The base model, on the GPU where there is one; ``ft_new_weights`` are names of a head that was not in its files.
+    """Loads the base model, on the GPU if there is one; ``ft_new_weights`` names weights of a new reward head.
 
     Raises:
-        UsageError: when it cannot be found, when weights are missing, damaged or of other sizes, or when there are only
-            pickled ones, which may run code.
+        UsageError: the model is not found, or weights are missing, damaged, of other shapes, or only pickled, which may
+            run code.
     """
     import torch
     from safetensors import SafetensorError
@@ -108,7 +108,7 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
         hint = "choose a causal language model"
         reason = f"{type(model).__name__} is an encoder-decoder model"
         raise UsageError(Problem(reason, plan.where("model_name_or_path"), hint))
-    # transformers would go on with random numbers in their place; only a scoring head may be new
+    # transformers initialises missing weights randomly; only a reward head may be new
     missing = sorted(name for name in found["missing_keys"] if not (scores and name.startswith("score.")))
     if missing:
         reason = f"{plan.model.model_name_or_path} has missing weights: {listed(missing, 3, length=200)}"
@@ -119,14 +119,14 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
 
         use_tables(model)
         settle(model)
-    # What transformers then writes as base model, and what adapters name.
+    # transformers and adapters save this name of the base model.
     model.config.name_or_path = (plan.source.hub_id if plan.source else "") or str(plan.model.model_name_or_path)
     return model.to("cuda") if torch.cuda.is_available() and not getattr(model, "hf_device_map", None) else model
 
 
 @contextmanager
 def _no_report() -> Iterator[None]:
-    """Without transformers' table of a head that is new and one that is left: an adapter's is put on later."""
+    """Suppresses transformers' report of a new head: an adapter may supply it later."""
     log = logging.getLogger("transformers.modeling_utils")
 
     def other(record: logging.LogRecord) -> bool:
@@ -140,10 +140,10 @@ def _no_report() -> Iterator[None]:
 
 
 def _cannot_load(plan: Plan, what: str, error: Exception) -> Problem:
-    """transformers' long answers as one line with the cure."""
+    """Turns an error of transformers into one line with a fix."""
     name, text = str(plan.model.model_name_or_path), " ".join(str(error).split())
     where = _where(plan)
-    # the text holds the name, which must not be taken for a reason
+    # the text contains the name, which must not match a reason
     reason = text.replace(name, "").replace(str(Path(name).expanduser()), "")
     if "trust_remote_code" in reason:
         return Problem(f"{name} requires custom code", where, "review the code, then set trust_remote_code: true")

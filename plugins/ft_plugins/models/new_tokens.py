@@ -1,7 +1,6 @@
-"""Tokens that a model did not have, and their weights.
+"""Adds new tokens and their embedding rows to a model.
 
-They come from the adapters, whose tokenizers say what was added when they were trained, and from ``add_tokens``,
-``add_special_tokens`` and ``resize_vocab``.
+New tokens come from the tokenizers of adapters, and from ``add_tokens``, ``add_special_tokens`` and ``resize_vocab``.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def add_tokens(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Adds the adapters' tokens and the plan's, in place; those that the vocabulary holds are left as they are.
+    """Adds the new tokens of adapters and plan in place; existing tokens are unchanged.
 
     Raises:
-        UsageError: an adapter has another token where the base model or another adapter has one.
+        UsageError: the added tokens of an adapter conflict with those of the base model or another adapter.
     """
     before = len(tokenizer)
     _add_of_adapters(plan, tokenizer)
@@ -33,7 +32,7 @@ def add_tokens(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _add_of_adapters(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Each adapter's tokens under the ids that it was trained with."""
+    """Adds the tokens of each adapter with the ids of its training."""
     from tokenizers import AddedToken
 
     known, size = tokenizer.get_vocab(), len(tokenizer)
@@ -41,7 +40,7 @@ def _add_of_adapters(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
     for name in plan.model.adapter_name_or_path:
         for number, (text, special) in sorted(added_tokens(adapter_folder(plan, name)).items()):
             if number < size:
-                continue  # the base model's own
+                continue  # a token of the base model
             if number in whose and whose[number][0] == text:
                 continue
             if (problem := _conflict(plan, name, number, text, whose, known)) is not None:
@@ -58,7 +57,7 @@ def _add_of_adapters(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
 def _conflict(
     plan: Plan, name: str, number: int, text: str, whose: dict[int, tuple[str, str]], known: dict[str, int]
 ) -> Problem | None:
-    """One id with two tokens, or one token with two ids."""
+    """The problem of an id with two tokens, or of a token with two ids."""
     if number in whose:
         other, owner = whose[number]
         reason = f"token {number:,} is {other!r} in adapter {owner} and {text!r} in adapter {name}"
@@ -72,7 +71,7 @@ def _conflict(
 
 
 def rows_needed(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens embedding and head must have rows for; 0 where they may stay as they are."""
+    """The number of rows that embedding and head need; 0 if they need no change."""
     held = [vocabulary_rows(adapter_folder(plan, name), model) for name in plan.model.adapter_name_or_path]
     own = model.get_input_embeddings().weight.shape[0]
     grown = plan.model.grows_vocabulary or len(getattr(tokenizer, "ft_new_tokens", ())) > 0
@@ -81,14 +80,14 @@ def rows_needed(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 
 def make_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, needed: int) -> None:
-    """Gives embedding and head a row for each token, in place; rows that were there and had a token keep their values.
+    """Resizes embedding and head in place; existing rows keep their values.
 
     Args:
-        model, tokenizer: of one plan.
-        needed: rows, at least; see `rows_needed`.
+        model, tokenizer: model and tokenizer of one plan.
+        needed: minimum number of rows; see `rows_needed`.
 
-    A new row is the mean of all old ones and noise of the size ``1 / sqrt(hidden size)``, as LLaMA-Factory's
-    ``noise_init``, here from the same seed always: an adapter that does not hold the rows finds them again.
+    A new row is the mean of the old rows plus noise of scale ``1 / sqrt(hidden size)``, as LLaMA-Factory's
+    ``noise_init``. The seed is fixed, so that adapters without these rows get the same values again.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     if needed > rows:
@@ -103,7 +102,7 @@ def make_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, needed
 
 
 def _begin(weight: Tensor, new: list[int]) -> None:
-    """Writes the first values of new rows, in place."""
+    """Initialises new rows in place."""
     import torch
 
     if not new:

@@ -1,4 +1,4 @@
-"""Processors of models that see, on Pillow alone: transformers' own loading of most of them needs torchvision."""
+"""Loads processors of vision models with Pillow only; transformers requires torchvision for most of them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ NAMING = (
     "video_preprocessor_config.json",
     "tokenizer_config.json",
 )
-"""Files that may name the processor's class, in the order in which ``AutoProcessor`` reads them."""
+"""Files that may name the processor's class, in the order of ``AutoProcessor``."""
 
 
 def load_processor(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin | None:
-    """The processor that the model's files name, with its image processor: Pillow's, of equal pixels on every machine.
+    """The processor of the model with the Pillow image processor, whose pixels are the same on every machine.
 
     Returns:
-        None where the model has no part that reads images, or its processor cannot be loaded, which is said: rows of
-        text do not need it.
+        None if the model reads no images, or with a warning if its processor cannot be loaded: text rows do not need
+        it.
     """
     config = plan.config or {}
     if not reads_images(config):
@@ -70,7 +70,7 @@ def _check(processor: Any) -> None:
 
 
 def _class(source: str, kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-    """The class that the files name; by the model's type where none does.
+    """The class that the files name, else that of the model's type.
 
     Raises:
         ValueError: transformers has no such class.
@@ -88,10 +88,10 @@ def _class(source: str, kwargs: Mapping[str, Any], config: Mapping[str, Any]) ->
 
 
 def _pixtral() -> Any:
-    """Its class where torchvision is missing.
+    """PixtralProcessor without torchvision.
 
-    transformers 5.23 hides it there for one function that its module imports from the image processor on torchvision;
-    the one on Pillow has the same function.
+    transformers 5.23 hides the class, because its module imports a function from the torchvision image processor. The
+    Pillow image processor has the same function.
     """
     folder = "transformers.models.pixtral"
     hidden = f"{folder}.image_processing_pixtral"

@@ -1,4 +1,4 @@
-"""Models that another library has quantised: what reading them takes, and whether adapters can be trained on them."""
+"""Quantised models: the packages that loading them requires, and whether adapters can be trained on them."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 """``quant_method`` of config.json -> modules that transformers 5.23 imports for it (quantizers/quantizer_*.py)."""
 PACKAGES = {"quark": "amd-quark", "bitsandbytes": "'ftcore[qlora]'"}
-"""Module -> what is installed for it, where that is not its name with dashes."""
+"""Module -> package to install, if it differs from the module's name with dashes."""
 ON_GPU = ("eetq", "fbgemm_fp8", "spqr", "vptq")
-"""Those that transformers refuses to read without a GPU."""
+"""Methods that transformers loads only on a GPU."""
 
 
 def quantized_by(plan: Plan) -> str:
-    """What the model was quantised with when it was saved; empty where it was not, or nobody knows yet."""
+    """The quantisation method of the saved model; empty if not quantised or unknown."""
     found = (plan.config or {}).get("quantization_config") or {}
     return str(found.get("quant_method", "unknown")) if found else ""
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
-    """A library that is not installed, or a GPU that is not there."""
+    """Reports a missing package or GPU."""
     method, where = quantized_by(plan), plan.where("model_name_or_path")
     modules = NEEDS.get(method, ())
     if missing := [module for module in modules if not _installed(module)]:
@@ -62,10 +62,10 @@ def _installed(module: str) -> bool:
 
 @contextmanager
 def reading(method: str) -> Iterator[dict[str, Any]]:
-    """What ``from_pretrained`` is told of a model that was quantised by this method.
+    """Arguments of ``from_pretrained`` for a model of this quantisation method.
 
-    compressed-tensors' layers have no weight before the first forward pass makes it, and adapters look at it: it is
-    made while the model is read.
+    Layers of compressed-tensors create their weight in the first forward pass, but adapters read it. The argument
+    creates it while loading.
     """
     if method != "compressed-tensors":
         yield {}
@@ -73,15 +73,15 @@ def reading(method: str) -> Iterator[dict[str, Any]]:
     from transformers import CompressedTensorsConfig
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You passed `quantization_config`")  # which is how it is told
+        warnings.filterwarnings("ignore", "You passed `quantization_config`")  # the argument is intended
         yield {"quantization_config": CompressedTensorsConfig(dequantize=True)}
 
 
 def check_trainable(plan: Plan, model: Any) -> None:
-    """Asks transformers whether gradients pass through a model's layers.
+    """Checks that transformers supports training on the model's quantised layers.
 
     Raises:
-        UsageError: they do not.
+        UsageError: it does not.
     """
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and plan.training.do_train and not quantizer.is_trainable:

@@ -1,4 +1,4 @@
-"""The built-in chat templates: one Jinja file each, and tables of what else is known of them."""
+"""The built-in chat templates: Jinja files, and tables with their stop tokens and settings."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
 
 @hookimpl
 def ft_chat_templates() -> Iterable[ChatTemplate]:
-    """The templates above, and the one that is made of the user's separators."""
+    """The templates above, and the template of the user's separators."""
     return (*TEMPLATES, own_separators.SEPARATORS)
 
 
 @hookimpl
 def ft_check_plan(plan: Plan) -> Iterable[Problem]:
-    """The user's separators."""
+    """Checks the user's separators."""
     return own_separators.check(plan)

@@ -1,4 +1,4 @@
-"""Templates that put turns between ``<|im_start|>`` and ``<|im_end|>``, and their neighbours."""
+"""ChatML templates, with ``<|im_start|>`` and ``<|im_end|>`` around turns, and similar ones."""
 
 from __future__ import annotations
 

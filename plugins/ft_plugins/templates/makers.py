@@ -24,7 +24,7 @@ _LAGUNA_SYSTEM = (
 
 
 def _text(name: str) -> str:
-    """A long message of the makers', from ``texts/``."""
+    """A long system message from ``texts/``."""
     return (Path(__file__).parent / "texts" / f"{name}.txt").read_text(encoding="utf-8")
 
 

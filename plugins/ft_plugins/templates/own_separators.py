@@ -1,4 +1,4 @@
-"""The user's own separators: ``user_token: "Human:"`` and its kin make a template, without code."""
+"""A template from options: ``user_token: "Human:"``, ``assistant_token`` and ``system_token``."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class SeparatorOptions(OptionGroup):
-    """What stands before each turn. A blank follows a token that ends with a colon; a line break ends each turn."""
+    """The text before each turn. A space follows a text that ends with a colon. A line break ends each turn."""
 
     user_token: str | None = None
-    """Before what the user says, such as ``Human:``."""
+    """Text before a user message, such as ``Human:``."""
     assistant_token: str | None = None
-    """Before an answer, such as ``Assistant:``; the answer ends with the tokenizer's ``eos_token``."""
+    """Text before an answer, such as ``Assistant:``. The answer ends with the tokenizer's ``eos_token``."""
     system_token: str | None = None
-    """Before the system message, such as ``System:``; unset, the message stands alone in front."""
+    """Text before the system message, such as ``System:``. Default: the message without a text before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnSeparators(ChatTemplate):
-    """A template whose source is made of its options."""
+    """A template whose source is built from its options."""
 
     Options = SeparatorOptions
 
@@ -50,13 +50,13 @@ class OwnSeparators(ChatTemplate):
 
 SEPARATORS = OwnSeparators(
     name="separators",
-    summary="the user's own: user_token, assistant_token, system_token",
+    summary="separators from the options user_token, assistant_token and system_token",
     selected_by=("user_token", "assistant_token", "system_token"),
 )
 
 
 def check(plan: Plan) -> Iterable[Problem]:
-    """Both sides of the conversation must be marked, else answers could not be told from questions."""
+    """Checks that user_token and assistant_token are set."""
     if plan.template is None or not isinstance(options := plan.template.options, SeparatorOptions):
         return
     values = {"user_token": options.user_token, "assistant_token": options.assistant_token}

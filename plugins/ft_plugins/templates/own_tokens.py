@@ -34,7 +34,7 @@ def _between(
     aliases: tuple[str, ...] = (),
     **separators: Any,
 ) -> ChatTemplate:
-    """A row made of strings around turns: fields of `Separators`."""
+    """A template from fields of `Separators`."""
     source = Separators(**separators).source(default_system)
     return ChatTemplate(
         name=name, summary=summary, text=source, stop=stop, default_system=default_system, aliases=aliases

@@ -1,4 +1,4 @@
-"""Templates made of plain text, such as ``USER: ... ASSISTANT: ...``.
+"""Templates of plain text, such as ``USER: ... ASSISTANT: ...``.
 
 Those without stop tokens end an answer with the tokenizer's own end-of-sequence token.
 """
@@ -51,7 +51,7 @@ def _plain(
     aliases: tuple[str, ...] = (),
     **separators: Any,
 ) -> ChatTemplate:
-    """A row: ``tokens`` are its stop tokens, the rest are fields of `Separators`."""
+    """A template from its stop tokens and fields of `Separators`."""
     return ChatTemplate(
         name=name,
         summary=summary,

@@ -1,6 +1,6 @@
-"""Templates that differ only in the strings between which turns stand.
+"""Templates that differ only in the strings around turns.
 
-Their source is ``separators.jinja`` with these strings in front of it: what is saved with a tokenizer must stand alone.
+Their source is these strings followed by ``separators.jinja``, because it is saved with the tokenizer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 BOS, EOS = "{{ bos_token }}", "{{ eos_token }}"
-"""In a string: the tokenizer's own begin-of-sequence token, if it has one, and its end-of-sequence token."""
+"""Placeholders in strings: the tokenizer's begin-of-sequence token, if any, and end-of-sequence token."""
 
 _BODY = Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
 _TOKENS = re.compile(f"({re.escape(BOS)}|{re.escape(EOS)})")
@@ -28,19 +28,19 @@ class Separators:
     """The strings around turns.
 
     Args:
-        start: before everything.
-        system: before and after the system message.
-        system_when: when these two are written: ``text``, around some text; ``given``, also around an empty system
-            message; ``always``, also where there is none.
-        system_inside: the system message stands inside the first user turn.
-        user: before and after what the user says.
-        answer: before what the model says; a prompt ends with it.
-        lead: what the model says first, such as the blank of ``ASSISTANT: Hello``: tokenizers join it to the word.
-        stop: what the model says last.
-        earlier_stop: the same for answers that are not the last message; None for ``stop``.
-        gap: what stands between the end of an answer and the next turn.
-        trim: whether blanks around contents are cut off.
-        image, video: what stands for an image or a video; all of a message's stand before its text.
+        start: text at the start of the conversation.
+        system: text before and after the system message.
+        system_when: when ``system`` is written: ``text``: for a non-empty system message; ``given``: also for an empty
+            one; ``always``: also without one.
+        system_inside: whether the system message is inside the first user turn.
+        user: text before and after a user message.
+        answer: text before an answer, and end of a prompt.
+        lead: start of an answer, such as the space of ``ASSISTANT: Hello``, which tokenizers join to the word.
+        stop: end of an answer.
+        earlier_stop: end of an answer that is not the last message; None for ``stop``.
+        gap: text between the end of an answer and the next turn.
+        trim: whether white space around contents is stripped.
+        image, video: placeholder of an image or a video; a message's placeholders precede its text.
     """
 
     start: str = ""
@@ -58,7 +58,7 @@ class Separators:
     video: str = ""
 
     def source(self, default_system: str | None = None) -> str:
-        """The Jinja source; ``default_system`` is the system message of conversations that have none."""
+        """The Jinja source; ``default_system`` is the system message of conversations without one."""
         values = {
             "start": self.start,
             "before_system": self.system[0],
@@ -95,5 +95,5 @@ def _expression(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A string as Jinja writes it: its escapes are Python's."""
+    """A Jinja string literal; Jinja has Python's escapes."""
     return repr(text)

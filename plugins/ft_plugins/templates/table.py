@@ -1,4 +1,4 @@
-"""How the groups of templates write their rows."""
+"""Builds templates from rows of the tables."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def template(
     """A template whose source is ``<file or name>.jinja`` in this folder.
 
     Args:
-        name, summary, more: as `ChatTemplate` takes them.
-        stop: what ends the model's turn.
-        file: the Jinja file, without its suffix, where several templates share it.
-        settings: variables set in front of the file; with ``file``, `default_system` is among them. They become part of
-            the source, because what is saved with a tokenizer must stand alone.
+        name, summary, more: fields of `ChatTemplate`.
+        stop: stop tokens.
+        file: the Jinja file without its suffix, if several templates share it.
+        settings: variables set before the file, including `default_system` with ``file``. They are part of the source,
+            because the template is saved with the tokenizer.
     """
     path = _FOLDER / f"{file or name}.jinja"
     values = dict(settings or {})
@@ -35,8 +35,8 @@ def template(
 
 
 def _setting(variable: str, value: Any) -> str:
-    """A Jinja statement: JSON's texts, numbers, lists, objects and booleans are Jinja's as well."""
+    """A Jinja statement; JSON values are valid Jinja literals."""
     statement = f"{{%- set {variable} = {json.dumps(value, ensure_ascii=False)} %}}"
     if variable != "default_system":
         return statement
-    return f"{{%- if default_system is not defined %}}{statement}{{%- endif %}}"  # a run may bring its own
+    return f"{{%- if default_system is not defined %}}{statement}{{%- endif %}}"  # a run may set its own

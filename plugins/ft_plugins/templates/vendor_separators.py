@@ -1,4 +1,4 @@
-"""Templates of vendors that only put strings around turns; `vendors` has those that do more."""
+"""Templates of vendors that only write strings around turns; `vendors` has the others."""
 
 from __future__ import annotations
 

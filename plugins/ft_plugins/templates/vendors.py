@@ -1,4 +1,4 @@
-"""Templates with a maker's own control tokens: Llama, GLM, Mistral, Gemma, DeepSeek and others."""
+"""Templates with vendor-specific control tokens: Llama, GLM, Mistral, Gemma, DeepSeek and others."""
 
 from __future__ import annotations
 

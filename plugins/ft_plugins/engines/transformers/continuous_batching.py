@@ -1,8 +1,8 @@
-"""Continuous batching: prompts join the running batch at any token and leave it when they are answered.
+"""Continuous batching: prompts join the running batch at any token, and leave it when answered.
 
-The idea is Orca's (Yu et al., OSDI 2022, section 3, iteration-level scheduling), on left-padded keys and values.
-transformers' own (`ContinuousBatchingManager`, 5.23) runs on the CPU too, but has one random state for all requests,
-tells the log-probability of the chosen token only, and holds one set of weights.
+This is the iteration-level scheduling of Orca (Yu et al., OSDI 2022, section 3), with left-padded keys and values.
+`ContinuousBatchingManager` of transformers 5.23 also runs on the CPU. But it has one random state for all requests,
+returns only the log-probability of the chosen token, and supports one set of weights.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ftcore.inference.sessions import Refused, Session
 
 @dataclass(eq=False)
 class _Row:
-    """An answer.
+    """A running answer.
 
     Args:
-        task: what is answered.
+        task: the task.
         logprobs: see `Session.add`.
-        chooser: of its tokens.
-        detokenizer: of its text.
-        ids: its tokens so far.
+        chooser: samples its tokens.
+        detokenizer: decodes its text.
+        ids: token ids of the answer so far.
     """
 
     task: Task
@@ -45,7 +45,7 @@ class _Row:
 
 
 class GeneratorContext(Protocol):
-    """What a session asks of its generator; `ft_plugins.engines.transformers.generator.TransformersGenerator` is it."""
+    """The attributes of `TransformersGenerator` that a session uses."""
 
     model: Any
     tokenizer: Any
@@ -53,18 +53,18 @@ class GeneratorContext(Protocol):
     active: Callable[[], AbstractContextManager[None]]
 
     def task(self, index: int, prompt: Prompt) -> Task:
-        """The prompt, ready to be answered."""
+        """The prepared prompt."""
 
     def hidden(self, task: Task, token: int) -> bool:
-        """Whether a token is left out of the text."""
+        """Whether the text omits a token."""
 
 
 class ContinuousSession(Session):
-    """Answers side by side.
+    """A session with continuous batching.
 
     Args:
-        generator: its model, template and settings.
-        slots: answers at a time; further prompts wait.
+        generator: supplies model, template and settings.
+        slots: maximum number of concurrent answers; further prompts wait.
     """
 
     def __init__(self, generator: GeneratorContext, slots: int) -> None:
@@ -74,7 +74,7 @@ class ContinuousSession(Session):
         self._rows: list[_Row] = []
         self._added = 0
         base = getattr(self.model, "get_base_model", lambda: self.model)()
-        # the vocabulary's projection of the last token alone
+        # computes the logits of the last token only
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
 
     def add(self, prompt: Prompt, logprobs: int | None = None) -> int:
@@ -91,7 +91,7 @@ class ContinuousSession(Session):
         self._keep([row for row in self._rows if row.task.index != number])
 
     def step(self) -> Sequence[Chunk | Refused]:
-        """One prompt is read, if one waits and there is room; then every other answer gets its next token."""
+        """Generates the next token of all running answers, then reads a waiting prompt if a slot is free."""
         with self.generator.active(), torch.inference_mode():
             chunks = self._decode() if self._rows else []
             if self._waiting and len(self._rows) < self.slots:
@@ -99,7 +99,7 @@ class ContinuousSession(Session):
         return chunks
 
     def _prefill(self) -> list[Chunk | Refused]:
-        """Reads a prompt, once for all that wait with the same tokens; what that raises is theirs."""
+        """Reads a prompt once for all waiting answers with the same tokens; an error ends these answers."""
         first = self._waiting[0].task
         same = [row for row in self._waiting if row.task.ids == first.ids][: self.slots - len(self._rows)]
         self._waiting = [row for row in self._waiting if row not in same]
@@ -114,7 +114,7 @@ class ContinuousSession(Session):
         return self._told(same, [out.logits[0, -1].float()] * len(same))
 
     def _decode(self) -> list[Chunk | Refused]:
-        """The next token of all rows; where their pass fails each has a pass of its own, and ends if that fails too."""
+        """The next token of all rows. If the batch fails, each row is computed alone, and ends if it fails again."""
         rows = list(self._rows)
         passed = isolated(self._passed, range(len(rows)))
         scores: list[torch.Tensor] = []
@@ -124,7 +124,7 @@ class ContinuousSession(Session):
             if isinstance(found, Exception):
                 refused.append(Refused(row.task.index, found))
                 continue
-            if found[0] is self.memory:  # the pass over all of them
+            if found[0] is self.memory:  # the pass over all rows
                 memory = self.memory
             else:
                 memory.join(found[0])
@@ -134,7 +134,7 @@ class ContinuousSession(Session):
         return refused + self._told(going, scores)
 
     def _passed(self, numbers: Sequence[int]) -> list[tuple[BatchKVCache, torch.Tensor]]:
-        """A forward pass over some rows: of each the memory that it is in now, and its scores ``[vocabulary]``."""
+        """A forward pass over some rows: the cache and the logits ``[vocabulary]`` of each."""
         memory = self.memory if len(numbers) == len(self._rows) else self.memory.part(numbers)
         device = self.model.device
         try:
@@ -152,11 +152,11 @@ class ContinuousSession(Session):
         return [(memory, row) for row in scores]
 
     def _told(self, rows: list[_Row], scores: Sequence[torch.Tensor]) -> list[Chunk | Refused]:
-        """Chooses the next token of these rows, and lets those that have ended go.
+        """Samples the next token of these rows, and removes finished rows.
 
         Args:
-            rows: in the order of the scores.
-            scores: of each ``[vocabulary]``, float32.
+            rows: the rows, in the order of the scores.
+            scores: logits of each row, float32 ``[vocabulary]``.
         """
         chunks = [self._tried(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)]
         ended = {chunk.index for chunk in chunks if isinstance(chunk, Refused) or chunk.finish}
@@ -164,7 +164,7 @@ class ContinuousSession(Session):
         return chunks
 
     def _tried(self, row: _Row, scores: torch.Tensor) -> Chunk | Refused:
-        """The row's next chunk; whatever is raised on the way ends this row alone."""
+        """The next chunk of a row; an exception ends only this row."""
         try:
             return self._next(row, scores)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Text out of tokens as they come, never half a character."""
+"""Decodes streamed tokens into text, without incomplete characters."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 class Detokenizer:
-    """Turns a growing list of tokens into pieces of text that join to the text of all.
+    """Turns a growing list of tokens into pieces of text whose concatenation is the text of all tokens.
 
-    Only the last few tokens are decoded anew: the new text is what their text has more than that of those already
-    shown (as text-generation-inference does it); a tokenizer that drops a leading blank drops it from both.
+    Only the last tokens are decoded again, with and without the new token; the difference is the new text, as in
+    text-generation-inference. A leading space that the tokenizer drops is missing in both.
 
     Args:
-        tokenizer: of the tokens.
-        skip_special: leave special tokens out.
+        tokenizer: the tokenizer.
+        skip_special: whether special tokens are omitted.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_special: bool) -> None:
@@ -26,7 +26,7 @@ class Detokenizer:
         self._window, self._read = 0, 0
 
     def add(self, token: int) -> str:
-        """The text that this token completes; empty while a character is unfinished."""
+        """The new text of this token; empty while a character is incomplete."""
         self.ids.append(token)
         before = self.decode(self.ids[self._window : self._read])
         now = self.decode(self.ids[self._window :])
@@ -37,10 +37,10 @@ class Detokenizer:
         return now[len(before) :]
 
     def rest(self) -> str:
-        """What is left when nothing more comes, an unfinished character as U+FFFD."""
+        """The remaining text at the end; an incomplete character becomes U+FFFD."""
         return self.decode(self.ids)[len(self.shown) :]
 
     def decode(self, ids: list[int]) -> str:
-        """Exactly as the tokenizer says, blanks included."""
+        """Decodes tokens without cleaning up spaces."""
         text = self.tokenizer.decode(ids, skip_special_tokens=self.skip_special, clean_up_tokenization_spaces=False)
         return str(text)

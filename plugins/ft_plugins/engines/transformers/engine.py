@@ -1,4 +1,4 @@
-"""Generation with transformers, in this process: base model, adapters, tokenizer, template."""
+"""The inference engine of transformers, in this process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class HuggingFace(InferenceEngine):
-    """Loads what the plan names and answers with ``generate``."""
+    """Loads the plan's model and generates with transformers."""
 
     def load(self, plan: Plan) -> Generator:
-        """Tokenizer and template first, so that what is wrong with them is said before the weights are read."""
+        """Loads tokenizer and template first, so that their errors are reported before loading the weights."""
         from ft_plugins.engines.transformers.generator import TransformersGenerator
         from ftcore.data.chat_template.renderer import Renderer
 
@@ -32,20 +32,20 @@ class HuggingFace(InferenceEngine):
         return TransformersGenerator(plan, load_adapted(plan), renderer)
 
     def load_all(self, plans: Mapping[str, Plan]) -> Mapping[str, Generator]:
-        """Several adapters on one base model, which is loaded once; a single plan as in `load`."""
+        """Loads several adapters on one shared base model; a single plan as in `load`."""
         from ft_plugins.engines.transformers.multi_adapter import load_shared
 
         return super().load_all(plans) if len(plans) == 1 else load_shared(plans)
 
     def over(self, plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
-        """The same with the run's model, in evaluation mode."""
+        """A generator over the model of a running training, in evaluation mode."""
         from ft_plugins.engines.transformers.generator import TransformersGenerator
         from ftcore.data.chat_template.renderer import Renderer
 
         return TransformersGenerator(plan, model.eval(), Renderer.from_plan(plan, tokenizer))
 
     def judge(self, plan: Plan) -> Judge:
-        """A sequence-classification model of one label, or a base model with an adapter that holds its head."""
+        """Loads a sequence-classification model of one label, or a base model with an adapter that has the head."""
         from ft_plugins.engines.transformers.reward_head import check_head, head_problems
 
         stage = plan.stage.component

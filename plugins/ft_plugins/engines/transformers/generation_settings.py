@@ -1,4 +1,4 @@
-"""From the options of one prompt to what transformers reads."""
+"""Generation settings of one prompt, for transformers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one prompt is answered.
+    """Generation settings of one prompt.
 
     Args:
-        options: validated.
-        total: tokens of prompt and answer together; None where the answer's own limit counts.
+        options: validated options.
+        total: limit of prompt and answer together, in tokens; None if ``max_new_tokens`` applies.
     """
 
     options: GenerationOptions
@@ -30,21 +30,21 @@ class Settings:
 
     @classmethod
     def of(cls, plan: Plan, overrides: Mapping[str, Any] | None) -> Settings:
-        """Raises UsageError naming every setting that is unknown or out of range."""
+        """The settings; raises UsageError with all unknown or invalid settings."""
         options = override_options(plan.generation, overrides)
         said = {name for name, value in (overrides or {}).items() if value is not None}
         return cls(options, _total(plan, options, said))
 
     @property
     def samples(self) -> bool:
-        """Whether there is chance in it."""
+        """Whether tokens are sampled."""
         return self.options.do_sample and self.options.temperature > 0
 
     def new_tokens(self, prompt_tokens: int, context: int | None) -> int:
-        """The answer's limit after a prompt of so many tokens, in a model of so many positions.
+        """The limit of the answer for a prompt length and the model's context length.
 
         Raises:
-            UsageError: when there is no room for an answer.
+            UsageError: no tokens are left for an answer.
         """
         total, limit = self.total, "max_length"
         if context is not None and (total is None or context < total):
@@ -57,7 +57,7 @@ class Settings:
         return room if self.total is not None else min(room, self.options.max_new_tokens)
 
     def config(self, new_tokens: int, stop_ids: Collection[int], pad: int) -> GenerationConfig:
-        """As transformers reads it; everything is said, so that nothing is left to a model's own defaults."""
+        """The transformers configuration; all values are set, so that no model defaults apply."""
         from transformers import GenerationConfig
 
         options = self.options
@@ -77,7 +77,7 @@ class Settings:
 
 
 def _total(plan: Plan, options: GenerationOptions, overridden: Collection[str]) -> int | None:
-    """``max_length``, unless ``max_new_tokens`` was said: it wins."""
+    """``max_length``, unless ``max_new_tokens`` is set, which has priority."""
     bound = plan.options.get("max_new_tokens")
     said = "max_new_tokens" in overridden or (bound is not None and bound.origin not in ("default", "family"))
     if "max_length" in overridden and "max_new_tokens" not in overridden:

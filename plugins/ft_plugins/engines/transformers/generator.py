@@ -1,4 +1,4 @@
-"""A loaded model that answers: one prompt as a stream, several in batches."""
+"""Generates with a loaded model: one prompt as a stream, several in batches."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ NOT_SHORTER = 2.0
 
 
 class TransformersGenerator(BatchingGenerator):
-    """Answers until it is dropped; one call at a time, further callers wait.
+    """A generator that runs one call at a time; further callers wait.
 
     Args:
-        plan: generation options, and the batch size (``per_device_eval_batch_size``).
-        model: ready to infer.
-        renderer: makes the prompt's tokens, the same as in training.
-        active: a context in which the model computes with this generator's adapter; None where it always does.
+        plan: supplies generation options and batch size (``per_device_eval_batch_size``).
+        model: model in evaluation mode.
+        renderer: tokenises prompts as in training.
+        active: context that activates this generator's adapter; None if it is always active.
     """
 
     def __init__(
@@ -50,24 +50,24 @@ class TransformersGenerator(BatchingGenerator):
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         pad = self.tokenizer.pad_token_id
         self.pad = pad if pad is not None else min(self.stop_ids, default=0)
-        # transformers completes what it is told by the model's own: sampling must be what the plan says
+        # transformers fills unset values from the model's configuration; the plan decides sampling
         model.generation_config = GenerationConfig()
         self._lock = threading.Lock()
 
     def session(self, slots: int) -> Session | None:
-        """Answers side by side; none where a model remembers more than keys and values (sliding windows, states)."""
+        """A session with continuous batching; None for models with sliding windows or recurrent states."""
         from ft_plugins.engines.transformers.continuous_batching import ContinuousSession
         from ft_plugins.engines.transformers.kv_cache import supports_batching
 
         return ContinuousSession(self, slots) if supports_batching(self.model) else None
 
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[Chunk]:
-        """Pieces of a single prompt's answer as they are made; whole answers, batch by batch, of several.
+        """Streams the answer of a single prompt; answers of several prompts come whole, batch by batch.
 
-        A prompt that fails in a batch is answered with its error, and the others of the batch each by themselves.
+        If a batch fails, its prompts are answered one by one; a prompt that fails again is answered with its error.
 
         Raises:
-            UsageError: for a prompt or a setting that cannot be; before anything is generated.
+            UsageError: a prompt or setting is not supported; raised before generation.
         """
         tasks = [self.task(index, prompt) for index, prompt in enumerate(prompts)]
         if len(tasks) == 1 and tasks[0].settings.options.num_beams == 1:
@@ -83,7 +83,7 @@ class TransformersGenerator(BatchingGenerator):
                     yield self._last(task, found, self._text(task, found))
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Every prompt that is too long, or that template or settings refuse."""
+        """Raises UsageError with all prompts that are too long, or that template or settings refuse."""
         problems: list[Problem] = []
         for prompt in prompts:
             try:
@@ -94,10 +94,10 @@ class TransformersGenerator(BatchingGenerator):
             raise UsageError(problems)
 
     def task(self, index: int, prompt: Prompt) -> Task:
-        """A prompt made ready.
+        """Prepares a prompt.
 
         Raises:
-            UsageError: for a prompt or a setting that cannot be.
+            UsageError: the prompt or a setting is not supported.
         """
         settings = Settings.of(self.plan, prompt.settings)
         ids = prompt.ids
@@ -106,7 +106,7 @@ class TransformersGenerator(BatchingGenerator):
         return Task(index, ids, settings, settings.new_tokens(len(ids), self.context), prompt.seed)
 
     def _batches(self, tasks: Sequence[Task]) -> Iterator[list[Task]]:
-        """Tasks of one kind and like length together."""
+        """Groups tasks with the same settings and similar length into batches."""
         groups: dict[tuple[Any, ...], list[Task]] = {}
         for task in tasks:
             groups.setdefault(task.batchable, []).append(task)
@@ -121,7 +121,7 @@ class TransformersGenerator(BatchingGenerator):
             yield batch
 
     def _generate(self, batch: Sequence[Task], **more: Any) -> list[list[int]]:
-        """New tokens of each, cut after the first that stops."""
+        """The new tokens of each task, up to the first stop token."""
         longest = max(len(task.ids) for task in batch)
         rows = [[self.pad] * (longest - len(task.ids)) + list(task.ids) for task in batch]
         ids = torch.tensor(rows, device=self.model.device)
@@ -142,7 +142,7 @@ class TransformersGenerator(BatchingGenerator):
         return ids[: end + 1]
 
     def _stream(self, task: Task) -> Iterator[Chunk]:
-        """Generates in a thread; leaving the iteration, or Ctrl-C in it, stops the thread at its next token."""
+        """Generates in a thread; closing the iterator or Ctrl-C stops the thread at its next token."""
         channel = _Channel()
         worker = threading.Thread(target=self._work, args=(task, channel), name="ft-generate", daemon=True)
         detokenizer = Detokenizer(self.tokenizer, task.settings.options.skip_special_tokens)
@@ -162,13 +162,13 @@ class TransformersGenerator(BatchingGenerator):
         try:
             with self._lock:
                 self._generate([task], streamer=channel, stopping_criteria=[channel])
-        except BaseException as error:  # handed to the thread that asked
+        except BaseException as error:  # passed to the calling thread
             channel.queue.put(error)
         else:
             channel.queue.put(None)
 
     def hidden(self, task: Task, token: int) -> bool:
-        """Whether a token is the end of the turn, which is no text, special token or not."""
+        """Whether the text omits a token, because it is a stop token."""
         return token in self.stop_ids and task.settings.options.skip_special_tokens
 
     def _text(self, task: Task, ids: list[int]) -> str:
@@ -181,7 +181,7 @@ class TransformersGenerator(BatchingGenerator):
 
 
 class _Channel(BaseStreamer, StoppingCriteria):
-    """Carries tokens from the thread that generates, and the wish to stop back to it."""
+    """Carries tokens from the generating thread, and the stop request to it."""
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
@@ -189,21 +189,21 @@ class _Channel(BaseStreamer, StoppingCriteria):
         self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Called by ``generate``, with the prompt first."""
+        """Called by ``generate``; the first call has the prompt."""
         if self._prompt_seen:
             for token in value.flatten().tolist():
                 self.queue.put(token)
         self._prompt_seen = True
 
     def end(self) -> None:
-        """The end is told by `_work`, which also knows of errors."""
+        """Does nothing: `_work` signals the end and errors."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Whether to stop, ``[rows]``."""
         return torch.full((input_ids.shape[0],), self.cancelled.is_set(), device=input_ids.device)
 
     def tokens(self) -> Iterator[int]:
-        """Until the end; an error in the other thread is raised here."""
+        """Yields tokens until the end; raises an error of the other thread."""
         while (item := self.queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -212,7 +212,7 @@ class _Channel(BaseStreamer, StoppingCriteria):
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Repeatable inside, and outside the random state goes on as if nothing had been."""
+    """Seeds the random state inside the context, and restores it afterwards."""
     if seed is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Keys and values of several answers in one cache, left-padded; rows join and leave."""
+"""A left-padded cache of keys and values for several answers; rows join and leave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 def supports_batching(model: Any) -> bool:
-    """Whether a model remembers in keys and values alone, of which rows can be joined and left out."""
+    """Whether the model caches only full keys and values, so that rows can be added and removed."""
     layers = _empty(model.config).layers
     return not getattr(model, "_is_stateful", False) and all(type(layer) is DynamicLayer for layer in layers)
 
@@ -23,10 +23,10 @@ def _empty(config: Any) -> Any:
 
 
 class BatchKVCache:
-    """A cache of rows, all as long as the longest; shorter ones are padded on the left.
+    """A cache of rows; shorter rows are padded on the left.
 
     Args:
-        config: the model's.
+        config: configuration of the model.
 
     Attributes:
         lengths: tokens of each row.
@@ -37,22 +37,22 @@ class BatchKVCache:
         self.cache, self.lengths = self.fresh(), list[int]()
 
     def fresh(self) -> Any:
-        """An empty cache for a prompt that is to be added."""
+        """An empty cache for a new prompt."""
         return _empty(self._config)
 
     def add(self, cache: Any, length: int, copies: int) -> None:
-        """Takes in a prompt's cache of one row, so many times."""
+        """Adds the one-row cache of a prompt, ``copies`` times."""
         if copies > 1:
             cache.batch_repeat_interleave(copies)
         self._join(cache, [length] * copies)
 
     def join(self, other: BatchKVCache) -> None:
-        """Takes in the rows of another memory, which is not used any more."""
+        """Adds the rows of another cache, which must not be used afterwards."""
         if other.lengths:
             self._join(other.cache, other.lengths)
 
     def part(self, rows: Sequence[int]) -> BatchKVCache:
-        """A memory of its own with some of these rows."""
+        """A new cache with some of these rows."""
         part = BatchKVCache(self._config)
         part.lengths = [self.lengths[row] for row in rows]
         cut = max(self.lengths) - max(part.lengths)
@@ -63,18 +63,18 @@ class BatchKVCache:
         return part
 
     def undo_pass(self) -> None:
-        """Takes back what a forward pass that failed on its way wrote into some layers."""
+        """Removes what a failed forward pass wrote into some layers."""
         longest = max(self.lengths)
         for layer in self.cache.layers:
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[:, :, :longest], layer.values[:, :, :longest]
 
     def grow(self) -> None:
-        """Counts the token that a forward pass has written to every row."""
+        """Counts the token that a forward pass added to every row."""
         self.lengths = [length + 1 for length in self.lengths]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Leaves out all other rows, and the padding that only these needed."""
+        """Keeps only these rows, and removes padding that they do not need."""
         before = max(self.lengths, default=0)
         self.lengths = [self.lengths[row] for row in rows]
         if not rows:
@@ -87,7 +87,7 @@ class BatchKVCache:
                 layer.keys, layer.values = layer.keys[index, :, cut:], layer.values[index, :, cut:]
 
     def mask(self, device: torch.device) -> torch.Tensor:
-        """What is real, the token to come included, ``[rows, longest + 1]``."""
+        """The attention mask, including the next token, ``[rows, longest + 1]``."""
         longest = max(self.lengths)
         places = torch.arange(longest + 1, device=device)
         return (places >= longest - torch.tensor(self.lengths, device=device)[:, None]).long()
@@ -105,7 +105,7 @@ class BatchKVCache:
                 if its.is_initialized:
                     mine.keys = torch.cat([mine.keys, its.keys])
                     mine.values = torch.cat([mine.values, its.values])
-        except Exception:  # no memory left: the rows that were there stay as they were
+        except Exception:  # out of memory: existing rows stay unchanged
             for layer in self.cache.layers:
                 if layer.is_initialized:
                     layer.keys, layer.values = layer.keys[:rows, :, -width:], layer.values[:rows, :, -width:]

@@ -1,4 +1,4 @@
-"""The base model with its adapters, ready to infer."""
+"""Loads the base model with its adapters for inference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def load_adapted(plan: Plan) -> PreTrainedModel:
-    """The base model in ``infer_dtype``, with the adapters of ``adapter_name_or_path``, ready to infer.
+    """Loads the base model in ``infer_dtype`` with the adapters of ``adapter_name_or_path``, in evaluation mode.
 
-    Adapters are merged in order, as training does; the last one too in float32. In half precision it stays beside the
-    weights: merged into bfloat16 (8 bits) a small change would be rounded away. So it does beside quantised ones.
+    Adapters are merged in order, as in training. The last one is merged only in float32: in bfloat16 with its 8 bits,
+    or with quantised weights, rounding would remove small changes.
 
     Raises:
-        UsageError: when the model or an adapter cannot be loaded.
+        UsageError: the model or an adapter cannot be loaded.
     """
     import torch
 
@@ -56,7 +56,7 @@ def _with_adapter(model: Any, folder: Path, plan: Plan, name: str) -> Any:
 
 
 def infer_dtype(plan: Plan) -> str:
-    """What ``auto`` means here."""
+    """The dtype; ``auto`` is resolved for this machine."""
     if plan.model.infer_dtype != "auto":
         return plan.model.infer_dtype
     return "bfloat16" if hardware.detect().bf16 else "float32"

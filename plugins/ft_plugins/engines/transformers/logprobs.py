@@ -1,4 +1,4 @@
-"""How likely a model finds tokens, and the bytes that these stand for."""
+"""Log-probabilities and bytes of tokens."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def scored_token(tokenizer: PreTrainedTokenizerBase, scores: torch.Tensor, token: int, top: int) -> ScoredToken:
-    """A token and the ``top`` likeliest in its place.
+    """The log-probabilities of a token and of the ``top`` most likely tokens.
 
     Args:
-        tokenizer: of the tokens.
-        scores: the model's, float32 ``[vocabulary]``, before temperature and the like.
-        token: that was chosen.
-        top: how many.
+        tokenizer: the tokenizer.
+        scores: logits, float32 ``[vocabulary]``, before temperature and other processing.
+        token: the chosen token.
+        top: number of most likely tokens.
     """
     logprobs = scores.log_softmax(-1)
     values, ids = logprobs.topk(min(top, logprobs.numel()))
@@ -38,11 +38,11 @@ def _likely(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float) -> T
 
 
 def _bytes(tokenizer: PreTrainedTokenizerBase, token: int, text: str) -> tuple[int, ...] | None:
-    """What the token adds to the text; a part of a character as the bytes that it is."""
+    """The bytes of a token, also of an incomplete character."""
     if "\ufffd" not in text:
         return tuple(text.encode())
     written = str(tokenizer.convert_ids_to_tokens(token))
-    if found := _BYTE.fullmatch(written):  # as SentencePiece writes bytes
+    if found := _BYTE.fullmatch(written):  # byte tokens of SentencePiece
         return (int(found[1], 16),)
     known = _byte_of()
     return tuple(known[letter] for letter in written) if all(letter in known for letter in written) else None

@@ -1,4 +1,4 @@
-"""Several adapters on one base model, which is held once."""
+"""Serves several adapters on one shared base model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def load_shared(plans: Mapping[str, Plan]) -> Mapping[str, Generator]:
-    """Generators of plans that name one base model, and each at most one adapter on it.
+    """Generators of plans with the same base model and at most one adapter each.
 
-    The adapters stay beside the weights, and are switched when a generator computes; so one thread uses them all.
+    Adapters are not merged but switched before each computation, so one thread must use all generators.
 
     Raises:
-        UsageError: what one of them asks for cannot be shared.
+        UsageError: a plan cannot share the base model.
     """
     first = next(iter(plans.values()))
     _check(plans, first)
@@ -37,7 +37,7 @@ def load_shared(plans: Mapping[str, Plan]) -> Mapping[str, Generator]:
     kwargs: dict[str, Any] = first.method.component.load_kwargs(first) | {"dtype": getattr(torch, infer_dtype(first))}
     model = first.plugins.hook.ft_load_model(plan=first, kwargs=kwargs)
     adapters = {name: plan.model.adapter_name_or_path[-1] for name, plan in plans.items() if _adapter(plan)}
-    # peft takes no dots in an adapter's name
+    # peft allows no dots in an adapter's name
     numbers = {name: f"adapter{number}" for number, name in enumerate(adapters)}
     for name, path in adapters.items():
         model = _added(model, plans[name], path, numbers[name])
@@ -74,7 +74,7 @@ def _check(plans: Mapping[str, Plan], first: Plan) -> None:
 
 
 def _check_tokens(plans: Mapping[str, Plan], renderers: Mapping[str, Renderer]) -> None:
-    """Raises UsageError for adapters that were trained with tokens which the base model has not."""
+    """Raises UsageError for adapters that add tokens to the base model."""
     problems = []
     for name, plan in plans.items():
         if plan.model.grows_vocabulary or len(getattr(renderers[name].tokenizer, "ft_new_tokens", ())) > 0:
@@ -90,7 +90,7 @@ def _added(model: Any, plan: Plan, path: str, number: str) -> Any:
     folder = str(adapter_folder(plan, path))
     try:
         with warnings.catch_warnings():
-            # peft 0.21 asks by a name that transformers 5.23 calls deprecated
+            # peft 0.21 uses a name that is deprecated in transformers 5.23
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             if not isinstance(model, PeftModel):
                 return PeftModel.from_pretrained(model, folder, adapter_name=number, is_trainable=False)
@@ -102,7 +102,7 @@ def _added(model: Any, plan: Plan, path: str, number: str) -> Any:
 
 
 def _switch(model: Any, number: str | None) -> Callable[[], AbstractContextManager[None]]:
-    """Makes contexts in which the model has this adapter, or none."""
+    """A function that returns contexts in which this adapter, or none, is active."""
     if not hasattr(model, "peft_config"):
         return lambda: _nothing()
 

@@ -1,4 +1,4 @@
-"""A loaded reward model, which reads a conversation as the rm stage does and gives it a score."""
+"""Scores conversations with a loaded reward model, tokenised as in the rm stage."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ftcore.training.model_transforms import capability_cache
 
 
 class TransformersJudge(Judge):
-    """Scores with a sequence-classification model of one label, read at the last token.
+    """Scores with a sequence-classification model of one label, at the last token.
 
     Args:
-        plan: ``cutoff_len``, and the batch size (``per_device_eval_batch_size``).
-        model: ready to infer.
-        renderer: makes the tokens, the same as in training.
+        plan: supplies ``cutoff_len`` and batch size (``per_device_eval_batch_size``).
+        model: model in evaluation mode.
+        renderer: tokenises conversations as in training.
     """
 
     def __init__(self, plan: Plan, model: PreTrainedModel, renderer: Renderer) -> None:
         config = model.config.get_text_config()
-        if config.pad_token_id is None:  # as stage rm does: a score is read at the last token that does not pad
+        if config.pad_token_id is None:  # as in stage rm: the score is that of the last token that is not padding
             config.pad_token_id = renderer.tokenizer.pad_token_id
         self.plan, self.renderer, self.scorer = plan, renderer, RewardForward(model)
         capability_cache.probe_capabilities(self.scorer)
@@ -39,7 +39,7 @@ class TransformersJudge(Judge):
         self._lock = threading.Lock()
 
     def read(self, chats: Sequence[Chat], places: Sequence[str] = ()) -> list[Sequence[int]]:
-        """Tokens as stage rm reads them; see `Judge.read`. One that is longer than ``cutoff_len`` is refused."""
+        """Tokenises as stage rm does; see `Judge.read`. A conversation beyond ``cutoff_len`` is an error."""
         places = places or [f"conversation {number}" for number in range(1, len(chats) + 1)]
         rows: list[Sequence[int]] = []
         problems: list[Problem] = []
@@ -53,7 +53,7 @@ class TransformersJudge(Judge):
         return rows
 
     def score(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """Scores, in order; rows of like length share a batch."""
+        """Scores in order; rows of similar length share a batch."""
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         scores = [0.0] * len(rows)
         size = self.plan.training.per_device_eval_batch_size

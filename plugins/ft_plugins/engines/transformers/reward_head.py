@@ -1,4 +1,4 @@
-"""Whether a model has a head that was trained to score."""
+"""Checks that a model has a trained reward head."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def head_problems(plan: Plan, where: str, hint: str, what: str = "") -> Iterable[Problem]:
-    """A model, or the last of its adapters, without one; nothing of a model that is not here.
+    """Reports a model or last adapter without a reward head; a model that is not local is not checked.
 
-    transformers puts random numbers in the place of a missing head, and their scores look like any others.
+    transformers initialises a missing head randomly, and its scores look plausible.
 
     Args:
-        plan: ``model_name_or_path`` or the last of ``adapter_name_or_path`` has to score.
-        where: who names the model.
-        hint: what to write instead.
-        what: a word before the model's name.
+        plan: plan of the model or adapter.
+        where: place that names the model.
+        hint: hint of the problem.
+        what: word before the model's name in the message.
     """
     adapters, name = plan.model.adapter_name_or_path, f"{what} {plan.model.model_name_or_path}".strip()
     if adapters:
@@ -37,15 +37,15 @@ def head_problems(plan: Plan, where: str, hint: str, what: str = "") -> Iterable
 
 
 def check_head(plan: Plan, model: Any, where: str, hint: str, what: str = "") -> None:
-    """The same of a model that has been loaded: its config may not have been here before, or may not tell the truth.
+    """Checks a loaded model: its configuration may have been missing before loading, or may be wrong.
 
     Args:
-        plan: by which it was loaded.
-        model: itself.
+        plan: plan of the model.
+        model: the loaded model.
         where, hint, what: see `head_problems`.
 
     Raises:
-        UsageError: it has no adapter, and its head was not in its files.
+        UsageError: the model has no adapter, and its files have no reward head.
     """
     new = getattr(model, "ft_new_weights", ())
     if new and not plan.model.adapter_name_or_path:

@@ -1,4 +1,4 @@
-"""The next token of one answer: drawn as ``generate`` draws it, with a random state of its own."""
+"""Samples the next token of an answer as ``generate`` does, with a random state per answer."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
 
 
 def check_scores(scores: torch.Tensor) -> None:
-    """Refuses scores of which no token is the likeliest; ``argmax`` would take the first that is no number.
+    """Raises an error for non-finite logits; ``argmax`` would return the first NaN.
 
     Args:
-        scores: ``[..., vocabulary]``.
+        scores: logits ``[..., vocabulary]``.
 
     Raises:
-        RunError: one is no number or infinite, or all tokens are out of the question.
+        RunError: the largest logit of a row is NaN or infinite.
     """
     if not bool(scores.amax(-1).isfinite().all()):
         raise RunError("the logits for the next token are not finite")
 
 
 class FiniteScores(LogitsProcessor):
-    """The same for ``generate``, which looks only where it draws."""
+    """Applies `check_scores` in ``generate``, which checks only when sampling."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The scores as they are."""
+        """Checks the scores and returns them unchanged."""
         check_scores(scores)
         return scores
 
 
 class Sampler:
-    """Chooses tokens of one answer.
+    """Samples the tokens of one answer.
 
-    With a seed the draws are those of ``generate`` after ``torch.manual_seed``, whatever else is in the batch.
+    With a seed, the draws equal those of ``generate`` after ``torch.manual_seed``, whatever else is in the batch.
 
     Args:
-        task: what is answered.
-        device: of the scores.
+        task: the task.
+        device: device of the scores.
     """
 
     def __init__(self, task: Task, device: torch.device) -> None:
@@ -74,10 +74,10 @@ class Sampler:
 
         Args:
             ids: prompt and answer so far.
-            scores: the model's, float32 ``[vocabulary]``.
+            scores: logits, float32 ``[vocabulary]``.
 
         Raises:
-            RunError: they are not numbers.
+            RunError: the logits are not finite.
         """
         check_scores(scores)
         row = scores[None]

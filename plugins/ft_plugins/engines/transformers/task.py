@@ -1,4 +1,4 @@
-"""One prompt, ready to be answered."""
+"""A prepared prompt."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ft_plugins.engines.transformers.generation_settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One prompt, ready.
+    """A prepared prompt.
 
     Args:
-        index: of the prompt.
-        ids: its tokens.
-        settings: how it is answered.
-        new_tokens: limit of the answer.
-        seed: for sampling.
+        index: number of the prompt.
+        ids: token ids of the prompt.
+        settings: generation settings.
+        new_tokens: limit of the answer, in tokens.
+        seed: seed for sampling.
     """
 
     index: int
@@ -28,8 +28,8 @@ class Task:
 
     @property
     def batchable(self) -> tuple[Any, ...]:
-        """Prompts with the same value may share a batch."""
+        """Tasks with the same value may share a batch."""
         seed = self.seed if self.settings.samples else None
-        # a repetition penalty would also count the tokens that pad
+        # a repetition penalty would also apply to padding tokens
         length = len(self.ids) if self.settings.options.repetition_penalty != 1 else None
         return (self.settings, self.new_tokens, seed, length)
