@@ -117,7 +117,7 @@ BAD = [
     ('{"prompt": "a", "settings": []}', "settings must be dict, not []"),
     (
         '{"prompt": "a", "settings": {"top_p": 2, "x": 1, "y": null}}',
-        "settings: unknown generation setting 'x'; there are: do_sample, temperature, top_p, top_k, num_beams, "
+        "settings: unknown generation setting 'x'; known: do_sample, temperature, top_p, top_k, num_beams, "
         "max_length, max_new_tokens, repetition_penalty, length_penalty, skip_special_tokens; "
         "top_p: input should be less than or equal to 1, found 2",
     ),

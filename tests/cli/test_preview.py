@@ -108,7 +108,7 @@ def test_what_is_odd_about_the_template_comes_first(preview: Any, monkeypatch: p
     monkeypatch.setattr(Tokenizers, "own", CHATML.replace("message['role'] + '\n'", "message['role'] + ': '"))
     finding = (
         "run.yaml: template chatml differs from the tokenizer's own: at token 3, after '<|im_start|>user', it writes"
-        " '\\nHi<|im_end|>\\n<|im_start|>', the own ': Hi<|im_end|>\\n'; leave template out to use the tokenizer's own,"
+        " '\\nHi<|im_end|>\\n<|im_start|>', the tokenizer's own ': Hi<|im_end|>\\n'; leave template out to use the tokenizer's own,"
         " or set template_check: off"
     )
     assert preview("-n", "1").output.splitlines()[0] == f"warning: {finding}"

@@ -129,7 +129,7 @@ def test_missing_weights_are_not_made_up(plan: Any, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     assert refused(load_model, plan(folder)) == (
-        f"command line: {folder} lacks weights: model.layers.2.input_layernorm.weight, "
+        f"command line: {folder} has missing weights: model.layers.2.input_layernorm.weight, "
         "model.layers.2.mlp.down_proj.weight, model.layers.2.mlp.gate_proj.weight and 6 more; download the model again"
     )
 

@@ -114,7 +114,7 @@ def test_what_cannot_be_served_together(tiny_model_dir: Path, adapters: dict[str
         _parted(words("a=b", "a=c"), None, None)
     targets = find_targets(words(model=tiny_model_dir), {"both": adapters["second"]})
     both = find_targets(words(*adapters.values(), model=tiny_model_dir), {})
-    with pytest.raises(UsageError, match="both lies on further adapters"):
+    with pytest.raises(UsageError, match="both is stacked on other adapters"):
         load(targets | {"both": next(iter(both.values()))})
     beams = find_targets(replace(words(model=tiny_model_dir), overrides=[*OPTIONS, "num_beams=2"]), {})
     with pytest.raises(UsageError, match="the server does not support beam search"):

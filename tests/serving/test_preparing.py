@@ -155,7 +155,7 @@ def test_scores_are_bounded_too(reward_dir: Path, built_in: Any) -> None:
                 [{"role": "user", "content": "x" * 1100}, turns[1]],
                 "conversations.1.messages: the text exceeds the limit of 1024",
             ),
-            ([*turns] * 17, "conversations.1.messages: 34 are more than the 32"),
+            ([*turns] * 17, "conversations.1.messages: 34 messages exceed the limit of 32"),
         ):
             body = {"model": "reward", "conversations": [{"messages": turns}, {"messages": long}]}
             found = httpx.post(f"{server.url}/v1/score", json=body, timeout=60)
