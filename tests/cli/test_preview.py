@@ -107,9 +107,9 @@ def test_what_is_odd_about_the_template_comes_first(preview: Any, monkeypatch: p
     """As in a run: whoever looks at rows wants to know that they are not what the model was made with."""
     monkeypatch.setattr(Tokenizers, "own", CHATML.replace("message['role'] + '\n'", "message['role'] + ': '"))
     finding = (
-        "run.yaml: template chatml differs from the tokenizer's own: at token 3, after '<|im_start|>user', it writes"
-        " '\\nHi<|im_end|>\\n<|im_start|>', the tokenizer's own ': Hi<|im_end|>\\n'; leave template out to use the tokenizer's own,"
-        " or set template_check: off"
+        "run.yaml: template chatml differs from the tokenizer's own: at token 3, after '<|im_start|>user', it renders"
+        " '\\nHi<|im_end|>\\n<|im_start|>', the tokenizer's own ': Hi<|im_end|>\\n';"
+        " leave template out to use the tokenizer's own, or set template_check: off"
     )
     assert preview("-n", "1").output.splitlines()[0] == f"warning: {finding}"
     assert str(preview("-n", "1", template_check="error").error) == finding

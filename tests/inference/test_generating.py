@@ -183,7 +183,7 @@ def test_wrong_settings_are_told_all_at_once(generator: Any) -> None:
         list(generator.stream(ask("hello", settings={"temprature": 1, "top_p": 3})))
     known = "do_sample, temperature, top_p, top_k, num_beams, max_length, max_new_tokens, repetition_penalty"
     assert str(error.value).splitlines() == [
-        f"unknown generation setting 'temprature'; there are: {known}, length_penalty, skip_special_tokens",
+        f"unknown generation setting 'temprature'; known: {known}, length_penalty, skip_special_tokens",
         "top_p: input should be less than or equal to 1, found 3",
     ]
 

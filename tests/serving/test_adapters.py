@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftcore.cli.model_arguments import ModelArguments
-from ftcore.cli.serve import _parted, find_targets
+from ftcore.cli.serve import _split_adapters, find_targets
 from ftcore.errors import UsageError
 
 from .conftest import OPTIONS, running
@@ -87,7 +87,7 @@ def test_names_come_from_the_command_line_and_the_file(
     tiny_model_dir: Path, adapters: dict[str, str], tmp_path: Path
 ) -> None:
     name = tiny_model_dir.name
-    plain, named = _parted(words("a=x/y", "b=z", model=tiny_model_dir), "::1", 9)
+    plain, named = _split_adapters(words("a=x/y", "b=z", model=tiny_model_dir), "::1", 9)
     assert (plain.adapters, named) == ([], {"a": "x/y", "b": "z"})
     assert plain.overrides == [*OPTIONS, "serve_host=::1", "serve_port=9"]
     # the base model of an adapter need not be said
@@ -111,7 +111,7 @@ def test_what_cannot_be_served_together(tiny_model_dir: Path, adapters: dict[str
     with pytest.raises(UsageError, match="two models would have the name"):
         find_targets(words(model=tiny_model_dir), {tiny_model_dir.name: adapters["second"]})
     with pytest.raises(UsageError, match="write NAME=FOLDER, each name once"):
-        _parted(words("a=b", "a=c"), None, None)
+        _split_adapters(words("a=b", "a=c"), None, None)
     targets = find_targets(words(model=tiny_model_dir), {"both": adapters["second"]})
     both = find_targets(words(*adapters.values(), model=tiny_model_dir), {})
     with pytest.raises(UsageError, match="both is stacked on other adapters"):
