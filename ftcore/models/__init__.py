@@ -1,1 +1,1 @@
-"""Where a model is, what its files say, its adapters."""
+"""Model resolution, model files and adapters."""

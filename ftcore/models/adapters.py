@@ -1,4 +1,4 @@
-"""Where an adapter lies: a folder, or what the hub has under its id; and the tokens that it was trained with."""
+"""Adapters: their folder or hub repository, and the tokens that were added for them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZER = "tokenizer.json"
 _BEFORE = "base_model.model."
-"""What stands before a module's name in an adapter's file."""
+"""Prefix of module names in an adapter's file."""
 
 
 def adapter_folder(plan: Plan, name: str) -> Path:
-    """The local folder of an adapter, fetched from the hub where it is not a folder; safetensors only.
+    """The local folder of an adapter, downloaded from the hub if it is not a folder.
 
     Raises:
-        UsageError: when it cannot be fetched, or holds no safetensors; a pickled adapter is not read.
+        UsageError: if it cannot be downloaded or has no safetensors file; a pickled adapter is not read.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -39,9 +39,9 @@ def adapter_folder(plan: Plan, name: str) -> Path:
 
 
 def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
-    """Id -> text and whether it is special, of tokens beside the vocabulary of the adapter's own tokenizer.
+    """Id -> text and whether it is special, for the added tokens of the adapter's tokenizer.
 
-    Empty where no tokenizer lies with the adapter.
+    Empty if the adapter has no tokenizer.
 
     Raises:
         UsageError: its tokenizer.json cannot be read.
@@ -57,19 +57,19 @@ def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
 
 
 def vocabulary_rows(folder: Path, model: Any) -> int:
-    """How many tokens the embedding or head has that an adapter holds; 0 where it holds neither."""
+    """Rows of the embedding or head in an adapter; 0 if it has neither."""
     from safetensors import safe_open
 
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no dict
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is not a dict
     return max((shapes[name][axis] for name, (axis, _) in _vocabulary(model, shapes).items()), default=0)
 
 
 @contextmanager
 def fitting(folder: Path, model: Any) -> Iterator[Path]:
-    """A folder with the adapter for this model: its own, or, where the model has more tokens, one with rows for them.
+    """A folder with the adapter for this model: its own, or a copy with more rows if the model has more tokens.
 
-    Rows that the adapter does not have are the model's own, and where it holds a change of them, none.
+    Added rows of embedding and head are the model's own; added rows of LoRA matrices are 0.
     """
     from safetensors.torch import load_file, save_file
 
@@ -99,7 +99,7 @@ def _grown(tensor: Any, more: Any, axis: int) -> Any:
 
 
 def _vocabulary(model: Any, names: Any) -> dict[str, tuple[int, Any]]:
-    """Those of the names that hold something per token: the axis of the tokens, and the model's own tensor, if any."""
+    """Tensors with a row per token -> the axis of the tokens, and the model's own tensor, if any."""
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     found: dict[str, tuple[int, Any]] = {}
     for path, module in model.named_modules():
@@ -126,19 +126,19 @@ def _fetched(plan: Plan, name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=files, cache_dir=cache, token=token, local_files_only=local))
     except (OSError, ValueError) as error:
-        reason, hint = "cannot be fetched", "is the name right, and is the network there?"
+        reason, hint = "cannot be downloaded", "check the name and the network;"
         if isinstance(error, GatedRepoError):
-            reason, hint = "is gated", "accept its terms on the hub and set HF_TOKEN."
+            reason, hint = "is gated", "accept its terms on the hub and set HF_TOKEN;"
         elif isinstance(error, RepositoryNotFoundError):
-            reason, hint = "is not on the hub, or private", "is the name right? For a private one set HF_TOKEN."
-        elif isinstance(error, OSError) and error.errno:  # a full disk, for one
-            reason = f"cannot be fetched: {error.strerror}"
-        cure = f"{hint} A folder on this machine serves as well"
-        raise UsageError(Problem(f"{option}: adapter {name} {reason}", where, cure)) from error
+            reason, hint = "is not on the hub, or private", "check the name; for a private repository set HF_TOKEN;"
+        elif isinstance(error, OSError) and error.errno:  # such as a full disk
+            reason = f"cannot be downloaded: {error.strerror}"
+        hint = f"{hint} a local folder works too"
+        raise UsageError(Problem(f"{option}: adapter {name} {reason}", where, hint)) from error
 
 
 def _named(plan: Plan, name: str) -> tuple[str, str]:
-    """The option that names an adapter, and where it stands."""
+    """The option that names an adapter, and its place."""
     for option, bound in plan.options.items():
         if bound.value == name or (isinstance(bound.value, tuple) and name in bound.value):
             return option, bound.origin
@@ -146,9 +146,9 @@ def _named(plan: Plan, name: str) -> tuple[str, str]:
 
 
 def other_bases(plan: Plan) -> Iterator[str]:
-    """A line for each of the plan's adapters that was trained on other weights than it is put on here.
+    """A warning for each of the plan's adapters that was trained on other base weights than those of this plan.
 
-    Bases are the same where the files of their weights are, as the manifest of the adapter's run has them.
+    Weights are compared by the digests of their files in the manifest of the adapter's run.
     """
     names, now = plan.model.adapter_name_or_path, None
     for number, name in enumerate(names):
@@ -157,22 +157,22 @@ def other_bases(plan: Plan) -> Iterator[str]:
         if trained is None or not trained.adapter:
             continue
         now = base_files(plan) if now is None else now
-        then, here = weights_of(trained.files), weights_of(now)
-        if then and here and then != here:
+        original, current = weights_of(trained.files), weights_of(now)
+        if original and current and original != current:
             base = plan.model.model_name_or_path
             yield (
-                f"adapter {name} was trained on other base weights, of {trained.model} ({_weights(trained.files)}), "
-                f"than it is put on here, of {base} ({_weights(now)})"
+                f"adapter {name} was trained on other base weights, {trained.model} ({_weights(trained.files)}), "
+                f"than those loaded here, {base} ({_weights(now)})"
             )
         if _last_parts(trained.base_adapters) != _last_parts(names[:number]):
             yield (
                 f"adapter {name} was trained on a base with {_joined(trained.base_adapters)} merged in, "
-                f"and is put here on one with {_joined(names[:number])}"
+                f"but is loaded here on one with {_joined(names[:number])}"
             )
 
 
 def _last_parts(names: Sequence[str]) -> list[str]:
-    """Folders may have been moved; their names rarely change."""
+    """The last parts of paths, since folders may have been moved."""
     return [Path(name).name for name in names]
 
 
@@ -181,7 +181,7 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def _weights(files: Mapping[str, str]) -> str:
-    """``model.safetensors sha256 0123456789ab``, of several the first."""
+    """``model.safetensors sha256 0123456789ab`` for the first weight file."""
     found = [(name, digest) for name, digest in sorted(files.items()) if name.endswith(".safetensors")]
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     return f"{found[0][0]} sha256 {found[0][1][:12]}{more}"

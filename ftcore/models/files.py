@@ -1,4 +1,4 @@
-"""Where a model and its adapters lie, and what is in their files: a path stays, and its content may not."""
+"""The files of a model and its adapters, and digests of their content."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan
 
 _DECIDING = ("config.json", "adapter_config.json", "*.index.json", "*.safetensors", "*.py")
-"""Files that decide what a model computes; tokenizer and template are held by what they make of the rows."""
+"""Files that determine what a model computes. Tokenizer and template are compared by the resulting rows."""
 
 
 def source_of(plan: Plan) -> str:
-    """The folder or hub id to load from; a plugin's model is fetched on first use.
+    """The folder or hub id to load from; a plugin's model is downloaded on first use.
 
     Raises:
-        UsageError: the plugin that offers it names a function that does not exist.
+        UsageError: the plugin names a function that does not exist.
     """
     if plan.source is not None:
         module, _, function = plan.source.fetch.partition(":")
         try:
             fetch = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
-            reason = f"the plugin that offers {plan.source.name} names {plan.source.fetch!r}, which cannot be imported"
+            reason = f"the plugin of model {plan.source.name} names {plan.source.fetch!r}, which cannot be imported"
             raise UsageError(Problem(f"{reason}: {error}", plan.where("model_name_or_path"))) from error
         return str(fetch())
     name = str(plan.model.model_name_or_path)
@@ -37,21 +37,21 @@ def source_of(plan: Plan) -> str:
 
 
 def base_files(plan: Plan) -> dict[str, str]:
-    """Name -> sha256 of the base model's files; empty where it is neither in a folder nor in the hub's cache.
+    """Name -> sha256 of the base model's files; empty if the model is neither in a folder nor in the hub's cache.
 
-    They are remembered (see `file_sha256`); the first time 1.2 GB are read in a second.
+    The digests are cached (see `file_sha256`); hashing takes about a second per 1.2 GB.
     """
     return _files(_folder(source_of(plan), "config.json", plan, plan.model.model_revision))
 
 
 def beside_model(plan: Plan, name: str) -> Path | None:
-    """A file of the base model, in its folder or in the hub's cache; None where it is not there."""
+    """A file of the base model, in its folder or in the hub's cache; None if it does not exist."""
     folder = _folder(source_of(plan), "config.json", plan, plan.model.model_revision)
     return folder / name if folder is not None and (folder / name).is_file() else None
 
 
 def model_files(plan: Plan) -> dict[str, str]:
-    """The same of the base model and of all adapters on it, these under ``ADAPTER/NAME``."""
+    """The same for the base model and all its adapters, whose files are named ``ADAPTER/NAME``."""
     found = base_files(plan)
     for name in plan.model.adapter_name_or_path:
         folder = _folder(str(Path(name).expanduser()), "adapter_config.json", plan, None)
@@ -60,12 +60,12 @@ def model_files(plan: Plan) -> dict[str, str]:
 
 
 def weights_of(files: Mapping[str, str]) -> set[str]:
-    """The digests of those files that hold weights."""
+    """The digests of weight files."""
     return {digest for name, digest in files.items() if name.endswith(".safetensors")}
 
 
 def _folder(name: str, file: str, plan: Plan, revision: str | None) -> Path | None:
-    """A folder, or the snapshot in the hub's cache that has this file."""
+    """The folder, or the snapshot in the hub's cache that contains this file."""
     if (folder := Path(name)).is_dir():
         return folder
     from huggingface_hub import try_to_load_from_cache

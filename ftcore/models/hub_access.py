@@ -1,9 +1,8 @@
-"""The first contact with the hub: one small request for each name, once, with a short time limit.
+"""The first request to the hub: one small request per name, with a short time limit.
 
-The hub's client asks five times and waits between, up to 76 s for a name that cannot be fetched, which is right in the
-middle of a download of 100 GB and wrong at the start of a run. So each name is asked for here first. What is there is
-then downloaded by the client as ever, with its own retries and limits. Where the hub cannot be reached, what its cache
-holds is used without asking again.
+The hub's client retries five times, for up to 76 s if a name cannot be downloaded. That suits a download of 100 GB,
+but not the start of a run. Each name is therefore checked here first. The client then downloads it with its own retries
+and limits. If the hub cannot be reached, its cache is used without further requests.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS = 6.0
-"""Until the hub must have answered the first request, its name looked up and all."""
+"""Time limit of the first request, name resolution included."""
 FILES = {"model": "config.json", "adapter": "adapter_config.json", "dataset": "README.md"}
-"""What is asked for; a dataset that has none is there all the same."""
-_FOLDER = "a folder on this machine serves as well"
+"""The file that is requested; a dataset may exist without it."""
+_FOLDER = "a local folder works too"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubName:
-    """A name of something on the hub.
+    """A model, adapter or dataset on the hub.
 
     Args:
         name: ``organisation/name``.
-        what: which of `FILES` it has.
-        revision: branch, tag or commit; None for the main one.
-        cache_dir: where it is kept; None for the hub client's own.
-        token: for what is private or gated; None for the one that the client knows.
+        what: a key of `FILES`.
+        revision: branch, tag or commit; None for the main branch.
+        cache_dir: folder for downloads; None for the hub client's default.
+        token: token for private or gated repositories; None for the client's own.
     """
 
     name: str
@@ -52,11 +51,11 @@ class HubName:
 
     @property
     def kind(self) -> str:
-        """The hub's word."""
+        """The hub's type of repository."""
         return "dataset" if self.what == "dataset" else "model"
 
     def cached(self) -> bool:
-        """Whether the client's cache has the file that is asked for; of a dataset, anything."""
+        """Whether the client's cache has the requested file, or for a dataset anything of it."""
         from huggingface_hub import try_to_load_from_cache
 
         if self.what == "dataset":
@@ -65,7 +64,7 @@ class HubName:
         return isinstance(found, str)
 
     def problem(self, where: str = "") -> Problem | None:
-        """Why it can neither be fetched nor found in the cache; None where it can."""
+        """Why it can neither be downloaded nor read from the cache; None if it can."""
         refusal = contact(self)
         if refusal is None or self.cached():
             return None
@@ -73,63 +72,66 @@ class HubName:
         return Problem(f"{self.what} {self.name} {reason}", where, hint)
 
     def local_only(self) -> bool:
-        """Whether only the cache is to be looked at, as the hub does not give it."""
+        """Whether only the cache is used, since it cannot be downloaded."""
         return contact(self) is not None
 
 
 Refusal = tuple[str, str]
-"""Why something cannot be fetched, and what to do."""
+"""Why something cannot be downloaded, and what to do."""
 
 
 @cache
 def contact(name: HubName) -> Refusal | None:
-    """Asks the hub once whether it has what is named; None where it has, or may have it. What is cached is told so.
+    """Asks the hub once whether a name exists; None if it does or may. Logs a warning if the cache is used instead.
 
-    An answer of the server's that says «later» (429, 5xx) is none: the client, which waits and asks again, sees to it.
+    Status 429 and 5xx count as «may exist»: the client waits and retries.
     """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return "is not in the cache, and HF_HUB_OFFLINE is set", f"unset it, or fetch it before; {_FOLDER}"
+        return (
+            "is not in the cache, and HF_HUB_OFFLINE is set",
+            f"unset HF_HUB_OFFLINE, or download it before; {_FOLDER}",
+        )
     answer: list[Refusal | None] = []
-    importlib.import_module("huggingface_hub.file_download")  # what is timed imports nothing
-    thread = threading.Thread(target=lambda: answer.append(_asked(name)), daemon=True)
+    importlib.import_module("huggingface_hub.file_download")  # so that the time limit does not include this import
+    thread = threading.Thread(target=lambda: answer.append(_request(name)), daemon=True)
     thread.start()
-    thread.join(SECONDS)  # looking up the server's name knows no limit of time
-    late = f"cannot be fetched: {constants.ENDPOINT} does not answer within {SECONDS:g} s"
-    refusal = answer[0] if answer else (late, f"is the network there? {_FOLDER}")
+    thread.join(SECONDS)  # name resolution has no time limit of its own
+    late = f"cannot be downloaded: {constants.ENDPOINT} does not answer within {SECONDS:g} s"
+    refusal = answer[0] if answer else (late, f"check the network; {_FOLDER}")
     if refusal and name.cached():
-        log.warning("%s %s is taken from the cache: it %s", name.what, name.name, refusal[0])
+        log.warning("%s %s is read from the cache: it %s", name.what, name.name, refusal[0])
     return refusal
 
 
-def _asked(name: HubName) -> Refusal | None:
+def _request(name: HubName) -> Refusal | None:
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
     try:
         url = hf_hub_url(name.name, FILES[name.what], repo_type=name.kind, revision=name.revision)
         get_hf_file_metadata(url, token=name.token, timeout=SECONDS)
     except errors.EntryNotFoundError:
-        return None  # it is there, without this file: what reads it says so
+        return None  # the repository exists without this file; its reader reports that
     except errors.GatedRepoError:
         return "is gated", "accept its terms on the hub and set HF_TOKEN"
     except errors.RepositoryNotFoundError:
-        return "is not on the hub, or private", "is the name right? for a private one set HF_TOKEN"
+        return "is not on the hub, or private", "check the name; for a private repository set HF_TOKEN"
     except errors.RevisionNotFoundError:
-        return f"has no revision {name.revision!r}", "write model_revision: main, or one that it has"
+        return f"has no revision {name.revision!r}", "write model_revision: main, or an existing revision"
     except errors.HFValidationError:
-        return "is no name that the hub has", "write organisation/name"
+        return "is not a valid name on the hub", "write organisation/name"
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         if status == 429 or status >= 500:
             return None
         if status in (401, 403):
-            return "is private or gated", "accept its terms on the hub, and set HF_TOKEN to a token that may read it"
-        return f"cannot be fetched: {constants.ENDPOINT} answers {status}", f"is the name right? {_FOLDER}"
-    except Exception as error:  # its client's own, of the library that speaks HTTP for it
+            return "is private or gated", "accept its terms on the hub, and set HF_TOKEN to a token with read access"
+        return f"cannot be downloaded: {constants.ENDPOINT} answers with status {status}", f"check the name; {_FOLDER}"
+    except Exception as error:  # the HTTP library of the client has its own exceptions
         why = " ".join(str(error).split())[:120] or type(error).__name__
-        reason = f"cannot be fetched: {constants.ENDPOINT} cannot be reached ({why})"
-        return reason, f"is the network there? {_FOLDER}"
+        reason = f"cannot be downloaded: {constants.ENDPOINT} cannot be reached ({why})"
+        return reason, f"check the network; {_FOLDER}"
     return None
 
 
@@ -143,7 +145,7 @@ def _has_dataset(name: str) -> bool:
 
 
 def model_name(plan: Plan) -> HubName | None:
-    """The plan's base model, where it is on the hub."""
+    """The plan's base model, if it is on the hub."""
     name = str(plan.model.model_name_or_path)
     if plan.source is not None or not _on_hub(name):
         return None
@@ -151,7 +153,7 @@ def model_name(plan: Plan) -> HubName | None:
 
 
 def adapter_name(plan: Plan, name: str) -> HubName | None:
-    """An adapter, where it is on the hub."""
+    """An adapter, if it is on the hub."""
     return HubName(name=name, what="adapter", **_access(plan)) if _on_hub(name) else None
 
 
@@ -164,9 +166,9 @@ def _on_hub(name: str) -> bool:
 
 
 def names(plan: Plan) -> Iterator[tuple[str, HubName]]:
-    """All that the plan's run reads from the hub, each with the place that names it."""
-    beside = plan.stage.component.auxiliary_models(plan)
-    for option, other in {"": plan, **beside}.items():
+    """Everything that the plan's run reads from the hub, each with the place that names it."""
+    auxiliary = plan.stage.component.auxiliary_models(plan)
+    for option, other in {"": plan, **auxiliary}.items():
         if found := model_name(other):
             yield plan.where(option or "model_name_or_path"), found
         for name in other.model.adapter_name_or_path:
@@ -178,7 +180,7 @@ def names(plan: Plan) -> Iterator[tuple[str, HubName]]:
 
 
 def naming(plan: Plan, name: str) -> str:
-    """The option that names a model or an adapter; empty where none does."""
+    """The option that names a model or an adapter; empty if none does."""
     for option, bound in plan.options.items():
         if bound.value == name or (isinstance(bound.value, tuple) and name in bound.value):
             return option
@@ -186,10 +188,10 @@ def naming(plan: Plan, name: str) -> str:
 
 
 def check(plan: Plan) -> None:
-    """Asks the hub for all that the run reads from it, at the same time.
+    """Checks in parallel everything that the run reads from the hub.
 
     Raises:
-        UsageError: what can neither be fetched nor found in the cache, all of it.
+        UsageError: with everything that can neither be downloaded nor read from the cache.
     """
     named = list(dict.fromkeys(names(plan)))
     _ask_all(name for _, name in named)
@@ -206,20 +208,20 @@ def _ask_all(asked: Iterable[HubName]) -> None:
 
 
 def planned(make: Callable[[], Plan]) -> Plan:
-    """The plan, made once more where its model's ``config.json`` had to be fetched: family and template go by it.
+    """The plan, made again if its model's ``config.json`` had to be downloaded: it determines family and template.
 
     Raises:
-        UsageError: the model can neither be fetched nor found in the cache.
+        UsageError: the model can neither be downloaded nor read from the cache.
     """
     plan = make()
     return make() if fetch_config(plan) else plan
 
 
 def fetch_config(plan: Plan) -> bool:
-    """Fetches ``config.json`` of a model of which nothing is here; whether it did.
+    """Downloads ``config.json`` of a model that is not on this machine; returns whether it did.
 
     Raises:
-        UsageError: the model can neither be fetched nor found in the cache.
+        UsageError: the model can neither be downloaded nor read from the cache.
     """
     if plan.config is not None or (name := model_name(plan)) is None:
         return False
@@ -231,5 +233,5 @@ def fetch_config(plan: Plan) -> bool:
     try:
         hf_hub_download(name.name, FILES["model"], revision=name.revision, cache_dir=name.cache_dir, token=name.token)
     except EntryNotFoundError:
-        return False  # what loads the model says so
+        return False  # loading the model reports that
     return True

@@ -1,4 +1,4 @@
-"""What other people's model folders may say and no model can be: sizes, and files outside of the folder."""
+"""Checks of a model folder: impossible sizes in config.json, and weight files outside of the folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
     "decoder_sparse_step": (1, 10_000),
     "max_position_embeddings": (1, 2**31 - 1),
 }
-"""Field of config.json -> the least and the most that it may be; far beyond any model that there is."""
+"""Field of config.json -> minimum and maximum, far beyond any existing model."""
 KINDS: Mapping[str, tuple[type, ...]] = {
     "model_type": (str,),
     "architectures": (list,),
@@ -44,12 +44,12 @@ READ_TOO = (
 
 
 def folder_problems(folder: Path, config: Mapping[str, Any], where: str) -> list[Problem]:
-    """Everything about a model's folder that is wrong whatever is done with it.
+    """All problems of a model's folder, whatever it is used for.
 
     Args:
-        folder: of the model.
+        folder: the model's folder.
         config: its config.json.
-        where: who names the folder.
+        where: the place that names the folder.
     """
     problems = [*config_problems(config, folder / "config.json", where)]
     for name in READ_TOO:
@@ -63,7 +63,7 @@ def folder_problems(folder: Path, config: Mapping[str, Any], where: str) -> list
 
 
 def config_problems(config: Mapping[str, Any], file: Path, where: str) -> Iterator[Problem]:
-    """Fields that no model can have."""
+    """Fields with impossible values."""
     for name, kinds in KINDS.items():
         value = config.get(name)
         if value is not None and not isinstance(value, kinds):
@@ -81,7 +81,7 @@ def config_problems(config: Mapping[str, Any], file: Path, where: str) -> Iterat
 
 
 def _wrong_sizes(config: Mapping[str, Any], known: bool) -> Iterator[tuple[str, str]]:
-    """Fields with what is wrong; lists, which some model types have for each layer, only where the type is known."""
+    """Fields with wrong values, and why. Lists (values per layer) are wrong only in known model types."""
     for name, (least, most) in BOUNDS.items():
         if name not in config:
             continue
@@ -93,12 +93,12 @@ def _wrong_sizes(config: Mapping[str, Any], known: bool) -> Iterator[tuple[str, 
 
 
 def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
-    """Of a known type whose fields are right one by one."""
+    """Contradictions between fields of a known model type."""
     layout = LAYOUTS[config["model_type"]]
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     keys = config.get("num_key_value_heads") or heads
     if heads is not None and keys is not None and heads % keys:
-        yield f"num_attention_heads is {heads}, which is no multiple of num_key_value_heads, {keys}"
+        yield f"num_attention_heads is {heads}, not a multiple of num_key_value_heads, {keys}"
     if (
         hidden is not None
         and heads is not None
@@ -114,15 +114,15 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def index_problems(file: Path, where: str) -> list[Problem]:
-    """A weight index that names files outside of its folder, or none."""
+    """Problems of a weight index: it names files outside of its folder, or has no weight_map."""
     if problems := _unreadable(file, where):
         return problems
     found = read_object(file).get("weight_map")
     if not isinstance(found, dict):
-        return [Problem(f"{file} has no weight_map", where, "fetch the model again")]
+        return [Problem(f"{file} has no weight_map", where, "download the model again")]
     names = dict.fromkeys(name if isinstance(name, str) else repr(name) for name in found.values())
     outside = [name for name in names if not _inside(name)]
-    hint = "a weight index names files of its own folder; do not trust this model"
+    hint = "a weight index may only name files of its own folder; do not trust this model"
     return [Problem(f"{file} names {_short(name)}, which lies outside of its folder", where, hint) for name in outside]
 
 
@@ -137,18 +137,18 @@ def _unreadable(file: Path, where: str) -> list[Problem]:
     try:
         read_object(file)
     except ValueError as error:
-        return [Problem(f"{file} {error}", where, "fetch the model again")]
+        return [Problem(f"{file} {error}", where, "download the model again")]
     return []
 
 
 def _too_large(folder: Path, config: Mapping[str, Any], where: str) -> Iterable[Problem]:
-    """A model of which the files hold less than a bit for each parameter: the rest would be random numbers."""
+    """A config.json with more parameters than the weight files hold bits: the rest would be initialised randomly."""
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file())
     architecture = Architecture.from_config(config) if held else None
     if architecture is not None and architecture.parameters > 8 * held:
         file, size = folder / "config.json", f"{architecture.parameters:,} parameters"
-        reason = f"{file} describes {size}, the weights beside it have {held:,} bytes"
-        yield Problem(reason, where, "one of them belongs to another model")
+        reason = f"{file} describes {size}, but its weight files have {held:,} bytes"
+        yield Problem(reason, where, "download the model again: config.json and weights are of different models")
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which model a name means, and its config.json, without the network: a plugin's, a folder's, or the hub cache's."""
+"""Model resolution without the network: a plugin's model, a folder, or the hub's cache, and its config.json."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What a model name means.
+    """A resolved model name.
 
     Args:
-        source: set when a plugin offers it.
-        config: config.json, or None where only the network knows it.
-        family: the family that offers it, if a plugin does.
+        source: set if it is a plugin's model.
+        config: config.json; None if it is not on this machine.
+        family: the plugin's model family, if it is a plugin's model.
     """
 
     source: ModelSource | None = None
@@ -37,7 +37,7 @@ class ResolvedModel:
 def resolve_model(
     name: str, plugins: Registry, where: str, cache_dir: str | None = None
 ) -> tuple[ResolvedModel, list[Problem]]:
-    """What ``model_name_or_path`` means, or why it means nothing."""
+    """Resolves ``model_name_or_path``; returns problems if it cannot be resolved."""
     offered = [
         (offer, source)
         for offer in plugins.of(ModelFamily)
@@ -49,7 +49,7 @@ def resolve_model(
         return ResolvedModel(source, source.config, offer), []
     if offered:
         names = " or ".join(f"{offer.distribution}:{source.name}" for offer, source in offered)
-        return ResolvedModel(), [Problem(f"model {name!r} is offered more than once", where, f"write {names}")]
+        return ResolvedModel(), [Problem(f"model {name!r} is registered more than once", where, f"write {names}")]
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(path, name, where)
@@ -57,14 +57,14 @@ def resolve_model(
         return ResolvedModel(), [Problem(f"model {name!r} is a file, not a folder", where)]
     if HUB_ID.fullmatch(name):
         return _cached(name, cache_dir, where)
-    return ResolvedModel(), [Problem(f"there is no model {name!r}", where, _near(name, plugins))]
+    return ResolvedModel(), [Problem(f"model {name!r} does not exist", where, _near(name, plugins))]
 
 
 def _folder(path: Path, name: str, where: str) -> tuple[ResolvedModel, list[Problem]]:
     file = path / "config.json"
     if not file.is_file():
         is_adapter = (path / "adapter_config.json").is_file()
-        hint = "it is an adapter: write it as adapter_name_or_path" if is_adapter else "is it a model's folder?"
+        hint = "it is an adapter: write it as adapter_name_or_path" if is_adapter else "write a model's folder"
         return ResolvedModel(), [Problem(f"{name} has no config.json", where, hint)]
     try:
         config = read_object(file)
@@ -81,7 +81,7 @@ def _near(name: str, plugins: Registry) -> str:
 
 
 def _cached(name: str, cache_dir: str | None, where: str) -> tuple[ResolvedModel, list[Problem]]:
-    """A hub model with its config.json, if it was downloaded before."""
+    """A hub model, with its config.json if it was downloaded before."""
     for file in _snapshot_files(name, "config.json", cache_dir):
         try:
             config = read_object(file)
@@ -98,7 +98,7 @@ def cached_file(name: str, file: str, cache_dir: str | None) -> Path | None:
 
 
 def _snapshot_files(name: str, file: str, cache_dir: str | None) -> list[Path]:
-    """A file in all snapshots of the hub's cache (its layout is huggingface_hub's)."""
+    """The paths of a file in all snapshots of the hub's cache (huggingface_hub's layout)."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(cache_dir or os.environ.get("HF_HUB_CACHE") or home / "hub")
     return sorted((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob(f"*/{file}"))
@@ -107,7 +107,7 @@ def _snapshot_files(name: str, file: str, cache_dir: str | None) -> list[Path]:
 def choose_family(
     located: ResolvedModel, name: str, plugins: Registry, where: str
 ) -> tuple[RegisteredComponent[ModelFamily] | None, list[Problem]]:
-    """The family that fits best; None when none does; a tie between distributions is a problem, never a guess."""
+    """The family that fits best; None if none fits; a problem if several fit equally well."""
     if located.family:
         return located.family, []
     offers = plugins.of(ModelFamily)

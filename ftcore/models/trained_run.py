@@ -1,7 +1,6 @@
-"""What a run of ours left in a folder: the model, template and system message that its weights were trained with.
+"""Reads from a run's manifest the model, template and system message that its weights were trained with.
 
-Weights answer well only in the form in which they were trained, so this is read from the run's manifest, and a
-conversation in another form is refused.
+A model answers well only with the template that it was trained with. Other templates are therefore refused.
 """
 
 from __future__ import annotations
@@ -15,26 +14,23 @@ from ftcore.errors import Problem, UsageError
 from ftcore.utils.json_files import read_object
 from ftcore.utils.ownership import RUN_MANIFEST as MANIFEST
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a manifest says of a run.
+    """A run according to its manifest.
 
     Args:
-        folder: where it lies.
-        model: base model, as the run was told.
-        revision: of it.
-        vocabulary: options by which it got new tokens.
-        files: name -> sha256 of the base model's files; empty where nobody knew.
-        adapter: whether the run left an adapter.
-        base_adapters: adapters that were merged into the base model under it.
-        finished: whether it ended well.
+        folder: the run's folder.
+        model: the base model, as in the run's options.
+        revision: its revision.
+        vocabulary: the options that added tokens to it.
+        files: name -> sha256 of the base model's files; empty if unknown.
+        adapter: whether the run saved an adapter.
+        base_adapters: adapters that were merged into the base model before training.
+        finished: whether it finished without error.
         template: full name of its chat template; None for the tokenizer's own.
-        sha256: of the template's source, default system message included.
-        default_system: the run's own; None for the template's.
+        sha256: sha256 of the template's source, default system message included.
+        default_system: the run's default system message; None for the template's.
     """
 
     folder: Path
@@ -50,11 +46,11 @@ class Trained:
     default_system: str | None
 
     def values(self) -> dict[str, Any]:
-        """Options that put a conversation in the form that was trained."""
+        """Options to use the model in the way it was trained."""
         values: dict[str, Any] = {}
         if self.template:
             values["template"] = self.template
-        # a whole model's own template has the system message in it already
+        # the saved template of a whole model already includes the system message
         if self.default_system is not None and (self.adapter or self.template):
             values["default_system"] = self.default_system
         if self.adapter:
@@ -64,43 +60,43 @@ class Trained:
 
 
 def read_trained(folder: Path) -> Trained | None:
-    """The run that left this folder, or of which it is a checkpoint; None where there is no manifest.
+    """The run that wrote this folder or checkpoint; None if there is no manifest.
 
     Raises:
-        UsageError: when the manifest cannot be read.
+        UsageError: if the manifest cannot be read.
     """
     places = [folder, folder.parent] if folder.name.startswith("checkpoint-") else [folder]
     file = next((found for place in places if (found := place / MANIFEST).is_file()), None)
     if file is None:
         return None
     try:
-        said: Any = read_object(file)
-        model, template, data = said["model"], said["template"], said["data"]
+        manifest: Any = read_object(file)
+        model, template, data = manifest["model"], manifest["template"], manifest["data"]
         return Trained(
             folder=folder,
             model=model["name_or_path"],
             revision=model["revision"],
             vocabulary=model.get("vocabulary", {}),
             files=model.get("files", {}),
-            adapter=said["adapter"],
-            base_adapters=tuple(said["adapters_beneath"]),
-            finished=said["status"] == "finished",
+            adapter=manifest["adapter"],
+            base_adapters=tuple(manifest["adapters_beneath"]),
+            finished=manifest["status"] == "finished",
             template=template["full_name"],
             sha256=template["sha256"],
             default_system=data["default_system"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(Problem(f"{file} cannot be read: {error!r}", hint="is it the manifest of a run?")) from error
+        raise UsageError(Problem(f"{file} cannot be read: {error!r}", hint="write the folder of a run")) from error
 
 
 def base_of(adapter: Path) -> Mapping[str, Any]:
-    """The base model that peft wrote into an adapter, as options; empty where it says none."""
+    """The base model in peft's config of an adapter, as options; empty if there is none."""
     base = adapter_config(adapter).get("base_model_name_or_path")
     return {"model_name_or_path": base} if base else {}
 
 
 def adapter_config(adapter: Path) -> Mapping[str, Any]:
-    """What peft wrote about an adapter; empty where it cannot be read."""
+    """peft's config of an adapter; empty if it cannot be read."""
     try:
         return read_object(adapter / "adapter_config.json")
     except ValueError:

@@ -1,1 +1,1 @@
-"""The machine and the memory a run takes, by arithmetic on config.json. Imports no torch."""
+"""Hardware detection and memory estimates from config.json. Does not import torch."""

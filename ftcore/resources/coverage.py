@@ -1,4 +1,4 @@
-"""What part of a model's weights a method reaches, said where it is less than one would think."""
+"""The share of a model's weights that a method adapts or quantises."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 ENOUGH = 0.9
-"""The share from which on nothing is said."""
+"""Minimum share of which no line is printed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """Weights of linear layers, the head left out, and of experts: those that could be reached, and those that are.
+    """Numbers of weights in linear layers (without the head) and experts.
 
     Args:
-        adaptable: all that an adapter could be put on; 0 where none is.
-        adapted: those with an adapter, or trained in full.
-        quantizable: all that could be quantised; 0 where nothing is.
-        quantized: those that are.
-        experts: how many are in experts that transformers keeps as tensors of three dimensions.
+        adaptable: weights that could have an adapter; 0 if none has.
+        adapted: weights with an adapter, or trained in full.
+        quantizable: weights that could be quantised; 0 if none is.
+        quantized: weights that are quantised.
+        experts: weights in experts that transformers stores as 3-D tensors.
         note: why some have no adapter.
-        unknown: why nobody knows; nothing else counts then.
+        unknown: why the coverage is unknown; the other fields are then without meaning.
     """
 
     adaptable: int = 0
@@ -33,7 +33,7 @@ class Coverage:
 
     @property
     def enough(self) -> bool:
-        """Whether nine tenths are reached."""
+        """Whether at least nine tenths are covered."""
         pairs = ((self.adapted, self.adaptable), (self.quantized, self.quantizable))
         return not self.unknown and all(part >= ENOUGH * whole for part, whole in pairs)
 
@@ -46,7 +46,7 @@ class Coverage:
 
     def __str__(self) -> str:
         if self.unknown:
-            return f"what part of the weights is adapted or quantised is not known: {self.unknown}"
+            return f"the share of adapted or quantised weights is unknown: {self.unknown}"
         parts = []
         for what, part, whole in (
             ("have an adapter", self.adapted, self.adaptable),
@@ -54,7 +54,7 @@ class Coverage:
         ):
             if whole:
                 parts.append(f"{100 * part / whole:.1f}% {what} ({part:,} of {whole:,})")
-        line = f"of the weights in linear layers and experts {' and '.join(parts)}"
+        line = f"of the weights in linear layers and experts, {' and '.join(parts)}"
         if self.experts:
             line += f"; {100 * self.experts / max(self.adaptable, self.quantizable):.1f}% are in experts"
         return f"{line}; {self.note}" if self.note else line

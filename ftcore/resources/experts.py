@@ -1,8 +1,7 @@
-"""What config.json says of a mixture of experts: its linear layers and its experts, counted without building it.
+"""Counts the linear layers and experts of a mixture-of-experts model from config.json, without building the model.
 
-transformers 5 keeps experts as tensors of three dimensions, which are no linear layers. The counts equal those of its
-own classes (tests/resources/test_experts.py builds each on torch's meta device); a model type with experts that is not
-in `LAYOUTS` is not guessed at.
+transformers 5 stores experts as 3-D tensors, not as linear layers. The counts equal those of its own classes
+(tests/resources/test_experts.py builds each on torch's meta device). Model types that are not in `LAYOUTS` are unknown.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from ftcore.resources.model_shapes import Architecture, Linear
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How a model type differs from Mixtral. A string names the config's field, or is a path in the layer.
+    """How a model type differs from Mixtral. Strings are fields of the config, or module paths in a layer.
 
     Args:
-        attention: ``gqa``, ``mla`` (DeepSeek's), or ``hybrid`` (Qwen 3 Next's).
-        gated: whether attention's result is gated by a projection as wide as the queries.
-        count: fields that count experts, the first that is there.
-        size: an expert's intermediate size.
-        dense: which layers have no experts: a field that counts the first ones, or `_dense`'s other rules.
-        dense_size: their intermediate size.
-        shared: path of a network beside the experts.
-        shared_size: its intermediate size.
-        shared_count: of how many experts' size it is, instead.
-        shared_gate: path of a gate before it.
+        attention: ``gqa``, ``mla`` (DeepSeek) or ``hybrid`` (Qwen 3 Next).
+        gated: whether the attention output is gated by a projection of the queries' width.
+        count: fields with the number of experts; the first one that exists counts.
+        size: field of an expert's intermediate size.
+        dense: layers without experts: a field with the number of first ones, or another rule of `_dense`.
+        dense_size: field of their intermediate size.
+        shared: path of the shared expert.
+        shared_size: field of its intermediate size.
+        shared_count: field of its size in experts, instead.
+        shared_gate: path of its gate.
         router: path of a router that is a linear layer.
-        own_router: whether that is of a class of its own, which bitsandbytes leaves as it is.
+        own_router: whether this router is a class of its own, which bitsandbytes does not quantise.
     """
 
     attention: str = "gqa"
@@ -101,12 +100,12 @@ LAYOUTS: Mapping[str, Layout] = {
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """What the weights of a decoder, embedding and head left out, consist of.
+    """The weights of a decoder, without embedding and head.
 
     Args:
-        linears: every linear layer: path in its layer, or its end, input size, output size, and how many there are.
-        experts: numbers in experts.
-        odd: numbers in linear layers of a class of their own.
+        linears: linear layers: path in the layer (or its end), input size, output size, count.
+        experts: number of weights in experts.
+        odd: number of weights in linear layers of a class of their own.
     """
 
     linears: tuple[Linear, ...]
@@ -115,24 +114,24 @@ class Matrices:
 
     @property
     def linear(self) -> int:
-        """Numbers in linear layers."""
+        """Number of weights in linear layers."""
         return sum(size_in * size_out * count for _, size_in, size_out, count in self.linears)
 
 
 def matrices(config: Mapping[str, Any]) -> Matrices | None:
-    """Those of the model that a config.json describes; None where its model type is not known here."""
+    """The weights of the model that a config.json describes; None if its model type is unknown."""
     layout = LAYOUTS.get(str(config.get("model_type")))
     if layout is None:
         dense = Architecture.from_config(config)
         return Matrices(dense.linears) if dense and not dense.experts else None
     try:
         return _matrices(config, layout)
-    except (KeyError, TypeError, ZeroDivisionError):  # a field that decides is missing, or null
+    except (KeyError, TypeError, ZeroDivisionError):  # a required field is missing or null
         return None
 
 
 def has_experts(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json counts experts, itself or in a part."""
+    """Whether a config.json, or a part of it, has a number of experts."""
     return any(
         has_experts(value) if isinstance(value, Mapping) else "expert" in name and type(value) is int and value > 1
         for name, value in config.items()
@@ -167,7 +166,7 @@ def _network(path: str, hidden: int, inner: int, count: int) -> list[Linear]:
 
 
 def _dense(config: Mapping[str, Any], rule: str, layers: int) -> int:
-    """How many layers have no experts."""
+    """Number of layers without experts."""
     if not rule:
         return 0
     if rule == "mlp_layer_types":
@@ -189,7 +188,7 @@ def _head_dim(config: Mapping[str, Any]) -> int:
 
 
 def _grouped(config: Mapping[str, Any], layers: int | None = None, doubled: bool = False) -> Iterator[Linear]:
-    """Attention of grouped queries; ``doubled`` where their projection makes a gate as well."""
+    """Grouped-query attention; with ``doubled`` the query projection also computes a gate."""
     hidden, heads, count = config["hidden_size"], config["num_attention_heads"], layers
     count = config["num_hidden_layers"] if layers is None else layers
     queries, keys = heads * _head_dim(config), (config.get("num_key_value_heads") or heads) * _head_dim(config)
@@ -200,7 +199,7 @@ def _grouped(config: Mapping[str, Any], layers: int | None = None, doubled: bool
 
 
 def _latent(config: Mapping[str, Any]) -> Iterator[Linear]:
-    """DeepSeek's attention, whose keys and values are made from a short vector."""
+    """DeepSeek's multi-head latent attention: keys and values are projected from a latent vector."""
     hidden, heads, count = config["hidden_size"], config["num_attention_heads"], config["num_hidden_layers"]
     rope, plain, value = (config[name] for name in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
     queries, rank = heads * (plain + rope), config["kv_lora_rank"]

@@ -49,8 +49,8 @@ def test_it_is_said_by_run_generate_chat_serve_and_export(
     invoke("run", model_name_or_path=str(base), output_dir=str(adapter))
     digests = [file_sha256(folder / "model.safetensors")[:12] for folder in (base, other)]
     line = (
-        f"adapter {adapter} was trained on other base weights, of {base} (model.safetensors sha256 {digests[0]}), "
-        f"than it is put on here, of {other} (model.safetensors sha256 {digests[1]})"
+        f"adapter {adapter} was trained on other base weights, {base} (model.safetensors sha256 {digests[0]}), "
+        f"than those loaded here, {other} (model.safetensors sha256 {digests[1]})"
     )
 
     def said(model: Path) -> dict[str, int]:
@@ -103,11 +103,11 @@ def test_what_is_merged_beneath_is_part_of_the_base(tiny_model_dir: Path, tmp_pa
 
     assert lines(first) == lines(first, second) == []
     assert lines(second) == [
-        f"adapter {second} was trained on a base with /moved/to/first merged in, and is put here on one with no adapter"
+        f"adapter {second} was trained on a base with /moved/to/first merged in, but is loaded here on one with no adapter"
     ]
     assert lines(second, first) == [
         *lines(second),
-        f"adapter {first} was trained on a base with no adapter merged in, and is put here on one with {second}",
+        f"adapter {first} was trained on a base with no adapter merged in, but is loaded here on one with {second}",
     ]
 
 

@@ -91,7 +91,7 @@ def test_a_missing_dataset_and_a_missing_model(write_config: Write, built_in: Pl
     missing = "run.yaml: model_name_or_path is missing; write a folder, a hub id, or a model that a plugin offers"
     assert problems(write_config(model_name_or_path=...), plugins=built_in) == [missing]
     found = problems(write_config(model_name_or_path="./none"), plugins=built_in)
-    assert found[0].startswith("run.yaml:1: there is no model './none'; write a folder, a hub id")
+    assert found[0].startswith("run.yaml:1: model './none' does not exist; write a folder, a hub id")
 
 
 def test_an_option_of_an_unused_component_is_ignored_with_a_line(write_config: Write, built_in: Plugins) -> None:
@@ -249,7 +249,7 @@ def test_a_model_that_a_plugin_offers(write_config: Write, with_plugins, hooks) 
     plan = make_plan(write_config(model_name_or_path="tiny-zap"), plugins=plugins)
     assert (plan.source, plan.config, plan.family.full_name) == (source, {"model_type": "zap"}, "acme:zap")
     found = problems(write_config(model_name_or_path="tiny-zup"), plugins=plugins)
-    assert found == ["run.yaml:1: there is no model 'tiny-zup'; did you mean tiny-zap?"]
+    assert found == ["run.yaml:1: model 'tiny-zup' does not exist; did you mean tiny-zap?"]
 
 
 def test_two_families_that_fit_alike_are_never_guessed(write_config: Write, with_plugins, hooks) -> None:

@@ -175,7 +175,7 @@ def test_a_manifest_that_cannot_be_read(find: Any, left: Any) -> None:
     (folder / "ft_run.json").write_text("{}")
     with pytest.raises(UsageError) as error:
         find(adapters=[str(folder)])
-    assert str(error.value) == f"{folder}/ft_run.json cannot be read: KeyError('model'); is it the manifest of a run?"
+    assert str(error.value) == f"{folder}/ft_run.json cannot be read: KeyError('model'); write the folder of a run"
 
 
 def trained_run(folder: Path, model: Path, *overrides: str) -> Path:

@@ -1,4 +1,4 @@
-"""The first contact with the hub: one request, and one line for whatever cannot be fetched."""
+"""The first contact with the hub: one request, and one line for whatever cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ftcore.models import hub_access
 from ftcore.models.hub_access import HubName
 
 COMMIT = "0" * 40
-FOLDER = "a folder on this machine serves as well"
+FOLDER = "a local folder works too"
 
 
 class Hub:
@@ -129,16 +129,16 @@ def test_every_refusal_is_one_request_and_one_line(served: Hub, tmp_path: Path) 
     done = run(["-c", ASK, *names], tmp_path, HF_ENDPOINT=served.url)
     assert done.returncode == 0, done.stderr
     said, _ = json.loads(done.stdout)
-    token = "accept its terms on the hub, and set HF_TOKEN to a token that may read it"
+    token = "accept its terms on the hub, and set HF_TOKEN to a token with read access"
     expected = {
         "gated": "is gated; accept its terms on the hub and set HF_TOKEN",
-        "unknown": "is not on the hub, or private; is the name right? for a private one set HF_TOKEN",
-        "gone": "is not on the hub, or private; is the name right? for a private one set HF_TOKEN",
+        "unknown": "is not on the hub, or private; check the name; for a private repository set HF_TOKEN",
+        "gone": "is not on the hub, or private; check the name; for a private repository set HF_TOKEN",
         "private": f"is private or gated; {token}",
-        "teapot": f"cannot be fetched: {served.url} answers 418; is the name right? {FOLDER}",
+        "teapot": f"cannot be downloaded: {served.url} answers with status 418; check the name; {FOLDER}",
     }
     hanging = said.pop("model acme/hanging")
-    assert hanging.startswith(f"run.yaml:1: model acme/hanging cannot be fetched: {served.url} ")
+    assert hanging.startswith(f"run.yaml:1: model acme/hanging cannot be downloaded: {served.url} ")
     assert "does not answer within 2 s" in hanging or "timed out" in hanging
     for what in ("model", "adapter", "dataset"):
         for name in ("tiny", "empty", "busy"):  # it is there; the client waits and asks again
@@ -156,14 +156,16 @@ def test_without_a_network_and_offline(tmp_path: Path) -> None:
     closed = "http://127.0.0.1:9"
     done = run(["-c", ASK, "acme/x"], tmp_path, HF_ENDPOINT=closed)
     said, connections = json.loads(done.stdout)
-    assert said["model acme/x"].startswith(f"run.yaml:1: model acme/x cannot be fetched: {closed} cannot be reached (")
-    assert said["dataset acme/x"].startswith("run.yaml:1: dataset acme/x cannot be fetched")
+    assert said["model acme/x"].startswith(
+        f"run.yaml:1: model acme/x cannot be downloaded: {closed} cannot be reached ("
+    )
+    assert said["dataset acme/x"].startswith("run.yaml:1: dataset acme/x cannot be downloaded")
     assert connections <= 4, "each name once, and what the client asks about itself"
     offline = run(["-c", ASK, "acme/x"], tmp_path, HF_HUB_OFFLINE="1")
     said, _ = json.loads(offline.stdout)
     assert said["adapter acme/x"] == (
         "run.yaml:1: adapter acme/x is not in the cache, and HF_HUB_OFFLINE is set; "
-        f"unset it, or fetch it before; {FOLDER}"
+        f"unset HF_HUB_OFFLINE, or download it before; {FOLDER}"
     )
 
 

@@ -74,7 +74,7 @@ def test_other_types_may_have_lists_and_nulls() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"num_key_value_heads": 3}, "num_attention_heads is 4, which is no multiple of num_key_value_heads, 3"),
+        ({"num_key_value_heads": 3}, "num_attention_heads is 4, not a multiple of num_key_value_heads, 3"),
         ({"num_attention_heads": 128}, "num_attention_heads is 128, more than hidden_size, 64"),
         ({"model_type": ["llama"]}, "model_type is ['llama'], expected str"),
         ({"architectures": 5}, "architectures is 5, expected list"),
@@ -106,7 +106,7 @@ def test_other_fields(config_dir: Path, change: dict[str, Any], reason: str) -> 
 def test_files_that_cannot_be_read(config_dir: Path, name: str, text: str, reason: str) -> None:
     (config_dir / name).write_text(text)
     (found,) = told(config_dir)
-    assert found.removesuffix("; fetch the model again") == f"command line: {config_dir / name} {reason}"
+    assert found.removesuffix("; download the model again") == f"command line: {config_dir / name} {reason}"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_files_that_cannot_be_read(config_dir: Path, name: str, text: str, reaso
 def test_a_weight_index_names_files_of_its_own_folder(config_dir: Path, name: Any, outside: bool) -> None:
     file = config_dir / "model.safetensors.index.json"
     file.write_text(json.dumps({"metadata": {}, "weight_map": {"a": name, "b": "model-2.safetensors", "c": name}}))
-    hint = "a weight index names files of its own folder; do not trust this model"
+    hint = "a weight index may only name files of its own folder; do not trust this model"
     reason = f"command line: {file} names {name!r}, which lies outside of its folder; {hint}"
     assert told(config_dir) == ([reason] if outside else [])
 
@@ -148,7 +148,7 @@ def test_a_config_of_another_models_weights(config_dir: Path) -> None:
     file = config_dir / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 10_000}))
     (found,) = told(config_dir)
-    assert "describes 369,973,568 parameters, the weights beside it have 200,000 bytes" in found
+    assert "describes 369,973,568 parameters, but its weight files have 200,000 bytes" in found
 
 
 def test_an_adapter_that_cannot_be_read(config_dir: Path, tmp_path: Path) -> None:

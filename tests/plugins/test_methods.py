@@ -237,23 +237,21 @@ def test_a_pickled_adapter_is_refused(plan_of: Any, base: Any, adapters: list[Pa
     [
         (
             "LocalEntryNotFoundError",
-            "adapter acme/tuned cannot be fetched; is the name right, and is the network there? "
-            "A folder on this machine serves as well",
+            "adapter acme/tuned cannot be downloaded; check the name and the network; a local folder works too",
         ),
         (
             "GatedRepoError",
-            "adapter acme/tuned is gated; accept its terms on the hub and set HF_TOKEN. "
-            "A folder on this machine serves as well",
+            "adapter acme/tuned is gated; accept its terms on the hub and set HF_TOKEN; a local folder works too",
         ),
         (
             "RepositoryNotFoundError",
-            "adapter acme/tuned is not on the hub, or private; is the name right? For a private one set HF_TOKEN. "
-            "A folder on this machine serves as well",
+            "adapter acme/tuned is not on the hub, or private; check the name; for a private repository set "
+            "HF_TOKEN; a local folder works too",
         ),
         (
             "OSError",
-            "adapter acme/tuned cannot be fetched: No space left on device; is the name right, and is the network "
-            "there? A folder on this machine serves as well",
+            "adapter acme/tuned cannot be downloaded: No space left on device; check the name and the network; "
+            "a local folder works too",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_plugins_model_is_fetched_when_it_is_loaded_and_not_before(
     assert fetched == ["once"]
     message = refused(load_model, plan("toy", plugins=family("ftcore.testing:fech")))
     assert message == (
-        "command line: the plugin that offers toy names 'ftcore.testing:fech', which cannot be imported: "
+        "command line: the plugin of model toy names 'ftcore.testing:fech', which cannot be imported: "
         "module 'ftcore.testing' has no attribute 'fech'"
     )
 

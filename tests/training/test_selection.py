@@ -137,8 +137,8 @@ def test_a_metric_that_is_not_there_is_named(scripted: Any) -> None:
     ("options", "message"),
     [
         ({"early_stopping_steps": 2}, "early_stopping_steps needs evaluations during training, and there are none"),
-        ({"load_best_model_at_end": True}, "load_best_model_at_end goes by the evaluation"),
-        ({"save_strategy": "best"}, "save_strategy goes by the evaluation"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs evaluations"),
+        ({"save_strategy": "best"}, "save_strategy needs evaluations"),
         (
             {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "steps", "val_size": 2},
             "eval_strategy is epoch, save_strategy is steps; write save_strategy: epoch, or best",

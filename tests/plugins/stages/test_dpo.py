@@ -241,7 +241,7 @@ def test_fillers_change_nothing(trainer_of: Any, moved: Any) -> None:
         ({"pref_loss": "orpo", "ref_model": "x"}, "pref_loss orpo has no use for ref_model"),
         ({"pref_loss": "orpo", "pref_ftx": 0.1}, "pref_loss orpo has no use for pref_ftx"),
         ({"pref_loss": "exo_pair"}, "pref_loss exo_pair needs dpo_label_smoothing above 0"),
-        ({"ref_model": "nowhere"}, "there is no model 'nowhere'"),
+        ({"ref_model": "nowhere"}, "model 'nowhere' does not exist"),
         ({"train_on_prompt": True}, "train_on_prompt is true, and stage 'dpo' compares answers"),
     ],
 )
