@@ -54,7 +54,7 @@ class Coverage:
         ):
             if whole:
                 parts.append(f"{100 * part / whole:.1f}% {what} ({part:,} of {whole:,})")
-        line = f"of the weights in linear layers and experts, {' and '.join(parts)}"
+        line = f"of the weights in linear layers and experts {' and '.join(parts)}"
         if self.experts:
             line += f"; {100 * self.experts / max(self.adaptable, self.quantizable):.1f}% are in experts"
         return f"{line}; {self.note}" if self.note else line

@@ -1,4 +1,4 @@
-"""What the machine can do, found without importing torch."""
+"""Detects the hardware without importing torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 
 NUM_WORKERS = 2
-"""How many work side by side (`ftcore.training.parallel.cpu_threads.pool`); where there are more threads, each has its
-share of them."""
+"""Parallel workers (`ftcore.training.parallel.cpu_threads.pool`), which share the threads of the process evenly."""
 _M_ARENA_MAX = -8
 """glibc, malloc.h."""
 
@@ -22,10 +21,10 @@ class Hardware:
     """Facts that a plan depends on.
 
     Args:
-        memory: bytes of the memory that a model would lie in: of the first GPU, else of the machine.
+        memory: bytes of memory for the model: of the first GPU, else of the machine.
         cuda: compute capability of the first CUDA device, such as ``(9, 0)``; None without one.
-        cpu_bf16: whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX); AVX2 emulates it, ten times
-            slower than float32 (measured: 2.8 to 5.4 GF/s against 36 per core on Zen 2).
+        cpu_bf16: whether the processor has bfloat16 instructions (AVX512-BF16 or AMX). With AVX2 it is emulated, ten
+            times slower than float32 (measured on Zen 2: 2.8 to 5.4 GF/s per core, 36 in float32).
     """
 
     memory: int
@@ -34,21 +33,21 @@ class Hardware:
 
     @property
     def bf16(self) -> bool:
-        """Whether bfloat16 is computed rather than emulated."""
+        """Whether the hardware supports bfloat16, without emulation."""
         return self.cuda >= (8, 0) if self.cuda else self.cpu_bf16
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name in messages."""
         return f"the GPU (compute capability {self.cuda[0]}.{self.cuda[1]})" if self.cuda else "this CPU"
 
 
 @cache
 def detect() -> Hardware:
-    """The machine that this process runs on. CUDA was not tried on a GPU here: none was there.
+    """The hardware that this process runs on.
 
-    ``FT_CPU_BF16`` (0 or 1) overrules what the processor says of bfloat16: for tests, which must give the same numbers
-    everywhere, and for virtual machines that hide it.
+    ``FT_CPU_BF16`` (0 or 1) overrides the detection of bfloat16: for tests, which need the same results everywhere, and
+    for virtual machines that hide it.
     """
     if gpu := _cuda():
         return Hardware(memory=gpu[1], cuda=gpu[0])
@@ -56,24 +55,24 @@ def detect() -> Hardware:
 
 
 def machine(on_cpu: bool) -> Hardware:
-    """The same, where a run is to leave the GPU alone."""
+    """The hardware that a run uses, which may leave out the GPU."""
     found = detect()
     return Hardware(memory=_machine_memory(), cpu_bf16=_cpu_bf16()) if on_cpu and found.cuda else found
 
 
 def threads() -> int:
-    """How many a process computes with, as torch takes them: ``OMP_NUM_THREADS``, else the cores that it may use."""
-    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
+    """Number of threads that torch computes with: ``OMP_NUM_THREADS``, else the cores available to the process."""
+    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(value) if value.isdigit() and int(value) else len(os.sched_getaffinity(0))
 
 
 def share_heap() -> None:
-    """All threads of this process allocate from one heap, where they are few and glibc knows how.
+    """Makes all threads of this process allocate from one heap, with glibc and at most `NUM_WORKERS` threads.
 
-    What is free in one heap is of no use to another one. sft lora of smollm2-135m, 1,835 tokens at a time in two
-    threads, peaked at 2.7 GB instead of 3.1 in the same time (docs/performance.md). Before there are other threads:
-    a heap that is there stays. More threads than `NUM_WORKERS` might wait for each other; that was not measured. Who
-    sets glibc's own ``MALLOC_ARENA_MAX`` has chosen.
+    Free memory of one heap is of no use to another. sft lora of smollm2-135m, 1,835 tokens at a time in two threads,
+    peaked at 2.7 GB instead of 3.1 GB, at the same speed (docs/performance.md). Call it before other threads start,
+    since existing heaps stay. More threads might wait for each other; that was not measured. A user's
+    ``MALLOC_ARENA_MAX`` takes precedence.
     """
     if threads() <= NUM_WORKERS and "MALLOC_ARENA_MAX" not in os.environ:
         with suppress(OSError, AttributeError):
@@ -81,13 +80,13 @@ def share_heap() -> None:
 
 
 def _cpu_bf16() -> bool:
-    if (told := os.environ.get("FT_CPU_BF16", "")) in ("0", "1"):
-        return told == "1"
+    if (value := os.environ.get("FT_CPU_BF16", "")) in ("0", "1"):
+        return value == "1"
     return _cpu_has("avx512_bf16", "amx_bf16")
 
 
 def _machine_memory() -> int:
-    """Bytes of physical memory, or of the control group's limit where that is lower."""
+    """Bytes of physical memory, or the control group's limit if that is lower."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
@@ -104,7 +103,7 @@ def _cpu_has(*flags: str) -> bool:
 
 
 def _cuda() -> tuple[tuple[int, int], int] | None:
-    """Capability and bytes of the first device, asked of the driver itself; None without one."""
+    """Compute capability and memory in bytes of the first device, from the CUDA driver; None without one."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").exists():
         return None
     try:

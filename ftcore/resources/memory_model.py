@@ -1,8 +1,8 @@
-"""How much memory a training run needs, worked out from config.json and the plan: no torch, nothing is loaded.
+"""The memory estimate of a training run, from config.json and the plan, without torch and without the model.
 
-What autograd keeps of one decoder layer, per token (read off torch 2.13's saved tensors;
-tests/resources/test_memory_model.py repeats it). ``h`` hidden size, ``i`` intermediate size, ``q`` and ``k`` widths of
-all query and of all key heads, ``b`` bytes of the compute dtype:
+Bytes that autograd saves per decoder layer and token, measured on torch 2.13's saved tensors
+(tests/resources/test_memory_model.py repeats it). ``h`` is the hidden size, ``i`` the intermediate size, ``q`` and
+``k`` are the widths of all query and of all key heads, ``b`` the bytes of the compute dtype:
 
 ==================================  ======================================================================
 inputs of the norms                 ``norms * h * 4`` (they compute in float32), and as much again where the
@@ -17,20 +17,20 @@ adapters of rank r                  ``r * linear layers * b``; with dropout also
 experts, ``a`` of them per token    ``a * (h + 3i) * b`` in place of SwiGLU's, and ``a * (h + i) * b`` where trained
 ==================================  ======================================================================
 
-On a CPU, where what is trained needs no cast, `ftcore.training.model_transforms.fused_layers` keeps less: each norm's
-input once, trained or not; attention's result once, for itself and for the product after it; nothing of the other
-linear layers' inputs, as what norms and SwiGLU make is made again (``2h`` more where no norm stands before the linear
-layers); ``2i * b`` of SwiGLU where gate and up are two layers.
+On a CPU, if trained parameters need no cast, `ftcore.training.model_transforms.fused_layers` saves less. The input of
+each norm is saved once, trained or not. The attention output is saved once, for itself and for the next matrix product.
+Inputs of other linear layers are not saved, since the outputs of norms and SwiGLU are recomputed. Without a norm before
+the linear layers ``2h`` are added. SwiGLU saves ``2i * b`` if gate and up are two layers.
 
-Scores (tokens x tokens) and logits (tokens x vocabulary) are never kept. With gradient checkpointing one ``h * b`` is
-kept per layer, and one layer at a time in full. Of layers under the lowest that is trained nothing is kept.
+Attention scores (tokens x tokens) and logits (tokens x vocabulary) are never saved. With gradient checkpointing
+``h * b`` is saved per layer, and one layer at a time in full. Layers below the first trainable one save nothing.
 
-On a CPU the process grows by more than that: torch asks for aligned blocks, and glibc (2.36) cannot give a freed block
-to an aligned request of the same size, so that the forward pass leaves holes between what is kept, the more the more
-temporaries it makes. Peaks of nine runs (32 to 57 M parameters, 350 to 2,024 tokens, float32, adapters and full, with
-and without checkpointing) less what is live fitted `HOLES` to 7%. Blocks from 32 MiB on are mapped one by one and leave
-none. With every block from 1 MiB on mapped (M_MMAP_THRESHOLD) the holes were gone, and a step cost 40% more CPU time in
-page faults; from 4 MiB on, neither.
+On a CPU the process needs more memory. torch requests aligned blocks, and glibc 2.36 cannot reuse a freed block for an
+aligned request of the same size. The forward pass therefore leaves holes between saved tensors, more holes with more
+temporaries. `HOLES` fits the peaks of nine runs, less live memory, to 7%: 32 to 57 M parameters, 350 to 2,024 tokens,
+float32, adapters and full, with and without checkpointing. Blocks of 32 MiB or more are mapped one by one and leave no
+holes. With M_MMAP_THRESHOLD at 1 MiB there were no holes, but a step cost 40% more CPU time in page faults; at 4 MiB
+there was no effect.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ TILE = (1536, 1024)
 """Positions and tokens of a tile of a frozen head's logits on a CPU
 (`ftcore.training.losses.linear_cross_entropy.TILE`, likewise)."""
 RUNTIME_BYTES = 540 << 20
-"""Resident memory of a process that trains next to nothing (470 MB), and the buffers of larger matrix products."""
+"""Resident memory of a process that trains a tiny model (470 MB), and the buffers of larger matrix products."""
 HOLES = {(True, False): 1.25, (False, False): 0.6, (True, True): 0.85, (False, True): 0.5}
-"""``(adapter, gradient checkpointing)`` -> bytes of holes for each that is kept (without checkpointing would be)."""
+"""``(adapter, gradient checkpointing)`` -> bytes of holes per byte saved (with checkpointing: saved without it)."""
 LEAN_HOLES = {(True, False): 0.4, (False, False): 0.6, (True, True): 0.4, (False, True): 0.75}
-"""The same where lean modules serve, which make fewer temporaries; six runs as above."""
+"""The same with fused layers, which make fewer temporaries; fitted to six runs as above."""
 MAPPED_BYTES = 32 << 20
-"""glibc's largest threshold from which a block is mapped by itself (DEFAULT_MMAP_THRESHOLD_MAX)."""
+"""glibc's largest threshold for mapping a block by itself (DEFAULT_MMAP_THRESHOLD_MAX)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """How far the backward pass goes, and what it needs of each layer beside the layer itself.
+    """The depth of the backward pass, and the memory of adapters per layer.
 
     Args:
-        layers: that it goes through, from the top.
-        head: whether the vocabulary head is trained, so that its gradient is summed up.
-        rank: of the adapters, the mean over all linear layers.
-        results: how many tensors of the size of each linear layer's output an adapter keeps.
+        layers: number of layers in the backward pass, from the top.
+        head: whether the vocabulary head is trained, so that its gradient is accumulated.
+        rank: mean rank of the adapters over all linear layers.
+        results: number of tensors, each of the size of a linear layer's output, that its adapter saves.
     """
 
     layers: int
@@ -80,28 +80,28 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What a run asks for.
+    """The inputs of an estimate.
 
     Args:
-        weight_bytes: of the base model as it is loaded, trained parameters among them unless ``adapter``.
+        weight_bytes: bytes of the loaded base model, trained parameters included unless ``adapter``.
         trainable: number of trained parameters.
-        adapter: whether these come on top of the base model.
-        depth: of the backward pass.
+        adapter: whether trained parameters are added to the base model.
+        depth: depth of the backward pass.
         state_bytes: optimizer state per trained parameter.
         compute: dtype of activations.
         trained: dtype of trained parameters and their gradients.
-        rows: per device and micro-batch.
-        batch_tokens: of a micro-batch, at most, unless a row has more; instead of rows.
-        pass_tokens: that are computed at a time, at most, unless rows have more; None for whole micro-batches.
-        together: passes of which each has a row that are computed at a time; with several, rows of all accumulated
-            micro-batches are.
+        rows: rows per device and batch.
+        batch_tokens: maximum tokens of a batch, unless a row has more; instead of rows.
+        pass_tokens: maximum tokens per forward pass, unless a row has more; None for whole batches.
+        together: number of passes that run in parallel, each with at least one row. With several, they take rows from
+            all accumulated batches.
         cutoff_len: tokens of the longest row; there is no padding.
-        tokens_per_row: mean length where it is known, else every row is taken to be as long as it may.
-        sequences_per_row: sequences that one row costs (two for a pair).
-        gradient_checkpointing: whether activations are computed anew in the backward pass.
-        gradient_accumulation_steps: from 2 on, gradients are held through the forward passes.
-        adapter_dropout: whether adapters drop out of their inputs.
-        heap: whether tensors lie on the process's heap: on a CPU, not on a GPU.
+        tokens_per_row: mean length, if known; else every row is assumed to have the maximum length.
+        sequences_per_row: sequences per row (two for a pair).
+        gradient_checkpointing: whether activations are recomputed in the backward pass.
+        gradient_accumulation_steps: from 2 on, gradients are in memory during forward passes.
+        adapter_dropout: whether adapters have dropout on their inputs.
+        heap: whether tensors are on the process's heap: true on a CPU, false on a GPU.
         runtime: bytes of the process itself.
     """
 
@@ -127,26 +127,26 @@ class Need:
 
     @property
     def lean(self) -> bool:
-        """Whether `ftcore.training.model_transforms.fused_layers` serves."""
-        as_stored = self.compute == self.trained or self.adapter  # else autocast casts what is trained
+        """Whether `ftcore.training.model_transforms.fused_layers` applies."""
+        as_stored = self.compute == self.trained or self.adapter  # else autocast casts trained parameters
         return self.heap and self.compute != "float16" and as_stored
 
     @property
     def row(self) -> float:
-        """Tokens of a row with all its sequences, in the mean."""
+        """Mean number of tokens of a row with all its sequences."""
         mean = self.cutoff_len if self.tokens_per_row is None else min(self.tokens_per_row, self.cutoff_len)
         return self.sequences_per_row * mean
 
     @property
     def whole(self) -> float:
-        """Tokens of one micro-batch."""
+        """Tokens of one batch."""
         if self.batch_tokens is not None:
             return max(self.batch_tokens, self.sequences_per_row * self.cutoff_len)
         return self.rows * self.row
 
     @property
     def tokens(self) -> float:
-        """That are computed at a time."""
+        """Tokens that are computed at a time."""
         if self.pass_tokens is None:
             return self.whole
         several = self.together > 1
@@ -155,19 +155,19 @@ class Need:
 
     @property
     def accumulates(self) -> bool:
-        """Whether gradients are held through forward passes."""
+        """Whether gradients are in memory during forward passes."""
         return self.gradient_accumulation_steps > 1 or self.tokens < self.whole or self.together > 1
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes by what they are for.
+    """A memory estimate.
 
     Args:
-        terms: name -> bytes. Gradients and activations do not peak together unless they pile up, so that
-            ``total`` may be less than the sum.
+        terms: name -> bytes. ``total`` may be less than the sum: without accumulation, gradients and activations do not
+            peak together.
         total: bytes at the peak.
-        note: what it was worked out for.
+        note: the case that was estimated.
     """
 
     terms: Mapping[str, int]
@@ -208,7 +208,7 @@ def estimate(architecture: Architecture, need: Need) -> Estimate:
         "trained parameters": on_top,
         "gradients": on_top * (1 + need.together * (need.together > 1)),
         "optimizer state": need.trainable * need.state_bytes,
-        # what the backward pass holds at a time is about as much as one layer keeps
+        # the backward pass needs about as much as one layer saves
         "activations": kept + layer + casts,
         "heap holes": holes,
         "logits chunk": _logits(architecture, need),
@@ -219,7 +219,7 @@ def estimate(architecture: Architecture, need: Need) -> Estimate:
 
 
 def _peak(sizes: Mapping[str, int], need: Need) -> int:
-    """The backward pass frees activations while it makes gradients: the larger of both counts, unless they pile up."""
+    """Bytes at the peak: activations are freed as gradients are computed, so the larger counts; accumulated ones add."""
     forward = sizes["activations"] + sizes["heap holes"] + sizes["logits chunk"]
     held = sizes["gradients"]
     moving = forward + held if need.accumulates else max(forward, held)
@@ -227,7 +227,7 @@ def _peak(sizes: Mapping[str, int], need: Need) -> int:
 
 
 def _kept_by_layer(arch: Architecture, need: Need) -> float:
-    """Bytes per token that autograd keeps of one layer."""
+    """Bytes per token that autograd saves for one layer."""
     hidden, queries, keys, inner = arch.hidden_size, arch.query_size, arch.key_size, arch.intermediate_size
     width, trained = BYTES[need.compute], not need.adapter
     gated = need.lean and any(name == "gate_proj" for name, *_ in arch.linears)
@@ -235,7 +235,7 @@ def _kept_by_layer(arch: Architecture, need: Need) -> float:
     layer = (width if need.lean else 4.0) * norms * (1 + (trained and not need.lean)) + 4.0 * arch.heads
     layer += width * (2 * queries + 2 * keys)
     each = sum(size_in for _, size_in, _, _ in arch.linears)
-    shared = 0 if need.lean else queries  # attention's result, which it keeps itself
+    shared = 0 if need.lean else queries  # the attention output, which attention saves itself
     shared += 2 * hidden * (not (need.lean and arch.norms_before)) + inner * (not (arch.experts or gated))
     own_inputs = need.adapter and width < 4 and not need.lean
     layer += width * (each if own_inputs else shared)
@@ -253,7 +253,7 @@ def _kept_by_layer(arch: Architecture, need: Need) -> float:
 
 
 def _small(arch: Architecture, need: Need) -> float:
-    """Share of the kept bytes that lies in blocks too small to be mapped by themselves."""
+    """Share of the saved bytes in blocks that are too small to be mapped by themselves."""
     inner = arch.intermediate_size or arch.expert_size
     widths = (*(arch.hidden_size,) * 4, *(arch.query_size,) * 3, *(arch.key_size,) * 2, *(inner,) * 4)
     small = sum(width for width in widths if width * BYTES[need.compute] * need.tokens < MAPPED_BYTES)
@@ -261,7 +261,7 @@ def _small(arch: Architecture, need: Need) -> float:
 
 
 def _logits(arch: Architecture, need: Need) -> float:
-    """One chunk or tile through the vocabulary head, and what the head's gradient is summed up in."""
+    """Bytes of one chunk or tile of logits, and of the head's accumulated gradient."""
     rows = min(need.tokens, max(16, CHUNK_BYTES // (4 * arch.vocab_size)))
     chunk = rows * arch.vocab_size * (4 if need.compute == "float32" else 8)
     if need.heap and need.compute == "float32" and not need.depth.head:
@@ -272,11 +272,11 @@ def _logits(arch: Architecture, need: Need) -> float:
 
 def _note(need: Need) -> str:
     recomputed = ", activations recomputed" if need.gradient_checkpointing else ""
-    recomputed = f", {need.tokens:.0f} of them at a time{recomputed}" if need.tokens < need.whole else recomputed
+    recomputed = f", {need.tokens:.0f} tokens at a time{recomputed}" if need.tokens < need.whole else recomputed
     if need.batch_tokens is not None:
         return f"batches of {need.whole:.0f} tokens{recomputed}"
     rows = f"{need.rows} row" + "s" * (need.rows != 1)
     known = need.tokens_per_row is not None and need.tokens_per_row < need.cutoff_len
-    tokens = f"{need.tokens_per_row:.0f} tokens in the mean" if known else f"{need.cutoff_len} tokens"
+    tokens = f"{need.tokens_per_row:.0f} tokens on average" if known else f"{need.cutoff_len} tokens"
     pairs = f", {need.sequences_per_row:g} sequences each," if need.sequences_per_row != 1 else ""
     return f"{rows}{pairs} of {tokens}{recomputed}"

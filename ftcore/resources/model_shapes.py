@@ -1,7 +1,7 @@
-"""What config.json says of a decoder: its linear layers and parameters, counted without building the model.
+"""Counts a decoder's linear layers and parameters from config.json, without building the model.
 
 The counts equal those of transformers 5.23's own classes exactly (tests/resources/test_memory_model.py builds each on
-torch's meta device); an architecture that is not in `LAYOUTS` is not guessed at.
+torch's meta device). Architectures that are not in `LAYOUTS` are unknown.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How a model type differs from Llama. A string names the config's field that decides.
+    """How a model type differs from Llama. A string names the field of the config that holds the value.
 
     Args:
         norms: norm weights of the hidden size in each layer.
         final_norm: whether a norm weight follows the last layer.
-        norms_before: whether the linear layers are given what a norm has made.
-        qkv_bias: of the three projections into attention.
-        biased: what a field that decides on a bias of these three is where the config leaves it out.
-        out_bias: of the projection out of it.
-        mlp_bias: of the feed-forward layers.
-        qk_norm: ``head`` where queries and keys are normed per head, ``full`` where all heads are normed at once.
+        norms_before: whether the inputs of linear layers come from a norm.
+        qkv_bias: bias of the query, key and value projections.
+        biased: default of the field for this bias.
+        out_bias: bias of the output projection.
+        mlp_bias: bias of the feed-forward layers.
+        qk_norm: ``head`` if queries and keys are normed per head, ``full`` if all heads are normed at once.
         fused_qkv: one projection ``qkv_proj`` instead of three.
         fused_mlp: one projection ``gate_up_proj`` instead of two.
-        tied: whether embedding and head are one matrix where the config does not say.
-        head_dim: where the config does not say; None for ``hidden_size / heads``.
-        experts: fields that count experts, the first that is there; transformers 5 renamed some.
-        expert_size: the field that holds an expert's intermediate size.
+        tied: whether embedding and head share one matrix, by default.
+        head_dim: default head size; None for ``hidden_size / heads``.
+        experts: fields with the number of experts; the first one that exists counts (transformers 5 renamed some).
+        expert_size: field of an expert's intermediate size.
     """
 
     norms: int = 2
@@ -76,24 +76,24 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 Linear = tuple[str, int, int, int]
-"""Name inside a layer, input size, output size, and how many the model has of it."""
+"""Name inside a layer, input size, output size, and the number of such layers in the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A decoder in numbers.
+    """The shapes of a decoder.
 
     Args:
         model_type: as in config.json.
-        linears: every ``nn.Linear`` but the head, by name; experts, which transformers keep as 3-D tensors, are not.
-        parameters: of the whole model; a head that is tied to the embedding is counted once.
+        linears: every ``nn.Linear`` but the head, by name; without experts, which transformers stores as 3-D tensors.
+        parameters: parameters of the whole model; a head tied to the embedding counts once.
         norms: norm weights of the hidden size in each layer.
-        norms_before: whether the linear layers are given what an RMS norm has made.
+        norms_before: whether the inputs of linear layers come from an RMS norm.
         qk_norm: whether queries and keys are normed.
-        experts: per layer; 0 for a dense model.
-        active_experts: that a token passes through.
+        experts: experts per layer; 0 for a dense model.
+        active_experts: experts per token.
         expert_size: an expert's intermediate size.
-        bytes_per_weight: of the weights as they are loaded (float32: 4).
+        bytes_per_weight: bytes of a loaded weight (float32: 4).
     """
 
     model_type: str
@@ -117,7 +117,7 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], bytes_per_weight: float = 4.0) -> Architecture | None:
-        """The architecture that a config.json describes; None where its model type is not known here."""
+        """The architecture that a config.json describes; None if its model type is unknown."""
         layout = LAYOUTS.get(str(config.get("model_type")))
         needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
         if layout is None or not all(isinstance(config.get(key), int) for key in needed):
@@ -161,17 +161,17 @@ class Architecture:
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the embedding, and of the head where it is a matrix of its own."""
+        """Parameters of the embedding, and of the head unless it is tied."""
         return self.vocab_size * self.hidden_size * (1 if self.tied else 2)
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all `linears`, biases left out."""
+        """Weights of all `linears`, without biases."""
         return sum(size_in * size_out * count for _, size_in, size_out, count in self.linears)
 
     @property
     def layer_parameters(self) -> int:
-        """Of one layer."""
+        """Parameters of one layer."""
         final_norm = self.hidden_size if self.norms else 0
         return (self.parameters - self.embedding_parameters - final_norm) // self.layers
 
@@ -203,7 +203,7 @@ def _parameters(arch: Architecture, layout: Layout, config: Mapping[str, Any], l
         bias = out_bias if name == "o_proj" else qkv_bias if name in _INTO_ATTENTION else mlp_bias
         layer += size_in * size_out + size_out * bias
     layer += {"": 0, "head": 2 * arch.head_dim, "full": arch.query_size + arch.key_size}[layout.qk_norm]
-    layer += arch.experts * (3 * hidden * arch.expert_size + hidden)  # the router's row among them
+    layer += arch.experts * (3 * hidden * arch.expert_size + hidden)  # with the router's row
     return arch.layers * layer + arch.embedding_parameters + hidden * layout.final_norm
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: the manifest, the results, the pictures."""
+"""The files of a run besides its weights: the manifest and the results."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def manifest(
     tokenizer: PreTrainedTokenizerBase,
     counts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that is needed to know what made the weights, and to talk to them in the way in which they were trained.
+    """The content of ``ft_run.json``: how the weights were trained, and how to use them in the same way.
 
-    How the run goes and ends is added by `ftcore.runner.run_record.RunRecord`.
+    `ftcore.runner.run_record.RunRecord` adds the status of the run.
     """
     from ftcore.config.serialization import as_dict
 
@@ -62,7 +62,7 @@ def manifest(
 
 
 def write_results(folder: Path, results: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
-    """``train_results.json`` and so on, by name, where there are any, and of all together ``all_results.json``."""
+    """Writes ``train_results.json`` and so on, by name, and ``all_results.json`` with all of them."""
     together: dict[str, Any] = {}
     for name, metrics in results.items():
         if metrics:
@@ -73,13 +73,13 @@ def write_results(folder: Path, results: Mapping[str, Mapping[str, Any] | None])
 
 
 def read_manifest(folder: Path) -> bytes | None:
-    """``ft_run.json`` as it is; None where there is none."""
+    """The bytes of ``ft_run.json``; None if it does not exist."""
     file = folder / MANIFEST
     return file.read_bytes() if file.is_file() else None
 
 
 def put_back(folder: Path, content: bytes | None) -> None:
-    """Makes ``ft_run.json`` what `read_manifest` found."""
+    """Restores ``ft_run.json`` to what `read_manifest` returned."""
     if content is None:
         (folder / MANIFEST).unlink()
     else:
@@ -87,5 +87,5 @@ def put_back(folder: Path, content: bytes | None) -> None:
 
 
 def write_manifest(folder: Path, value: Mapping[str, Any]) -> None:
-    """``ft_run.json``."""
+    """Writes ``ft_run.json``."""
     write_json(folder / MANIFEST, value)

@@ -1,4 +1,4 @@
-"""Standard output and error that may close or fill up without ending anything; what was to be read is in a file too."""
+"""Output streams that survive a closed or full standard output and error, and a copy of the output in a log file."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ftcore.errors import FtError, UsageError
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
 """Terminal control: CSI and OSC sequences, and those of two characters (ECMA-48)."""
 _KEPT = 1 << 16
-"""Characters of an unfinished line that are kept."""
+"""Maximum characters of an unfinished line in memory."""
 
 
 class SafeStream(TextIOBase):
-    """A text stream whose reader may go away, or whose disk may fill up: from then on nothing is written to it.
+    """A text stream that stops writing, without an error, when its reader is gone or its disk is full.
 
     Args:
-        stream: the real one; None where the process was started without it.
-        log: gets everything as well; None for none.
+        stream: the wrapped stream; None if the process was started without it.
+        log: receives a copy of everything; None for no log.
     """
 
     def __init__(self, stream: TextIO | None, log: LineLog | None = None) -> None:
         self.stream, self.log = stream, log
 
     def write(self, text: str) -> int:
-        """Writes, where that is still possible."""
+        """Writes, if that is still possible."""
         if not isinstance(text, str):
             raise TypeError(f"a text stream takes str, not {type(text).__name__}")
         if self.log is not None:
@@ -42,23 +42,23 @@ class SafeStream(TextIOBase):
         if self.stream is not None:
             try:
                 self._write(self.stream, text)
-            except BlockingIOError:  # a reader that is slow, on a pipe that does not wait: the log has it
+            except BlockingIOError:  # a slow reader on a non-blocking pipe: the log has the text
                 pass
-            except (OSError, ValueError):  # BrokenPipeError, EIO of a terminal that is gone, ENOSPC; or it is closed
+            except (OSError, ValueError):  # BrokenPipeError, EIO of a closed terminal, ENOSPC, or a closed stream
                 self._give_up()
         return len(text)
 
     def _write(self, stream: TextIO, text: str) -> None:
         try:
             stream.write(text)
-        except UnicodeEncodeError:  # also a ValueError: the terminal has fewer characters
+        except UnicodeEncodeError:  # the terminal's encoding lacks a character; UnicodeEncodeError is a ValueError too
             encoding = stream.encoding or "ascii"
             stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         if "\n" in text:
             stream.flush()
 
     def flush(self) -> None:
-        """Flushes, where that is still possible."""
+        """Flushes, if that is still possible."""
         if self.stream is None:
             return
         try:
@@ -69,47 +69,47 @@ class SafeStream(TextIOBase):
             self._give_up()
 
     def _give_up(self) -> None:
-        """What is still buffered goes nowhere, so that the interpreter's own last flush does not fail."""
+        """Redirects buffered text to /dev/null, so that the interpreter's last flush does not fail."""
         stream, self.stream = self.stream, None
         with contextlib.suppress(OSError, ValueError, AttributeError):
             assert stream is not None
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, stream.fileno())
+            os.close(devnull)
             stream.flush()
 
     def isatty(self) -> bool:
-        """Whether people see it; a line of progress has no use otherwise."""
+        """Whether the wrapped stream is a terminal."""
         try:
             return self.stream is not None and self.stream.isatty()
         except ValueError:
             return False
 
     def writable(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def fileno(self) -> int:
-        """Of the real stream."""
+        """That of the wrapped stream."""
         if self.stream is None:
             raise OSError("the stream is closed")
         return self.stream.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the real stream."""
+        """That of the wrapped stream."""
         return getattr(self.stream, "encoding", None) or "utf-8"
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        """Of the real stream."""
+        """That of the wrapped stream."""
         return getattr(self.stream, "errors", None)
 
 
 class LineLog:
-    """A file of the lines that a terminal would show in the end: without colours, and of a bar its last state.
+    """A log file of the lines that a terminal would finally show: without colours, and with a bar's last state only.
 
-    Until it is opened lines are kept in memory.
+    Lines are in memory until the file is opened.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class LineLog:
         self._size = 0
 
     def write(self, text: str) -> None:
-        """Takes a piece of text, which may end within a line."""
+        """Adds text, which may end within a line."""
         *lines, rest = _CONTROL.sub("", self._line + text).split("\n")
         shown = _shown(rest)
         self._line = (shown + rest[len(rest.rstrip("\r")) :])[-_KEPT:]
@@ -127,7 +127,7 @@ class LineLog:
             self._put(_shown(line))
 
     def end_line(self) -> None:
-        """What was begun is a line of its own."""
+        """Ends an unfinished line."""
         if self._line:
             self.write("\n")
 
@@ -138,11 +138,11 @@ class LineLog:
         try:
             self._file.write(line + "\n")
             self._file.flush()
-        except (OSError, ValueError):  # the disk is full: the terminal still has it
+        except (OSError, ValueError):  # the disk is full: the text is still on the terminal
             pass
 
     def open(self, file: Path) -> None:
-        """Appends to a file from now on, beginning with what was kept."""
+        """Opens a file for appending and writes the lines in memory to it."""
         with contextlib.suppress(OSError):
             self._file = file.open("a", encoding="utf-8", errors="backslashreplace")
             self._size = os.fstat(self._file.fileno()).st_size
@@ -151,14 +151,14 @@ class LineLog:
             self._put(line)
 
     def take_back(self) -> None:
-        """Makes a file that was there before what it was."""
+        """Restores a file that existed before to its earlier size."""
         if self._file is not None and self._size:
             with contextlib.suppress(OSError, ValueError):
                 self._file.truncate(self._size)
             self._line = ""
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self.end_line()
         if self._file is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -167,14 +167,14 @@ class LineLog:
 
 
 def _shown(line: str) -> str:
-    """What is behind the last return to the line's beginning."""
+    """The text after the last carriage return."""
     return line.rstrip("\r").rpartition("\r")[2]
 
 
 class ConsoleLog:
-    """While it is entered, whatever is printed survives a closed or full output, and goes to a log file as well.
+    """A context in which output survives closed or full streams and is copied to a log file.
 
-    An error that leaves it is written to the file; whoever catches it shows it to the user.
+    An error that leaves the context is written to the log file; its handler shows it to the user.
     """
 
     def __enter__(self) -> ConsoleLog:
@@ -187,7 +187,7 @@ class ConsoleLog:
         return self
 
     def write_to(self, file: Path) -> None:
-        """The log file; what was printed before is in it too."""
+        """Sets the log file, which also gets earlier output."""
         self.log.open(file)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -196,12 +196,12 @@ class ConsoleLog:
             self.log.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         elif error is not None:
             self.log.write("".join(traceback.format_exception(error)))
-        if isinstance(error, UsageError):  # a run that is refused changes nothing
+        if isinstance(error, UsageError):  # a refused run changes no file
             self.log.take_back()
         self.log.close()
         for stream in self._own:
             stream.flush()
-            stream.log = None  # loggers that were made meanwhile keep the stream
+            stream.log = None  # loggers created in the context keep a reference to the stream
         if sys.stdout is self._own[0]:
             sys.stdout = self._before[0]
         if sys.stderr is self._own[1]:
@@ -210,7 +210,7 @@ class ConsoleLog:
 
 @contextlib.contextmanager
 def surviving() -> Iterator[None]:
-    """While it is entered, a closed or full output ends nothing: what is done leaves its results elsewhere."""
+    """A context in which a closed or full output does not end the process, since its results are elsewhere."""
     before = sys.stdout, sys.stderr
     own = SafeStream(sys.stdout), SafeStream(sys.stderr)
     sys.stdout, sys.stderr = own

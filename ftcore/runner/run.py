@@ -1,4 +1,4 @@
-"""The border: a plan goes in, heavy things are loaded, and a run's files come out."""
+"""Carries out a plan: loads tokenizer, data and model, trains, evaluates, and writes the run's files."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def run(plan: Plan) -> int:
     """Carries the plan out and returns the exit status.
 
     Raises:
-        UsageError: when the data is wrong; nothing has been written then.
-        RunError: when the run fails.
+        UsageError: if the data is wrong; no file has been written then.
+        RunError: if the run fails.
     """
     from ftcore.config.validation.output_folder import unwritable
     from ftcore.runner.console_log import ConsoleLog
@@ -46,7 +46,7 @@ def run(plan: Plan) -> int:
 
 
 def _run_locked(state: Run) -> None:
-    """What is done while the folder is the run's own."""
+    """The part of the run that holds the folder's lock."""
     from ftcore.runner import artifacts
     from ftcore.runner.run_record import recorded
     from ftcore.utils.gc_tuning import relaxed_gc
@@ -62,7 +62,7 @@ def _run_locked(state: Run) -> None:
 
 
 def prepare(plan: Plan) -> Run:
-    """A run with its tokenizer and its data; without the model."""
+    """A run with its tokenizer and data, without the model."""
     from ftcore.utils import gc_tuning
 
     silence_libraries()
@@ -78,7 +78,7 @@ def prepare(plan: Plan) -> Run:
 
 
 def destroy_process_group() -> None:
-    """Ends what processes of one run share; left to the interpreter, gloo's threads now and then abort its exit."""
+    """Destroys torch's process group; otherwise gloo's threads sometimes abort the interpreter's exit."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -86,7 +86,7 @@ def destroy_process_group() -> None:
 
 
 def print_summary(plan: Plan) -> None:
-    """What the plan decided that the file does not say."""
+    """Prints decisions of the plan that are not in the file."""
     from ftcore.config.serialization import batch_line
 
     for line in plan.ignored:
@@ -99,15 +99,15 @@ def print_summary(plan: Plan) -> None:
 
 
 def warn(line: str) -> None:
-    """What is worth a line, and no error."""
+    """Prints a warning."""
     click.echo(click.style("warning: ", fg="yellow") + line)
 
 
 def silence_libraries() -> None:
-    """Turns off what libraries print of their own accord, and puts off what they import and may not use.
+    """Turns off messages of libraries except warnings, and defers imports that may not be needed.
 
-    Warnings stay. transformers imports peft, which imports bitsandbytes, and that torch's compiler: 1.4 CPU seconds of
-    a start of 7.5. transformers' trainer imports datasets, 0.4 seconds, to know its rows when it sees some.
+    transformers imports peft, which imports bitsandbytes and so torch's compiler: 1.4 of 7.5 CPU seconds of a start.
+    transformers' trainer imports datasets (0.4 s) only to recognise its rows.
     """
     import os
 
@@ -123,7 +123,7 @@ def silence_libraries() -> None:
 
 
 def use_template(state: Run) -> None:
-    """Puts the run's template into the tokenizer, so that it is saved with every checkpoint."""
+    """Sets the run's template on the tokenizer, so that it is saved with every checkpoint."""
     from ftcore.data.chat_template.renderer import Renderer
 
     if state.plan.template or state.tokenizer.chat_template:
@@ -131,7 +131,7 @@ def use_template(state: Run) -> None:
 
 
 def load_model(state: Run) -> None:
-    """Base model, method, and what plugins do to them."""
+    """Loads the base model, applies the method, and calls the hooks of plugins."""
     import torch
     from transformers import set_seed
 
@@ -156,28 +156,28 @@ def load_model(state: Run) -> None:
 
 
 def set_ends(state: Run) -> None:
-    """Writes into the model what ends its turns, where a whole model is saved that is to generate."""
+    """Sets the stop tokens in the generation config of a model that is saved whole and generates."""
     from ftcore.data.chat_template.renderer import Renderer
     from ftcore.inference import generation_config
 
     plan, config = state.plan, getattr(state.model, "generation_config", None)
     texts = set(plan.stage.component.samples) == {"Text"}
-    talks = bool(state.tokenizer.chat_template) and not texts and plan.stage.component.head == "causal_lm"
-    if talks and config is not None and not plan.method.component.saves_adapter:
+    generates = bool(state.tokenizer.chat_template) and not texts and plan.stage.component.head == "causal_lm"
+    if generates and config is not None and not plan.method.component.saves_adapter:
         generation_config.set_ends(config, state.tokenizer, Renderer.from_plan(plan, state.tokenizer))
 
 
 def parameter_line(model: PreTrainedModel) -> str:
     """``trainable params: N || all params: N || trainable%: x``."""
     trained = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
-    # four bits are stored two to a byte: what is quantised knows its own shape
+    # a byte holds two 4-bit weights: the shape of a quantised tensor is in its state
     states = [(tensor, getattr(tensor, "quant_state", None)) for tensor in model.parameters()]
     every = sum(tensor.numel() if state is None else math.prod(state.shape) for tensor, state in states)
     return f"trainable params: {trained:,} || all params: {every:,} || trainable%: {100 * trained / every:.4f}"
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, Any] | None:
-    """What the weights as they are were evaluated to during training, if they were."""
+    """The last evaluation during training, if it was made with the final weights."""
     if trainer.args.load_best_model_at_end:
         return None
     for entry in reversed(trainer.state.log_history):
@@ -209,7 +209,7 @@ def execute(state: Run, trainer: Trainer, record: RunRecord) -> None:
     only_predicts = plan.training.do_predict and not (plan.training.do_train or plan.training.do_eval)
     evaluates = state.data.eval is not None and not only_predicts
     results: dict[str, Mapping[str, Any] | None] = {"train": train, "eval": None, "predict": None}
-    with ended_at_once(lambda: _measuring(plan)):
+    with ended_at_once(lambda: _after_training(plan)):
         if evaluates:
             record.enter("evaluating")
             results["eval"] = last_evaluation(trainer) or trainer.evaluate()
@@ -219,7 +219,7 @@ def execute(state: Run, trainer: Trainer, record: RunRecord) -> None:
     record.enter("saving")
     with writing("the run's results", folder, 0):
         metrics = artifacts.write_results(folder, results)
-        record.finish(accounting.as_dict(), metrics)  # of a stream the counts have grown
+        record.finish(accounting.as_dict(), metrics)  # the counts of a stream have grown during training
     if plan.training.plot_loss and plan.training.do_train:
         from ftcore.training.plots import plot_losses
 
@@ -234,7 +234,7 @@ def execute(state: Run, trainer: Trainer, record: RunRecord) -> None:
 
 
 def _save(state: Run, trainer: Trainer, record: RunRecord) -> None:
-    """Puts what was trained into the run's folder; then an earlier run's checkpoints have served."""
+    """Saves the trained weights in the run's folder, then deletes an earlier run's checkpoints."""
     from ftcore.training.checkpointing.disk_space import save_trained
     from ftcore.training.checkpointing.resume import ResumableTrainer
 
@@ -244,8 +244,8 @@ def _save(state: Run, trainer: Trainer, record: RunRecord) -> None:
         trainer.drop_replaced()
 
 
-def _measuring(plan: Plan) -> str:
-    """What a user is told whose run was stopped after training."""
+def _after_training(plan: Plan) -> str:
+    """The end of the message when a run is stopped after training."""
     what = "predicting" if plan.training.do_predict else "evaluating"
-    saved = f"; what was trained is in {plan.output_dir}" if plan.training.do_train else ""
-    return f" while {what}{saved}; the same command does that anew"
+    saved = f"; the trained weights are in {plan.output_dir}" if plan.training.do_train else ""
+    return f" while {what}{saved}; the same command repeats this"

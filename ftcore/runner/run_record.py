@@ -1,4 +1,4 @@
-"""``ft_run.json`` while a run goes on, and how it ended."""
+"""Keeps ``ft_run.json`` up to date during a run, and records how the run ended."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 PHASES = ("loading", "training", "evaluating", "predicting", "saving")
 _CAUSE = 400
-"""Characters of a cause that are kept."""
+"""Maximum characters of a recorded cause."""
 _ROOM = 1024
-"""Blanks behind the text of a run that goes on: how it ends finds room there on a disk that is full by then."""
+"""Spaces at the end of the file during a run: room for the final status if the disk is full by then."""
 
 
 class RunRecord:
-    """The manifest of a run, kept true while it goes on.
+    """The manifest of a run, updated during the run.
 
-    A manifest of an earlier run that has finished tells of the weights that lie there, and stays until training begins.
+    The manifest of an earlier, finished run describes the weights in the folder, so it stays until training begins.
 
     Args:
-        folder: the run's.
-        facts: of the manifest, as `ftcore.runner.artifacts.manifest` gives them.
+        folder: the run's folder.
+        facts: the result of `ftcore.runner.artifacts.manifest`.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -54,19 +54,19 @@ class RunRecord:
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """What the run does meanwhile; afterwards it does again what it did before."""
+        """Sets the phase inside the context, and restores the previous one afterwards."""
         assert phase in PHASES
         before = self.value["phase"]
         self.enter(phase)
         yield
-        self.enter(before)  # after an error the phase is where it happened
+        self.enter(before)  # not after an error, whose phase is recorded
 
     def enter(self, phase: str) -> None:
-        """What the run does from now on."""
+        """Sets the phase."""
         self._note(phase=phase)
 
     def begin_changes(self) -> None:
-        """From here on the folder's files are this run's, and the manifest tells of no other."""
+        """Marks the folder's files as this run's; from now on the manifest is written."""
         self._written = True
         for name in self.value["foreign_files"]:
             if any(fnmatch(name, pattern) for pattern in WRITTEN):
@@ -74,17 +74,17 @@ class RunRecord:
                 self._aside.append(self.folder / name)
 
     def finish(self, counts: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """The run has ended well.
+        """Records that the run has finished.
 
         Raises:
-            OSError: when this cannot be written.
+            OSError: if the manifest cannot be written.
         """
         ended = {"status": FINISHED, "phase": None, "ended_at": _now()}
         self.value |= ended | {"counts": dict(counts), "metrics": dict(metrics)}
         artifacts.write_manifest(self.folder, self.value)
 
     def end(self, error: BaseException) -> None:
-        """The run has ended by an error; one that it was refused by leaves an earlier run's manifest as it was."""
+        """Records that the run ended with an error. A refused run restores the manifest of an earlier run."""
         if self.value["status"] != RUNNING:
             return
         if isinstance(error, UsageError):
@@ -98,7 +98,7 @@ class RunRecord:
         self._note(status=STOPPED if interrupted else FAILED, cause=cause_of(error), ended_at=_now())
 
     def exit_at_once(self, number: int) -> None:
-        """A second signal ends the process here and now."""
+        """Records that a second signal ends the process immediately."""
         self._note(status=STOPPED, cause=f"a second {shown(number)}", ended_at=_now())
 
     def _note(self, **changes: Any) -> None:
@@ -115,10 +115,10 @@ class RunRecord:
 
 @contextmanager
 def recorded(folder: Path, facts: Mapping[str, Any]) -> Iterator[RunRecord]:
-    """A record of what is done while it is entered, and how that ends.
+    """A context with the record of a run; records how the context ends.
 
     Raises:
-        InterruptedRunError: when a signal ends it, where nothing inside takes signals for itself.
+        InterruptedRunError: if a signal ends it that nothing inside handles.
     """
     record = RunRecord(folder, facts)
     try:
@@ -138,7 +138,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def _written_in_place(file: Path, text: str) -> bool:
-    """Writes over a file without making it longer, which takes no room on the disk; false where that cannot be."""
+    """Overwrites a file without making it longer, which needs no space on the disk; returns whether it did."""
     content = text.encode()
     try:
         if not file.is_file() or (room := file.stat().st_size - len(content)) < 0:

@@ -249,7 +249,7 @@ def test_a_gpu_that_is_left_alone(write_config: Any, monkeypatch: pytest.MonkeyP
     plan = make_plan(write_config(use_cpu=True))
     assert plan.precision.compute == "float32"
     assert plan.memory.note == make_plan(write_config(no_cuda=True)).memory.note
-    assert "2048 of them at a time" in make_plan(write_config(use_cpu=True, cutoff_len=512)).memory.note
+    assert "2048 tokens at a time" in make_plan(write_config(use_cpu=True, cutoff_len=512)).memory.note
 
 
 @pytest.mark.parametrize(

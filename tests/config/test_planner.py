@@ -369,8 +369,8 @@ def test_passes_in_the_plan(write_config: Any, built_in: Plugins) -> None:
     few = planned(tokens_per_pass=1)  # a row is never divided
     assert (whole.memory.note, auto.memory.note, few.memory.note) == (
         "8 rows of 512 tokens",
-        "8 rows of 512 tokens, 2048 of them at a time",
-        "8 rows of 512 tokens, 512 of them at a time",
+        "8 rows of 512 tokens, 2048 tokens at a time",
+        "8 rows of 512 tokens, 512 tokens at a time",
     )
     activations = [plan.memory.terms["activations"] for plan in (few, auto, whole)]
     assert activations == [pytest.approx(activations[0] * times, abs=2) for times in (1, 4, 8)]
