@@ -219,7 +219,7 @@ def estimate(architecture: Architecture, need: Need) -> Estimate:
 
 
 def _peak(sizes: Mapping[str, int], need: Need) -> int:
-    """Bytes at the peak: activations are freed as gradients are computed, so the larger counts; accumulated ones add."""
+    """Bytes at the peak: activations are freed as gradients are computed; the larger counts, unless accumulated."""
     forward = sizes["activations"] + sizes["heap holes"] + sizes["logits chunk"]
     held = sizes["gradients"]
     moving = forward + held if need.accumulates else max(forward, held)

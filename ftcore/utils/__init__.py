@@ -1,1 +1,1 @@
-"""Helpers without a subject of their own, each once and free of torch."""
+"""General helpers. Nothing here imports torch."""

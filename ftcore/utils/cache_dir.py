@@ -1,4 +1,4 @@
-"""Where things lie that outlive a run."""
+"""The cache folder."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """``$FT_CACHE``, else ``$XDG_CACHE_HOME/ft``, else ``~/.cache/ft``: what can be made again at any time."""
+    """``$FT_CACHE``, else ``$XDG_CACHE_HOME/ft``, else ``~/.cache/ft``. Everything in it can be computed again."""
     if root := os.environ.get("FT_CACHE"):
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ft"
 
 
 def is_there(path: Path) -> bool:
-    """Whether something has this name, be it a link that leads nowhere; false for what cannot be a name.
+    """Whether a path exists, broken links included; false for impossible paths, for which ``lstat`` raises.
 
-    A whole image as text in the place of its path is such: asking for its file raises.
+    An example is an image as base64 text in the field for its path.
     """
     try:
         path.lstat()

@@ -1,7 +1,7 @@
-"""What the cache holds, and how it is emptied: entries of the content store, and what earlier versions of ft kept.
+"""Lists and removes what the cache holds: entries of the content store, and entries of earlier versions of ft.
 
-Only what ft wrote is removed: entries whose files all have names that ft gives, what killed processes left of them, and
-files that earlier versions wrote. Everything else stays, and so does what a process makes or uses.
+Only files that ft wrote are removed: entries whose files all have names that ft uses, partial entries of killed
+processes, and files of earlier versions. Everything else stays, and so do entries that a process writes or uses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ftcore.utils.content_store import (
 from ftcore.utils.file_lock import made_under, take
 
 OLD = "old"
-"""Stands for the kinds of earlier versions where kinds are named."""
+"""The name of all kinds of earlier versions on the command line."""
 
 _HEX = "[0-9a-f]{32}"
 _NAME = re.compile(_HEX)
@@ -53,18 +53,18 @@ _EARLIER = {
 
 @dataclass(frozen=True)
 class Kept:
-    """Something that the cache holds.
+    """An entry of the cache.
 
     Args:
-        kind: of what is kept.
-        path: its folder, or its file.
+        kind: its kind.
+        path: its folder or file.
         about: what it is for.
-        made_by: who made it.
-        size: of its files, bytes.
+        made_by: the version of ft that wrote it.
+        size: bytes of its files.
         last_used: seconds since the epoch.
-        old: it was written by a version before the content store.
-        left: a killed process left it half written, or it is being made.
-        strange: names of files in it that ft did not write: it is not removed.
+        old: whether a version before the content store wrote it.
+        left: whether it is partial: being written, or left by a killed process.
+        strange: names of files in it that ft did not write; such an entry is not removed.
     """
 
     kind: CacheKind
@@ -79,14 +79,14 @@ class Kept:
 
     @property
     def in_use(self) -> bool:
-        """Whether a process makes or uses it, or nobody can tell."""
+        """Whether a process writes or uses it; true if unknown."""
         if self.old:
             return any(map(_is_locked, _old_locks(self.path)))
         entry = _entry_of(self.path)
         return _is_locked(making_lock(entry)) or (not self.left and _is_locked(self.path / MANIFEST))
 
     def remove(self) -> bool:
-        """Whether it is gone now. What is in use, or holds other files, stays."""
+        """Removes the entry unless it is in use or holds foreign files; returns whether it is gone."""
         if self.strange:
             return False
         with suppress(OSError, RunError):
@@ -96,29 +96,29 @@ class Kept:
 
 @dataclass
 class Pruned:
-    """What was removed, and what was to be and stays."""
+    """Removed entries, and those that could not be removed."""
 
     removed: list[Kept] = field(default_factory=list)
     stays: list[Kept] = field(default_factory=list)
 
     def take(self, kept: Kept) -> bool:
-        """Removes it; whether it is gone."""
+        """Removes an entry; returns whether it is gone."""
         gone = kept.remove()
         (self.removed if gone else self.stays).append(kept)
         return gone
 
     @property
     def freed(self) -> int:
-        """Bytes."""
+        """Freed bytes."""
         return sum(kept.size for kept in self.removed)
 
 
 def list_kept(kinds: Iterable[CacheKind] | None = None, root: Path | None = None) -> list[Kept]:
-    """All that the cache holds, last used first.
+    """All entries of the cache, most recently used first.
 
     Args:
-        kinds: of these kinds; None for all of them.
-        root: of the store; None for the cache, in which what earlier versions kept is looked for as well.
+        kinds: only these kinds; None for all.
+        root: root of a store; None for the cache, where entries of earlier versions are included.
     """
     wanted = list(CACHE_KINDS.values() if kinds is None else kinds)
     found = [kept for kind in wanted for kept in _entries((root or store_root()) / kind.name, kind)]
@@ -128,11 +128,11 @@ def list_kept(kinds: Iterable[CacheKind] | None = None, root: Path | None = None
 
 
 def prune(older_than: float | None = None, larger_than: int | None = None, *, now: float) -> Pruned:
-    """Removes what earlier versions and killed processes left, then what was not used for longest.
+    """Removes entries of earlier versions and killed processes, then the least recently used entries.
 
     Args:
-        older_than: what was not used for so many seconds; None for nothing.
-        larger_than: until so many bytes are left; None for all of them.
+        older_than: removes entries not used for this many seconds; None for no limit.
+        larger_than: removes entries until at most this many bytes are left; None for no limit.
         now: seconds since the epoch.
     """
     result, found = Pruned(), list_kept()
@@ -146,10 +146,10 @@ def prune(older_than: float | None = None, larger_than: int | None = None, *, no
 
 
 def clear(name: str) -> Pruned:
-    """Removes all of a kind.
+    """Removes all entries of a kind.
 
     Args:
-        name: a kind's, `OLD` for what earlier versions kept, or ``all``.
+        name: a kind's name, `OLD` for entries of earlier versions, or ``all``.
     """
     result = Pruned()
     for kept in list_kept():
@@ -168,7 +168,7 @@ def _entries(folder: Path, kind: CacheKind) -> Iterator[Kept]:
         staged = bool(_STAGED.fullmatch(path.name))
         if path.is_symlink() or not path.is_dir() or not (staged or _NAME.fullmatch(path.name)):
             continue
-        with suppress(FileNotFoundError):  # another process removes it
+        with suppress(FileNotFoundError):  # another process is removing it
             yield _kept(path, kind, staged)
 
 
@@ -197,13 +197,13 @@ def _kept(path: Path, kind: CacheKind, staged: bool) -> Kept:
 
 
 def _entry_of(path: Path) -> Path:
-    """The place of an entry, of which the path is perhaps only a part."""
+    """The entry's folder, given it or its temporary folder."""
     staged = _STAGED.fullmatch(path.name)
     return path.with_name(staged[1]) if staged else path
 
 
 def _is_locked(file: Path) -> bool:
-    """Whether a process holds a lock on the file; true where nobody can tell."""
+    """Whether a process holds a lock on the file; true if unknown."""
     try:
         with file.open("r+b") as stream:
             take(stream, file)
@@ -215,7 +215,7 @@ def _is_locked(file: Path) -> bool:
 
 
 def _removed(kept: Kept) -> bool:
-    """Deletes an entry while nobody makes it, nor uses it."""
+    """Deletes an entry unless a process writes or uses it; returns whether it did."""
     path = kept.path
     with made_under(making_lock(_entry_of(path)), wait=False) as alone:
         if not alone:
@@ -234,7 +234,7 @@ def _removed(kept: Kept) -> bool:
         return True
 
 
-# ---- what earlier versions kept ----
+# ---- entries of earlier versions ----
 
 
 def _old(path: Path) -> Iterator[Kept]:
@@ -248,7 +248,7 @@ def _old(path: Path) -> Iterator[Kept]:
 
 
 def _old_files(path: Path) -> list[Path]:
-    """The files of earlier versions in it, and no others."""
+    """The files of earlier versions below a path, without any other files."""
     if path.is_symlink() or not path.exists():
         return []
     if path.is_file():
@@ -263,15 +263,15 @@ def _old_locks(path: Path) -> list[Path]:
 
 
 def _removed_old(kept: Kept) -> bool:
-    """Deletes the files; whatever a process of an earlier version uses stays, with all beside it."""
+    """Deletes the files of an earlier version's entry unless a process uses one of them."""
     if kept.in_use:
         return False
     for file in _old_files(kept.path):
         file.unlink()
     if kept.path.is_dir():
-        for folder in sorted((one for one in kept.path.rglob("*") if one.is_dir()), reverse=True):
+        for folder in sorted((path for path in kept.path.rglob("*") if path.is_dir()), reverse=True):
             if _NAME.search(folder.name):
-                with suppress(OSError):  # it holds what ft did not write
+                with suppress(OSError):  # it holds foreign files
                     folder.rmdir()
         with suppress(OSError):
             kept.path.rmdir()

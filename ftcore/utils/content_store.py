@@ -1,12 +1,13 @@
-"""The content store: how what ft keeps between runs is named, written, locked, checked and removed.
+"""The content store: cached entries are named by a digest of their inputs, written atomically, locked and checked.
 
-An entry is a folder ``<cache>/v2/<kind>/<name>``. Its name is a digest of what it was made from and of the sources that
-made it, so that a changed input or a changed line of code makes it anew. ``manifest.json`` in it, which is sealed with
-a digest of itself, says what it is for, who made it, and sha256 of its files. It is written beside, flushed to the disk
-and moved into place in one step: what has a name is whole. Its last use is the manifest's mtime.
+An entry is a folder ``<cache>/v2/<kind>/<name>``. Its name is a digest of its inputs and of the source code that
+computed it, so a changed input or line of code gives a new entry. Its ``manifest.json``, which contains a digest of
+itself, holds its purpose, the version of ft and the sha256 of its files. An entry is written under a temporary name,
+flushed to the disk and renamed, so every entry is complete. The manifest's mtime is the time of its last use.
 
-Two locks: who makes an entry holds ``.<name>.lock`` beside it; who uses one shares a lock on its manifest, which
-nobody who prunes gets then. Both end with their process, however that ends. Nothing here imports numpy or torch.
+There are two locks. A process that writes an entry holds ``.<name>.lock`` in the same folder. A process that uses an
+entry shares a lock on its manifest, so that it is not pruned. The system releases both when the process ends. Nothing
+here imports numpy or torch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ftcore.utils.files import staged_folder, staging_path
 from ftcore.utils.hashing import contents_sha256, json_sha256, sources_sha256
 
 LAYOUT = "v2"
-"""Folder in the cache. What lies beside it is of earlier versions: see `ftcore.utils.cache_pruning`."""
+"""Folder in the cache. Other folders there are of earlier versions: see `ftcore.utils.cache_pruning`."""
 MANIFEST = "manifest.json"
 _DIGITS = 32
 
@@ -39,9 +40,9 @@ class CacheKind:
     """A kind of entry.
 
     Args:
-        name: of its folder, and on the command line.
+        name: name of its folder, and on the command line.
         purpose: what its entries hold.
-        files: patterns of the names of their files, besides the manifest. Nothing else is ever removed.
+        files: patterns of file names besides the manifest. No other file is ever removed.
     """
 
     name: str
@@ -52,27 +53,27 @@ class CacheKind:
 _ARRAYS = ("ids", "weights", "reasons", "offsets", "places", "times", "images")  # ftcore.data.storage.arrays.ARRAYS
 TOKENS = CacheKind("tokens", "tokenised datasets", _ARRAYS)
 FILE_DIGESTS = CacheKind("file-digests", "sha256 of data and model files")
-REFERENCE = CacheKind("reference", "log-probabilities by reference models", ("values.safetensors",))
-FROZEN_LAYERS = CacheKind("frozen-layers", "outputs of the layers below the lowest trained one", ("*.rows",))
-CAPABILITY_PROBES = CacheKind("capability-probes", "what models were shown to support")
-MATMUL_CHOICE = CacheKind("matmul-choice", "the faster matrix multiplication of this machine")
+REFERENCE = CacheKind("reference", "log-probabilities of reference models", ("values.safetensors",))
+FROZEN_LAYERS = CacheKind("frozen-layers", "inputs of the first trainable layer", ("*.rows",))
+CAPABILITY_PROBES = CacheKind("capability-probes", "tested capabilities of models")
+MATMUL_CHOICE = CacheKind("matmul-choice", "the fastest matrix multiplication on this machine")
 CACHE_KINDS = {
     kind.name: kind for kind in (TOKENS, FILE_DIGESTS, REFERENCE, FROZEN_LAYERS, CAPABILITY_PROBES, MATMUL_CHOICE)
 }
 
 
 def entry_name(inputs: Any, sources: Iterable[ModuleType | Path] = ()) -> str:
-    """Name of an entry: 32 digits of the sha256 of what it was made from.
+    """Name of an entry: 32 digits of the sha256 of its inputs and sources.
 
     Args:
-        inputs: all that decides its content; what is no JSON counts by its text.
-        sources: packages, modules and files of the code that makes it; of a package all files.
+        inputs: everything that determines its content; values that are not JSON count as their text.
+        sources: packages (with all their files), modules and files of the code that computes it.
     """
     return json_sha256([inputs, sources_sha256(sources)], default=str)[:_DIGITS]
 
 
 def store_root() -> Path:
-    """Where entries are."""
+    """The folder of all entries."""
     return cache_root() / LAYOUT
 
 
@@ -80,7 +81,7 @@ def store_root() -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The content of a folder's manifest; None where there is none that is whole."""
+    """The content of a folder's manifest; None if it is missing or damaged."""
     try:
         return _unsealed((folder / MANIFEST).read_bytes())
     except OSError:
@@ -102,18 +103,20 @@ def write_folder(
     value: Any,
     fill: Callable[[Path], Mapping[str, str] | None] | None = None,
 ) -> None:
-    """Writes a folder whole: fills it beside its place, flushes it to the disk and moves it there.
+    """Writes a folder atomically: under a temporary name, flushed to the disk, and renamed.
 
     Args:
-        folder: its place; what has it is replaced.
-        about: what it is for, as people read it.
-        value: kept in the manifest: JSON.
-        fill: writes files into a folder; returns their sha256 if it knows them.
+        folder: path of the folder; replaced if it exists.
+        about: what it is for, as text for people.
+        value: a JSON value, stored in the manifest.
+        fill: writes files into a folder; returns their sha256 if known.
 
     Raises:
-        OSError: it cannot be written; nothing of it is left then.
+        OSError: it cannot be written; no part of it is left then.
     """
-    with staged_folder(folder, durable=fill is not None) as staged:  # damage to the manifest alone shows by its seal
+    with staged_folder(
+        folder, durable=fill is not None
+    ) as staged:  # the seal detects a damaged manifest, so an entry without files needs no flush
         digests = (fill(staged) if fill else None) or {}
         content = {
             "about": about,
@@ -126,7 +129,7 @@ def write_folder(
 
 
 def delete_folder(folder: Path) -> None:
-    """A folder goes in one step: nobody finds half of one under its name."""
+    """Deletes a folder atomically: it is renamed first."""
     doomed = staging_path(folder)
     with suppress(FileNotFoundError):
         folder.rename(doomed)
@@ -137,11 +140,11 @@ def delete_folder(folder: Path) -> None:
 
 
 class Held:
-    """An entry that is used, and so stays, until it is closed or the process ends.
+    """An open entry, which is not pruned until it is closed or the process ends.
 
     Attributes:
-        value: what the manifest keeps.
-        files: sha256 by name.
+        value: the value in the manifest.
+        files: name -> sha256.
     """
 
     def __init__(self, folder: Path, stream: BinaryIO, content: Mapping[str, Any]) -> None:
@@ -149,14 +152,14 @@ class Held:
         self.value, self.files = content["value"], dict(content["files"])
 
     def is_whole(self, digest: Callable[[Path], str] = contents_sha256) -> bool:
-        """Whether each file has the digest that the manifest says."""
+        """Whether all files match the digests in the manifest."""
         try:
             return all(digest(self.folder / name) == known for name, known in self.files.items())
         except OSError:
             return False
 
     def close(self) -> None:
-        """Whoever prunes may remove the entry from now on."""
+        """Closes the entry, which may then be pruned."""
         self._stream.close()
 
     def __enter__(self) -> Held:
@@ -168,12 +171,12 @@ class Held:
 
 @dataclass(frozen=True)
 class Entry:
-    """A place in the store.
+    """An entry of the store, which need not exist.
 
     Args:
-        kind: of what is kept.
+        kind: its kind.
         name: see `entry_name`.
-        root: of the store.
+        root: root of the store.
         locking: the option ``use_file_locking``; None locks where the file system has locks.
     """
 
@@ -186,17 +189,17 @@ class Entry:
     def of(
         cls, kind: CacheKind, inputs: Any, sources: Iterable[ModuleType | Path], locking: bool | None = None
     ) -> Entry:
-        """The entry of what is made from ``inputs`` by ``sources``, in the cache."""
+        """The entry in the cache for the result that ``sources`` compute from ``inputs``."""
         return cls(kind, entry_name(inputs, sources), store_root(), locking)
 
     @cached_property
     def folder(self) -> Path:
-        """Where it is, or would be."""
+        """The entry's folder, whether it exists or not."""
         return self.root / self.kind.name / self.name
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """One process at a time is in here, the others wait. What killed processes have left of the entry is removed.
+        """A context for writing the entry, for one process at a time; partial entries of killed processes are removed.
 
         Raises:
             OSError: the folder cannot be written.
@@ -210,7 +213,7 @@ class Entry:
             yield
 
     def open(self) -> Held | None:
-        """The entry, locked against whoever prunes; None where there is none, or none whose manifest is whole."""
+        """Opens the entry and locks it against pruning; None if it is missing or its manifest damaged."""
         try:
             stream = (self.folder / MANIFEST).open("rb")
         except OSError:
@@ -219,7 +222,7 @@ class Entry:
             take(stream, self.folder, shared=True, wait=True, locking=self.locking)
             content = _unsealed(stream.read()) if is_same_file(stream, self.folder / MANIFEST) else None
             if content is not None:
-                with suppress(OSError):  # of another user, who may be asked for it but not told
+                with suppress(OSError):  # an entry of another user is readable, but its mtime cannot be set
                     os.utime(stream.fileno())
                 return Held(self.folder, stream, content)
         except BaseException:
@@ -233,7 +236,7 @@ class Entry:
         write_folder(self.folder, about, value, fill)
 
     def read_value(self) -> Any:
-        """What the manifest keeps; None where nothing is kept."""
+        """The value in the manifest; None if there is no entry."""
         content = read_manifest(self.folder)
         if content is None:
             return None
@@ -242,12 +245,12 @@ class Entry:
         return content["value"]
 
     def value(self, make: Callable[[], Any], about: str, is_valid: Callable[[Any], bool] = lambda value: True) -> Any:
-        """What is kept, else what ``make`` gives, which is kept if it can be.
+        """The stored value; if there is none, the result of ``make``, which is stored if possible.
 
         Args:
-            make: gives something that JSON holds, and no None; one process at a time is asked.
+            make: computes a JSON value other than None; called in one process at a time.
             about: what it is for.
-            is_valid: whether what is kept may be used.
+            is_valid: whether a stored value may be used.
         """
 
         def known() -> Any:
@@ -260,20 +263,20 @@ class Entry:
             try:
                 stack.enter_context(self.making())
             except OSError:
-                return make()  # a cache that cannot be written costs time, nothing else
+                return make()  # without a writable cache the value is computed each time
             if (found := known()) is not None:
-                return found  # another process has made it meanwhile
-            made = make()
+                return found  # another process has written it in the meantime
+            value = make()
             with suppress(OSError):
-                self.write(about, made)
-            return made
+                self.write(about, value)
+            return value
 
 
 def making_lock(folder: Path) -> Path:
-    """Whose lock is held by who makes an entry."""
+    """The file that a process locks while it writes an entry."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 def staged_of(folder: Path) -> Iterator[Path]:
-    """What is not yet an entry, or no longer one."""
+    """Temporary folders of an entry, being written or deleted."""
     return folder.parent.glob(f".tmp-*-*-{folder.name}")

@@ -1,4 +1,4 @@
-"""Locks on files, which end with their process, however that ends: one run at a time in a folder, and the like."""
+"""Locks on files, which the system releases when the process ends, for example one run at a time in a folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ftcore.errors import RunError
 from ftcore.utils.ownership import LOCK
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
-"""What file systems without locks answer: NFS without its lock daemon, several of FUSE, of clusters and of objects."""
-WITHOUT = "use_file_locking=false goes without; see to it then that no second process writes there"
+"""Errors of file systems without locks: NFS without its lock daemon, some FUSE, cluster and object file systems."""
+WITHOUT = "write use_file_locking=false, and make sure that no second process writes there"
 
 
 class HeldError(RunError):
@@ -23,18 +23,18 @@ class HeldError(RunError):
 
 
 def take(stream: IO[Any], path: Path, *, shared: bool = False, wait: bool = False, locking: bool | None = True) -> bool:
-    """Locks an open file until it is closed; whether it is locked then.
+    """Locks an open file until it is closed; returns whether it is locked.
 
     Args:
         stream: the open file.
-        path: named in errors: what is to be written.
-        shared: others may hold it too, if they share it as well.
-        wait: until it is free.
-        locking: the option ``use_file_locking``; false does nothing, None goes without where there are no locks.
+        path: the path in error messages.
+        shared: whether the lock is shared.
+        wait: whether to wait until the lock is free.
+        locking: the option ``use_file_locking``. False does nothing; None accepts file systems without locks.
 
     Raises:
-        HeldError: when another process holds it.
-        RunError: when the file system has no locks; the option that goes without is named.
+        HeldError: another process holds the lock.
+        RunError: the file system has no locks; the message names ``use_file_locking``.
     """
     if locking is False:
         return False
@@ -53,7 +53,7 @@ def take(stream: IO[Any], path: Path, *, shared: bool = False, wait: bool = Fals
 
 
 def is_same_file(stream: IO[Any], path: Path) -> bool:
-    """Whether a path still leads to an open file: who waited for a lock may hold one of a file that is gone."""
+    """Whether a path still is the open file. While a process waited for its lock, the file may have been deleted."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except OSError:
@@ -62,18 +62,18 @@ def is_same_file(stream: IO[Any], path: Path) -> bool:
 
 @contextmanager
 def made_under(path: Path, *, wait: bool = True, locking: bool | None = True) -> Iterator[bool]:
-    """Holds the lock of what is made meanwhile; its file is gone afterwards.
+    """A context that holds a lock file and deletes it afterwards.
 
     Args:
-        path: of the lock; its folder exists.
-        wait: until another process is done; else it goes on without the lock.
+        path: path of the lock file, in an existing folder.
+        wait: whether to wait for another process; else the context continues without the lock.
         locking: see `take`.
 
     Returns:
-        Whether the lock is held: not where ``wait`` is false and another process holds it, nor where nothing is locked.
+        Whether the lock is held. It is not if another process holds it and ``wait`` is false, or without locking.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
         RunError: see `take`.
     """
     if locking is False:
@@ -92,7 +92,7 @@ def made_under(path: Path, *, wait: bool = True, locking: bool | None = True) ->
             raise
         if not held or is_same_file(stream, path):
             break
-        stream.close()  # whoever held it has removed it
+        stream.close()  # the previous holder has deleted it
     with stream:
         try:
             yield held
@@ -103,31 +103,33 @@ def made_under(path: Path, *, wait: bool = True, locking: bool | None = True) ->
 
 @contextmanager
 def locked(folder: Path, *, locking: bool = True) -> Iterator[None]:
-    """Holds the folder while entered; the lock ends with the process, however that ends.
+    """A context that holds the lock of a folder.
 
     Args:
-        folder: is made where it is not there.
+        folder: created if it does not exist.
         locking: the option ``use_file_locking``.
 
     Raises:
-        RunError: when another process holds it, nothing can be written there, or the file system has no locks.
+        RunError: another process holds the lock, the folder is not writable, or the file system has no locks.
     """
     with _opened(folder) as stream:
         try:
             take(stream, folder, locking=locking)
         except HeldError as error:
-            raise RunError(f"another run is writing to {folder}; wait for it, or write another output_dir") from error
+            raise RunError(
+                f"another run is writing to {folder}; wait until it ends, or write another output_dir"
+            ) from error
         yield
 
 
 def is_held(folder: Path) -> bool | None:
-    """Whether a run holds a folder; None where nobody can tell."""
+    """Whether a run holds the lock of a folder; None if unknown."""
     try:
         with (folder / LOCK).open("rb") as stream:
             take(stream, folder, shared=True)
     except HeldError:
         return True
-    except (OSError, RunError):  # it is not there, cannot be opened, or the file system has no locks
+    except (OSError, RunError):  # no lock file, not readable, or no locks on this file system
         return None
     return False
 
@@ -137,4 +139,4 @@ def _opened(folder: Path) -> TextIO:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / LOCK).open("a")
     except OSError as error:
-        raise RunError(f"nothing can be written to output_dir {folder}: {error.strerror}") from error
+        raise RunError(f"output_dir {folder} is not writable: {error.strerror}") from error

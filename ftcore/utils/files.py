@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside, flushed to the disk, and renamed into place."""
+"""Atomic writes: files and folders are written under a temporary name, flushed to the disk and renamed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _numbers = count()
 
 
 def staging_path(path: Path) -> Path:
-    """Where to write what is renamed to ``path`` later: ``.tmp-PID-N-NAME`` beside it, another one at each call.
+    """A temporary path in the same folder, to be renamed to ``path``: ``.tmp-PID-N-NAME``, new at each call.
 
-    `ftcore.utils.ownership.is_staged` knows such names, so that a later run clears away what a killed one left.
+    `ftcore.utils.ownership.is_staged` recognises such names, so that a later run deletes files of a killed one.
     """
     return path.with_name(f".tmp-{os.getpid()}-{next(_numbers)}-{path.name}")
 
 
 def flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Flushes a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -40,10 +40,10 @@ def flush_tree(folder: Path) -> None:
 
 @contextmanager
 def staged_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it is renamed to ``path`` on leaving, or deleted after an error.
+    """A temporary path to write to; it is renamed to ``path`` on exit, or deleted after an error.
 
     Args:
-        path: of the file; its folder is there.
+        path: path of the file, in an existing folder.
         durable: flush before the rename, so that a power cut leaves the old file or the new one. False saves the
             10 ms of a flush, for a cache whose reader detects a damaged file.
     """
@@ -60,10 +60,10 @@ def staged_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
-    """An empty folder beside ``folder`` to write into; it takes its place on leaving, or is deleted after an error.
+    """An empty temporary folder to write into; it replaces ``folder`` on exit, or is deleted after an error.
 
     Args:
-        folder: is replaced where it exists; its parents are made.
+        folder: replaced if it exists; its parents are created.
         durable: flush every file before the rename.
     """
     folder = folder.resolve()
@@ -81,10 +81,10 @@ def staged_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(staged: Path, folder: Path) -> None:
-    """Renames ``staged`` to ``folder``; what was there is renamed first and deleted last.
+    """Renames ``staged`` to ``folder``; an existing folder is renamed first and deleted last.
 
     Raises:
-        OSError: it cannot be renamed; what was there is there again.
+        OSError: it cannot be renamed; the existing folder is restored.
     """
     earlier = staging_path(folder)
     if folder.is_dir():
@@ -99,15 +99,15 @@ def replace_folder(staged: Path, folder: Path) -> None:
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Writes a file so that readers find the earlier content or the new one, never a part.
+    """Writes a file atomically: readers find the earlier content or the new one.
 
     Args:
-        path: of the file; its folder is there.
+        path: path of the file, in an existing folder.
         content: text is written as UTF-8.
         durable: as for `staged_file`.
 
     Raises:
-        OSError: it cannot be written; the earlier file is as it was.
+        OSError: it cannot be written; an earlier file is unchanged.
     """
     with staged_file(path, durable=durable) as staged:
         staged.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -119,7 +119,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> str:
-    """The value as indented JSON that ends in a newline: sets become sorted lists, what JSON does not know its text."""
+    """The value as indented JSON with a final newline. Sets become sorted lists, and other types their text."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n"
 
 

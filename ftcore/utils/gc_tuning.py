@@ -1,4 +1,4 @@
-"""Python's garbage collector, which goes through all objects again and again while libraries are imported."""
+"""Settings of Python's garbage collector, which scans all objects repeatedly while libraries are imported."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _YOUNG = 50_000
-"""Objects that are made between two collections, where Python has 700 or 2,000."""
+"""Allocations between two collections; Python's default is 700 or 2,000."""
 
 
 @contextmanager
 def relaxed_gc() -> Iterator[None]:
-    """For what makes many objects that stay: 1.5 of the 8 CPU seconds of a run's start were collections.
+    """A context with rarer collections, for code that creates many long-lived objects.
 
-    Rarer ones are not none: what loading leaves in cycles does not pile up.
+    Collections took 1.5 of the 8 CPU seconds of a run's start. They are not turned off, so that cycles are still freed.
     """
     before = gc.get_threshold()
     gc.set_threshold(_YOUNG, *before[1:])
@@ -25,8 +25,8 @@ def relaxed_gc() -> Iterator[None]:
 
 
 def freeze_gc() -> None:
-    """Whatever there is by now stays to the end and is not gone through any more; for when libraries are imported.
+    """Excludes all existing objects from further collections; call it after libraries are imported.
 
-    Trainer begins with a collection of everything, 0.25 CPU seconds.
+    Trainer begins with a full collection, which takes 0.25 CPU seconds otherwise.
     """
     gc.freeze()

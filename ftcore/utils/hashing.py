@@ -1,4 +1,4 @@
-"""sha256 digests: of bytes, texts, JSON values, files, folders and sources. Nothing else in ft imports hashlib."""
+"""sha256 digests of bytes, texts, JSON values, files, folders and sources. No other module of ft imports hashlib."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _PIECES, _PIECE = 16, 1 << 16
 
 
 class Digest(Protocol):
-    """A digest that is fed piece by piece."""
+    """A digest that is updated piece by piece."""
 
     def update(self, data: Any, /) -> None:
         """Adds bytes."""
 
     def digest(self) -> bytes:
-        """Of all that was added, 32 bytes."""
+        """The digest as 32 bytes."""
 
     def hexdigest(self) -> str:
-        """Of all that was added, 64 hexadecimal digits."""
+        """The digest as 64 hexadecimal digits."""
 
 
 def new_digest(*parts: Any) -> Digest:
-    """A digest that has been fed with these texts (as UTF-8), bytes and contiguous buffers."""
+    """A digest of these texts (as UTF-8), bytes and contiguous buffers, which can be updated further."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
@@ -37,27 +37,27 @@ def new_digest(*parts: Any) -> Digest:
 
 
 def sha256_of(*parts: Any) -> str:
-    """sha256 over texts (as UTF-8), bytes and contiguous buffers, as if they were one; hexadecimal."""
+    """sha256 of the concatenation of texts (as UTF-8), bytes and contiguous buffers, hexadecimal."""
     return new_digest(*parts).hexdigest()
 
 
 def json_sha256(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """sha256 of a value of JSON's kinds, whatever the order of its keys.
+    """sha256 of a JSON value, independent of the order of keys.
 
     Args:
         value: the value.
-        default: makes something JSON of what is not.
+        default: converts other values to JSON values.
     """
     return sha256_of(json.dumps(value, sort_keys=True, default=default))
 
 
 def combined(parts: Sequence[object]) -> str:
-    """sha256 over several digests, or other things that are known by their texts."""
+    """sha256 of several digests, or of the texts of other values."""
     return json_sha256([str(part) for part in parts])
 
 
 def contents_sha256(file: Path) -> str:
-    """sha256 of a file's bytes; see `ftcore.utils.file_digests` for one that is remembered.
+    """sha256 of a file's bytes; see `ftcore.utils.file_digests` for a cached one.
 
     Raises:
         OSError: the file cannot be read.
@@ -68,7 +68,7 @@ def contents_sha256(file: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file, or over the names and bytes of a folder's files."""
+    """sha256 of a file, or of the names and bytes of a folder's files."""
     if path.is_file():
         return contents_sha256(path)
     digest = hashlib.sha256()
@@ -79,7 +79,7 @@ def file_hash(path: Path) -> str:
 
 
 def sampled_sha256(path: Path) -> str:
-    """sha256 of a file's size and of 16 pieces of 64 KiB, evenly spread: for files that take hours to read.
+    """sha256 of a file's size and of 16 evenly spaced pieces of 64 KiB, for files that take hours to read.
 
     Raises:
         OSError: the file cannot be read.
@@ -94,10 +94,10 @@ def sampled_sha256(path: Path) -> str:
 
 
 def sources_sha256(sources: Iterable[ModuleType | Path]) -> str:
-    """sha256 over the names and bytes of Python files: of a package all, its subpackages included.
+    """sha256 of the names and bytes of Python files. A package stands for all its files, subpackages included.
 
     Args:
-        sources: modules and packages, or files and folders of such; in any order, each counts once.
+        sources: modules and packages, or files and folders, in any order; duplicates count once.
     """
     return json_sha256(sorted({_source(*_place(source)) for source in sources}))
 
@@ -106,13 +106,13 @@ def package_of(name: str) -> ModuleType:
     """The package that a module belongs to: ``ftcore.data`` for ``ftcore.data.sources.resolve.readers``.
 
     Args:
-        name: ``__name__`` of the module: its sources stay the whole package's wherever it is moved within it.
+        name: ``__name__`` of the module, which may move within the package without effect.
     """
     return sys.modules[".".join(name.split(".")[:2])]
 
 
 def _place(source: ModuleType | Path) -> tuple[str, bool]:
-    """A file or folder, and whether the folder that it is in is meant."""
+    """A file or folder, and whether the folder of the file counts."""
     if isinstance(source, Path):
         return str(source), False
     assert source.__file__ is not None, f"{source.__name__} has no file: a package needs an __init__.py"
@@ -120,12 +120,12 @@ def _place(source: ModuleType | Path) -> tuple[str, bool]:
 
 
 @cache
-def _source(file: str, is_package: bool) -> str:
-    """Read once in a process: what it runs is what it began with."""
-    path = Path(file).parent if is_package else Path(file)
+def _source(location: str, is_package: bool) -> str:
+    """The digest, computed once per process, since a process keeps running the code that it has loaded."""
+    path = Path(location).parent if is_package else Path(location)
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     assert files, f"{path} holds no sources"
-    return json_sha256([[one.relative_to(path.parent).as_posix(), contents_sha256(one)] for one in files])
+    return json_sha256([[file.relative_to(path.parent).as_posix(), contents_sha256(file)] for file in files])
 
 
 def _add(digest: Digest, file: Path) -> None:

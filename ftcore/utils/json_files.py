@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote, read with a bound on how deep it nests."""
+"""Reads JSON files of others, with a limit on nesting."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 DEEPEST = 100
-"""Levels of lists and objects that are taken: what goes through such values calls itself for each level, a few times,
-and Python ends at 1,000 calls. JSON schemas of tools have about 10, configs of models 4."""
+"""Maximum nesting of lists and objects. Recursive functions need a few calls per level, and Python allows 1,000 calls.
+JSON schemas of tools have about 10 levels, configs of models 4."""
 
 
 def too_deep(value: Any, limit: int = DEEPEST) -> bool:
-    """Whether lists and objects of a value lie more than so many levels inside each other."""
+    """Whether lists and objects nest deeper than a limit."""
     level: list[Any] = [value]
     for _ in range(limit):
-        level = [item for one in level for item in _items(one) if isinstance(item, dict | list | tuple)]
+        level = [item for value in level for item in _items(value) if isinstance(item, dict | list | tuple)]
         if not level:
             return False
-    return any(True for one in level for _ in _items(one))
+    return any(True for value in level for _ in _items(value))
 
 
 def _items(value: Any) -> Iterable[Any]:
@@ -29,10 +29,10 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def read_object(file: Path) -> Mapping[str, Any]:
-    """The object that a file holds.
+    """The JSON object in a file.
 
     Raises:
-        ValueError: it cannot be read, is no JSON object, or nests too deep; in words that follow the file's name.
+        ValueError: it cannot be read, is not a JSON object, or nests too deep; the message fits after the file's name.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ def read_object(file: Path) -> Mapping[str, Any]:
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"holds no object, but {type(found).__name__}")
+        raise ValueError(f"holds {type(found).__name__}, not an object")
     if too_deep(found):
         raise ValueError(f"nests more than {DEEPEST} levels deep")
     return found

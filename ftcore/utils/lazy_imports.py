@@ -1,4 +1,4 @@
-"""Packages that others import and a run may never use: their code is read when something of them is asked for."""
+"""Deferred imports: a package's code is loaded when one of its attributes is first used."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _put_off: set[str] = set()
 
 
 class _PutOff(ModuleType):
-    """Stands in ``sys.modules`` until an attribute is wanted that every module does not have.
+    """A placeholder in ``sys.modules`` that loads the module when an attribute is used that not every module has.
 
-    importlib.util.LazyLoader's modules are read as soon as anybody imports them or asks whether they are installed:
-    both look at ``__spec__``. Submodules wait for the whole package, since they need its ``__path__``.
+    importlib.util.LazyLoader loads a module on every import and on checks whether it is installed, since both read
+    ``__spec__``. A submodule loads the whole package first, since it needs the package's ``__path__``.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -45,9 +45,9 @@ def _read(module: ModuleType) -> None:
 
 
 class _Found(MetaPathFinder):
-    """Finds submodules that the import system is looking for and that their package has imported meanwhile.
+    """Finds submodules that their package has imported already.
 
-    It asks for the package's ``__path__``, which reads the package, and would then read the submodule once more.
+    The import system reads the package's ``__path__``, which loads the package, and would load the submodule twice.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -58,7 +58,7 @@ class _Found(MetaPathFinder):
 
 
 class _There(Loader):
-    """Leaves a module as it is."""
+    """A loader that returns an existing module."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.spec = module, module.__spec__
@@ -74,17 +74,17 @@ _found = _Found()
 
 
 def defer_import(name: str) -> None:
-    """From now on ``import name`` costs nothing until the module is used; nothing where it is there or not installed.
+    """Defers ``import name`` until the module is used. No effect if it is already imported or not installed.
 
     Args:
-        name: of a package at the top.
+        name: name of a top-level package.
     """
     spec = None
     with suppress(ImportError, ValueError):
         spec = None if name in sys.modules else importlib.util.find_spec(name)
     if spec is None or spec.loader is None:
         return
-    module = _PutOff(name, f"{name}, not read yet")
+    module = _PutOff(name, f"{name}, not loaded yet")
     module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, spec.origin
     _put_off.add(name)
     if _found not in sys.meta_path:

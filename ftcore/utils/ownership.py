@@ -1,4 +1,4 @@
-"""Which files in an output folder ft wrote: only those are deleted or replaced, everything else is named and stays."""
+"""Which files in an output folder ft wrote. Only these are deleted or replaced; all others are listed and stay."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from ftcore.utils.hashing import sha256_of
 from ftcore.utils.json_files import read_object
 
 MANIFEST = "MANIFEST.json"
-"""Of a checkpoint: it lists the files that ft wrote there, and is sealed with a digest of itself."""
+"""The manifest of a checkpoint: it lists the files that ft wrote there, and contains a digest of itself (the seal)."""
 RUN_MANIFEST = "ft_run.json"
 RUN_LOG = "ft_run.log"
 LOCK = ".ft.lock"
 
 BACKUP = ".before-ft"
 WRITTEN = ("*_results.json", "trainer_log.jsonl", "quarantine.jsonl", "generated_predictions.jsonl", "training_*.png")
-"""What runs write into the folder besides what was trained."""
+"""Files that runs write into the folder besides the trained weights."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _STAGED_FOLDER = re.compile(r"\.tmp-(?:\d+|trained|hub-checkpoint-\d+)-\d+")
 _STAGED_FILE = re.compile(r"\.tmp-\d+-.+\.jsonl?")
 _STATE = frozenset({"progress.json", "random-0.json"})
-"""Files of a checkpoint that no other trainer writes: transformers keeps the same in ``.pt`` and ``.pth``."""
+"""Files of a checkpoint that no other trainer writes: transformers uses ``.pt`` and ``.pth`` files."""
 _SUFFIXES = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
-"""Of the files of a checkpoint whose manifest is lost, so that nobody knows which of them ft wrote."""
+"""Suffixes of files that ft may have written, for a checkpoint without a manifest."""
 
 
 def step_of(path: Path) -> int | None:
-    """N of ``checkpoint-N``; None for another name."""
+    """N of ``checkpoint-N``; None for other names."""
     match = _CHECKPOINT.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def named_checkpoints(output_dir: Path) -> list[Path]:
-    """Everything that is named like a checkpoint, by step: folders, links, files."""
+    """All paths named like a checkpoint, by step: folders, links, files."""
     found = ((step, path) for path in output_dir.glob("checkpoint-*") if (step := step_of(path)) is not None)
     return [path for _, path in sorted(found)]
 
 
 def canonical(content: Mapping[str, Any]) -> bytes:
-    """The bytes that a seal is the digest of."""
+    """The bytes from which a seal is computed."""
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -55,7 +55,7 @@ def seal_of(content: Mapping[str, Any]) -> str:
 
 
 def sealed_manifest(folder: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint's manifest, without its seal; None where there is none whose seal holds."""
+    """The content of a checkpoint's manifest without its seal; None if there is none with a valid seal."""
     try:
         content = dict(read_object(folder / MANIFEST))
         seal = content.pop("seal")
@@ -65,43 +65,43 @@ def sealed_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def not_ours(path: Path) -> str:
-    """Why something that is named like a checkpoint is neither deleted nor replaced; empty where it may be.
+    """Why a path named like a checkpoint must not be deleted or replaced; empty if it may be.
 
-    It may be where a manifest of ft lists every file in it; of a checkpoint that has lost its manifest, where it holds
-    the files of state that only ft writes. An empty folder may be replaced as well: nothing is lost with it.
+    It may be if a manifest of ft lists all its files, or, without a manifest, if it has the state files that only ft
+    writes. An empty folder may be replaced too.
     """
     if path.is_symlink():
         return "is a symbolic link"
     if not path.is_dir():
         return "is not a folder" if path.exists() else ""
     if not os.access(path, os.R_OK | os.X_OK):
-        return "cannot be looked into"
-    reason = _strange(path)
-    return reason if path.is_dir() else ""  # a run that lives may have deleted it meanwhile
+        return "cannot be read"
+    reason = _foreign_reason(path)
+    return reason if path.is_dir() else ""  # a running process may have deleted it in the meantime
 
 
-def _strange(path: Path) -> str:
+def _foreign_reason(path: Path) -> str:
     if not (present := _files(path)):
         return ""
     manifest = sealed_manifest(path)
     if manifest is not None:
-        strange = sorted(present - {MANIFEST, *manifest["files"]})
+        foreign = sorted(present - {MANIFEST, *manifest["files"]})
     elif present >= _STATE:
-        strange = sorted(name for name in present if Path(name).suffix not in _SUFFIXES)
+        foreign = sorted(name for name in present if Path(name).suffix not in _SUFFIXES)
     else:
         return "was not written by ft"
-    return f"holds files that ft did not write ({listed(strange, 3)})" if strange else ""
+    return f"holds files that ft did not write ({listed(foreign, 3)})" if foreign else ""
 
 
 def is_staged(path: Path) -> bool:
-    """Whether this is what ft writes before it is moved into place, or has moved away to delete it."""
+    """Whether a path is temporary: ft writes it before moving it into place, or has moved it away to delete it."""
     if path.is_symlink():
         return False
     return bool((_STAGED_FOLDER if path.is_dir() else _STAGED_FILE).fullmatch(path.name))
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a run of ft left what lies in a folder; one that was killed at its start leaves but a lock."""
+    """Whether a run of ft wrote to a folder; a run that was killed at its start leaves only a lock."""
     if (folder / RUN_MANIFEST).is_file() or any(map(_written_by_ft, named_checkpoints(folder))):
         return True
     found = list(folder.iterdir())
@@ -109,9 +109,9 @@ def is_ours(folder: Path) -> bool:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Names in an output folder that were there before the first run of ft, checkpoints left out.
+    """Names in an output folder that existed before the first run of ft, without checkpoints.
 
-    A run that finds no manifest of an earlier one notes what lies there; later runs read that.
+    A run without an earlier manifest records them in its own, where later runs read them.
     """
     if not folder.is_dir():
         return []
@@ -121,26 +121,28 @@ def foreign_files(folder: Path) -> list[str]:
         noted = read_object(folder / RUN_MANIFEST).get("foreign_files", [])
     except ValueError:
         return []
-    kept_aside = {name for name in noted if (folder / f"{name}{BACKUP}").exists()}  # what has the name now is ft's
+    kept_aside = {
+        name for name in noted if (folder / f"{name}{BACKUP}").exists()
+    }  # ft wrote the file that now has this name
     return [name for name in noted if name not in kept_aside and os.path.lexists(folder / name)]
 
 
 def keep_aside(file: Path) -> None:
-    """Gives a file that ft did not write the name ``NAME.before-ft``, once: what has its name afterwards is ft's."""
+    """Renames a file that ft did not write to ``NAME.before-ft``, unless that exists: then ft wrote the file."""
     aside = file.with_name(file.name + BACKUP)
     if not aside.exists() and not aside.is_symlink():
         file.rename(aside)
 
 
 def put_back_aside(file: Path) -> None:
-    """Undoes `keep_aside` where nothing has taken the file's place."""
+    """Undoes `keep_aside` unless there is a new file of the name."""
     aside = file.with_name(file.name + BACKUP)
     if os.path.lexists(aside) and not os.path.lexists(file):
         aside.rename(file)
 
 
 def _files(folder: Path) -> set[str]:
-    """Everything below a folder that is no folder itself; nothing where it is gone."""
+    """All files and links below a folder; empty if it no longer exists."""
     try:
         below = list(folder.rglob("*"))
     except FileNotFoundError:

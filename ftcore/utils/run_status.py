@@ -1,4 +1,4 @@
-"""Whether the run that ``ft_run.json`` tells of still runs: its process is found again, or known to be gone."""
+"""Whether the run of an ``ft_run.json`` is still running, by its process or its lock."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ftcore.utils.ownership import RUN_MANIFEST
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 _GONE = ("Z", "X")
-"""States of a process in /proc that has ended and was not waited for."""
+"""States in /proc of a process that has ended: zombie and dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessId:
-    """A process, told from any other: numbers are given out again, and several machines may see one folder.
+    """Identifies a process, although process ids are reused and several machines may share a folder.
 
     Args:
-        host: its name.
-        pid: its number.
-        start: clock ticks from the start of the machine to its own; empty where there is no /proc.
-        boot: of the machine's start; empty where there is no /proc.
-        namespace: in which the number holds: each container has its own.
+        host: host name.
+        pid: process id.
+        start: start time in clock ticks after the machine's boot; empty without /proc.
+        boot: the machine's boot id; empty without /proc.
+        namespace: the namespace of the process id; each container has its own.
     """
 
     host: str
@@ -44,16 +44,16 @@ class ProcessId:
         return cls(host=socket.gethostname(), pid=pid, start=started or "", boot=_boot(), namespace=_namespace())
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The fields for the manifest."""
         return asdict(self)
 
     def lives(self) -> bool | None:
-        """Whether it runs; None where this process cannot tell."""
+        """Whether the process is running; None if unknown."""
         if not self.boot or not (boot := _boot()):
             return None
         if self.boot == boot:
             return _started(self.pid) == self.start if self.namespace == _namespace() else None
-        return False if self.host == socket.gethostname() else None  # the machine was started anew since
+        return False if self.host == socket.gethostname() else None  # the machine has rebooted since
 
 
 def _boot() -> str:
@@ -71,7 +71,7 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began; None where there is none of this number, or one that has ended."""
+    """Start time of a process; None if it does not exist or has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -80,7 +80,7 @@ def _started(pid: int) -> str | None:
 
 
 def read_status(folder: Path) -> Mapping[str, Any]:
-    """``ft_run.json`` of a folder; empty where there is none that can be read."""
+    """The content of a folder's ``ft_run.json``; empty if it cannot be read."""
     try:
         return read_object(folder / RUN_MANIFEST)
     except ValueError:
@@ -88,37 +88,37 @@ def read_status(folder: Path) -> Mapping[str, Any]:
 
 
 def lives(folder: Path, manifest: Mapping[str, Any]) -> bool | None:
-    """Whether the run of a manifest that says ``running`` does; None where nobody can tell from here."""
+    """Whether the run of a manifest with the status ``running`` is still running; None if unknown."""
     process = _process(manifest)
     known = process.lives() if process else None
     if known is not None:
         return known
     if (held := is_held(folder)) is not False:
         return held
-    # of a lock that is free this says something on the machine that the run was on alone
+    # a free lock proves the end of the run only on the run's own machine
     return False if process is None or process.host == socket.gethostname() else None
 
 
 def _process(manifest: Mapping[str, Any]) -> ProcessId | None:
     try:
         return ProcessId(**manifest["process"])
-    except (KeyError, TypeError):  # of a version that did not note it
+    except (KeyError, TypeError):  # written by a version that did not record it
         return None
 
 
 def notice(folder: Path) -> str:
-    """A line on a run that says ``running``: where it writes, or that it has ended without a word; else empty."""
+    """A line about a run with the status ``running``: it runs, was killed, or its state is unknown; else empty."""
     manifest = read_status(folder)
     process = _process(manifest)
     if manifest.get("status") != RUNNING or process == ProcessId.own():
         return ""
     which = f"process {process.pid} on {process.host}" if process else "its process"
-    began = f" that began at {manifest['started_at']}" if manifest.get("started_at") else ""
+    began = f" started at {manifest['started_at']}" if manifest.get("started_at") else ""
     phase = manifest.get("phase") or "running"
     alive = lives(folder, manifest)
     if alive:
         return f"{folder}: a run{began} is {phase}: {which}"
     if alive is None:
-        return f"{folder}: the run{began} says that it is {phase}, and nobody can tell from here whether {which} lives"
-    how = "it was killed, out of memory for one, or the machine went down"
-    return f"{folder}: the run{began} ended without a word while {phase}: {which} is gone; {how}"
+        return f"{folder}: the run{began} is recorded as {phase}; whether {which} is alive is unknown on this machine"
+    cause = "it was killed, for example for lack of memory, or the machine went down"
+    return f"{folder}: the run{began} ended without a record while {phase}: {which} is gone; {cause}"

@@ -1,6 +1,6 @@
-"""JSON in which no object has a key twice: of two equal keys Python's decoder takes the last in silence.
+"""A JSON decoder that refuses repeated keys, of which Python's decoder silently takes the last.
 
-The check costs 0.3 us for a flat row of 3.2 us, 3 us for one of 8 turns (5.9 us), 13 us for one of 30 objects (19 us).
+The check adds 0.3 us to the 3.2 us of a flat row, 3 us to the 5.9 us of 8 turns, 13 us to the 19 us of 30 objects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
 
 
 def line_and_column(text: str, position: int) -> tuple[int, int]:
-    """Of a position in a text, from 1."""
+    """Line and column of a position in a text, counted from 1."""
     return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
 
 
@@ -25,8 +25,8 @@ class RepeatedKeyError(ValueError):
     """An object has a key twice.
 
     Attributes:
-        key: which; its text shortens it.
-        position: where it stands for the second time in the text, from 0.
+        key: the key; the message shortens it.
+        position: position of its second occurrence in the text, from 0.
         line, column: the same, from 1.
     """
 
@@ -34,11 +34,11 @@ class RepeatedKeyError(ValueError):
         self.key, self.position = key, position
         self.line, self.column = line_and_column(text, position)
         line = f"line {self.line}, " if "\n" in text.strip() else ""
-        super().__init__(f"{quoted(key)} stands twice in one object, at {line}column {self.column}")
+        super().__init__(f"{quoted(key)} occurs twice in one object, at {line}column {self.column}")
 
 
 class _Repeated(Exception):
-    """Raised inside the decoder, which does not say where it is."""
+    """Raised inside the decoder, where the position is unknown."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -49,29 +49,29 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An ``object_pairs_hook`` for what has no place of its own, such as a request.
+    """An ``object_pairs_hook`` for JSON whose position in a file does not matter, such as a request.
 
     Raises:
-        ValueError: a key stands twice.
+        ValueError: an object has a key twice.
     """
     try:
         return _once(pairs)
     except _Repeated:
         counts = Counter(key for key, _ in pairs)
         twice = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"{quoted(twice)} stands twice in one object") from None
+        raise ValueError(f"{quoted(twice)} occurs twice in one object") from None
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def loads(text: str) -> Any:
-    """The value.
+    """Decodes a JSON text.
 
     Raises:
         RepeatedKeyError: an object has a key twice.
         json.JSONDecodeError: the text is not JSON.
-        ValueError, RecursionError: a number of too many digits; too deep.
+        ValueError, RecursionError: a number has too many digits, or values nest too deep.
     """
     try:
         return _decoder.decode(text)
@@ -80,7 +80,7 @@ def loads(text: str) -> Any:
 
 
 def raw_decode(text: str, position: int) -> tuple[Any, int]:
-    """The value that begins at a position, and the position after it.
+    """Decodes the value at a position; returns it with the position after it.
 
     Raises:
         ValueError, RecursionError: as `loads`.
@@ -97,8 +97,8 @@ def _first(text: str, start: int) -> RepeatedKeyError:
 
 
 def repeated_keys(text: str, start: int = 0) -> Iterator[tuple[str, int]]:
-    """Every key that its object has already, with its position; the text is JSON up to there."""
-    open_: list[set[str] | None] = []  # of each object its keys so far; of a list nothing
+    """All repeated keys with their positions; the text must be valid JSON up to there."""
+    open_: list[set[str] | None] = []  # for each open object its keys so far; None for a list
     before: tuple[str, int] | None = None
     for token in _TOKEN.finditer(text, start):
         match token[0]:

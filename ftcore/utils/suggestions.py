@@ -1,4 +1,4 @@
-"""Did you mean: which known names are near a wrong one, and how a message says so."""
+"""«Did you mean»: known names that are similar to a wrong one."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import difflib
 from collections.abc import Iterable
 
 CUTOFF = 0.5
-"""Least similarity of a suggestion, from 0 to 1: at 0.5 it shares half of its letters (`difflib`)."""
+"""Minimum similarity of a suggestion, from 0 to 1 (`difflib`); 0.5: half of the letters match."""
 
 
 def near_names(name: str, known: Iterable[str], most: int = 3, cutoff: float = CUTOFF) -> list[str]:
-    """The known names that are nearest to a wrong one, the nearest first.
+    """The known names that are most similar to a wrong one, most similar first.
 
     Args:
-        name: as the user wrote it.
-        known: what exists, in any order, with repetitions or without.
-        most: at most so many.
-        cutoff: least similarity.
+        name: the wrong name.
+        known: the known names, in any order; may have duplicates.
+        most: maximum number of names.
+        cutoff: minimum similarity.
     """
     return difflib.get_close_matches(name, sorted(set(known)), n=most, cutoff=cutoff)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, most: int = 3, cutoff: float = CUTOFF) -> str:
-    """``did you mean a, b or c?``, or what is said where no known name is near.
+    """``did you mean a, b or c?``, or another text if no known name is similar.
 
     Args:
-        name: as the user wrote it.
-        known: what exists.
-        otherwise: said instead.
-        most: at most so many names.
-        cutoff: least similarity.
+        name: the wrong name.
+        known: the known names.
+        otherwise: the other text.
+        most: maximum number of names.
+        cutoff: minimum similarity.
     """
     return question(near_names(name, known, most, cutoff)) or otherwise
 

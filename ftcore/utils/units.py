@@ -1,4 +1,4 @@
-"""Sizes and durations, as people read and write them."""
+"""Sizes and durations as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 SIZES: Mapping[str, int] = {"B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
-"""Unit -> bytes; decimal, as disks are sold."""
+"""Unit -> bytes (decimal)."""
 DURATIONS: Mapping[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 """Unit -> seconds."""
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", re.ASCII)
@@ -32,7 +32,7 @@ def parse_size(text: str) -> int:
     """Bytes of a text such as ``500MB`` or ``1.5 GB``, rounded up.
 
     Raises:
-        ValueError: it is no number with a unit of `SIZES`.
+        ValueError: it is not a number with a unit of `SIZES`.
     """
     return math.ceil(_amount(text, SIZES, "20GB"))
 
@@ -41,7 +41,7 @@ def parse_duration(text: str) -> float:
     """Seconds of a text such as ``12h`` or ``30d``.
 
     Raises:
-        ValueError: it is no number with a unit of `DURATIONS`.
+        ValueError: it is not a number with a unit of `DURATIONS`.
     """
     return _amount(text, DURATIONS, "30d")
 

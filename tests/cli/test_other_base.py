@@ -103,7 +103,8 @@ def test_what_is_merged_beneath_is_part_of_the_base(tiny_model_dir: Path, tmp_pa
 
     assert lines(first) == lines(first, second) == []
     assert lines(second) == [
-        f"adapter {second} was trained on a base with /moved/to/first merged in, but is loaded here on one with no adapter"
+        f"adapter {second} was trained on a base with /moved/to/first merged in, "
+        "but is loaded here on one with no adapter"
     ]
     assert lines(second, first) == [
         *lines(second),
@@ -119,7 +120,7 @@ def test_what_is_merged_beneath_is_part_of_the_base(tiny_model_dir: Path, tmp_pa
         ({"status": "failed", "cause": "MemoryError"}, "the run failed: MemoryError"),
         (
             {"status": "running", "phase": "training", "process": {"host": "elsewhere", "pid": 7, "boot": "other"}},
-            "the run says that it is training, and nobody can tell from here whether process 7 on elsewhere lives",
+            "the run is recorded as training; whether process 7 on elsewhere is alive is unknown on this machine",
         ),
     ],
 )

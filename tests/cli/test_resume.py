@@ -199,7 +199,7 @@ def test_two_processes_do_not_share_a_folder(run: Callable, out: Path) -> None:
     ) as other:
         assert other.stdout
         assert other.stdout.readline() == "held\n"
-        message = f"another run is writing to {out}; wait for it, or write another output_dir"
+        message = f"another run is writing to {out}; wait until it ends, or write another output_dir"
         with pytest.raises(RunError, match=message):
             run()
         other.communicate()
@@ -353,6 +353,5 @@ def test_a_killed_run_is_told_by_the_next(run: Callable, out: Path) -> None:
         (out / "ft_run.json").write_text(json.dumps(left))
         said = run(save_strategy="no", do_train=False, do_eval=True, val_size=2)
         assert (
-            f"warning: {out}: the run that began at {manifest['started_at']} ended without a word while training"
-            in said
+            f"warning: {out}: the run started at {manifest['started_at']} ended without a record while training" in said
         )

@@ -298,21 +298,21 @@ ONCE, TWICE = '{"a": {"b": 1}}', '{"a": {"b": 1, "c": "}",  "b": 2}}'
 @pytest.mark.parametrize(
     ("name", "text", "places"),
     [
-        ("a.jsonl", [ONCE, TWICE, ONCE], ["a.jsonl:2: 'b' stands twice in one object, at column 27"]),
+        ("a.jsonl", [ONCE, TWICE, ONCE], ["a.jsonl:2: 'b' occurs twice in one object, at column 27"]),
         (
             "a.json",
             [ONCE, TWICE, TWICE],
-            [f"a.json:{n}: 'b' stands twice in one object, at column 27" for n in (2, 3)],
+            [f"a.json:{n}: 'b' occurs twice in one object, at column 27" for n in (2, 3)],
         ),
         (
             "a.json",
             ["[" + ONCE + ",", " " + TWICE + ", " + ONCE + "]"],
-            ["a.json:2: 'b' stands twice in one object, at line 2, column 28"],
+            ["a.json:2: 'b' occurs twice in one object, at line 2, column 28"],
         ),
         (
             "a.json",
             ["{", '"a": 0', "}", '{"a": {"b": 1,', '"b": 2}', "}", ONCE],
-            ["a.json:4: 'b' stands twice in one object, at line 5, column 1"],
+            ["a.json:4: 'b' occurs twice in one object, at line 5, column 1"],
         ),
     ],
 )
@@ -330,9 +330,9 @@ def test_a_key_twice_wherever_a_piece_ends(size: int) -> None:
     found = list(json_values("a.json", TextWindow(io.StringIO(text), size)))
     assert [str(place) for place, _ in found] == ["a.json:1", "a.json:2", "a.json row 3"]
     assert [row.reason if isinstance(row, RowError) else row for _, row in found] == [
-        "'b' stands twice in one object, at line 1, column 28",
+        "'b' occurs twice in one object, at line 1, column 28",
         {"a": {"b": 1}},
-        "'b' stands twice in one object, at line 2, column 44",
+        "'b' occurs twice in one object, at line 2, column 44",
     ]
 
 
@@ -359,5 +359,5 @@ def test_a_key_twice_in_a_text_of_a_row(column: str) -> None:
         )
     places = {"tools": ("tools", 38), "tool_calls": ("conversations[1].tool_calls[0].arguments", 10)}
     field, at = places.get(column, ("conversations[1].value", 37))
-    assert caught.value.reason == f"{field}: 'a' stands twice in one object, at column {at}"
+    assert caught.value.reason == f"{field}: 'a' occurs twice in one object, at column {at}"
     assert caught.value.field == field

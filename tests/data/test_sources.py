@@ -88,7 +88,7 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ('{"a": {"file_name": "a.json",}\n}', "DIR/dataset_info.json:1:30: not JSON: "),
-        ('{"a": {},\n"a": {}}', "DIR/dataset_info.json:2:1: 'a' stands twice in one object; keep one of the two"),
+        ('{"a": {},\n"a": {}}', "DIR/dataset_info.json:2:1: 'a' occurs twice in one object; keep one of the two"),
         ("[]", "DIR/dataset_info.json:1: must be an object: dataset name -> description"),
     ],
 )

@@ -100,7 +100,7 @@ def test_what_changes_it() -> None:
 def test_what_it_says() -> None:
     found = estimate(ARCH, replace(LORA, sequences_per_row=2, tokens_per_row=100, heap=False))
     assert str(found) == (
-        "1.73 GB for 2 rows, 2 sequences each, of 100 tokens in the mean: weights 538 MB, trained parameters 9.77 MB, "
+        "1.73 GB for 2 rows, 2 sequences each, of 100 tokens on average: weights 538 MB, trained parameters 9.77 MB, "
         "gradients 9.77 MB, optimizer state 19.5 MB, activations 529 MB, logits chunk 68.9 MB, runtime 566 MB"
     )
     assert found.largest == "runtime"
@@ -108,7 +108,7 @@ def test_what_it_says() -> None:
         "total": found.total,
         "largest": "runtime",
         "terms": dict(found.terms),
-        "note": "2 rows, 2 sequences each, of 100 tokens in the mean",
+        "note": "2 rows, 2 sequences each, of 100 tokens on average",
     }
     assert estimate(ARCH, replace(LORA, rows=1, gradient_checkpointing=True)).note == (
         "1 row of 512 tokens, activations recomputed"

@@ -71,11 +71,11 @@ def test_a_key_twice() -> None:
         parse(b'{"model": "m", "model": "n"}', "application/json")
     assert (caught.value.status, caught.value.message) == (
         400,
-        "the request is not JSON: 'model' stands twice in one object",
+        "the request is not JSON: 'model' occurs twice in one object",
     )
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1, "a": 2}'}}
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
     asked = {"model": "m", "messages": [*turns, {"role": "tool", "content": "", "tool_call_id": "1"}]}
     with pytest.raises(ApiError) as caught:
         conversation(validate(ChatRequest, parse(json.dumps(asked).encode(), "application/json")).messages)
-    assert caught.value.message.endswith("the arguments of f: 'a' stands twice in one object, at column 10")
+    assert caught.value.message.endswith("the arguments of f: 'a' occurs twice in one object, at column 10")

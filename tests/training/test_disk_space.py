@@ -89,5 +89,5 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(options: dict[str, Any], small
 def test_a_folder_that_may_not_be_written_to(options: dict[str, Any], small_disk: Callable) -> None:
     small_disk("size=1m")
     output = small_disk("ro") / "out"
-    with pytest.raises(RunError, match=r"nothing can be written to output_dir .*: Read-only file system"):
+    with pytest.raises(RunError, match=r"output_dir .* is not writable: Read-only file system"):
         run(make_plan(None, values=options | {"output_dir": str(output)}))

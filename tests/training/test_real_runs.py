@@ -98,7 +98,7 @@ def test_every_end_is_recorded_and_a_broken_output_ends_nothing(script: Any) -> 
             assert run["log"][-1].removeprefix("error: ") == run["said"][0], run
     killed = found.pop("SIGKILL in a step")
     (line,) = killed["next"]
-    assert " ended without a word while training: process " in line
+    assert " ended without a record while training: process " in line
     assert not any(run["next"] for run in found.values())
     assert killed["whole"] == ["checkpoint-1"]
     clocks = r"throughput \S+|eval_\w+_per_second +\S+|eval_runtime +\S+|train_\w+ +\S+|/\S+|----.*"

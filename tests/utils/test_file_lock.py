@@ -58,7 +58,7 @@ def test_no_locks_are_said_with_what_goes_without(
         place(tmp_path, locking=True)
     assert str(error.value) == (
         f"the file system of {tmp_path}{PLACES[place]} has no locks ({os.strerror(number)}); "
-        "use_file_locking=false goes without; see to it then that no second process writes there"
+        "write use_file_locking=false, and make sure that no second process writes there"
     )
     place(tmp_path, locking=False)
 

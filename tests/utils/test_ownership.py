@@ -281,7 +281,7 @@ def test_a_checkpoint_that_may_not_be_looked_into_or_goes_meanwhile(
     made = another_trainers(tmp_path, 3)
     with monkeypatch.context() as patch:
         patch.setattr(ownership.os, "access", lambda *_: False)
-        assert not_ours(made) == "cannot be looked into"
+        assert not_ours(made) == "cannot be read"
 
     def gone(folder: Path) -> None:
         shutil.rmtree(folder)

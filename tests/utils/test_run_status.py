@@ -74,15 +74,15 @@ def test_what_is_said(left: Callable[..., Path], tmp_path: Path) -> None:
     assert notice(left(own)) == ""  # this very run
     which = f"process {own.pid} on {own.host}"
     assert notice(left(GONE)) == (
-        f"{left(GONE)}: the run that began at 2026-01-02T03:04:05+00:00 ended without a word while training: {which} "
-        "is gone; it was killed, out of memory for one, or the machine went down"
+        f"{left(GONE)}: the run started at 2026-01-02T03:04:05+00:00 ended without a record while training: {which} "
+        "is gone; it was killed, for example for lack of memory, or the machine went down"
     )
     parent = replace(own, pid=os.getppid(), start=str(run_status._started(os.getppid())))
-    alive = f"a run that began at 2026-01-02T03:04:05+00:00 is training: process {parent.pid} on {own.host}"
+    alive = f"a run started at 2026-01-02T03:04:05+00:00 is training: process {parent.pid} on {own.host}"
     assert notice(left(parent)) == f"{tmp_path}: {alive}"
     elsewhere = replace(own, boot="other", host="elsewhere")
     assert notice(left(elsewhere)).endswith(
-        f"says that it is training, and nobody can tell from here whether process {own.pid} on elsewhere lives"
+        f"is recorded as training; whether process {own.pid} on elsewhere is alive is unknown on this machine"
     )
     for status in ("finished", "stopped", "failed"):
         assert notice(left(GONE, status=status)) == ""
@@ -90,7 +90,7 @@ def test_what_is_said(left: Callable[..., Path], tmp_path: Path) -> None:
         (tmp_path / "ft_run.json").write_text(content)
         assert notice(tmp_path) == ""
     (tmp_path / "ft_run.json").write_text(json.dumps({"status": "running", "process": {"pid": 1}}))
-    assert notice(tmp_path).endswith("nobody can tell from here whether its process lives")
+    assert notice(tmp_path).endswith("whether its process is alive is unknown on this machine")
 
 
 @pytest.mark.parametrize(

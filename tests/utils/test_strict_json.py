@@ -1,4 +1,4 @@
-"""A key that stands twice in one object is an error with its place; everything else is what Python's decoder reads."""
+"""A key that occurs twice in one object is an error with its place; everything else is what Python's decoder reads."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def test_any_value(value: Any, blank: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"a": 1, "a": 2}', "'a' stands twice in one object, at column 10"),
+        ('{"a": 1, "a": 2}', "'a' occurs twice in one object, at column 10"),
         (
             '{"b": "a", "a": 1,\n "c": [{"a": 1, "x": {}, "\\u0061": 2}]}',
-            "'a' stands twice in one object, at line 2, column 26",
+            "'a' occurs twice in one object, at line 2, column 26",
         ),
-        ('{"' + "k" * 99 + '": 1, "' + "k" * 99 + '": 2}', f"'{'k' * 59}... stands twice in one object, at column 108"),
+        ('{"' + "k" * 99 + '": 1, "' + "k" * 99 + '": 2}', f"'{'k' * 59}... occurs twice in one object, at column 108"),
     ],
 )
 def test_what_is_said(text: str, said: str) -> None:
@@ -90,5 +90,5 @@ def test_all_of_them() -> None:
 
 def test_without_a_place() -> None:
     assert json.loads('{"a": {"b": 1}, "b": 2}', object_pairs_hook=unique_keys) == {"a": {"b": 1}, "b": 2}
-    with pytest.raises(ValueError, match=r"^'b' stands twice in one object$"):
+    with pytest.raises(ValueError, match=r"^'b' occurs twice in one object$"):
         json.loads('{"a": {"b": 1, "b": 2}}', object_pairs_hook=unique_keys)
