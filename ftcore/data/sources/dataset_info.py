@@ -80,7 +80,7 @@ def describe(folder: Path) -> tuple[dict[str, Description], list[Problem]]:
     except OSError as error:
         return {}, [Problem(f"cannot be read: {error.strerror}", str(path))]
     except RepeatedKeyError as error:
-        message = f"{quoted(error.key)} stands twice in one object"
+        message = f"{quoted(error.key)} occurs twice in one object"
         return {}, [Problem(message, f"{path}:{error.line}:{error.column}", "keep one of the two")]
     except (ValueError, RecursionError) as error:
         return {}, [Problem(f"not JSON: {error}", str(path))]

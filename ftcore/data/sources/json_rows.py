@@ -165,7 +165,7 @@ def _value(file: str, window: TextWindow, position: int, row: int, line: int, mo
             value, end = decode(window.text, position)
         except RepeatedKeyError as error:
             place = "line {}, column {}".format(*window.at(error.position))
-            wrong = RowError(f"{quoted(error.key)} stands twice in one object, at {place}", cure=_KEEP_ONE)
+            wrong = RowError(f"{quoted(error.key)} occurs twice in one object, at {place}", cure=_KEEP_ONE)
             decode = _loosely  # finds the end of the value, which may not be in the window yet
         except json.JSONDecodeError as error:
             if _ends_near(error) and len(window.text) - position > most:
