@@ -187,7 +187,7 @@ def test_the_config_is_fetched_before_the_plan_and_used_without_the_hub(
     assert done.stdout.split(" ", 1)[1] == "{'model_type': 'llama'} None False\n", done.stderr
     later = run(["-c", CONFIG, file], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert later.stdout == done.stdout.replace("False", "True"), later.stderr
-    assert "model acme/tiny is taken from the cache" in later.stderr
+    assert "model acme/tiny is read from the cache" in later.stderr
     offline = run(["-c", CONFIG, file], tmp_path, HF_HUB_OFFLINE="1")
     assert offline.stdout == later.stdout
     assert not offline.stderr

@@ -84,7 +84,7 @@ def test_held_and_free_and_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert is_held(tmp_path) is None
     with locked(tmp_path):
         assert is_held(tmp_path) is True
-        with pytest.raises(RunError, match=f"another run is writing to {tmp_path}; wait for it"):
+        with pytest.raises(RunError, match=f"another run is writing to {tmp_path}; wait until it ends"):
             hold(tmp_path, locking=True)
     assert is_held(tmp_path) is False
 
