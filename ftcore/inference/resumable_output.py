@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from ftcore.errors import Problem, RunError, UsageError, short
 from ftcore.utils.file_lock import HeldError, take
-from ftcore.utils.files import staged_file
+from ftcore.utils.files import leftovers, staged_file
 
 MARK, WINDOW, LINES = "ft_partial", "answers at a time", "answers"
 """Keys in the first line of the file."""
@@ -42,6 +42,8 @@ class ResumableOutput:
 
     def finish(self) -> None:
         """Moves the lines to ``output``."""
+        for left in leftovers(self.output):  # of a process that was killed here; the partial file is locked
+            left.unlink()
         self.stream.seek(self.begin)
         with _telling(self.output), staged_file(self.output) as staged, staged.open("wb") as target:
             shutil.copyfileobj(self.stream, target)

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from ftcore.utils.cache_dir import cache_root
 from ftcore.utils.file_lock import is_same_file, made_under, take
-from ftcore.utils.files import staged_folder, staging_path
+from ftcore.utils.files import leftovers, staged_folder, staging_path
 from ftcore.utils.hashing import contents_sha256, json_sha256, sources_sha256
 
 LAYOUT = "v2"
@@ -208,7 +208,7 @@ class Entry:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with made_under(making_lock(self.folder), locking=self.locking) as alone:
             if alone:
-                for left in staged_of(self.folder):
+                for left in leftovers(self.folder):
                     shutil.rmtree(left, ignore_errors=True)
             yield
 
@@ -275,8 +275,3 @@ class Entry:
 def making_lock(folder: Path) -> Path:
     """The file that a process locks while it writes an entry."""
     return folder.with_name(f".{folder.name}.lock")
-
-
-def staged_of(folder: Path) -> Iterator[Path]:
-    """Temporary folders of an entry, being written or deleted."""
-    return folder.parent.glob(f".tmp-*-*-{folder.name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,16 @@ def staging_path(path: Path) -> Path:
     `ftcore.utils.ownership.is_staged` recognises such names, so that a later run deletes files of a killed one.
     """
     return path.with_name(f".tmp-{os.getpid()}-{next(_numbers)}-{path.name}")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Staged files and folders of ``path`` that are there, such as a killed process leaves.
+
+    Hold what locks ``path`` before you delete them: another process may be writing one.
+    """
+    name = re.compile(rf"\.tmp-\d+-\d+-{re.escape(path.name)}")
+    present = path.parent.iterdir() if path.parent.is_dir() else ()
+    return sorted(one for one in present if name.fullmatch(one.name))
 
 
 def flush(path: Path) -> None:

@@ -13,6 +13,7 @@ from ftcore.utils import files
 from ftcore.utils.files import (
     as_json,
     flush_tree,
+    leftovers,
     replace_folder,
     staged_file,
     staged_folder,
@@ -122,6 +123,11 @@ def test_a_later_run_knows_what_a_killed_one_left(tmp_path: Path) -> None:
     assert first != second
     assert first.parent == tmp_path
     assert is_staged(first)
+    others = ("ft_run.json", ".tmp-1-2-ft_run.json.bak", ".tmp-x-2-ft_run.json", ".tmp-1-2-a-ft_run.json")
+    for name in others:
+        (tmp_path / name).write_text("another's")
+    assert leftovers(tmp_path / "ft_run.json") == [first]
+    assert leftovers(tmp_path / "[x]*") == []
 
 
 def test_a_folder_takes_the_place_of_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

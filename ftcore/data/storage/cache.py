@@ -26,12 +26,12 @@ from ftcore.utils.content_store import (
     entry_name,
     making_lock,
     read_manifest,
-    staged_of,
     store_root,
     write_folder,
 )
 from ftcore.utils.file_digests import file_sha256
 from ftcore.utils.file_lock import made_under
+from ftcore.utils.files import leftovers
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan
@@ -198,7 +198,7 @@ def _made_in(folder: Path, locking: bool) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with made_under(making_lock(folder), locking=locking) as alone:
         if alone:
-            for left in staged_of(folder):
+            for left in leftovers(folder):
                 shutil.rmtree(left, ignore_errors=True)
         yield
 

@@ -14,6 +14,7 @@ from ft_plugins.stages.dpo.stage import SMOOTHED
 from ftcore.errors import UsageError
 from ftcore.training.batching.collators import tokens_read
 from ftcore.training.callbacks.progress import read_log
+from ftcore.utils.content_store import REFERENCE, store_root
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *(("dpo", {"pref_loss": name}) for name in LOSSES if name != "exo_pair"),
@@ -97,7 +98,8 @@ def test_what_is_shared_decides_the_reference(trainer_of: Any, tmp_path: Path, m
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
     for share in (False, True, False):
         trainer_of("dpo", 4, share_prompt=share)
-    assert len(list((tmp_path / "cache" / "reference").iterdir())) == 2
+    names = [path.name for path in (store_root() / REFERENCE.name).iterdir() if not path.name.startswith(".")]
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize("stage", ["dpo", "rm"])

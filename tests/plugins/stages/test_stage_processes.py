@@ -52,9 +52,7 @@ def test_two_processes_train_what_one_does(
     whole = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2}
     one = run(warm, 1, tmp_path / "one", options | whole)
     half = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2 if stage == "ppo" else 1}
-    two = run(
-        warm, 2, tmp_path / "two", options | {"per_device_train_batch_size": 2, "per_device_eval_batch_size": half}
-    )
+    two = run(warm, 2, tmp_path / "two", options | half)
     unlike = {"throughput", "elapsed_time", "remaining_time", "num_input_tokens_seen"}
     assert [line.keys() for line in two] == [line.keys() for line in one]
     assert len(one) == 3
