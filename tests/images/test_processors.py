@@ -93,11 +93,9 @@ def test_most_of_them_can_be_made() -> None:
     assert len(BUILT) > 45, sorted(set(TYPES) - set(BUILT))
 
 
-SLOW = {"granite_docling", "aya_vision"}
-
-
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in BUILT])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", BUILT)
 def test_as_the_processor_itself(name: str, count: int, tmp_path: Path) -> None:
     processor, paths = BUILT[name], _images(tmp_path)[:count]
     token = processor.image_token

@@ -264,6 +264,7 @@ def trained(trainer: Any) -> torch.Tensor:
     return torch.cat([tensor.detach().view(-1) for tensor in trainer.model.parameters() if tensor.requires_grad])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}], ids=str)
 def test_a_run_ends_in_the_numbers_of_whole_batches(
     options: Any,

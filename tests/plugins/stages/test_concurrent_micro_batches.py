@@ -23,6 +23,7 @@ def measured(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if "runtime" not in name and "second" not in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ["whole", "cut"])
 @pytest.mark.parametrize("stage", ["dpo", "rm", "kto"])
 def test_the_same_as_one_at_a_time(
