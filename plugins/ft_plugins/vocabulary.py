@@ -1,6 +1,6 @@
-"""Options of LLaMA-Factory's files (0.9.6 development line) and of older transformers that nothing here owns.
+"""Options of LLaMA-Factory (0.9.6 development line) and of older transformers that no component owns.
 
-Each is answered: passed on under its new name, harmless at some values, or refused with what to do instead.
+Each is renamed, accepted at some values, or refused with what to write instead.
 """
 
 from __future__ import annotations
@@ -23,107 +23,107 @@ RENAMED = {
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
 }
-"""Old name -> present name."""
+"""Old name -> name here."""
 
-NOT_YET = "it comes in a later version"
+NOT_YET = "not supported in this version"
 
 
 def _option(
     advice: str = "", *harmless: Any, means: Mapping[Any, tuple[str, Any]] | None = None, **instead: Any
 ) -> Any:
-    """An answer: what is done instead, the values under which nothing is lost, and the options to write."""
+    """A `ForeignOption`: what ft does instead, the accepted values, and the options to write."""
     return ForeignOption(advice, harmless=harmless, means=means or {}, instead=instead)
 
 
 SWITCHES: Mapping[str, ForeignOption] = {
     # data
     "eval_on_each_dataset": _option(NOT_YET, False),
-    "tool_format": _option("the template decides how tools are called"),
+    "tool_format": _option("the template decides the format of tool calls"),
     "ignore_pad_token_for_loss": _option("sequences are never padded", True, False),
-    "data_shared_file_system": _option("tokens that are kept are locked, also on shared file systems", True, False),
-    "formatting": _option("it belongs into dataset_info.json; unset, the columns tell"),
+    "data_shared_file_system": _option("ft locks its token cache, on shared file systems too", True, False),
+    "formatting": _option("write it in dataset_info.json; unset, ft detects the format from the columns"),
     # model
-    "split_special_tokens": _option("control tokens inside users' text are always text", True, False),
-    "new_special_tokens_config": _option("add_special_tokens takes the tokens themselves; no descriptions are read"),
-    "init_special_tokens": _option("new tokens begin with the mean of all and a little noise", "noise_init"),
+    "split_special_tokens": _option("control tokens in user text are always plain text", True, False),
+    "new_special_tokens_config": _option("add_special_tokens takes the tokens themselves, without descriptions"),
+    "init_special_tokens": _option("new tokens start at the mean embedding plus noise", "noise_init"),
     "rope_scaling": _option(NOT_YET),
-    "flash_attn": _option("attention is chosen by the hardware", "auto", "disabled", "sdpa", "fa2", "fa3"),
-    "shift_attn": _option("attention is the model's own", False),
-    "mixture_of_depths": _option("every token goes through every layer"),
-    "use_unsloth": _option("the engine's own kernels serve every model", False),
+    "flash_attn": _option("ft chooses the attention kernel for the hardware", "auto", "disabled", "sdpa", "fa2", "fa3"),
+    "shift_attn": _option("attention always follows the model's configuration", False),
+    "mixture_of_depths": _option("mixture of depths is not supported: every token passes through every layer"),
+    "use_unsloth": _option("ft uses its own kernels", False),
     "use_unsloth_gc": _option("", False, means={True: ("disable_gradient_checkpointing", False)}),
     "enable_liger_kernel": _option(
-        "Liger's kernels are not loaded: ft's own head never makes the logits in full, either", True, False
+        "ft does not load Liger's kernels; its own cross-entropy never stores full logits either", True, False
     ),
     "moe_aux_loss_coef": _option(NOT_YET, 0, 0.0),
-    "use_reentrant_gc": _option("recomputing is never reentrant here, with the same result", True, False),
+    "use_reentrant_gc": _option("gradient checkpointing is never reentrant here; results are the same", True, False),
     "upcast_layernorm": _option(NOT_YET, False),
-    "upcast_lmhead_output": _option("the loss is always summed in float32", True, False),
-    "train_from_scratch": _option("a run begins with the weights of model_name_or_path", False),
-    "use_kv_cache": _option("generation always keeps keys and values", True),
-    "use_v1_kernels": _option("the engine chooses its kernels itself", False),
-    "print_param_status": _option("the numbers of trained and of all parameters are always printed", False),
-    "ms_hub_token": _option("models of ModelScope are not fetched: model_name_or_path takes their folder"),
-    "om_hub_token": _option("models of Modelers are not fetched: model_name_or_path takes their folder"),
-    "adapter_folder": _option("adapter_name_or_path takes the whole path"),
+    "upcast_lmhead_output": _option("losses are always computed in float32", True, False),
+    "train_from_scratch": _option("training starts from the weights of model_name_or_path", False),
+    "use_kv_cache": _option("generation always uses a KV cache", True),
+    "use_v1_kernels": _option("ft chooses its kernels itself", False),
+    "print_param_status": _option("ft always prints the numbers of trained and of all parameters", False),
+    "ms_hub_token": _option("ft does not download from ModelScope: model_name_or_path takes a folder"),
+    "om_hub_token": _option("ft does not download from Modelers: model_name_or_path takes a folder"),
+    "adapter_folder": _option("adapter_name_or_path takes whole paths"),
     "use_audio_in_video": _option(NOT_YET, False),
-    "image_do_pan_and_scan": _option("images are read as the model's own processor reads them", False),
-    "crop_to_patches": _option("images are read as the model's own processor reads them", False),
+    "image_do_pan_and_scan": _option("the model's own processor decides how images are read", False),
+    "crop_to_patches": _option("the model's own processor decides how images are read", False),
     # export
-    "export_quantization_bit": _option("weights are quantised for llama.cpp and Ollama", export_gguf="q8_0"),
+    "export_quantization_bit": _option("export quantises weights for llama.cpp and Ollama only", export_gguf="q8_0"),
     "export_hub_model_id": _option("ft export writes a folder, and `hf upload NAME FOLDER` uploads it"),
     # method and optimizer
     "use_galore": _option("GaLore is an optimizer", False, optim="galore_adamw", save_only_model=True),
     "use_apollo": _option("APOLLO is an optimizer", False, optim="apollo_adamw", save_only_model=True),
-    "use_badam": _option("an adapter needs as little memory", False, finetuning_type="lora"),
-    "use_adam_mini": _option("there is no Adam-mini; 8-bit states are smaller still", False, optim="adamw_8bit"),
-    "use_muon": _option("there is no Muon among the optimizers: ft plugins list --kind optimizer", False),
+    "use_badam": _option("BAdam is not supported; an adapter needs as little memory", False, finetuning_type="lora"),
+    "use_adam_mini": _option("Adam-mini is not supported; 8-bit states are smaller", False, optim="adamw_8bit"),
+    "use_muon": _option("Muon is not supported; ft plugins list --kind optimizer lists the optimizers", False),
     "use_llama_pro": _option(NOT_YET, False),
     "use_mca": _option("Megatron is not supported here", False),
     "use_megatron_bridge": _option("Megatron is not supported here", False),
-    "use_hyper_parallel": _option("one process on one device is what runs today", False),
+    "use_hyper_parallel": _option("HyperParallel is not supported here", False),
     "use_kt": _option("KTransformers is not supported here", False),
     "use_dft_loss": _option(NOT_YET, False),
     "use_asft_loss": _option(NOT_YET, False),
     "use_eaft_loss": _option(NOT_YET, False),
     "include_effective_tokens_per_second": _option("throughput is always logged", True, False),
-    "pref_bco_weight": _option("that loss is there alone", 0, 0.0, pref_loss="bco_pair"),
-    "ref_model_quantization_bit": _option("the reference is loaded in the way of the trained model, and only once"),
-    "reward_model_quantization_bit": _option("the reward model is loaded in the way of the trained model"),
+    "pref_bco_weight": _option("the BCO loss cannot be mixed with another", 0, 0.0, pref_loss="bco_pair"),
+    "ref_model_quantization_bit": _option("the reference is loaded once, and quantised like the trained model"),
+    "reward_model_quantization_bit": _option("the reward model is quantised like the trained model"),
     # training
-    "use_swanlab": _option("a tracker is named as such", False, report_to="swanlab"),
+    "use_swanlab": _option("report_to names the trackers", False, report_to="swanlab"),
     "ray_num_workers": _option("Ray is not supported here", 0, 1),
     "ray_init_kwargs": _option("Ray is not supported here"),
     "use_ray": _option("Ray is not supported here", False),
-    "enable_torch_profiler": _option("torch's profiler is not started", False),
+    "enable_torch_profiler": _option("torch's profiler is not supported here", False),
     "fp8": _option(NOT_YET, False),
     "save_safetensors": _option("files are always safetensors", True),
-    "group_by_length": _option("sequences are never padded, so that there is nothing to gain", True, False),
+    "group_by_length": _option("sequences are never padded, so grouping has no effect", True, False),
     # of earlier versions of transformers
     "overwrite_hub": _option("", False),
     "half_precision_backend": _option("bf16 and fp16 decide", "auto"),
     "fp16_backend": _option("bf16 and fp16 decide", "auto"),
-    "fp16_opt_level": _option("float16 is mixed as O1 is", "O1"),
+    "fp16_opt_level": _option("float16 training is mixed precision, as in O1", "O1"),
     "dispatch_batches": _option("each process reads its own share of every batch", True, False),
     "split_batches": _option("per_device_train_batch_size counts the rows of one device", False),
-    "torchdynamo": _option("torch_compile_backend names torch's compiler"),
+    "torchdynamo": _option("torch_compile_backend selects the compiler"),
     "tpu_num_cores": _option("TPUs are not supported here"),
     "tpu_metrics_debug": _option("TPUs are not supported here", False),
     "adafactor": _option("", False, means={True: ("optim", "adafactor")}),
     "include_tokens_per_second": _option("throughput is always logged", True, False),
-    "include_inputs_for_metrics": _option("an evaluation keeps no predictions", True, False),
-    "past_index": _option("training keeps no keys and values", -1),
-    "use_ipex": _option("the engine chooses its kernels itself", False),
-    "jit_mode_eval": _option("the engine chooses its kernels itself", False),
-    "use_mps_device": _option("a device is found by itself", False),
-    "use_legacy_prediction_loop": _option("an evaluation keeps no predictions", True, False),
+    "include_inputs_for_metrics": _option("evaluations do not store predictions", True, False),
+    "past_index": _option("training uses no KV cache", -1),
+    "use_ipex": _option("ft chooses its kernels itself", False),
+    "jit_mode_eval": _option("ft chooses its kernels itself", False),
+    "use_mps_device": _option("ft detects the device", False),
+    "use_legacy_prediction_loop": _option("evaluations do not store predictions", True, False),
     "ray_scope": _option("Ray is not supported here", "last"),
     "mp_parameters": _option("SageMaker's model parallelism is not supported here", ""),
     "sharded_ddp": _option("one process trains the whole model on one device", "", False),
-    "fsdp_min_num_params": _option("one process on one device is what runs today", 0),
-    "fsdp_transformer_layer_cls_to_wrap": _option("one process on one device is what runs today"),
+    "fsdp_min_num_params": _option("FSDP is not supported here", 0),
+    "fsdp_transformer_layer_cls_to_wrap": _option("FSDP is not supported here"),
 }
-"""Option -> its answer. A value that is not harmless is refused."""
+"""Option -> its answer. Values that are not listed as harmless are refused."""
 
 PARAMETERS = (
     "offload_folder quantization_device_map "
@@ -144,7 +144,7 @@ PARAMETERS = (
     "profiler_record_shapes profiler_profile_memory profiler_with_stack profile_modules fp8_backend "
     "fp8_enable_fsdp_float8_all_gather audio_sampling_rate task task_dir batch_size lang n_shot save_dir download_mode"
 ).split()
-"""Options that mean something only beside a switch, a stage or a method that this version does not have."""
+"""Options that belong to a switch, a stage or a method that this version does not have."""
 
 MEGATRON = (
     "tensor_model_parallel_size pipeline_model_parallel_size expert_model_parallel_size context_parallel_size "
@@ -155,16 +155,16 @@ MEGATRON = (
     "overlap_grad_reduce use_packed_sequences mixed_precision megatron_pretrained_checkpoint export_hf_on_finish "
     "extra_config"
 ).split()
-"""Options of Megatron-Bridge, which is not supported here at all."""
+"""Options of Megatron-Bridge, which is not supported."""
 
 
 @hookimpl
 def ft_foreign_options() -> Mapping[str, ForeignOption]:
-    """Every answer."""
+    """All answers of this file."""
     answers = {name: ForeignOption(same_as=present) for name, present in RENAMED.items()}
     answers |= SWITCHES
     for name in PARAMETERS:
-        answers[name] = ForeignOption("it belongs to a part that this run does not use", harmless=None)
+        answers[name] = ForeignOption("it belongs to a feature that this run does not use", harmless=None)
     for name in MEGATRON:
         answers[name] = ForeignOption("Megatron is not supported here", harmless=(1, False))
     return answers

@@ -133,7 +133,7 @@ def test_old_names_and_other_tools_options(write_config: Write, built_in: Plugin
     plan = make_plan(file, plugins=built_in)
     assert plan.training.eval_strategy == "epoch"
     assert [line.rpartition("ignored: ")[2] for line in plan.ignored] == [
-        "flash_attn: attention is chosen by the hardware",
+        "flash_attn: ft chooses the attention kernel for the hardware",
         "use_galore: GaLore is an optimizer",
         "pref_beta is an option of stage dpo and stage kto, not used here",
     ]

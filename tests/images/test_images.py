@@ -315,7 +315,7 @@ def test_an_image_that_changes_during_the_run_ends_it(prepared: Any, data: Path)
         ({"streaming": True, "max_steps": 1}, "this run reads text only"),
         (
             {"do_predict": True, "predict_with_generate": True, "val_size": 2, "do_train": True},
-            "generation does not see",
+            "do_predict does not support",
         ),
     ],
 )
@@ -422,7 +422,7 @@ def test_an_adapter_of_the_text_half_is_refused(prepared: Any, folders: Any, tmp
     text = AutoModelForCausalLM.from_pretrained(folders("qwen3_5"))
     get_peft_model(text, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "text")
     state = prepared("qwen3_5", adapter_name_or_path=str(tmp_path / "text"), finetuning_type="lora")
-    with pytest.raises(UsageError, match="text: 2 tensors that this model has no place for, such as base_model"):
+    with pytest.raises(UsageError, match="text: 2 tensors of the adapter do not exist in this model, such as base_model"):
         load_model(state)
 
 

@@ -128,9 +128,9 @@ def test_a_module_that_is_not_there_is_named_with_those_that_are(applied: Any) -
     with pytest.raises(UsageError) as caught:
         applied(finetuning_type="freeze", freeze_trainable_modules="attention", freeze_extra_modules="wte")
     assert [str(problem).removeprefix("command line: ") for problem in caught.value.problems] == [
-        "freeze_trainable_modules: the model has no 'attention'; there are down_proj, gate_proj, input_layernorm, "
+        "freeze_trainable_modules: the model has no 'attention'; it has down_proj, gate_proj, input_layernorm, "
         "k_proj, mlp, o_proj, post_attention_layernorm, q_proj, self_attn, up_proj, v_proj",
-        "freeze_extra_modules: the model has no 'wte'; there are embed_tokens, lm_head, norm",
+        "freeze_extra_modules: the model has no 'wte'; it has embed_tokens, lm_head, norm",
     ]
 
 
@@ -145,7 +145,7 @@ def test_nothing_to_train_is_said_by_the_plan(plan_of: Any, tmp_path: Path) -> N
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
     with pytest.raises(
-        UsageError, match="finetuning_type full takes no adapters; write finetuning_type: lora, or merge"
+        UsageError, match="finetuning_type full does not support adapter_name_or_path; write finetuning_type: lora, or merge"
     ):
         plan_of(finetuning_type="full", adapter_name_or_path=str(tmp_path / "adapter"), **training)
 

@@ -115,7 +115,7 @@ def test_pissa_is_read_back_exactly(
 def test_pissa_begun_from_other_values_is_refused(applied: Any, tmp_path: Path) -> None:
     one, other = applied(pissa_init=True), applied(pissa_init=True, seed=7)
     one.method.save(one.model, tmp_path)
-    with pytest.raises(RunError, match=r"was begun from other values of .*q_proj.lora_A.weight"):
+    with pytest.raises(RunError, match=r"was initialised with other values of .*q_proj.lora_A.weight"):
         other.method.load(other.model, tmp_path)
 
 
@@ -196,8 +196,8 @@ def test_the_reference_of_a_fused_head_is_the_frozen_one(applied: Any, shake: An
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pissa_convert": True}, "pissa_convert without pissa_init has nothing to convert"),
-        ({"pissa_init": True, "quantization_bit": 4}, "pissa_init takes weights apart, and these are quantised"),
+        ({"pissa_convert": True}, "pissa_convert has no effect without pissa_init"),
+        ({"pissa_init": True, "quantization_bit": 4}, "pissa_init decomposes the weights, and these are quantised"),
     ],
 )
 def test_what_cannot_be_is_said_by_the_plan(options: dict[str, Any], message: str, plan_of: Any) -> None:

@@ -92,7 +92,7 @@ def test_sgd_by_hand(options: dict[str, Any], state: float, plan_of: Any) -> Non
     [
         ({"optim_args": "momentum"}, "optim_args: value error, expected name=value, comma separated, found 'momentum'"),
         ({"optim_args": "speed=3"}, "optim_args of sgd are momentum, dampening and nesterov, not speed"),
-        ({"optim_args": "momentum=0.9", "sgd_momentum": 0.5}, "say the same: keep one"),
+        ({"optim_args": "momentum=0.9", "sgd_momentum": 0.5}, "excludes sgd_momentum and sgd_nesterov: remove one of them"),
     ],
 )
 def test_sgd_refuses(options: dict[str, Any], message: str, plan_of: Any) -> None:
@@ -129,7 +129,7 @@ def test_paged_states_need_a_gpu(plan_of: Any, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UsageError) as caught:
         plan_of(optim="paged_adamw_8bit")
     assert str(caught.value) == (
-        "command line: optimizer paged_adamw_8bit works on a GPU alone, and here is none; write optim: adamw_8bit"
+        "command line: optimizer paged_adamw_8bit needs a GPU, and this run has none; write optim: adamw_8bit"
     )
 
 

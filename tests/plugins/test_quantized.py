@@ -197,7 +197,7 @@ def test_what_cannot_be_is_said_by_the_plan(plan_of: Any, tiny_model_dir: Path, 
         ({"quantization_bit": 4} | quantised, r"the model is quantised already \(gptq\)"),
         (
             {"finetuning_type": "full"} | quantised | training,
-            r"is quantised \(gptq\), and full would train its weights",
+            r"is quantised \(gptq\), and finetuning_type full would train its weights",
         ),
         ({"quantization_bit": 3}, "quantization_bit: input should be 4 or 8, found 3"),
         ({"quantization_bit": 4, "quantization_method": "hqq"}, "quantization_method: input should be 'bnb', found"),

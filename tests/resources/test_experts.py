@@ -104,7 +104,7 @@ SAID = {
     "gpt_oss": LINE + "6.0% have an adapter (365,040 of 6,130,800); 94.0% are in experts",
     "deepseek_v3": LINE
     + "11.6% have an adapter (105,840 of 915,480); 40.8% are in experts; linear layers named down_proj, gate_proj, "
-    "up_proj have none, since peft takes these names for experts'",
+    "up_proj get no adapter, because peft treats them as experts",
 }
 
 
@@ -119,7 +119,7 @@ def test_named_experts_are_adapted_and_no_plan_says_how_many() -> None:
     names = ("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj")
     found, planned = _both(_config("qwen3_moe", **ODD), lora_target=names)
     assert (found.adapted, found.enough) == (found.adaptable, True)
-    assert planned == Coverage(unknown="qwen3_moe has experts, and it names its experts'")
+    assert planned == Coverage(unknown="qwen3_moe has experts, and names of its experts are targets")
 
 
 def test_a_dense_model_is_reached_whole_and_nothing_is_said() -> None:

@@ -81,7 +81,7 @@ def test_state_that_cannot_be_kept(name: str, trainer_of: Any, tokens: Any, tmp_
     assert len(directory.checkpoints(tmp_path / "out")) == 2
     with pytest.raises(UsageError) as caught:
         trainer_of(tokens([9]), do_train=True, dataset="x.json", **options)
-    assert f"the state of optimizer {name} holds objects, which a checkpoint cannot keep" in str(caught.value)
+    assert f"the state of optimizer {name} holds objects that cannot be saved without pickle" in str(caught.value)
 
 
 @pytest.mark.slow

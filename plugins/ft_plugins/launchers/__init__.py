@@ -1,4 +1,4 @@
-"""Launchers: in which processes a run takes place."""
+"""Launchers: they start the processes of a run."""
 
 from __future__ import annotations
 

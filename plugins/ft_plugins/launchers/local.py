@@ -1,4 +1,4 @@
-"""The run takes place here."""
+"""A run in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Local(Launcher):
-    """No further process."""
+    """Starts no other process."""
 
     def launch(self, plan: Plan, work: Callable[[Plan], int]) -> int:
         """Calls ``work``."""

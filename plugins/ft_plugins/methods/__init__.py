@@ -30,7 +30,7 @@ def ft_methods() -> Iterable[Method]:
         ),
         Qlora(
             name="qlora",
-            summary="low-rank adapters beside layers that are kept in 4 or 8 bits (https://arxiv.org/abs/2305.14314)",
+            summary="low-rank adapters beside linear layers quantised to 4 or 8 bits (https://arxiv.org/abs/2305.14314)",
         ),
         EvalOnly(name="none", summary="nothing is trained: for evaluation and inference"),
     ]

@@ -1,4 +1,4 @@
-"""What methods cannot do, said before anything is loaded."""
+"""Checks of the methods' options before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from ftcore.errors import Problem
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan
 
-ROUNDED = "adapters cannot be merged into quantised weights without rounding them anew"
-MERGE = "merge all but the last with ft export, and name that model"
+ROUNDED = "adapters cannot be merged into quantised weights without rounding the weights again"
+MERGE = "merge all adapters but the last with ft export, and write that model as model_name_or_path"
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
-    """Every one."""
+    """Problems of the plan's method."""
     method, options = plan.method.component, plan.method.options
     where = plan.where("finetuning_type")
     if isinstance(method, EvalOnly) and plan.training.do_train:
-        yield Problem("finetuning_type none trains nothing, and do_train is true", where, "write lora, or do_eval")
+        hint = "write finetuning_type: lora, or do_eval: true instead of do_train"
+        yield Problem("finetuning_type none trains nothing, and do_train is true", where, hint)
     if isinstance(method, Full):
         yield from _whole_model(plan, where)
     if isinstance(options, FreezeOptions) and not (options.freeze_trainable_layers or options.freeze_extra_modules):
         at = plan.where("freeze_trainable_layers")
         yield Problem(
-            "freeze_trainable_layers: 0 leaves nothing to train", at, "write how many, or freeze_extra_modules"
+            "freeze_trainable_layers: 0 leaves nothing to train", at, "write a number, or freeze_extra_modules"
         )
     if isinstance(options, LoraOptions):
         yield from _pissa(plan, options)
@@ -47,37 +48,42 @@ def _whole_model(plan: Plan, where: str) -> Iterable[Problem]:
     if plan.model.adapter_name_or_path and plan.training.do_train:
         at = plan.where("adapter_name_or_path")
         yield Problem(
-            f"finetuning_type {name} takes no adapters",
+            f"finetuning_type {name} does not support adapter_name_or_path",
             at,
             "write finetuning_type: lora, or merge them with ft export and train that model",
         )
     if (method := quantized_by(plan)) and plan.training.do_train:
-        yield Problem(f"the model is quantised ({method}), and {name} would train its weights", where, "write lora")
+        reason = f"the model is quantised ({method}), and finetuning_type {name} would train its weights"
+        yield Problem(reason, where, "write finetuning_type: lora")
 
 
 def _pissa(plan: Plan, options: LoraOptions) -> Iterable[Problem]:
     fresh = options.create_new_adapter or not plan.model.adapter_name_or_path
     at = plan.where("pissa_init")
     if options.pissa_init and (isinstance(plan.method.component, Qlora) or quantized_by(plan)):
-        hint = "drop it, or train with lora on a model that is not quantised"
-        yield Problem("pissa_init takes weights apart, and these are quantised", at, hint)
+        hint = "remove it, or train with lora on a model that is not quantised"
+        yield Problem("pissa_init decomposes the weights, and these are quantised", at, hint)
     if options.pissa_init and not fresh:
-        hint = "drop it, or write create_new_adapter: true"
-        yield Problem("pissa_init begins a new adapter, and adapter_name_or_path goes on with one", at, hint)
+        hint = "remove it, or write create_new_adapter: true"
+        reason = "pissa_init initialises a new adapter, and adapter_name_or_path names one to train further"
+        yield Problem(reason, at, hint)
     if options.pissa_convert and not options.pissa_init:
-        yield Problem("pissa_convert without pissa_init has nothing to convert", plan.where("pissa_convert"), "drop it")
+        where = plan.where("pissa_convert")
+        yield Problem("pissa_convert has no effect without pissa_init", where, "remove it")
 
 
 def _quantized(plan: Plan, here: bool) -> Iterable[Problem]:
-    """Of adapters on a quantised base."""
+    """Problems of adapters on a quantised base."""
     already = quantized_by(plan)
     if here and not already and find_spec("bitsandbytes") is None:
         yield Problem(
-            "quantised weights need bitsandbytes", plan.where("quantization_bit"), "pip install 'ftcore[qlora]'"
+            "quantization_bit needs bitsandbytes, which is not installed",
+            plan.where("quantization_bit"),
+            "pip install 'ftcore[qlora]'",
         )
     if here and already:
         at = plan.where("quantization_bit")
-        hint = "drop quantization_bit and write finetuning_type: lora"
+        hint = "remove quantization_bit and write finetuning_type: lora"
         yield Problem(f"the model is quantised already ({already})", at, hint)
     if (here or already) and plan.training.do_train and plan.method.component.base_adapters(plan):
         yield Problem(ROUNDED, plan.where("adapter_name_or_path"), MERGE)

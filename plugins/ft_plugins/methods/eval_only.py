@@ -1,4 +1,4 @@
-"""Nothing is trained: for evaluation and inference."""
+"""The method none: nothing is trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class EvalOnly(Method):
-    """The model, with the adapters of ``adapter_name_or_path`` merged in order, frozen; on quantised weights, one."""
+    """A frozen model with the adapters of ``adapter_name_or_path`` merged in order; on quantised weights, one
+    unmerged."""
 
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
         """Nothing in it requires gradients."""

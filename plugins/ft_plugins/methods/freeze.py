@@ -1,4 +1,4 @@
-"""Some layers are trained, the others stay as they are."""
+"""The method freeze: trains some layers and keeps the others frozen."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ if TYPE_CHECKING:
     from ftcore.resources.memory_model import Architecture, Depth
 
 LAYER = re.compile(r"(?:^|\.)(\d+)\.(.+)\.[^.]+$")
-"""Number of a layer, and the path of a module in it, in a parameter's name; the first number is the layer's."""
+"""Layer number and module path in a parameter's name. The first number in the name is the layer's."""
 GROUPS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
     "mlp": ("gate_proj", "up_proj", "gate_up_proj", "down_proj"),
 }
-"""Modules that hold linear layers in every architecture of which memory is estimated."""
+"""Modules that contain linear layers, with the same names in every architecture whose memory is estimated."""
 
 
 class FreezeOptions(OptionGroup):
     """What is trained."""
 
     freeze_trainable_layers: int = 2
-    """So many of the last layers are trained; below 0, so many of the first; all of them where there are no more."""
+    """Number of trained layers: n trains the last n layers, -n the first n. More than the model has trains all."""
     freeze_trainable_modules: Names = ("all",)
-    """Modules of these layers that are trained, by name, such as ``self_attn`` or ``down_proj``; ``all`` for all."""
+    """Modules of these layers to train, by name, such as ``self_attn`` or ``down_proj``; ``all`` trains all."""
     freeze_extra_modules: Names = ()
-    """Modules beside the layers that are trained too, such as ``embed_tokens``, ``norm`` or ``lm_head``."""
+    """Modules outside the layers to train as well, such as ``embed_tokens``, ``norm`` or ``lm_head``."""
 
     def chosen(self, layers: int) -> range:
-        """Numbers of the layers that are trained, of so many."""
+        """Numbers of the trained layers of a model with ``layers`` layers."""
         count = min(abs(self.freeze_trainable_layers), layers)
         return range(layers - count, layers) if self.freeze_trainable_layers > 0 else range(count)
 
 
 class Freeze(Full):
-    """Trains some layers of the model, in float32, and leaves a whole model that loads by itself.
+    """Trains some layers of the model in float32 and saves a whole model.
 
-    The backward pass stops below the lowest layer that is trained: nothing under it requires gradients, so that
-    autograd keeps nothing of it.
+    The backward pass ends at the first trainable layer. Layers before it require no gradients, so autograd stores none
+    of their activations.
     """
 
     Options = FreezeOptions
 
     def load_kwargs(self, plan: Plan) -> dict[str, Any]:
-        """Frozen weights are loaded in the dtype that the run computes in."""
+        """Frozen weights are loaded in the run's compute dtype."""
         return {}
 
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
-        """The model with the chosen layers and modules requiring gradients, and a head that scores.
+        """The model in which the chosen layers and modules, and a score head, require gradients.
 
         Raises:
-            UsageError: naming each module that is not there, and those that are.
+            UsageError: for unknown modules, with the known ones.
         """
         import torch
 
@@ -71,7 +71,7 @@ class Freeze(Full):
         names = [name for name, _ in model.named_parameters()]
         self._check(plan, options, names)
         layers = options.chosen(model.config.get_text_config().num_hidden_layers)
-        # a head that scores has random values at first: there is no use in keeping them
+        # a score head is initialised at random: it must be trained
         sight = MultimodalFreezing(plan, model)
         fresh = plan.stage.component.head != "causal_lm"
         for name, tensor in model.named_parameters():
@@ -90,13 +90,14 @@ class Freeze(Full):
         for option, known in (("freeze_trainable_modules", inside), ("freeze_extra_modules", beside)):
             for module in getattr(options, option):
                 if module != "all" and not set(module.split(".")) <= known:
-                    hint = f"there are {', '.join(sorted(known))}"
+                    hint = f"it has {', '.join(sorted(known))}"
                     problems.append(Problem(f"{option}: the model has no {module!r}", plan.where(option), hint))
         if problems:
             raise UsageError(problems)
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """The whole model; in float32 where frozen weights are in another dtype, so that nothing trained is rounded."""
+        """Saves the whole model, in float32 where frozen weights have another dtype: trained weights are not
+        rounded."""
         import torch
 
         if {tensor.dtype for tensor in model.parameters()} <= {torch.float32}:
@@ -107,7 +108,7 @@ class Freeze(Full):
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def count(self, architecture: Architecture, options: OptionGroup, width: int = 4) -> tuple[float, int]:
-        """What is trained in float32, the rest in the run's compute dtype."""
+        """Trained parameters in float32, the others in the run's compute dtype."""
         assert isinstance(options, FreezeOptions)
         trained = len(options.chosen(architecture.layers)) * _of_layer(architecture, options)
         ends = set(options.freeze_extra_modules)
@@ -118,7 +119,7 @@ class Freeze(Full):
         return 4.0 * trained + float(width) * (architecture.parameters - trained), trained
 
     def depth(self, architecture: Architecture, options: OptionGroup) -> Depth:
-        """Down to the lowest layer that is trained, or to the embedding."""
+        """Down to the first trainable layer, or to the embedding."""
         from ftcore.resources.memory_model import Depth
 
         assert isinstance(options, FreezeOptions)
@@ -138,7 +139,7 @@ def _is_trained(name: str, options: FreezeOptions, layers: range) -> bool:
 
 
 def _of_layer(architecture: Architecture, options: FreezeOptions) -> int:
-    """Parameters of one layer that are trained; of modules by name their linear weights."""
+    """Trained parameters of one layer; of named modules, their linear weights."""
     modules = options.freeze_trainable_modules
     if "all" in modules:
         return architecture.layer_parameters

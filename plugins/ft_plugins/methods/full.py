@@ -1,4 +1,4 @@
-"""Every parameter is trained."""
+"""The method full: trains every parameter."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class Full(Method):
-    """Trains the whole model and leaves a model that loads by itself."""
+    """Trains the whole model and saves a whole model."""
 
     def load_kwargs(self, plan: Plan) -> dict[str, Any]:
-        """All weights are trained, so all are loaded in the dtype that trained ones have."""
+        """All weights are loaded in the dtype of trained weights."""
         import torch
 
         return {"dtype": getattr(torch, plan.precision.trained)}
 
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
-        """The model itself, everything requiring gradients but the eyes of one that sees."""
+        """The model with all parameters trainable, except those that the ``freeze_*`` options of media freeze."""
         import torch
 
         model.to(getattr(torch, plan.precision.trained))
@@ -39,7 +39,7 @@ class Full(Method):
         model.save_pretrained(folder)
 
     def load(self, model: PreTrainedModel, folder: Path) -> None:
-        """In place and exactly; a folder of another architecture is refused."""
+        """Copies the weights in place; raises for a folder of another architecture."""
         import torch
 
         saved = _tensors(folder)
@@ -47,7 +47,7 @@ class Full(Method):
         tied = {tensor.data_ptr() for name, tensor in own.items() if name in saved}
         wanted = {name: tensor for name, tensor in own.items() if name in saved or tensor.data_ptr() not in tied}
         if wanted.keys() != saved.keys():
-            # transformers stores some layers under other names than it computes with, such as fused experts
+            # transformers saves some layers under other names than the module's, such as fused experts
             wanted, saved = own, type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
         check_names(wanted, saved, folder)
         with torch.no_grad():
@@ -55,26 +55,26 @@ class Full(Method):
                 tensor.copy_(saved[name])
 
     def count(self, architecture: Architecture, options: OptionGroup, width: int = 4) -> tuple[float, int]:
-        """float32 weights, all of them trained."""
+        """All parameters in float32, all of them trained."""
         return 4.0 * architecture.parameters, architecture.parameters
 
 
 def check_names(own: dict[str, Any], saved: dict[str, Any], folder: Path) -> None:
-    """Raises where saved weights are not those of a model, naming the first difference.
+    """Raises RunError where saved weights do not fit a model, with the first difference.
 
     Args:
         own: parameter name -> tensor of the model.
-        saved: the same of the files.
-        folder: where the files are, for the message.
+        saved: parameter name -> tensor of the files.
+        folder: of the files, for the message.
     """
     for name in sorted(own.keys() | saved.keys()):
         if name not in saved:
-            raise RunError(f"{folder} holds other weights than this model has: {name} is missing")
+            raise RunError(f"the weights in {folder} do not fit this model: {name} is missing")
         if name not in own:
-            raise RunError(f"{folder} holds other weights than this model has: {name} is not part of it")
+            raise RunError(f"the weights in {folder} do not fit this model: {name} is not part of it")
         if own[name].shape != saved[name].shape:
             shapes = f"{tuple(saved[name].shape)}, not {tuple(own[name].shape)}"
-            raise RunError(f"{folder} holds other weights than this model has: {name} is {shapes}")
+            raise RunError(f"the weights in {folder} do not fit this model: {name} is {shapes}")
 
 
 def _tensors(folder: Path) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""peft's LoRA layers, computed in one step forward and one backward, with those that share an input taken together.
+"""Fused LoRA: a layer and its adapter as one autograd function; layers that share an input are computed together.
 
-The formula is peft's, ``y = x W.T + b + s (x A.T) B.T`` (peft 0.21, tuners/lora/layer.py); names, tensors and files
-stay as they are. What it saves, in CPU ms of one Zen 4 core for 1600 tokens, 576 to 1536, rank 8 (whose frozen product
-takes 25): adding the adapter's result in place 0.5 instead of 11.7 with a fresh tensor's pages; the gradient of B as
-``(x A).T dY`` 0.7 instead of ``dY.T (x A)`` 4.5; ``dY B`` over a transposed copy of B 1.0 instead of 2.8. Autograd
-keeps ``x A`` and what the input is made again of (`ftcore.training.kernels.recompute`), else the input: nothing for W,
-which has no gradient.
+The formula is peft's, ``y = x W.T + b + s (x A.T) B.T`` (peft 0.21, tuners/lora/layer.py). Names, tensors and files
+stay the same. CPU ms on one Zen 4 core for 1600 tokens, 576 to 1536, rank 8; the frozen product takes 25:
 
-On a CPU, in the frozen weights' dtype; on other devices and in float16 a layer is peft's own.
+- adding the adapter's result in place: 0.5, into a new tensor 11.7;
+- the gradient of B as ``(x A).T dY``: 0.7, as ``dY.T (x A)`` 4.5;
+- ``dY B`` with a transposed copy of B: 1.0, without 2.8.
+
+Autograd stores ``x A``, and the input or the tensors it is recomputed from (`ftcore.training.kernels.recompute`). It
+stores nothing for W, which has no gradient.
+
+Layers are fused on a CPU, in the dtype of the frozen weights. On other devices and in float16 peft's layers compute.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from ftcore.training.kernels import matmul, recompute
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Linear layers of one module that are given the same tensor; a run looks before it believes it."""
+"""Linear layers of one module that usually get the same input tensor; each call checks that they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Frozen:
     scaling: float
 
     def weight(self, like: torch.Tensor) -> torch.Tensor:
-        """``[out, in]``; of quantised layers made anew, until the next one is."""
+        """``[out, in]``. A quantised layer dequantises it into a shared buffer, which the next layer overwrites."""
         numbers = self.layer.numbers() if hasattr(self.layer, "numbers") else self.layer.weight
         return cast("torch.Tensor", numbers.detach().to(like.dtype))
 
@@ -54,11 +57,11 @@ class Frozen:
 
 
 class _Adapted(Function):
-    """The results of layers that share an input; gradients of the input and of each A and B.
+    """Outputs of layers that share an input; gradients of the input and of each A and B.
 
-    Takes the input of the frozen layers ``[N, in]``, that of the adapters (the same tensor unless it was dropped out
-    of), what is kept of the latter, the frozen layers, and A ``[rank, in]`` and B ``[out, rank]`` of each in turn.
-    Returns ``[N, out]`` of each.
+    Inputs: the frozen layers' input ``[N, in]``; the adapters' input, None without dropout; what to save for the
+    latter; the frozen layers; A ``[rank, in]`` and B ``[out, rank]`` of each layer in turn. Returns ``[N, out]`` per
+    layer.
     """
 
     @staticmethod
@@ -123,12 +126,12 @@ class _Adapted(Function):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Results that are ready for the layers that were not called yet.
+    """Outputs for layers of a group that have not been called yet.
 
     Args:
         x: the input.
-        now: its version, and whether gradients were wanted.
-        ready: by the layers' ids.
+        now: its version, and whether gradients were enabled.
+        ready: layer id -> output.
     """
 
     x: torch.Tensor
@@ -137,7 +140,7 @@ class _Known:
 
 
 class Group:
-    """Layers that share their input: the first that is called computes for all, the others take theirs.
+    """Layers that share their input. The first one that is called computes the outputs of all.
 
     Args:
         layers: LoRA layers, in the order in which they are called.
@@ -148,13 +151,13 @@ class Group:
         self._known: dict[int, _Known] = {}
 
     def result(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        """The layer's result of ``x``, ``[..., in]`` -> ``[..., out]``."""
-        thread = get_ident()  # passes may go through the model side by side
+        """The layer's output for ``x``, ``[..., in]`` -> ``[..., out]``."""
+        thread = get_ident()  # micro-batches may run concurrently through the model
         now = (recompute.version(x), torch.is_grad_enabled())
         known = self._known.get(thread)
         if known is None or known.x is not x or known.now != now or id(layer) not in known.ready:
             self._known.pop(thread, None)
-            # noted after it: recomputation of a layer stops in the middle by an error, and would leave the input here
+            # stored after the computation: checkpointing stops a recomputation by an exception, and would leave x here
             ready = dict(zip(map(id, self.layers), _computed(self.layers, x), strict=True))
             known = self._known[thread] = _Known(x, now, ready)
         found = known.ready.pop(id(layer))
@@ -176,7 +179,7 @@ def _computed(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
 
 
 class _Fused:
-    """What a fused layer does where it can; else it is peft's."""
+    """Forward of a fused layer; peft's own forward where `_plain` is false."""
 
     group: Group
 
@@ -187,20 +190,20 @@ class _Fused:
             return cast("torch.Tensor", super().forward(x, *args, **kwargs))  # type: ignore[misc]
         if not layer.disable_adapters:
             return self.group.result(self, x)
-        # by the same product as with the adapter: one that is 0 then changes no bit
+        # the same product as with the adapter: an adapter that adds 0 then changes no bit
         frozen = Frozen(layer.base_layer, 0.0)
         return layer.base_layer(x) if x.requires_grad else matmul.linear_forward(x, frozen.weight(x), frozen.bias(x))
 
 
 def _plain(layer: Any, x: torch.Tensor) -> bool:
-    """One adapter without a bias over a frozen layer, with nothing hooked onto its parts and all weights in place."""
+    """Whether this is one adapter without a bias on a frozen layer, without hooks and with whole weights."""
     name, *more = layer.active_adapters
     if more or name not in layer.lora_A or name in layer.lora_variant or layer.fan_in_fan_out:
         return False
     base, first, second = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
     if not matmul.plain(x, *(() if hasattr(base, "numbers") else (base.weight,))):
         return False
-    # what is trained may be finer than what is computed in
+    # trained weights may have a finer dtype than the computation
     finer = torch.promote_types(x.dtype, torch.float32)
     if first.weight.device != x.device or first.weight.dtype not in (x.dtype, finer):
         return False
@@ -210,7 +213,7 @@ def _plain(layer: Any, x: torch.Tensor) -> bool:
         or any(part._forward_hooks for part in (base, first, second))
     ):
         return False
-    # of weights that are spread over processes this one may hold a part
+    # of weights sharded over processes this one may hold a part
     return bool(first.weight.ndim == 2 and second.weight.shape[:1] == (layer.out_features,))
 
 
@@ -220,13 +223,13 @@ def _fused(kind: type) -> type:
 
 
 def fuse(model: nn.Module) -> int:
-    """Turns peft's LoRA layers into fused ones, in place, where they are such as these compute.
+    """Replaces supported LoRA layers of peft by fused ones, in place.
 
     Args:
-        model: a PeftModel; its layers keep names, tensors, and all that peft does with them.
+        model: a PeftModel; its layers keep their names, tensors and peft methods.
 
     Returns:
-        How many.
+        The number of fused layers.
     """
     count = 0
     for parent in model.modules():
@@ -248,7 +251,7 @@ def fuse(model: nn.Module) -> int:
 
 
 def _can_be(layer: nn.Module) -> bool:
-    """A layer of peft's own over a plain linear layer, or over quantised weights that make their numbers."""
+    """Whether this is peft's layer on a plain linear layer, or on quantised weights that ``numbers()`` dequantises."""
     if not isinstance(layer, LoraLayer) or isinstance(layer, _Fused):
         return False
     base = layer.base_layer

@@ -1,4 +1,4 @@
-"""Low-rank adapters, through peft, so that what is saved loads there."""
+"""Low-rank adapters through peft; saved adapters load there."""
 
 from __future__ import annotations
 
@@ -37,46 +37,48 @@ if TYPE_CHECKING:
     from ftcore.resources.memory_model import Architecture, Depth
 
 VOCABULARY = ("embed_tokens", "lm_head")
-"""What embedding and head are called in every architecture of which memory is estimated."""
+"""Names of embedding and head in every architecture whose memory is estimated."""
 
 
 class LoraOptions(OptionGroup):
-    """Adapters' shape and place."""
+    """Shape and placement of the adapters."""
 
     lora_rank: Annotated[int, Field(ge=1)] = 8
-    """Rank of the two matrices that stand in for a change of weight."""
+    """Rank of the two adapter matrices."""
     lora_alpha: Annotated[int, Field(ge=1)] | None = None
-    """The change is scaled by ``lora_alpha / lora_rank``; unset, alpha is twice the rank."""
+    """The adapter's output is scaled by ``lora_alpha / lora_rank``; unset, alpha is twice the rank."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on an adapter's input. Above 0 the adapter is computed apart from the layer, which costs time."""
+    """Dropout on an adapter's input. Above 0 each adapter is computed separately, which takes more time."""
     lora_target: Names = ("all",)
-    """Modules that get an adapter, by name or end of name; ``all`` for every linear layer but the head. Experts that
-    transformers keeps as tensors of three dimensions are no linear layers; ``ft plan`` and ``ft run`` say what part of
-    the weights is adapted where it is under nine tenths."""
+    """Modules that get an adapter, by name or end of name; ``all``: every linear layer except the head. Experts that
+    transformers stores as three-dimensional tensors are not linear layers. ``ft plan`` and ``ft run`` report the share
+    of adapted weights where it is below 90%."""
     additional_target: Names = ()
     """Modules that are trained in full and saved with the adapter, such as ``embed_tokens,lm_head``; unset, these two
-    where the vocabulary grows. Where embedding and head are one matrix, they stay one."""
+    where the vocabulary grows. Tied embedding and head stay tied."""
     use_rslora: bool = False
     """Scale by ``lora_alpha / sqrt(lora_rank)`` (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
-    """Train the length of each row of a weight apart from its direction (https://arxiv.org/abs/2402.09353)."""
+    """Train magnitude and direction of each row of a weight separately (https://arxiv.org/abs/2402.09353)."""
     pissa_init: bool = False
-    """Begin with the largest singular values of each weight, which then keeps the rest
+    """Initialise the adapter with the largest singular values of each weight; the frozen weight keeps the rest
     (https://arxiv.org/abs/2404.02948)."""
     pissa_iter: Annotated[int, Field(ge=-1)] = 16
-    """Iterations of the approximate decomposition; -1 decomposes exactly, which takes longer."""
+    """Iterations of the approximate singular value decomposition; -1 decomposes exactly, which takes longer."""
     pissa_convert: bool = False
-    """Save an ordinary adapter of twice the rank that fits the model as it was. Done in any case unless ``pissa_iter``
-    is -1: whoever loads the adapter as it is decomposes the weights again, and gets the same only from exact ones."""
+    """Save an ordinary adapter of twice the rank that fits the original model. Unless ``pissa_iter`` is -1 this is
+    always done: an unconverted adapter decomposes the weights again when it is loaded, which only an exact
+    decomposition reproduces."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
-    """The second matrix (and vectors) learn so many times faster than the first (https://arxiv.org/abs/2402.12354)."""
+    """LoRA+: learning rate of the B matrices and of vectors, as a multiple of that of the A matrices
+    (https://arxiv.org/abs/2402.12354)."""
     loraplus_lr_embedding: Annotated[float, Field(gt=0)] = 1e-6
     """With ``loraplus_lr_ratio``: learning rate of an embedding's adapter."""
     fused_lora: bool = True
-    """Compute each layer with its adapter in one step forward and one backward, those that share an input together;
-    false: by peft's own layers, as are in any case DoRA, several adapters at a time, and layers of other kinds."""
+    """Compute a layer and its adapter in one autograd function, and layers that share an input together. false uses
+    peft's layers, as do DoRA, several active adapters and other kinds of layers in any case."""
     create_new_adapter: bool = False
-    """Merge all of ``adapter_name_or_path`` into the model and start a fresh adapter on top."""
+    """Merge all adapters of ``adapter_name_or_path`` into the model and train a new one."""
 
 
 class Lora(Method):
@@ -88,11 +90,11 @@ class Lora(Method):
     """Whether it quantises the linear layers of the base model."""
 
     def resolve(self, values: Mapping[str, Any]) -> str:
-        """With ``quantization_bit`` the method that has this option."""
+        """qlora where ``quantization_bit`` is set, else this method."""
         return self.name if values.get("quantization_bit") is None else "qlora"
 
     def apply(self, plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
-        """The model in a PeftModel: earlier adapters merged in order, the last one or a new one trainable."""
+        """The model as a PeftModel: earlier adapters are merged in order, the last one or a new one is trainable."""
         import torch
         from transformers import set_seed
 
@@ -105,7 +107,7 @@ class Lora(Method):
         model.requires_grad_(False)
         for folder in folders:
             model = with_adapter(model, folder).merge_and_unload()
-        set_seed(plan.training.seed)  # the new adapter's first values
+        set_seed(plan.training.seed)  # decides the initial values of a new adapter
         try:
             adapted = with_adapter(model, last or self.config(plan, model))
         except ValueError as error:  # names that no layer has; experts with dropout
@@ -162,13 +164,13 @@ class Lora(Method):
         return [name for name in found if name.rsplit(".", 1)[-1] not in taken]
 
     def coverage(self, plan: Plan, model: PreTrainedModel) -> Coverage:
-        """Of the linear layers and experts that are not meant to stay as they are, those with an adapter."""
+        """The share of linear layers and experts with an adapter, without those that options freeze."""
         sight = MultimodalFreezing(plan, cast("Any", model).get_base_model())
         fresh = self._options(plan).lora_target == ("all",) and self._begins(plan)
         return counted(model, quantizes=self.quantizes, fresh=fresh, frozen=sight.frozen)
 
     def planned_coverage(self, plan: Plan) -> Coverage | None:
-        """The same from config.json; an adapter that is trained further names its layers itself."""
+        """The same from config.json. An adapter that is trained further lists its layers itself."""
         options = self.effective(plan)
         assert isinstance(options, LoraOptions)
         family = plan.family.component.lora_targets if plan.family else ()
@@ -180,11 +182,11 @@ class Lora(Method):
         return planned(plan, targets, options.additional_target, quantizes=self.quantizes)
 
     def _begins(self, plan: Plan) -> bool:
-        """Whether a new adapter is made."""
+        """Whether a new adapter is created."""
         return self._options(plan).create_new_adapter or not plan.model.adapter_name_or_path
 
     def _whole(self, plan: Plan, options: LoraOptions, model: PreTrainedModel) -> list[str]:
-        """Modules that are trained in full."""
+        """Names of modules that are trained in full."""
         if not options.additional_target and plan.model.grows_vocabulary:
             return vocabulary_names(model)
         names = [name.rsplit(".", 1)[-1] for name in options.additional_target]
@@ -192,35 +194,35 @@ class Lora(Method):
         return list(options.additional_target)
 
     def effective(self, plan: Plan) -> LoraOptions:
-        """With embedding and head trained where the vocabulary grows."""
+        """The options, with embedding and head in ``additional_target`` where the vocabulary grows."""
         options = self._options(plan)
         if options.additional_target or not plan.model.grows_vocabulary:
             return options
         return options.model_copy(update={"additional_target": VOCABULARY})
 
     def base_adapters(self, plan: Plan) -> tuple[str, ...]:
-        """All of them where a new adapter is begun; else the last one is trained further and saved again."""
+        """All adapters where a new one is created; else all but the last, which is trained further."""
         earlier = plan.model.adapter_name_or_path
         return earlier if self._options(plan).create_new_adapter else earlier[:-1]
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes each time."""
+        """Writes ``adapter_model.safetensors`` and ``adapter_config.json``; equal adapters give equal bytes."""
         from safetensors.torch import save_file
 
         from ft_plugins.methods import pissa
 
-        # a copy of each: tied embedding and head are two tensors in the file
+        # cloned: safetensors refuses tensors that share memory, such as tied embedding and head
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in adapter_tensors(model).items()}
         config = model.peft_config["default"].to_dict() | {"inference_mode": True}
         if start := pissa.start_of(model):
             tensors, config = pissa.converted(tensors, config, start)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        # peft writes its sets of names in the order of their hashes, another one in each process
+        # sorted: peft's sets of names have another order in each process
         config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def load(self, model: PreTrainedModel, folder: Path) -> None:
-        """In place and exactly; another adapter's shapes or names are refused."""
+        """Copies the adapter in place; raises for other shapes or names."""
         import torch
         from safetensors.torch import load_file
 
@@ -244,7 +246,7 @@ class Lora(Method):
         return rate * options.loraplus_lr_ratio if "lora_B" in name or tensor.ndim == 1 else rate
 
     def reference(self, plan: Plan, model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]] | None:
-        """The base model, its merged adapters among it; with the adapter as it is now where that does something."""
+        """The base model with its merged adapters; a snapshot where the adapter already changes the model."""
         options = self._options(plan)
         fresh = options.create_new_adapter or not plan.model.adapter_name_or_path
         if not fresh or options.pissa_init:
@@ -254,14 +256,15 @@ class Lora(Method):
         return lambda: without_adapter(model)
 
     def count(self, architecture: Architecture, options: OptionGroup, width: int = 4) -> tuple[float, int]:
-        """All base weights; for each adapted layer ``rank * (in + out)`` parameters, with DoRA ``out`` lengths too."""
+        """All base weights, and per adapted layer ``rank * (in + out)`` parameters; with DoRA ``out`` magnitudes
+        too."""
         assert isinstance(options, LoraOptions)
         each = [(inputs + outputs, outputs, count) for _, inputs, outputs, count in _adapted(architecture, options)]
         trained = sum((options.lora_rank * both + options.use_dora * rows) * count for both, rows, count in each)
         return float(width) * architecture.parameters, trained + _whole_size(architecture, options.additional_target)
 
     def depth(self, architecture: Architecture, options: OptionGroup) -> Depth:
-        """Through every layer, past a frozen head."""
+        """Through every layer; the head's weights get gradients only where ``additional_target`` names it."""
         from ftcore.resources.memory_model import Depth
 
         assert isinstance(options, LoraOptions)

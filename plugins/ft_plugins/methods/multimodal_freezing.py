@@ -1,4 +1,4 @@
-"""Which parts of a model that sees are trained: its vision tower and what projects from there stay as they are."""
+"""Freezing of parts of a vision-language model: vision tower, projector, language model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from ftcore.api.plan import Plan
 
 PROJECTOR = re.compile(r"projector|merger|connector|aligner")
-"""In the names of what brings images' features to the language model's width."""
+"""In the names of modules that project image features to the language model's hidden size."""
 
 
 class MultimodalFreezing:
-    """The parts of a model, by the names of their parameters and modules.
+    """Which parts of a model are frozen, by names of parameters and modules.
 
     Args:
-        plan: its ``media`` options say what is frozen.
-        model: of text alone, or with a vision tower.
+        plan: its ``media`` options decide.
+        model: with or without a vision tower.
 
     Attributes:
-        beside: paths of what stands beside the language model, with a dot at the end; empty for a model of text alone.
+        beside: path prefixes of modules outside the language model, each ending in a dot; empty for a text model.
     """
 
     def __init__(self, plan: Plan, model: PreTrainedModel) -> None:
@@ -35,11 +35,11 @@ class MultimodalFreezing:
         return bool(self.beside)
 
     def sees(self, name: str) -> bool:
-        """Whether this is a part of what reads images."""
+        """Whether this is a part of vision tower or projector."""
         return f"{name}.".startswith(self.beside)
 
     def frozen(self, name: str) -> bool:
-        """Whether this stays as it is."""
+        """Whether this is frozen."""
         if not self.beside:
             return False
         if not self.sees(name):
@@ -48,7 +48,7 @@ class MultimodalFreezing:
         return self._options.freeze_multi_modal_projector if projects else self._options.freeze_vision_tower
 
     def freeze(self, model: PreTrainedModel) -> None:
-        """Takes gradients from what is frozen."""
+        """Sets ``requires_grad`` of frozen parameters to false."""
         for name, tensor in model.named_parameters():
             if self.frozen(name):
                 tensor.requires_grad_(False)

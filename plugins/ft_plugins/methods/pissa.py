@@ -1,7 +1,7 @@
-"""PiSSA's adapters as ordinary ones (https://arxiv.org/abs/2404.02948, section 3, "Converting PiSSA to LoRA").
+"""PiSSA adapters as ordinary ones (https://arxiv.org/abs/2404.02948, section 3, "Converting PiSSA to LoRA").
 
-PiSSA takes ``s B0 A0`` out of a weight and trains ``B A`` from there: ``W - s B0 A0 + s B A``. The same change of the
-weight as it was, ``s (B A - B0 A0)``, is an adapter of twice the rank: ``[B, -B0]`` and ``[A; A0]``.
+PiSSA subtracts ``s B0 A0`` from a weight and trains ``B A`` from there: ``W - s B0 A0 + s B A``. Relative to the
+original weight the change is ``s (B A - B0 A0)``, an adapter of twice the rank: ``[B, -B0]`` and ``[A; A0]``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ A, B = ".lora_A.", ".lora_B."
 
 
 def keep_start(model: PeftModel) -> None:
-    """Keeps the matrices that a fresh adapter begins with, for `converted`."""
+    """Saves a new adapter's initial matrices on the model, for `converted`."""
     tensors = adapter_tensors(model)
     model.ft_pissa_start = {name: tensor.detach().clone() for name, tensor in tensors.items() if A in name or B in name}
 
 
 def start_of(model: Any) -> dict[str, Tensor]:
-    """What `keep_start` has kept; empty where it was not called."""
+    """What `keep_start` saved; empty where it was not called."""
     found: dict[str, Tensor] = vars(model).get("ft_pissa_start", {})
     return found
 
@@ -50,10 +50,10 @@ def converted(
 
 
 def restored(saved: Mapping[str, Tensor], start: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The tensors that `converted` was given.
+    """The tensors before `converted`.
 
     Raises:
-        RunError: when the adapter was begun from another decomposition, so that its base model is another one.
+        RunError: the adapter was initialised by another decomposition, so its base weights differ.
     """
     import torch
 
@@ -64,6 +64,6 @@ def restored(saved: Mapping[str, Tensor], start: Mapping[str, Tensor], folder: P
             continue  # `check_names` says what is wrong
         halves[name], begun = saved[name].chunk(2, dim=axis)
         if not torch.equal(begun, first if axis == 0 else -first):
-            what = "another machine decomposes weights otherwise, in the last bits"
-            raise RunError(f"{folder} was begun from other values of {name} than this run: {what}")
+            what = "on another machine the decomposition differs in the last bits"
+            raise RunError(f"{folder} was initialised with other values of {name} than this run: {what}")
     return halves

@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from ftcore.resources.memory_model import Architecture
 
 BLOCK, NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share one when they are quantised themselves (bitsandbytes' own)."""
+"""Weights per scale, and scales per second-level scale with double quantisation (bitsandbytes' values)."""
 
 
 class QloraOptions(LoraOptions):
-    """How the frozen weights are kept."""
+    """Quantisation of the frozen weights."""
 
     quantization_bit: Literal[4, 8] = 4
-    """Bits of a frozen weight; `lora` with this option is this method."""
+    """Bits per frozen weight. ``finetuning_type: lora`` with this option is qlora."""
     quantization_method: Literal["bnb"] = "bnb"
-    """bitsandbytes; models that another library has quantised already train with lora."""
+    """Library: bitsandbytes. Models that another library has quantised train with lora."""
     quantization_type: Literal["nf4", "fp4"] = "nf4"
-    """What the 16 values of 4 bits are: quantiles of a normal distribution, or small floating-point numbers."""
+    """The 16 values of 4 bits: quantiles of a normal distribution (nf4), or 4-bit floating-point numbers (fp4)."""
     double_quantization: bool = True
-    """Quantise the scales of 4-bit blocks as well, 0.4 bits less per weight."""
+    """Quantise the scales of 4-bit blocks too, which saves 0.4 bits per weight."""
 
 
 class Qlora(Lora):
-    """Quantises the linear layers but the head when the model is loaded, and trains adapters beside them, in float32.
+    """Quantises the linear layers except the head on loading, and trains adapters beside them in float32.
 
     Source: QLoRA, https://arxiv.org/abs/2305.14314, and for 8 bits LLM.int8(), https://arxiv.org/abs/2208.07339.
     """
@@ -39,11 +39,11 @@ class Qlora(Lora):
     quantizes: ClassVar[bool] = True
 
     def resolve(self, values: Mapping[str, Any]) -> str:
-        """Itself."""
+        """This method."""
         return self.name
 
     def load_kwargs(self, plan: Plan) -> dict[str, Any]:
-        """bitsandbytes' configuration, so that layers are quantised one by one as they are read."""
+        """bitsandbytes' configuration: transformers quantises each layer as it reads it."""
         import torch
         from transformers import BitsAndBytesConfig
 
@@ -60,7 +60,7 @@ class Qlora(Lora):
         return {"quantization_config": config}
 
     def count(self, architecture: Architecture, options: OptionGroup, width: int = 4) -> tuple[float, int]:
-        """Linear layers in bits with their scales, the rest as it is, and one layer's numbers at a time."""
+        """Quantised linear layers with their scales, all other weights, and one dequantised layer."""
         assert isinstance(options, QloraOptions)
         _, trained = super().count(architecture, options, width)
         weights = architecture.linear_parameters

@@ -1,8 +1,8 @@
-"""Linear layers over bitsandbytes' storage on the CPU: made into numbers block by block, in one buffer that all share.
+"""Linear layers of bitsandbytes on the CPU, dequantised block by block into one buffer that all layers share.
 
-Autograd keeps the quantised weight alone: both passes make the numbers anew. What bitsandbytes 0.50.2 does on a CPU is
-no slower for small layers, but it asks for fresh memory each time, whose pages cost more than the work (CPU ms on one
-AVX2 core, NF4 with double quantization):
+Autograd stores the quantised weight only: forward and backward both dequantise it. bitsandbytes 0.50.2 is as fast for
+small layers, but allocates new memory on each call, whose pages cost more time than the work (CPU ms on one AVX2 core,
+NF4 with double quantisation):
 
 =============  ============  ==========  ===================================
 layer          bitsandbytes  this table  multiplying 512 rows by it
@@ -12,8 +12,8 @@ layer          bitsandbytes  this table  multiplying 512 rows by it
 2048 x 8192    50            11          205
 =============  ============  ==========  ===================================
 
-And out of training it computes otherwise: in bfloat16 where AVX-512 has it, and in 8 bits with quantised inputs, so
-that losses of training and of evaluation would not be of one model.
+Outside training bitsandbytes computes differently: in bfloat16 where AVX-512 supports it, and in 8 bits with quantised
+inputs. Training and evaluation losses would then be those of two models.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from torch.autograd import Function
 from torch.nn.functional import linear
 
 CHUNK = 1 << 18
-"""Bytes of 4-bit storage that are looked up at a time: a megabyte of indices, two of numbers."""
+"""Bytes of 4-bit storage per table look-up: a megabyte of indices, two megabytes of numbers."""
 INT8_STEP = 7.874015718698502e-3
 """1 / 127, as bitsandbytes' ``int8_vectorwise_dequant`` writes it."""
 
 
 class Buffer:
-    """Float32 memory for one weight at a time in each thread, as large as the largest that was asked for."""
+    """Float32 memory for one weight per thread, of the size of the largest request so far."""
 
     def __init__(self) -> None:
         self.memory: dict[int, torch.Tensor] = {}
 
     def take(self, size: int) -> torch.Tensor:
-        """The first ``size`` numbers; whatever was there is overwritten."""
-        thread = get_ident()  # passes may go through the model side by side
+        """The first ``size`` numbers; their content is overwritten."""
+        thread = get_ident()  # micro-batches may run concurrently through the model
         if thread not in self.memory or self.memory[thread].numel() < size:
             self.memory[thread] = torch.empty(size)
         return self.memory[thread][:size]
 
 
 class _FrozenLinear(Function):
-    """``x @ W.T + bias`` with the weight made when it is needed, here and in the backward pass."""
+    """``x @ W.T + bias``; forward and backward each dequantise the weight."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: CpuLinear4bit | CpuLinear8bit) -> torch.Tensor:
@@ -70,17 +70,17 @@ def _apply(layer: CpuLinear4bit | CpuLinear8bit, x: torch.Tensor) -> torch.Tenso
 
 
 class CpuLinear4bit(bitsandbytes.nn.Linear4bit):
-    """NF4 or FP4, made by `use_tables`."""
+    """NF4 or FP4; see `use_tables`."""
 
     buffer: Buffer
     pairs: torch.Tensor
-    """For each byte its two numbers, before they are scaled, as one float64 of 256."""
+    """For each of 256 bytes its two unscaled float32 numbers, viewed as one float64."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _apply(self, x)
 
     def numbers(self) -> torch.Tensor:
-        """The weight ``[out, in]`` in its own dtype, equal to bitsandbytes' to the bit; the next call overwrites it."""
+        """The dequantised weight ``[out, in]``, bit for bit bitsandbytes'; the next call overwrites it."""
         state = self.weight.quant_state
         stored = self.weight.detach().view(torch.uint8).flatten()
         if 2 * stored.numel() % state.blocksize:
@@ -100,7 +100,7 @@ class CpuLinear4bit(bitsandbytes.nn.Linear4bit):
 
 
 class CpuLinear8bit(bitsandbytes.nn.Linear8bitLt):
-    """Eight bits, a scale for each row, made by `use_tables`."""
+    """Eight bits with a scale per row; see `use_tables`."""
 
     buffer: Buffer
 
@@ -108,7 +108,7 @@ class CpuLinear8bit(bitsandbytes.nn.Linear8bitLt):
         return _apply(self, x)
 
     def numbers(self) -> torch.Tensor:
-        """The weight ``[out, in]`` in float32, equal to ``int8_vectorwise_dequant``; the next call overwrites it."""
+        """The dequantised weight ``[out, in]``, equal to ``int8_vectorwise_dequant``; the next call overwrites it."""
         weight = self.weight.detach()
         numbers = self.buffer.take(weight.numel()).view(weight.shape)
         scales = self.weight.SCB if self.weight.SCB is not None else self.state.SCB
@@ -116,10 +116,11 @@ class CpuLinear8bit(bitsandbytes.nn.Linear8bitLt):
 
 
 def settle(model: torch.nn.Module) -> None:
-    """Gives back the memory that loading has taken beside the quantised weights, on the CPU.
+    """Frees memory that loading used besides the quantised weights, on the CPU.
 
-    What is not quantised lies in the mapped file and holds all of it, and what was read in float lies about as holes in
-    the heap: 1.79 GB resident instead of 0.65 for a 284-million-parameter Llama in 4 bits (process without it 0.49).
+    Weights that are not quantised are views of the mapped file and keep all of it in memory. Float weights that were
+    read leave free blocks in the heap. A 284-million-parameter Llama in 4 bits takes 0.65 GB of resident memory after
+    this call and 1.79 GB without it; the process without a model takes 0.49 GB.
     """
     for tensor in model.parameters():
         if type(tensor) is torch.nn.Parameter and tensor.device.type == "cpu":
@@ -129,7 +130,7 @@ def settle(model: torch.nn.Module) -> None:
 
 
 def use_tables(model: torch.nn.Module) -> None:
-    """Turns bitsandbytes' linear layers that lie on the CPU into these, in place; storage and names stay."""
+    """Replaces bitsandbytes' linear layers on the CPU by these, in place; storage and names stay the same."""
     buffer, tables = Buffer(), dict[str, torch.Tensor]()
     for layer in model.modules():
         if type(layer) is bitsandbytes.nn.Linear4bit and layer.weight.device.type == "cpu":
@@ -143,6 +144,6 @@ def use_tables(model: torch.nn.Module) -> None:
 
 
 def _pairs(code: torch.Tensor) -> torch.Tensor:
-    """The sixteen numbers as pairs for each byte, the high half first."""
+    """The table of 16 numbers as a table of pairs for each byte, the high half first."""
     byte = torch.arange(256)
     return torch.stack([code[byte >> 4], code[byte & 15]], dim=1).contiguous().view(torch.float64).flatten()

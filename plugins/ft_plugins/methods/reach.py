@@ -1,4 +1,4 @@
-"""What part of the weights adapters and quantisation reach: counted on a model, and beforehand from its config.json."""
+"""The share of adapted and of quantised weights: counted on a model, or estimated from its config.json."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ TAKEN = {
         _QWEN,
     ),
 }
-"""Model type -> names that peft 0.21 reads as those of experts, as they were in transformers 4 (`taken_names`)."""
+"""Model type -> names that peft 0.21 treats as those of experts in transformers 4; see `taken_names`."""
 
 
 def taken_names(model: PreTrainedModel, names: Sequence[str]) -> tuple[str, ...]:
-    """The names, or ends of names, that peft would take for experts' instead of the linear layers that have them.
+    """Ends of names that peft treats as names of experts instead of linear layers.
 
-    It reads adapters of transformers 4 so, where each expert was three linear layers, and does it to new ones too: a
-    DeepSeek-V3 would get no adapters on its dense layers and shared experts, but one of all experts together, which
-    knows no dropout and no second thread, and nobody loads the ones on the linear layers.
+    In transformers 4 each expert was three linear layers. peft converts adapters of that form, and new configurations
+    too. DeepSeek-V3 would get one adapter on all experts instead of adapters on dense layers and shared experts. That
+    adapter supports neither dropout nor concurrent threads, and adapters on the linear layers would not load.
     """
     if find_spec("peft.utils.transformers_weight_conversion") is None:
         return ()  # peft before 0.19
@@ -52,7 +52,7 @@ def taken_names(model: PreTrainedModel, names: Sequence[str]) -> tuple[str, ...]
         config = LoraConfig(target_modules=[name])
         try:
             convert_peft_config_for_transformers(config, model=model, conversions=None)
-        except ValueError:  # one of two that are one tensor now
+        except ValueError:  # the name is one of two that are merged into one tensor now
             return True
         return name not in set(config.target_modules or ())
 
@@ -60,21 +60,21 @@ def taken_names(model: PreTrainedModel, names: Sequence[str]) -> tuple[str, ...]
 
 
 def note_of(names: Sequence[str]) -> str:
-    """Why layers of these names have no adapter."""
+    """The reason why layers of these names have no adapter."""
     listed = ", ".join(names)
-    return f"linear layers named {listed} have none, since peft takes these names for experts'" if names else ""
+    return f"linear layers named {listed} get no adapter, because peft treats them as experts" if names else ""
 
 
 def counted(
     model: Any, *, quantizes: bool, fresh: bool, frozen: Callable[[str], bool] = lambda name: False
 ) -> Coverage:
-    """What is reached of a model with an adapter.
+    """Counts adapted and quantised weights of a model with an adapter.
 
     Args:
-        model: peft's.
-        quantizes: whether its linear layers are meant to be quantised.
-        fresh: whether the adapter was meant for all of them.
-        frozen: whether a part, by its path, is meant to stay as it is.
+        model: a PeftModel.
+        quantizes: whether the method quantises linear layers.
+        fresh: whether the adapter is new and targets all linear layers.
+        frozen: whether options freeze the module at a path.
     """
     base, adapted, total, without = model.get_base_model(), _adapted(model), Coverage(), list[str]()
     for weight in _weights(base):
@@ -100,8 +100,8 @@ class _Weight(NamedTuple):
         path: of its owner, without what peft adds to it.
         owner: the module that holds it.
         name: in its owner.
-        size: how many numbers, whatever they are stored in.
-        expert: whether it is no linear layer's.
+        size: number of weights, however they are stored.
+        expert: whether it belongs to experts and not to a linear layer.
     """
 
     path: str
@@ -146,19 +146,19 @@ def _weights(model: PreTrainedModel) -> Iterator[_Weight]:
             continue
         for name, tensor in module.named_parameters(recurse=False):
             if _of_experts(path, module, name, tensor):
-                size = tensor.numel() * (1 if tensor.is_floating_point() else 2)  # of four bits two lie in a byte
+                size = tensor.numel() * (1 if tensor.is_floating_point() else 2)  # a byte holds two 4-bit weights
                 yield _Weight(path, module, name, size, expert=True)
 
 
 def _of_experts(path: str, owner: nn.Module, name: str, tensor: Any) -> bool:
     kind = type(owner).__name__
-    if tensor.ndim == 2:  # DBRX lays its experts end to end
+    if tensor.ndim == 2:  # DBRX concatenates its experts
         return "Expert" in kind and "bias" not in name and "norm" not in kind.lower()
     return tensor.ndim >= 3 and ("expert" in path or "Expert" in kind)
 
 
 def _size(layer: nn.Module) -> int:
-    """Of a linear layer's weight, whatever it is stored in."""
+    """Number of weights of a linear layer, however they are stored."""
     weight = getattr(layer, "weight", None)
     if weight is not None and weight.is_floating_point():
         return int(weight.numel())
@@ -170,12 +170,12 @@ def planned(plan: Plan, targets: tuple[str, ...] | None, whole: tuple[str, ...],
 
     Args:
         plan: its model's.
-        targets: ends of names of the linear layers that get an adapter; ``all`` for all; None where nobody knows.
+        targets: ends of names of the linear layers that get an adapter; ``all`` for all; None where unknown.
         whole: modules that are trained in full.
         quantizes: whether linear layers are quantised.
 
     Returns:
-        None where the config.json is not known, or there is nothing to say of it.
+        None where config.json is unknown, or describes a model without experts that cannot be counted.
     """
     if not (config := plan.config):
         return None
@@ -183,8 +183,8 @@ def planned(plan: Plan, targets: tuple[str, ...] | None, whole: tuple[str, ...],
     names = TAKEN.get(kind, ())
     named = targets is not None and targets != ("all",)
     if found is None or targets is None or (named and {_end(name) for name in targets or ()} & set(names)):
-        told = "it names its experts'" if found else "its linear layers are not counted here"
-        return Coverage(unknown=f"{kind} has experts, and {told}") if has_experts(config) else None
+        why = "names of its experts are targets" if found else "its linear layers cannot be counted from config.json"
+        return Coverage(unknown=f"{kind} has experts, and {why}") if has_experts(config) else None
     taken = [end for end in names if not named and any(_end(name) == end for name, *_ in found.linears)]
 
     def reached(name: str) -> bool:
@@ -203,7 +203,7 @@ def planned(plan: Plan, targets: tuple[str, ...] | None, whole: tuple[str, ...],
 
 
 def saved_targets(folder: Path) -> tuple[str, ...] | None:
-    """Ends of names that an adapter on disk has; None where they are not listed."""
+    """``target_modules`` of an adapter on disk; None where they are not listed."""
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -213,7 +213,7 @@ def saved_targets(folder: Path) -> tuple[str, ...] | None:
 
 
 def _fits(name: str, ends: Sequence[str]) -> bool:
-    """Whether a layer is meant by any of these; where only its end is known, by their ends."""
+    """Whether a layer matches any of these ends of names; a name without a path is compared with their last parts."""
     if "." not in name:
         return name in {_end(end) for end in ends}
     return any(name == end or name.endswith(f".{end}") or end.endswith(f".{name}") for end in ends)

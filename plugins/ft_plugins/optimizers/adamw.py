@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class AdamWOptions(OptionGroup):
-    """AdamW's own."""
+    """Options of AdamW."""
 
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the gradient's running mean."""
+    """Decay rate of the first moment, the running mean of the gradient."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the squared gradient's running mean."""
+    """Decay rate of the second moment, the running mean of the squared gradient."""
     adam_epsilon: Annotated[float, Field(ge=0)] = 1e-8
-    """Added to the denominator."""
+    """Added to the denominator of the update."""
 
 
 class AdamW(Optimizer):
@@ -32,7 +32,7 @@ class AdamW(Optimizer):
     Options = AdamWOptions
 
     def create(self, plan: Plan, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Fused on CPU and CUDA: 157 ms a step instead of 691 (foreach) for 135M parameters on two CPU cores."""
+        """Fused on CPU and CUDA. A step of 135M parameters on two CPU cores takes 157 ms fused, 691 ms by foreach."""
         import torch
 
         options = plan.optimizer.options

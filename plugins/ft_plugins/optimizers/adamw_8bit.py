@@ -1,4 +1,4 @@
-"""AdamW whose two moments are kept in 8 bits each, as bitsandbytes keeps them."""
+"""AdamW with both moments in 8 bits, in bitsandbytes' format."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class AdamW8bit(Optimizer):
-    """bitsandbytes' own on CUDA; the same states stepped by `ft_plugins.optimizers.blockwise` on the CPU."""
+    """bitsandbytes' AdamW on CUDA; on the CPU, the same states with `ft_plugins.optimizers.blockwise`."""
 
     Options = AdamWOptions
     packages = (Package("bitsandbytes"), Package("numba", cpu_only=True))
 
     def create(self, plan: Plan, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Every parameter of 4096 values or more, embeddings too: transformers keeps these in 32 bits."""
+        """8 bits for every parameter of 4096 values or more. transformers keeps embeddings in 32 bits, ft does not."""
         options = plan.optimizer.options
         assert isinstance(options, AdamWOptions)
         kwargs = {"betas": (options.adam_beta1, options.adam_beta2), "eps": options.adam_epsilon, "optim_bits": 8}

@@ -1,4 +1,4 @@
-"""transformers' ``optim_args``: what an optimizer takes beyond the common fields, in one string."""
+"""transformers' ``optim_args``: further arguments of an optimizer in one string."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 
 def named(text: str | None) -> dict[str, str]:
-    """``a=1,b=x`` as names and values."""
+    """``a=1,b=x`` as a dictionary of texts."""
     pairs = [part.partition("=") for part in (text or "").replace(" ", "").split(",") if part]
     return {name: value for name, _, value in pairs}
 

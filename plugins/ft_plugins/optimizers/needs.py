@@ -1,4 +1,4 @@
-"""What an optimizer needs that is not there, said before anything is loaded."""
+"""Checks that an optimizer's packages and device exist, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ftcore.errors import Problem
 from ftcore.resources import hardware
 
 INSTEAD = {"paged_adamw_32bit": "adamw", "paged_ademamix_32bit": "ademamix"}
-"""What does the same without a GPU, where it is not the name without ``paged_``."""
+"""The optimizer to use without a GPU, where it is not the name without ``paged_``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package that brings an optimizer along.
+    """A package that an optimizer needs.
 
     Args:
-        module: what is imported.
-        pip: what pip installs, where it is called otherwise.
-        cpu_only: whether a GPU can do without it.
+        module: its import name.
+        pip: its name for pip, where that differs.
+        cpu_only: whether it is needed on the CPU only.
     """
 
     module: str
@@ -35,7 +35,7 @@ class Package:
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
-    """Of the plan's optimizer: packages that are missing, and a device that it cannot do without."""
+    """Missing packages and a missing GPU of the plan's optimizer, and states that a checkpoint cannot hold."""
     optimizer = plan.optimizer.component
     name, where = optimizer.name, plan.where("optim")
     gpu = hardware.machine(plan.on_cpu).cuda is not None
@@ -46,7 +46,7 @@ def problems(plan: Plan) -> Iterable[Problem]:
     if getattr(optimizer, "cuda_only", False) and not gpu:
         instead = INSTEAD.get(name, name.removeprefix("paged_"))
         hint = f"write optim: {instead}" if instead != name else "write another optim"
-        yield Problem(f"optimizer {name} works on a GPU alone, and here is none", where, hint)
+        yield Problem(f"optimizer {name} needs a GPU, and this run has none", where, hint)
     if not getattr(optimizer, "kept", True) and plan.training.do_train and not plan.training.save_only_model:
-        message = f"the state of optimizer {name} holds objects, which a checkpoint cannot keep without pickle"
-        yield Problem(message, where, "write save_only_model: true; such a run cannot be gone on with")
+        message = f"the state of optimizer {name} holds objects that cannot be saved without pickle"
+        yield Problem(message, where, "write save_only_model: true; such a run cannot be resumed")

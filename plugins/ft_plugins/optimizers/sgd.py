@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class SGDOptions(OptionGroup):
-    """Momentum."""
+    """Momentum of SGD."""
 
     sgd_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the last update that is taken again; 0 keeps no state at all."""
+    """Momentum factor; 0 keeps no optimizer state."""
     sgd_nesterov: bool = False
-    """Nesterov's momentum."""
+    """Use Nesterov momentum."""
     optim_args: Arguments = None
-    """The same as transformers takes it: ``momentum=0.9,nesterov=true``, ``dampening`` too."""
+    """The same in transformers' form: ``momentum=0.9,nesterov=true``; also ``dampening``."""
 
     @model_validator(mode="after")
     def _once(self) -> SGDOptions:
@@ -34,7 +34,7 @@ class SGDOptions(OptionGroup):
                 f"optim_args of sgd are momentum, dampening and nesterov, not {', '.join(sorted(unknown))}"
             )
         if given and (self.sgd_momentum or self.sgd_nesterov):
-            raise ValueError("optim_args and sgd_momentum or sgd_nesterov say the same: keep one")
+            raise ValueError("optim_args excludes sgd_momentum and sgd_nesterov: remove one of them")
         return self
 
 
@@ -44,7 +44,7 @@ class SGD(Optimizer):
     Options = SGDOptions
 
     def configured(self, options: OptionGroup) -> SGD:
-        """With momentum there is one float32 of state per parameter, without there is none."""
+        """One float32 of state per parameter with momentum, none without."""
         from dataclasses import replace
 
         return replace(self, state_bytes=4.0 if _settings(options)["momentum"] else 0.0)

@@ -1,4 +1,4 @@
-"""Every further optimizer that transformers knows by name, made as its own Trainer makes it."""
+"""All other optimizers of transformers by name, created as its Trainer does."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 
 class BetasOptions(OptionGroup):
-    """The two decays."""
+    """Decay rates."""
 
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay that mixes momentum and gradient into the update."""
+    """Weight of the momentum against the gradient in the update."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the momentum."""
+    """Decay rate of the momentum."""
 
 
 class ArgumentsOptions(OptionGroup):
-    """What only this optimizer takes."""
+    """Further arguments of the optimizer."""
 
     optim_args: Arguments = None
-    """``name=value``, comma separated, as the optimizer's own constructor calls them."""
+    """Arguments of the optimizer's constructor as ``name=value``, comma separated."""
 
 
 class AdamArgumentsOptions(AdamWOptions, ArgumentsOptions):
@@ -46,7 +46,7 @@ class TargetsOptions(ArgumentsOptions):
     """Where low-rank projections go."""
 
     optim_target_modules: str | tuple[str, ...] = "all-linear"
-    """``all-linear``, a regular expression, or names of modules whose gradients are projected."""
+    """Modules whose gradients are projected: ``all-linear``, a regular expression, or names."""
 
 
 class AdamTargetsOptions(AdamWOptions, TargetsOptions):
@@ -55,12 +55,12 @@ class AdamTargetsOptions(AdamWOptions, TargetsOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersOptimizer(Optimizer):
-    """One of transformers' by its name in ``optim``.
+    """An optimizer of transformers by its name in ``optim``.
 
     Args:
-        packages: what must be installed.
-        cuda_only: whether it works on a GPU alone.
-        kept: whether its state is numbers and plain tensors, which a checkpoint can keep without pickle.
+        packages: required packages.
+        cuda_only: whether it needs a GPU.
+        kept: whether its state holds only numbers and plain tensors, which a checkpoint saves without pickle.
     """
 
     packages: tuple[Package, ...] = ()
@@ -74,7 +74,7 @@ class TransformersOptimizer(Optimizer):
     def create_for(
         self, plan: Plan, model: PreTrainedModel | None, groups: Sequence[dict[str, Any]]
     ) -> torch.optim.Optimizer:
-        """As `transformers.Trainer.create_optimizer` does it; some bring their own groups, or take the model."""
+        """As `transformers.Trainer.create_optimizer`. Some optimizers take their own groups, or the model."""
         from transformers import Trainer
 
         from ftcore.training.training_arguments import training_arguments
@@ -90,7 +90,7 @@ class TransformersOptimizer(Optimizer):
 
 @contextmanager
 def _same_devices() -> Iterator[None]:
-    """TrainingArguments set up devices anew when they are made, under the feet of the trainer that is there already."""
+    """Restores accelerate's device state: creating TrainingArguments resets it, also for an existing trainer."""
     from accelerate.state import AcceleratorState, PartialState
 
     states = [(state._shared_state, dict(state._shared_state)) for state in (AcceleratorState, PartialState)]
@@ -144,7 +144,7 @@ class AdamWithTargets(TransformersOptimizer):
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """Names that share what they need. ``state`` is bytes per trained parameter, of the first and of the 8-bit ones."""
+    """Names of one kind of optimizer. ``state`` is bytes of optimizer state per trained parameter."""
 
     names: str
     kind: type[TransformersOptimizer]
@@ -193,11 +193,11 @@ FAMILIES = (
     _Family("schedule_free_sgd", WithArguments, 4, "schedule-free SGD", _FREE),
     _Family("stable_adamw", AdamWithArguments, 8, "StableAdamW", (Package("optimi", "torch-optimi"),)),
 )  # fmt: skip
-"""What is known of each. A name of transformers that is not here is offered too, without an estimate of its own."""
+"""Known optimizers. A name of transformers that is not listed is registered too, with the state size of AdamW."""
 
 
 def further(taken: Sequence[str]) -> Iterator[TransformersOptimizer]:
-    """A component for each name of transformers' ``optim`` but those taken."""
+    """A component for each name of transformers' ``optim`` except those in ``taken``."""
     known: Mapping[str, _Family] = {name: family for family in FAMILIES for name in family.names.split()}
     for name in training_fields()["optim"].choices:
         if name in taken:

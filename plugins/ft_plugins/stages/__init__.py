@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 @hookimpl
 def ft_stages() -> Iterable[Stage]:
     return [
-        pt.Pretraining(name="pt", summary="pretraining: the model learns raw texts"),
+        pt.Pretraining(name="pt", summary="pretraining: next-token loss on raw texts"),
         sft.SupervisedFineTuning(
-            name="sft", summary="supervised fine-tuning: the model learns the answers of conversations", default=True
+            name="sft", summary="supervised fine-tuning on the assistant's turns of conversations", default=True
         ),
-        RewardModelling(name="rm", summary="reward model: learns a score by which preferred answers come first"),
+        RewardModelling(name="rm", summary="reward model: learns to score preferred answers higher"),
         ppo.ProximalPolicy(name="ppo", summary="policy optimisation against a reward model (arXiv 1707.06347)"),
         dpo.DirectPreference(
             name="dpo", summary="preference optimisation on pairs of answers: DPO, IPO, ORPO, SimPO and others"
@@ -39,7 +39,7 @@ def ft_stages() -> Iterable[Stage]:
 
 @hookimpl
 def ft_check_plan(plan: Plan) -> Iterable[Problem]:
-    """Options that do not go together."""
+    """Options of the stage that exclude each other."""
     checks = {
         dpo.DirectPreference: dpo.problems,
         kto.KahnemanTversky: kto.problems,

@@ -1,4 +1,4 @@
-"""A model beside the trained one, such as a reference or a reward model."""
+"""Models besides the trained one: references and reward models."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ...], for_adapters: str) -> Plan:
-    """The plan with another model in the model's place.
+    """The plan with an auxiliary model as its model.
 
     Args:
         plan: of the run.
-        option: what names the other model, for messages.
-        name: hub id, folder or offered name; None for the run's own base.
-        adapters: on it.
-        for_adapters: what to write instead where the name is an adapter's.
+        option: the option that names the auxiliary model, for messages.
+        name: hub id, folder or registered name; None for the run's base model.
+        adapters: loaded on it.
+        for_adapters: the hint where ``name`` is an adapter.
 
     Raises:
         UsageError: no such model.
@@ -42,15 +42,15 @@ def plan_with(plan: Plan, option: str, name: str | None, adapters: tuple[str, ..
 
 
 def load_frozen(plan: Plan, trained: Any, what: str) -> Any:
-    """The model of such a plan, to be computed with only.
+    """Loads an auxiliary model, frozen.
 
     Args:
         plan: see `plan_with`.
         trained: the run's model.
-        what: the other model, for messages.
+        what: the auxiliary model, for messages.
 
     Raises:
-        RunError: its vocabulary is of another size.
+        RunError: the sizes of the vocabularies differ.
     """
     from ft_plugins.engines.transformers.loading import load_adapted
 

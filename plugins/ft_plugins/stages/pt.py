@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class PretrainingOptions(AccuracyOptions):
-    """How texts stand together."""
+    """How texts of a pack are separated."""
 
     isolate_documents: bool = True
-    """Whether each text in a pack sees only itself; false lets it see those before it in the pack."""
+    """Limit attention to each text of a pack; false lets a text attend to those before it in the pack."""
 
 
 class Pretraining(Stage):
-    """Learns raw texts, each with the end-of-sequence token behind it, in packs of ``cutoff_len`` tokens."""
+    """Trains on raw texts, each followed by the end-of-sequence token, in packs of ``cutoff_len`` tokens."""
 
     Options = PretrainingOptions
     samples: ClassVar[tuple[str, ...]] = ("Text",)
@@ -49,9 +49,9 @@ class Pretraining(Stage):
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
-    """Texts that are to see others and stand alone."""
+    """``isolate_documents: false`` without packs."""
     options = plan.stage.options
     assert isinstance(options, PretrainingOptions)
     if not options.isolate_documents and plan.data.packing is False:
         hint = "remove isolate_documents, or packing"
-        yield Problem("isolate_documents is false, and nothing is packed", plan.where("isolate_documents"), hint)
+        yield Problem("isolate_documents is false, and packing is false", plan.where("isolate_documents"), hint)

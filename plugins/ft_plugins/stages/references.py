@@ -19,14 +19,14 @@ class ReferenceOptions(OptionGroup):
     """The model that the trained one is compared with."""
 
     ref_model: str | None = None
-    """Hub id, folder or offered name of the reference; unset, the model as it is before training, adapters of
-    ``adapter_name_or_path`` included. Its vocabulary must be the same."""
+    """Reference model: hub id, folder or registered name. Unset, the model before training, with the adapters of
+    ``adapter_name_or_path``. Its vocabulary must have the same size."""
     ref_model_adapters: Names = ()
-    """Adapters of the reference; without ``ref_model`` they go on ``model_name_or_path``."""
+    """Adapters of the reference; without ``ref_model`` they are loaded on ``model_name_or_path``."""
 
 
 def reference_loader(run: Run) -> Callable[[], Any] | None:
-    """Loads the reference that the file names; None where it names none."""
+    """Loads the reference that the options name; None where they name none."""
     options: Any = run.plan.stage.options
     if not options.ref_model and not options.ref_model_adapters:
         return None
@@ -39,7 +39,7 @@ def reference_loader(run: Run) -> Callable[[], Any] | None:
 
 
 def reference_plan(plan: Plan) -> Plan:
-    """The plan with the reference in the model's place.
+    """The plan with the reference as its model.
 
     Raises:
         UsageError: no such model.
@@ -55,13 +55,13 @@ def reference_plan(plan: Plan) -> Plan:
 
 
 def reference_beside(plan: Plan) -> Mapping[str, Plan]:
-    """What `ftcore.api.components.Stage.beside` asks."""
+    """The reference, as `ftcore.api.components.Stage.auxiliary_models` returns it."""
     options: Any = plan.stage.options
     return {"ref_model": reference_plan(plan)} if options.ref_model or options.ref_model_adapters else {}
 
 
 def reference_problems(plan: Plan) -> Iterable[Problem]:
-    """A reference that does not exist, told from here."""
+    """A reference that does not exist, found before anything is loaded."""
     options: Any = plan.stage.options
     for name in options.ref_model_adapters:
         yield from adapter_problems(plan, "ref_model_adapters", name)

@@ -235,11 +235,11 @@ def test_fillers_change_nothing(trainer_of: Any, moved: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pref_loss": "hinge", "dpo_label_smoothing": 0.1}, "pref_loss hinge has no use for dpo_label_smoothing"),
-        ({"simpo_gamma": 1.0}, "pref_loss sigmoid has no use for simpo_gamma"),
-        ({"discopop_tau": 1.0}, "pref_loss sigmoid has no use for discopop_tau"),
-        ({"pref_loss": "orpo", "ref_model": "x"}, "pref_loss orpo has no use for ref_model"),
-        ({"pref_loss": "orpo", "pref_ftx": 0.1}, "pref_loss orpo has no use for pref_ftx"),
+        ({"pref_loss": "hinge", "dpo_label_smoothing": 0.1}, "pref_loss hinge does not use dpo_label_smoothing"),
+        ({"simpo_gamma": 1.0}, "pref_loss sigmoid does not use simpo_gamma"),
+        ({"discopop_tau": 1.0}, "pref_loss sigmoid does not use discopop_tau"),
+        ({"pref_loss": "orpo", "ref_model": "x"}, "pref_loss orpo does not use ref_model"),
+        ({"pref_loss": "orpo", "pref_ftx": 0.1}, "pref_loss orpo does not use pref_ftx"),
         ({"pref_loss": "exo_pair"}, "pref_loss exo_pair needs dpo_label_smoothing above 0"),
         ({"ref_model": "nowhere"}, "model 'nowhere' does not exist"),
         ({"train_on_prompt": True}, "train_on_prompt is true, and stage 'dpo' compares answers"),

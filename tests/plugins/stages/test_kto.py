@@ -109,7 +109,7 @@ def test_the_other_answer_is_cut_at_the_limit() -> None:
 
 def test_one_prompt_alone_is_refused(trainer_of: Any) -> None:
     rows = [{"instruction": "who?", "output": f"{number}", "kto_tag": True} for number in range(3)]
-    with pytest.raises(UsageError, match="the 3 rows have one prompt in common"):
+    with pytest.raises(UsageError, match="all 3 rows have the same prompt"):
         trainer_of("kto", rows)
 
 

@@ -113,11 +113,11 @@ def test_a_reward_model_that_reads_other_tokens_is_refused(ppo: Any, scorer_dir:
     template = scorer_dir / "chat_template.jinja"
     before = template.read_text()
     template.write_text("{{ 'Hi' }}" + before)
-    with pytest.raises(UsageError, match="another tokenizer or chat template: a conversation's tokens differ"):
+    with pytest.raises(UsageError, match="different tokenizer or chat template: tokens of the same conversation"):
         ppo()
     template.write_text(before)
     swapped(scorer_dir)
-    with pytest.raises(UsageError, match="another tokenizer: 2 tokens have another number"):
+    with pytest.raises(UsageError, match="different tokenizer: 2 tokens have other ids"):
         ppo()
 
 
@@ -294,7 +294,7 @@ def test_a_reward_model_without_a_head_is_refused(trainer_of: Any, tiny_model_di
         with pytest.raises(UsageError) as caught:
             make_plan(None, values=values | more)
         found.append(str(caught.value))
-    hint = "write what stage rm left: its adapter, or with reward_model_type: full the whole model"
+    hint = "write the output_dir of an rm run: an adapter, or a whole model with reward_model_type: full"
     assert f"adapter {tmp_path / 'sft'} has no reward head: its task_type is CAUSAL_LM; {hint}" in found[0]
     assert "there is no adapter 'nowhere'; write a folder or a hub id" in found[1]
     assert f"reward_model {tiny_model_dir} has no reward head: its class is LlamaForCausalLM; {hint}" in found[2]
@@ -317,7 +317,7 @@ def test_a_reward_adapter_of_another_base_is_refused(
     other, rm = tiny_model(tmp_path / "other", seed=5), tmp_path / "rm"
     judged(trainer_of, rm)
     options: dict[str, Any] = {"reward_model": str(rm), "finetuning_type": "lora", "max_new_tokens": 6}
-    reason = f"reward_model {rm} was trained on a base with other weights \\({tiny_model_dir}\\) than {other} has"
+    reason = f"reward_model {rm} was trained on {tiny_model_dir}, whose weights differ from those of {other}"
     with pytest.raises(UsageError, match=reason):
         trainer_of("ppo", PROMPTS, **options, model_name_or_path=str(other))
     same = shutil.copytree(tiny_model_dir, tmp_path / "same")
@@ -325,7 +325,7 @@ def test_a_reward_adapter_of_another_base_is_refused(
     assert "base" not in caplog.text
     (rm / MANIFEST).unlink()
     trainer_of("ppo", PROMPTS, **options, model_name_or_path=str(other))
-    assert f"reward_model {rm} says that its base is {tiny_model_dir}, and is put on {other}" in caplog.text
+    assert f"reward_model {rm} names {tiny_model_dir} as its base model, and is loaded on {other}" in caplog.text
 
 
 def test_a_head_that_was_not_in_the_files_is_refused(ppo: Any, scorer_dir: Path) -> None:

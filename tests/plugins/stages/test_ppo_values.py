@@ -102,7 +102,7 @@ def test_stopped_it_goes_on_to_the_same_bytes(
     saved = tmp_path / "whole" / "checkpoint-5" / "model.safetensors"
     if method == "full":
         assert load_file(saved).keys() == load_file(tiny_model_dir / "model.safetensors").keys()
-    with pytest.raises(RunError, match="another value head than this run has: backbone"):
+    with pytest.raises(RunError, match="value head does not fit this run: backbone"):
         ppo(finetuning_type=method)._load_values(file.parent)
 
 
@@ -116,5 +116,5 @@ def test_memory_counts_the_copy(ppo: Any) -> None:
 
 
 def test_a_copy_that_would_learn_nothing_is_refused(ppo: Any) -> None:
-    with pytest.raises(UsageError, match="ppo_value_backbone: separate would learn nothing, as ppo_value_coef is 0"):
+    with pytest.raises(UsageError, match="ppo_value_backbone: separate is not trained, because ppo_value_coef is 0"):
         ppo(ppo_value_backbone="separate", ppo_value_coef=0)

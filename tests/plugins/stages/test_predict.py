@@ -101,7 +101,7 @@ def test_rows_without_an_answer_are_answered_and_not_measured(
         f"predict_{name}": value for name, value in measured.items()
     }
     assert results["predict_without_label"] == 3
-    what = "they are left out of the metrics" if answered else "there are no metrics"
+    what = "they are not in the metrics" if answered else "no metrics are computed"
     said = capsys.readouterr().out
     assert f"predictions: 3 of {3 + answered} rows have no answer to compare with: {what}" in said
     assert "untrainable: 3 rows, no answer: used for prediction, not for evaluation" in said
@@ -119,7 +119,7 @@ def test_scores_by_hand() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"predict_with_generate": False}, "do_predict is true, and nothing is generated"),
+        ({"predict_with_generate": False}, "do_predict is true, and predict_with_generate is false"),
         ({"do_predict": False}, "predict_with_generate is true, and do_predict is false"),
         ({"eval_dataset": None}, "do_predict needs evaluation data, and there is none"),
         ({"stage": "dpo"}, "stage 'dpo' cannot predict"),

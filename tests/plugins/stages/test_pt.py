@@ -75,7 +75,7 @@ def test_the_end_is_trained_where_padding_is_the_same_token(packing: bool, train
 
 
 def test_nothing_to_see(stage_run: Any) -> None:
-    with pytest.raises(UsageError, match="isolate_documents is false, and nothing is packed"):
+    with pytest.raises(UsageError, match="isolate_documents is false, and packing is false"):
         stage_run("pt", ROWS, isolate_documents=False, packing=False)
 
 

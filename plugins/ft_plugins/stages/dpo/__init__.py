@@ -1,1 +1,1 @@
-"""Direct preference optimisation and its kin (ORPO, SimPO, IPO)."""
+"""Direct preference optimisation and related losses (IPO, ORPO, SimPO and others)."""

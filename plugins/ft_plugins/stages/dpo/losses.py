@@ -1,8 +1,7 @@
-"""Losses of preference pairs: each takes `PairScores` of B pairs and gives ``[B]``.
+"""Losses of preference pairs: each takes `PairScores` of B pairs and returns ``[B]``.
 
-Held against TRL 1.16 (trainer/dpo_trainer.py, experimental/cpo, experimental/orpo), which names the papers' equations.
-``chosen_gain`` and ``rejected_gain`` are log-ratios of model and reference; b is ``pref_beta``, e
-``dpo_label_smoothing``.
+Tests compare them with TRL 1.16 (trainer/dpo_trainer.py, experimental/cpo, experimental/orpo). ``chosen_gain`` and
+``rejected_gain`` are log-ratios of model and reference. In formulas b is ``pref_beta`` and e ``dpo_label_smoothing``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ft_plugins.stages.dpo.objective import PairScores
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """The numbers that losses are made with.
+    """Hyperparameters of the losses.
 
     Args:
         beta: ``pref_beta``.
@@ -79,7 +78,7 @@ def sigmoid_norm(scores: PairScores, knobs: Knobs) -> Tensor:
 
 
 def kto_pair(scores: PairScores, knobs: Knobs) -> Tensor:
-    """KTO on pairs (2402.01306): each side against the other side's mean gain, through which nothing is learnt."""
+    """KTO on pairs (2402.01306): each answer's gain against the mean gain of the other answers, which is detached."""
     chosen, rejected = scores.chosen_gain, scores.rejected_gain
     over = [gain.mean().clamp(min=0).detach() for gain in (chosen, rejected)]
     good = 1 - torch.sigmoid(knobs.beta * (chosen - over[1]))
@@ -105,7 +104,7 @@ def bco_pair(scores: PairScores, knobs: Knobs) -> Tensor:
 
 
 def sppo_hard(scores: PairScores, knobs: Knobs) -> Tensor:
-    """SPPO (2405.00675, eq. 4.7) where the winner wins for certain."""
+    """SPPO (2405.00675, eq. 4.7) with a win probability of 1."""
     half = 0.5 / knobs.beta
     return (scores.chosen_gain - half).square() + (scores.rejected_gain + half).square()
 
@@ -157,7 +156,7 @@ def orpo(scores: PairScores, knobs: Knobs) -> Tensor:
 
 
 def _log_rest(logp: Tensor) -> Tensor:
-    """``log(1 - p)``; expm1 keeps its digits where p is all but 1, and there is something left even at 1."""
+    """``log(1 - p)`` from ``log(p)``. expm1 is accurate for p near 1, and the clamp keeps the result finite at 1."""
     return torch.log(-torch.expm1(logp.clamp(max=-1e-12)))
 
 
@@ -190,7 +189,7 @@ LOSSES: Mapping[str, Loss] = {
 
 
 def rewards(name: str, scores: PairScores, beta: float) -> tuple[Tensor, Tensor]:
-    """What both answers are worth, two ``[B]``: their gains, or what stands for these where there is no reference."""
+    """Rewards of both answers, two ``[B]``: scaled gains, or log-probabilities where there is no reference."""
     if name in ("orpo", "simpo"):
         chosen, rejected = _per_token(scores)
         return beta * chosen, beta * rejected

@@ -1,4 +1,4 @@
-"""Pairs of answers to one prompt: their log-probabilities, and the trainer over a loss of each pair."""
+"""Objective of preference pairs: log-probabilities of both answers, and the trainer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ftcore.training.trainer import FtTrainer
 
 @dataclass(frozen=True, slots=True)
 class PairScores:
-    """What a loss sees of B pairs; everything is float64 ``[B]``.
+    """Inputs of a loss for B pairs, each float64 ``[B]``.
 
     Args:
         chosen, rejected: log-probabilities of the answers, with ``tail`` applied.
-        ref_chosen, ref_rejected: the reference's; 0 where the objective has none.
+        ref_chosen, ref_rejected: the same under the reference; 0 where the objective has none.
         chosen_full, rejected_full: log-probabilities of the answers without ``tail``.
-        chosen_length, rejected_length: their tokens.
+        chosen_length, rejected_length: numbers of tokens.
     """
 
     chosen: torch.Tensor
@@ -50,15 +50,15 @@ class PairScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is made of the scores.
+    """A loss on pairs and its properties.
 
     Args:
-        loss: the pairs' losses, ``[B]``.
-        rewards: what the pairs' answers are worth to the model, two ``[B]``, for the logs.
-        reference: whether the scores of a reference are needed.
-        tail: factor on the log-probabilities of tokens past the length of the pair's shorter answer.
-        compares: pairs of a micro-batch are compared with each other, so that it cannot be divided.
-        per_token: the loss is one of the chosen answers' tokens, and its mean goes over these instead of pairs.
+        loss: losses of the pairs, ``[B]``.
+        rewards: rewards of both answers, two ``[B]``, for the logs.
+        reference: whether log-probabilities of a reference are needed.
+        tail: factor on the log-probabilities of tokens beyond the length of the pair's shorter answer.
+        compares: the loss compares pairs of a micro-batch, which must not be split then.
+        per_token: the mean goes over the tokens of the chosen answers instead of over pairs.
     """
 
     loss: Callable[[PairScores], torch.Tensor]
@@ -70,17 +70,17 @@ class Objective:
 
 
 class PairTrainer(FtTrainer):
-    """Trains on the mean of the losses of each global batch's pairs.
+    """Trains on the mean loss over the pairs of each global batch.
 
-    Rows get the reference's scores as ``reference`` float64 ``[2, 2]``: for chosen and rejected the log-probability of
-    as many tokens as both answers have, and of those past that.
+    Rows get the reference scores as ``reference``, float64 ``[2, 2]``. For the chosen and the rejected answer it holds
+    two log-probabilities: that of the first n tokens, n being the length of the shorter answer, and that of the rest.
 
     Args:
         run: plan, tokenizer and model.
         train: a `PairDataset`; None where the run only evaluates.
         evaluation: the same; None for none.
         objective: the loss.
-        reference: loads the reference; None for the model as it is when the trainer is made.
+        reference: loads the reference; None for the model as it is when the trainer is created.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class PairTrainer(FtTrainer):
         logps = self.scorer.logps(batch)
         scores = self._scores(logps, batch)
         if not len(scores.chosen):
-            return logps.sum() * 0  # fillers alone, which must have gradients too where processes sum them up
+            return logps.sum() * 0  # only fillers: gradients must exist, as processes sum them
         self._note(scores)
         return self.objective.loss(scores).sum()
 
     def _scores(self, logps: torch.Tensor, batch: Batch) -> PairScores:
-        """Of the pairs that are no fillers: a loss may compare pairs with each other."""
+        """Scores of all pairs except fillers: a loss may compare pairs with each other."""
         kept = batch["pair_weights"] > 0
         own = shared_sums(logps, batch)
         factors = torch.tensor([1.0, self.objective.tail], dtype=torch.float64, device=own.device)
@@ -134,7 +134,7 @@ class PairTrainer(FtTrainer):
 
 
 def shared_sums(logps: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Log-probability of the labels that both answers of a pair have the number of, and of the others.
+    """Log-probability of each answer's first n labels, n being the length of the pair's shorter one, and of the rest.
 
     Args:
         logps: ``[T]``.
@@ -148,7 +148,7 @@ def shared_sums(logps: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def _pair_sums(scorer: Any, batch: Batch) -> torch.Tensor:
-    """``[B, 2, 2]``: pair, chosen or rejected, shared or past that."""
+    """``[B, 2, 2]``: pair; chosen or rejected; first labels or the rest (see `shared_sums`)."""
     return shared_sums(scorer.logps(batch), batch).reshape(2, -1, 2).transpose(0, 1)
 
 

@@ -29,7 +29,7 @@ class PreferenceOptions(ReferenceOptions):
     """The loss of a pair."""
 
     pref_beta: Annotated[float, Field(gt=0)] = 0.1
-    """How strongly the model is held to the reference; in orpo, the weight of the odds ratio."""
+    """Beta of the loss: a larger value keeps the model closer to the reference. In orpo, weight of the odds ratio."""
     pref_loss: Literal[
         "sigmoid",
         "hinge",
@@ -50,31 +50,31 @@ class PreferenceOptions(ReferenceOptions):
         "sft",
         "sigmoid_norm",
     ] = "sigmoid"
-    """Which loss; orpo, simpo and sft have no reference. kto_pair, aot and aot_unpaired compare pairs within a
-    micro-batch, so that ``per_device_train_batch_size`` is part of them."""
+    """The loss. orpo, simpo and sft use no reference. kto_pair, aot and aot_unpaired compare pairs within a
+    micro-batch, so their values depend on ``per_device_train_batch_size``."""
     pref_ftx: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the chosen answer's negative log-likelihood per token, added to the loss."""
     dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of pairs whose labels are taken to be wrong: for sigmoid, robust, exo_pair, aot, aot_unpaired, simpo."""
+    """Assumed share of pairs with swapped labels; used by sigmoid, robust, exo_pair, aot, aot_unpaired and simpo."""
     simpo_gamma: Annotated[float, Field(ge=0)] = 0.5
-    """The margin that simpo wants between the rewards of both answers."""
+    """Target margin of simpo between the rewards of both answers."""
     discopop_tau: Annotated[float, Field(gt=0)] = 0.05
-    """Temperature of discopop's mixture."""
+    """Temperature of discopop's mixture of losses."""
     ld_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Weight of log-probabilities past the length of the pair's shorter answer (LD-DPO, 2409.06411); unset, 1."""
+    """Weight of log-probabilities beyond the length of the pair's shorter answer (LD-DPO, 2409.06411); unset, 1."""
 
 
 class DirectPreference(Stage):
-    """Makes the preferred answer likelier than the other one, in comparison with a reference."""
+    """Raises the likelihood of the preferred answer over the other one, relative to a reference."""
 
     Options = PreferenceOptions
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
     learns_from_answers: ClassVar[bool] = False
     sequences_per_row: ClassVar[float] = 2.0
-    label_smoothing_hint: ClassVar[str] = "write dpo_label_smoothing, which smooths which answer is the better one"
+    label_smoothing_hint: ClassVar[str] = "write dpo_label_smoothing, which smooths the preference labels"
 
     def auxiliary_models(self, plan: Plan) -> Mapping[str, Plan]:
-        """The reference that the file names."""
+        """The reference that ``ref_model`` or ``ref_model_adapters`` names."""
         return reference_beside(plan)
 
     def loss_is_additive(self, plan: Plan) -> bool:
@@ -90,7 +90,7 @@ class DirectPreference(Stage):
         return pair_datasets(run.plan, run.tokenizer)
 
     def trainer(self, run: Run) -> PairTrainer:
-        """The engine's trainer of pairs with the loss of the options."""
+        """A `PairTrainer` with the loss of the options."""
         from ft_plugins.stages.dpo.objective import PairTrainer
 
         options = run.plan.stage.options
@@ -129,7 +129,7 @@ def objective(options: PreferenceOptions) -> Objective:
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
-    """Options that the chosen loss has no use for, or lacks."""
+    """Options that the chosen loss does not use, or needs."""
     options = plan.stage.options
     assert isinstance(options, PreferenceOptions)
     name = options.pref_loss
@@ -144,8 +144,9 @@ def problems(plan: Plan) -> Iterable[Problem]:
     }
     for option, wrong in useless.items():
         if wrong:
-            yield Problem(f"pref_loss {name} has no use for {option}", plan.where(option), "drop it, or pref_loss")
+            hint = "remove it, or choose another pref_loss"
+            yield Problem(f"pref_loss {name} does not use {option}", plan.where(option), hint)
     if name == "exo_pair" and not options.dpo_label_smoothing:
-        hint = "its authors recommend 0.001"
+        hint = "write dpo_label_smoothing: 0.001, which its authors recommend"
         yield Problem("pref_loss exo_pair needs dpo_label_smoothing above 0", plan.where("pref_loss"), hint)
     yield from reference_problems(plan)

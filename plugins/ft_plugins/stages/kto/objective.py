@@ -1,8 +1,8 @@
-"""Answers that are good or bad, each by itself: batches, mismatched answers, and the trainer over a loss of each.
+"""Objective of answers marked good or bad: batches, mismatched answers, and the trainer.
 
-What an answer gains over the reference is set against a divergence: the mean gain of answers on prompts that they do
-not belong to (arXiv 2402.01306, section 4.1). It is estimated over the whole global batch, however it is divided into
-micro-batches and processes, so that a micro-batch of one row works; and over the whole set in an evaluation.
+An answer's gain over the reference is compared with a divergence: the mean gain of answers paired with other prompts
+(arXiv 2402.01306, section 4.1). In training it is estimated over the whole global batch, across micro-batches and
+processes, so a micro-batch of one row works. In an evaluation it is estimated over the whole set.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ftcore.utils.hashing import sha256_of
 
 
 class MismatchedRows:
-    """A dataset whose rows have another row's answer too, as ``other_ids`` and ``other_weights``.
+    """A dataset whose rows also hold another row's answer, as ``other_ids`` and ``other_weights``.
 
-    It is the answer of the nearest row before, counted around the end, that has another prompt: data often has several
-    answers to one prompt in a row. Of rows that come in order, as in TRL (trainer/kto_trainer.py, _prepare_dataset),
-    the mismatched answers are the batch's own.
+    The answer is that of the nearest earlier row with another prompt, wrapping around at the start. Data often lists
+    several answers to one prompt in a row. For rows in order, mismatched answers come from the same batch, as in TRL
+    (trainer/kto_trainer.py, _prepare_dataset).
 
     Args:
         rows: a `FeedbackDataset`.
-        limit: tokens of a prompt with another answer; what is longer is cut.
+        limit: most tokens of a prompt with another answer; longer answers are cut.
 
     Raises:
         UsageError: all rows have the same prompt.
@@ -56,28 +56,28 @@ class MismatchedRows:
 
     @property
     def places(self) -> Any:
-        """Where each row came from; None where nobody knows."""
+        """Where each row came from; None where unknown."""
         return getattr(self.rows, "places", None)
 
     @property
     def lengths(self) -> Any:
-        """Tokens of each row; None where nobody knows."""
+        """Tokens of each row; None where unknown."""
         return getattr(self.rows, "lengths", None)
 
     @property
     def fingerprint(self) -> str:
-        """Of the rows and the limit, from which the other answers follow; empty where the rows have none."""
+        """Of the rows and the limit, which decide the mismatched answers; empty where the rows have none."""
         known = getattr(self.rows, "fingerprint", "")
         return sha256_of(f"{known} {self.limit}") if known else ""
 
 
 def _others(rows: Any) -> np.ndarray:
-    """For each row the number of the one whose answer it gets, ``[R]``."""
+    """For each row the number of the row whose answer it gets, ``[R]``."""
     prompts = [sha256_of(np.ascontiguousarray(rows[index]["prompt_ids"]).data) for index in range(len(rows))]
     count, others = len(rows), np.zeros(len(rows), dtype=np.int64)
     if len(set(prompts)) < 2:
-        message = f"the {count:,} rows have one prompt in common, and answers are compared with those to other prompts"
-        raise UsageError(Problem(message, hint="give rows with different prompts"))
+        message = f"all {count:,} rows have the same prompt, and stage kto compares answers to different prompts"
+        raise UsageError(Problem(message, hint="add rows with other prompts"))
     other = next(index for index in range(count - 1, -1, -1) if prompts[index] != prompts[0])
     for index in range(count):
         if prompts[index - 1] != prompts[index]:
@@ -105,14 +105,14 @@ def collate_feedback(rows: Sequence[Mapping[str, Any]]) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackScores:
-    """What a loss sees of B answers; float64 ``[B]`` but for ``good``.
+    """Inputs of a loss for B answers, float64 ``[B]`` except ``good``.
 
     Args:
         gain: log-ratio of model and reference.
         logps: the model's log-probability.
         length: tokens of the answer.
         good: the mark, bool.
-        divergence: mean gain of mismatched answers over the global batch, at least 0; one number.
+        divergence: mean gain of mismatched answers over the global batch, at least 0; a scalar.
     """
 
     gain: torch.Tensor
@@ -123,15 +123,15 @@ class FeedbackScores:
 
 
 class FeedbackTrainer(FtTrainer):
-    """Trains on the mean of the losses of each global batch's answers.
+    """Trains on the mean loss over the answers of each global batch.
 
     Args:
         run: plan, tokenizer and model.
         train: a `FeedbackDataset`; None where the run only evaluates.
         evaluation: the same; None for none.
-        loss: scores to losses, ``[B]``.
-        scale: reward per gain, for the logs.
-        reference: loads the reference; None for the model as it is when the trainer is made.
+        loss: maps scores to losses, ``[B]``.
+        scale: factor from gains to rewards, for the logs.
+        reference: loads the reference; None for the model as it is when the trainer is created.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class FeedbackTrainer(FtTrainer):
         return output
 
     def _estimated(self, batches: Any) -> float:
-        """Mean gain of mismatched answers over these batches of all processes, at least 0 as a divergence is."""
+        """Mean gain of mismatched answers over these batches of all processes, clamped at 0 as a divergence."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
 
         def gained(batch: Batch) -> torch.Tensor:
@@ -213,5 +213,5 @@ def _logps(scorer: Any, batch: Batch) -> torch.Tensor:
 
 
 def _both_logps(scorer: Any, batch: Batch) -> torch.Tensor:
-    """Of answers and of mismatched ones, ``[B, 2]``."""
+    """Log-probabilities of answers and of mismatched answers, ``[B, 2]``."""
     return torch.stack([_logps(scorer, batch), _logps(scorer, batch["mismatched"])], dim=1)

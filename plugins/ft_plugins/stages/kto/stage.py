@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: answers that are good or bad, each by itself (arXiv 2402.01306)."""
+"""Kahneman-Tversky optimisation on answers marked good or bad (arXiv 2402.01306)."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ class FeedbackOptions(ReferenceOptions):
     """The loss of an answer."""
 
     pref_beta: Annotated[float, Field(gt=0)] = 0.1
-    """How strongly the model is held to the reference."""
+    """Beta of the loss: a larger value keeps the model closer to the reference."""
     pref_ftx: Annotated[float, Field(ge=0)] = 0.0
     """Weight of good answers' negative log-likelihood per token, added to the loss."""
     kto_chosen_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of good answers' losses."""
     kto_rejected_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of bad answers' losses. Balance both so that weight times number of rows is about the same."""
+    """Weight of bad answers' losses. Choose both weights so that weight times number of rows is about equal."""
 
 
 class KahnemanTversky(Stage):
-    """Makes good answers likelier and bad ones less likely, in comparison with a reference."""
+    """Raises the likelihood of good answers and lowers that of bad ones, relative to a reference."""
 
     Options = FeedbackOptions
     samples: ClassVar[tuple[str, ...]] = ("Feedback",)
     learns_from_answers: ClassVar[bool] = False
 
     def auxiliary_models(self, plan: Plan) -> Mapping[str, Plan]:
-        """The reference that the file names."""
+        """The reference that ``ref_model`` or ``ref_model_adapters`` names."""
         return reference_beside(plan)
 
     def datasets(self, run: Run) -> Any:
-        """Prompts with a marked answer each."""
+        """Prompts, each with one answer marked good or bad."""
         from ftcore.data.pipeline.loading import feedback_datasets
 
         return feedback_datasets(run.plan, run.tokenizer)
 
     def trainer(self, run: Run) -> FeedbackTrainer:
-        """The engine's trainer of marked answers with the paper's loss."""
+        """A `FeedbackTrainer` with the paper's loss."""
         from ft_plugins.stages.kto.objective import FeedbackTrainer
 
         options = run.plan.stage.options
@@ -68,7 +68,7 @@ class KahnemanTversky(Stage):
 
 
 def losses(scores: FeedbackScores, options: FeedbackOptions) -> Any:
-    """Equations 6 and 7 of the paper, less the constant that TRL leaves out too: weights times ``1 - v / weight``."""
+    """Equations 6 and 7 of the paper without their constant, as in TRL: weights times ``1 - v / weight``."""
     import torch
 
     over = options.pref_beta * (scores.gain - scores.divergence)

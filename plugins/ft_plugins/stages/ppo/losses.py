@@ -1,4 +1,4 @@
-"""The terms of proximal policy optimisation (arXiv 1707.06347), with the per-token penalty of arXiv 2009.01325."""
+"""Losses of proximal policy optimisation (arXiv 1707.06347) with the per-token KL penalty of arXiv 2009.01325."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def divergences(logps: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
-    """Estimates of the divergence from the reference at each sampled token, ``[R]``.
+    """Estimates of the KL divergence from the reference at each sampled token, ``[R]``.
 
     Args:
         logps, reference: log-probabilities of the tokens, ``[R]``.
@@ -17,7 +17,7 @@ def divergences(logps: torch.Tensor, reference: torch.Tensor, estimator: str) ->
 
 
 def token_rewards(penalties: torch.Tensor, score: float, coefficient: float) -> torch.Tensor:
-    """Each token's penalty, and the score at the last one (2009.01325, section 3.4), ``[R]``."""
+    """Rewards ``[R]``: each token's penalty, plus the score at the last token (2009.01325, section 3.4)."""
     rewards = -coefficient * penalties
     rewards[-1] += score
     return rewards
@@ -30,7 +30,7 @@ def advantages(
 
     Args:
         rewards: ``[R]``.
-        values: of the states in which each token was chosen, ``[R]``; behind the last token it is 0.
+        values: of the states in which each token was chosen, ``[R]``; 0 after the last token.
         discount: gamma.
         decay: lambda.
     """
@@ -44,7 +44,7 @@ def advantages(
 
 
 def whitened(values: torch.Tensor, *, centred: bool = True) -> torch.Tensor:
-    """Values ``[N]`` at variance 1, and at mean 0 unless ``centred`` is false."""
+    """Values ``[N]`` scaled to variance 1, and shifted to mean 0 unless ``centred`` is false."""
     mean = values.mean()
     scaled = (values - mean) * torch.rsqrt(values.var(unbiased=False) + 1e-8)
     return scaled if centred else scaled + mean
@@ -57,6 +57,6 @@ def policy_losses(logps: torch.Tensor, old: torch.Tensor, gains: torch.Tensor, c
 
 
 def value_losses(values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, clip: float) -> torch.Tensor:
-    """Half squared errors ``[T]``, the larger one with and without values held near the old ones."""
+    """Half squared errors ``[T]``: the larger one of clipped and unclipped values."""
     near = torch.minimum(torch.maximum(values, old - clip), old + clip)
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())

@@ -1,4 +1,4 @@
-"""A reward model behind HTTP: conversations' texts out, numbers back (docs/stages.md has the format)."""
+"""A reward model behind HTTP: sends texts of conversations, receives scores (format: docs/stages.md)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def ask(url: str, texts: Sequence[str], timeout: float, retries: int) -> list[fl
     """Scores of texts, in their order.
 
     Args:
-        url: is sent ``{"texts": [...]}`` by POST.
+        url: receives ``{"texts": [...]}`` by POST.
         texts: prompt and answer, with the template's control tokens.
-        timeout: seconds for each try.
-        retries: after a server that does not answer, or fails (5xx, 429); the n-th waits 2^(n-1) / 2 seconds.
+        timeout: seconds per request.
+        retries: after no response, 5xx or 429; the n-th waits 2^(n-1) / 2 seconds.
 
     Raises:
-        RunError: no scores, or others than one finite number for each text.
+        RunError: no scores, or anything but one finite number per text.
     """
     body = json.dumps({"texts": list(texts)}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
@@ -41,7 +41,7 @@ def ask(url: str, texts: Sequence[str], timeout: float, retries: int) -> list[fl
             break
         if turn < retries:
             time.sleep(2**turn / 2)
-    raise RunError(f"the reward model at {url} gives no scores ({turn + 1} tries): {reason}")
+    raise RunError(f"the reward model at {url} returned no scores ({turn + 1} tries): {reason}")
 
 
 def _numbers(url: str, body: bytes, count: int) -> list[float]:
@@ -53,5 +53,5 @@ def _numbers(url: str, body: bytes, count: int) -> list[float]:
         scores, found = [], None
     if found is None or len(scores) != len(found) or len(scores) != count or not all(map(math.isfinite, scores)):
         start = body[:80].decode("utf-8", "replace")
-        raise RunError(f'the reward model at {url} must answer {{"scores": [{count} numbers]}}, not {start}')
+        raise RunError(f'the reward model at {url} must return {{"scores": [{count} numbers]}}, not {start}')
     return scores

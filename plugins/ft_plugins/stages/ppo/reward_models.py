@@ -1,4 +1,4 @@
-"""The reward model that stage ppo is given: which it is, that it reads the policy's tokens, and its memory."""
+"""The reward model of stage ppo: its plan, checks of its base, tokenizer and template, and its memory."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HINT = "write what stage rm left: its adapter, or with reward_model_type: full the whole model"
+HINT = "write the output_dir of an rm run: an adapter, or a whole model with reward_model_type: full"
 PROBES = ("?", "It's 2,048 Wörter long: «ok»\n\n  1. naïve 日本語 🙂")
-"""Texts that tokenizers tell apart: numbers, accents, quotes, spaces, other scripts."""
+"""Texts on which tokenizers differ: numbers, accents, quotes, spaces, other scripts."""
 
 
 def reward_plan(plan: Plan) -> Plan:
-    """The plan with the reward model in the model's place.
+    """The plan with the reward model as its model.
 
     Raises:
         UsageError: no such model.
@@ -48,7 +48,7 @@ def reward_plan(plan: Plan) -> Plan:
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
-    """A reward model that is not there, or that has no head which was trained to score."""
+    """A reward model that does not exist, or has no trained score head."""
     options: Any = plan.stage.options
     try:
         judged = reward_plan(plan)
@@ -67,13 +67,14 @@ def problems(plan: Plan) -> Iterable[Problem]:
 
 
 def check_adapters(plan: Plan) -> None:
-    """Looks at the reward model's last adapter where it lies, fetched from the hub if need be.
+    """Checks the reward model's last adapter, fetched from the hub if needed.
 
-    One of another base with the same shapes would load, and score at random. Bases are the same where their weights'
-    files are, as the manifest of the adapter's run has them; where there is none, names that differ are a warning.
+    An adapter of another base with the same shapes would load, and return random scores. Two bases are the same if
+    their weight files are, as listed in the manifest of the adapter's run. Without a manifest, different names give a
+    warning.
 
     Raises:
-        UsageError: it has no head that scores, or was trained on another base; ``--force`` takes such a base.
+        UsageError: it has no score head, or was trained on another base; ``--force`` accepts another base.
     """
     from ft_plugins.methods.adapters import base_name
     from ftcore.models.adapters import adapter_folder
@@ -90,22 +91,22 @@ def check_adapters(plan: Plan) -> None:
     trained, base = read_trained(folder), str(base_name(judged))
     then, now = (weights_of(files) for files in (trained.files if trained else {}, base_files(judged)))
     if trained and then and now and then != now:
-        reason = f"{option} {name} was trained on a base with other weights ({trained.model}) than {base} has"
+        reason = f"{option} {name} was trained on {trained.model}, whose weights differ from those of {base}"
         if not plan.force:
-            hint = "train it on this base, export it and write reward_model_type: full, or go on with ft run --force"
+            hint = "train it on this base, or export it and write reward_model_type: full, or use ft run --force"
             raise UsageError(Problem(reason, plan.where(option), hint))
-        log.warning("going on all the same: %s", reason)
+        log.warning("continuing because of --force: %s", reason)
     elif not (then and now) and (written := adapter_config(folder).get("base_model_name_or_path", base)) != base:
-        log.warning("%s %s says that its base is %s, and is put on %s", option, name, written, base)
+        log.warning("%s %s names %s as its base model, and is loaded on %s", option, name, written, base)
 
 
 def check_tokens(plan: Plan, renderer: Renderer) -> None:
-    """Holds the reward model's tokenizer and chat template against the policy's, as it is given the policy's tokens.
+    """Compares the reward model's tokenizer and chat template with the policy's, whose tokens it scores.
 
-    An adapter's are those that stage rm saved beside it; where there are none, its base is the policy's own.
+    Those of an adapter are the ones that stage rm saved with it. An adapter without them uses the policy's.
 
     Raises:
-        UsageError: it would read other tokens than it was trained on.
+        UsageError: the reward model would read other tokens than it was trained on.
     """
     from ftcore.data.chat_template.renderer import Renderer
 
@@ -120,7 +121,7 @@ def check_tokens(plan: Plan, renderer: Renderer) -> None:
     mine, theirs = renderer.tokenizer.get_vocab(), tokenizer.get_vocab()
     differing = sorted(word for word in mine.keys() | theirs.keys() if mine.get(word) != theirs.get(word))
     if differing:
-        reason = f"{len(differing):,} tokens have another number in the trained model's, {differing[0]!r} among them"
+        reason = f"{len(differing):,} tokens have other ids than in the trained model's, such as {differing[0]!r}"
         raise UsageError(_other(plan, "tokenizer", reason))
     if tokenizer.chat_template is not None:
         scored = replace(scored, template=None)
@@ -128,13 +129,13 @@ def check_tokens(plan: Plan, renderer: Renderer) -> None:
         read = [probe_ids(one, text) for one in (renderer, Renderer.from_plan(scored, tokenizer))]
         if read[0] != read[1]:
             (place_,) = [number for number in range(len(read[0]) + 1) if read[0][:number] == read[1][:number]][-1:]
-            reason = f"a conversation's tokens differ from number {place_ + 1} on"
+            reason = f"tokens of the same conversation differ from token {place_ + 1} on"
             raise UsageError(_other(plan, "tokenizer or chat template", reason))
 
 
 def _other(plan: Plan, what: str, reason: str) -> Problem:
     hint = "train the reward model with the policy's tokenizer and template"
-    return Problem(f"reward_model has another {what}: {reason}", plan.where("reward_model"), hint)
+    return Problem(f"reward_model has a different {what}: {reason}", plan.where("reward_model"), hint)
 
 
 def probe_ids(renderer: Renderer, answer: str) -> list[int]:
@@ -150,10 +151,10 @@ def probe_ids(renderer: Renderer, answer: str) -> list[int]:
 def memory(plan: Plan, *, own_values: bool) -> Mapping[str, int]:
     """Bytes of the reward model, of the value head with its gradient and state, and of a rollout.
 
-    A backbone of its own has as many trained parameters as the policy without its head, with gradients and state.
+    A separate value backbone has as many trained parameters as the policy without its head, with gradients and state.
 
-    A rollout holds keys and values of ``per_device_eval_batch_size`` conversations, and of their next token the
-    float32 logits three times: as they come, and what sampling makes of them.
+    A rollout holds keys and values of ``per_device_eval_batch_size`` conversations, and three float32 copies of the
+    logits of their next token: the model's, and two that sampling makes of them.
     """
     own = Architecture.from_config(plan.config) if plan.config else None
     if own is None:
@@ -163,7 +164,7 @@ def memory(plan: Plan, *, own_values: bool) -> Mapping[str, int]:
     if options.reward_model and options.reward_model_type == "full":
         try:
             config = reward_plan(plan).config
-        except UsageError:  # the check of the plan says it
+        except UsageError:  # reported by the check of the plan
             config = None
         judged = Architecture.from_config(config) if config else None
     elif options.reward_model_type == "api":

@@ -1,4 +1,4 @@
-"""Responses sampled from the policy itself: prompts in, tokens out; and which prompts make which rollout."""
+"""Sampling of responses from the policy, and the batches of prompts of each rollout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ftcore.training.batching.collators import Batch, collate
 from ftcore.training.batching.samplers import EpochBatches
 
 COLUMNS = ("old_logps", "old_values", "advantages", "returns")
-"""What a row of a rollout has for each token of its response, float64 ``[R]``."""
+"""Columns of a rollout's row, one value per token of the response, float64 ``[R]``."""
 
 
 def collate_responses(rows: Sequence[Mapping[str, Any]]) -> Batch:
@@ -21,9 +21,9 @@ def collate_responses(rows: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 class RolloutBatches(EpochBatches):
-    """Paces the training loop: all micro-batches of an epoch, of which each rollout has the same number.
+    """Sets the length of the training loop: the same number of micro-batches for each rollout of an epoch.
 
-    A last rollout for which rows do not suffice is filled up from the beginning of the epoch.
+    A last rollout with too few rows is filled up from the start of the epoch.
 
     Args:
         rows: prompts.
@@ -58,13 +58,13 @@ class RolloutBatches(EpochBatches):
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples responses from a model as it is: temperature 1, every token possible, so that log-probabilities are its.
+    """Samples responses at temperature 1 over the whole vocabulary, so log-probabilities are the policy's own.
 
     Args:
-        model: a transformers model, adapters within it or not.
-        stop_ids: tokens that end a response, and belong to it.
-        pad: fills the batch.
-        new_tokens: limit of a response.
+        model: a transformers model, with or without adapters.
+        stop_ids: tokens that end a response; they are part of it.
+        pad: padding token.
+        new_tokens: most tokens of a response.
     """
 
     model: Any
@@ -89,7 +89,7 @@ class Sampler:
             eos_token_id=sorted(self.stop_ids) or None,
             pad_token_id=self.pad,
         )
-        # transformers completes what it is told by the model's own
+        # transformers fills unset fields from the model's own generation_config
         own, self.model.generation_config = self.model.generation_config, GenerationConfig()
         try:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -105,6 +105,6 @@ class Sampler:
 
 
 def answered(prompt: Sequence[int], response: Sequence[int], index: int) -> dict[str, Any]:
-    """Prompt and response as a row for `collate`, of which the response is trained."""
+    """Prompt and response as a row for `collate`; labels are the response's tokens."""
     weights = torch.cat([torch.zeros(len(prompt)), torch.ones(len(response))])
     return {"input_ids": torch.tensor([*prompt, *response]), "weights": weights, "index": index}

@@ -20,78 +20,79 @@ if TYPE_CHECKING:
     from ftcore.data.chat_template.renderer import Renderer
 
 PLAIN = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "num_beams": 1, "repetition_penalty": 1.0}
-"""Options of generation, and the only values at which log-probabilities are the policy's own."""
+"""Generation options and the values that stage ppo samples with: log-probabilities are then the policy's own."""
 
 
 class PpoOptions(OptionGroup):
     """Rewards, rollouts and losses."""
 
     resume_harmless: ClassVar[Mapping[str, Harmless]] = dict.fromkeys(
-        ("reward_api_timeout", "reward_api_retries"), Harmless("a score that does not come ends the run")
+        ("reward_api_timeout", "reward_api_retries"), Harmless("a missing score ends the run")
     )
 
     reward_model: str | None = None
-    """What scores: with ``reward_model_type: lora`` the adapter that stage rm left, on ``model_name_or_path``; with
-    ``full`` a sequence-classification model of one label, with the policy's tokenizer and template; with ``api`` the
-    http address of one."""
+    """The reward model. With ``reward_model_type: lora``, an adapter that stage rm trained on ``model_name_or_path``.
+    With ``full``, a sequence-classification model with one label and the policy's tokenizer and template. With ``api``,
+    the HTTP address of a reward server."""
     reward_model_type: Literal["lora", "full", "api"] = "lora"
-    """What ``reward_model`` names."""
+    """Kind of ``reward_model``: an adapter, a whole model, or the address of a server."""
     reward_api_timeout: Annotated[float, Field(gt=0)] = 60.0
-    """With ``api``: seconds for an answer."""
+    """With ``api``: seconds to wait for a response."""
     reward_api_retries: Annotated[int, Field(ge=0, le=10)] = 3
-    """With ``api``: tries after the first, when there is no answer or the server fails."""
+    """With ``api``: retries after no response or a server error."""
     reward_model_adapters: Names = ()
-    """With ``full``: adapters of stage rm on ``reward_model``."""
+    """With ``full``: adapters trained by stage rm, loaded on ``reward_model``."""
     ppo_buffer_size: Annotated[int, Field(ge=1)] = 1
-    """Optimizer batches of prompts that are answered at a time."""
+    """Prompts per rollout, counted in optimizer batches."""
     ppo_epochs: Annotated[int, Field(ge=1)] = 4
-    """Passes over these answers."""
+    """Training epochs over each rollout."""
     ppo_score_norm: bool = False
-    """Bring scores to mean 0 and variance 1 by what was seen so far."""
+    """Normalise scores to mean 0 and variance 1 by their running statistics."""
     ppo_score_clip: Annotated[float, Field(gt=0)] | None = None
-    """Largest absolute score, after norming."""
+    """Clip scores to this absolute value, after normalisation; unset, scores are not clipped."""
     ppo_whiten_rewards: bool = False
-    """Bring each token's reward to variance 1 over the rollout."""
+    """Scale the tokens' rewards to variance 1 over the rollout."""
     ppo_missing_eos_penalty: Annotated[float, Field(ge=0)] = 0.0
-    """What an answer that ``max_new_tokens`` cut loses of its score."""
+    """Subtracted from the score of a response that ``max_new_tokens`` cut off."""
     ppo_kl_coef: Annotated[float, Field(ge=0)] = 0.2
-    """Weight of each token's divergence from the reference, at first."""
+    """Initial weight of each token's KL divergence from the reference."""
     ppo_adaptive_kl: bool = True
-    """Adapt the weight so that the divergence comes near ``ppo_target``; false keeps it."""
+    """Adapt the weight so that the KL divergence approaches ``ppo_target``; false keeps it fixed."""
     ppo_target: Annotated[float, Field(gt=0)] = 6.0
-    """Divergence of an answer that is aimed at."""
+    """Target KL divergence of a response."""
     ppo_kl_horizon: Annotated[int, Field(ge=1)] = 10_000
-    """Answers in which the weight adapts."""
+    """Number of responses over which the weight adapts."""
     ppo_kl_estimator: Literal["k1", "k3"] = "k1"
-    """The log-ratio, or the estimate that is never negative."""
+    """KL estimator: k1 is the log-ratio, k3 the estimate that is never negative."""
     ppo_clip: Annotated[float, Field(gt=0)] = 0.2
-    """How far a token's probability may move from the rollout's, as a ratio, before it counts no more."""
+    """Clipping range of the ratio of a token's probability to that at the rollout."""
     ppo_value_clip: Annotated[float, Field(gt=0)] = 0.2
-    """How far a value may move from the rollout's."""
+    """Clipping range of a value around that at the rollout."""
     ppo_value_coef: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the value loss."""
     ppo_value_backbone: Literal["shared", "separate"] = "shared"
-    """What the value head reads: the policy's hidden states, which learn values then too; or those of a copy of the
-    policy that learns values alone. The copy shares what is frozen; it takes a second forward and backward pass."""
+    """Input of the value head. ``shared``: the policy's hidden states, which the value loss then trains too.
+    ``separate``: those of a copy of the policy, trained by the value loss alone. The copy shares the frozen weights and
+    needs a second forward and backward pass."""
     ppo_gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Discount."""
+    """Discount factor of rewards."""
     ppo_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Decay of generalised advantage estimation."""
+    """Lambda of generalised advantage estimation."""
 
 
 class ProximalPolicy(Stage):
-    """Samples answers and makes those likelier that a reward model scores well."""
+    """Samples responses and raises the likelihood of those that a reward model scores high."""
 
     Options = PpoOptions
     samples: ClassVar[tuple[str, ...]] = ("Prompt",)
     deterministic_rows: ClassVar[bool] = False
 
     def max_seq_len(self, plan: Plan) -> int:
-        """A prompt and its answer."""
+        """Tokens of a prompt and its response."""
         return plan.data.cutoff_len + plan.generation.max_new_tokens
 
     def planned_sequences(self, plan: Plan) -> float:
-        """Twice where values have a backbone of their own."""
+        """Twice as many where the value head has a separate backbone."""
         return 2.0 if has_own_values(plan) else 1.0
 
     def memory(self, plan: Plan) -> Mapping[str, int]:
@@ -99,7 +100,7 @@ class ProximalPolicy(Stage):
         return reward_models.memory(plan, own_values=has_own_values(plan))
 
     def auxiliary_models(self, plan: Plan) -> Mapping[str, Plan]:
-        """The reward model, unless it is an address."""
+        """The reward model, unless it is a server."""
         options: Any = plan.stage.options
         return {} if options.reward_model_type == "api" else {"reward_model": reward_models.reward_plan(plan)}
 
@@ -110,7 +111,7 @@ class ProximalPolicy(Stage):
         return chat_datasets(run.plan, run.tokenizer)
 
     def trainer(self, run: Run) -> PolicyTrainer:
-        """The engine's trainer of policies."""
+        """A `PolicyTrainer` with the reward model and the sampler."""
         from ft_plugins.stages.ppo.rollout import Sampler
         from ft_plugins.stages.ppo.trainer import PolicyTrainer, Proximal
         from ftcore.data.chat_template.renderer import Renderer
@@ -156,11 +157,11 @@ def has_own_values(plan: Plan) -> bool:
 
 
 def reward_model(run: Run, renderer: Renderer) -> Score:
-    """Loads the reward model, which scores prompt and response as stage rm read them.
+    """Loads the reward model. It scores prompt and response in the form that stage rm trained on.
 
     Raises:
-        UsageError: no such model, one that was trained on another base, reads other tokens, or has no trained head.
-        RunError: its vocabulary is another one.
+        UsageError: no such model, or one of another base, with another tokenizer, or without a trained head.
+        RunError: the sizes of the vocabularies differ.
     """
     from ft_plugins.stages.ppo.rollout import answered
     from ftcore.training.batching.collators import collate, on_device
@@ -185,7 +186,7 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
 
 
 def api_model(run: Run) -> Score:
-    """Scores by what listens at the address ``reward_model``."""
+    """Scores from the server at the address ``reward_model``."""
     import torch
 
     from ft_plugins.stages.ppo.remote_reward import ask
@@ -202,38 +203,39 @@ def api_model(run: Run) -> Score:
 
 
 def after_answers(renderer: Renderer) -> list[int]:
-    """The tokens that the template writes behind the end of an answer."""
+    """The tokens that the template writes after the stop token of an answer."""
     ids = reward_models.probe_ids(renderer, "!")
     ends = [position for position, token in enumerate(ids) if token in renderer.stop_ids]
     return ids[ends[-1] + 1 :] if ends else []
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
-    """A reward model that is missing, and sampling that is not the policy's own."""
+    """A missing reward model, and options that stage ppo does not use."""
     options = plan.stage.options
     assert isinstance(options, PpoOptions)
     if not options.reward_model:
-        hint = "write the folder that stage rm left, with reward_model_type: full where it is a whole model"
+        hint = "write the output_dir of an rm run, and for a whole model reward_model_type: full"
         yield Problem("reward_model is missing", plan.where("stage"), hint)
     elif options.reward_model_type == "api":
         if not options.reward_model.startswith(("http://", "https://")):
-            reason = f"reward_model: {options.reward_model} is no address"
+            reason = f"reward_model: {options.reward_model} is not an HTTP address"
             yield Problem(reason, plan.where("reward_model"), "write http://HOST:PORT/PATH")
     else:
         yield from reward_models.problems(plan)
     for name in ("reward_api_timeout", "reward_api_retries"):
         if options.reward_model_type != "api" and name in plan.options and plan.options[name].origin != "default":
-            yield Problem(f"{name} is for reward_model_type: api", plan.where(name), "drop it")
+            yield Problem(f"{name} applies to reward_model_type: api only", plan.where(name), "remove it")
     if options.reward_model_adapters and options.reward_model_type != "full":
-        hint = "write reward_model_type: full, or drop it"
-        yield Problem("reward_model_adapters is for full reward models", plan.where("reward_model_adapters"), hint)
+        reason, hint = "reward_model_adapters applies to reward_model_type: full only", "write that, or remove it"
+        yield Problem(reason, plan.where("reward_model_adapters"), hint)
     if has_own_values(plan) and not options.ppo_value_coef:
-        reason = "ppo_value_backbone: separate would learn nothing, as ppo_value_coef is 0"
-        yield Problem(reason, plan.where("ppo_value_backbone"), "write shared, or a ppo_value_coef above 0")
+        reason = "ppo_value_backbone: separate is not trained, because ppo_value_coef is 0"
+        hint = "write ppo_value_backbone: shared, or a ppo_value_coef above 0"
+        yield Problem(reason, plan.where("ppo_value_backbone"), hint)
     for name, plain in PLAIN.items():
         bound = plan.options.get(name)
         if bound and bound.origin not in ("default", "family") and bound.value != plain:
-            reason = f"{name}: {bound.value}: stage ppo samples from the policy as it is"
-            yield Problem(reason, plan.where(name), f"drop it; it belongs into a file for answering ({plain} is taken)")
+            reason = f"{name} is {bound.value}, and stage ppo always samples with {name}: {plain}"
+            yield Problem(reason, plan.where(name), "remove it, or write it in the file for ft chat and ft generate")
     if plan.generation.max_length is not None:
         yield Problem("max_length has no effect in stage ppo", plan.where("max_length"), "write max_new_tokens")

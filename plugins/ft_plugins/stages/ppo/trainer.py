@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: rollouts, their rewards, and the trainer on them."""
+"""Proximal policy optimisation: rollouts, their rewards, and the trainer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from ftcore.training.step.micro_batching import ROWS
 from ftcore.training.trainer import FtTrainer, enable_recomputation
 
 VALUE_HEAD = "ft_value_head"
-"""Name of the value head in the model while it is trained; it is no part of what the model saves."""
+"""Name of the value head in the model during training. The model's own files do not contain it."""
 VALUE_FILE = "value_head.safetensors"
 _SEEDS, _EVALUATION = 1_000_003, 500_009
-"""Seeds of a rollout are ``_SEEDS`` apart from the next one's; its batches begin at 0, an evaluation's in between."""
+"""Distance between the seeds of two rollouts, and offset of an evaluation's seeds. A batch adds its first row's number,
+so seeds stay distinct while a rollout has fewer than ``_EVALUATION`` rows."""
 
 Score = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], torch.Tensor]
 """Prompts' and responses' tokens -> float64 ``[B]``."""
@@ -38,25 +39,25 @@ Score = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], torch.Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class Proximal:
-    """The numbers of the method; each is an option of the stage that has it.
+    """Hyperparameters, each an option of stage ppo.
 
     Args:
-        buffer: optimizer steps' worth of prompts in a rollout.
-        epochs: passes over a rollout.
-        coefficient: weight of the divergence from the reference, at first.
-        target: divergence per response to which the coefficient adapts; None keeps it fixed.
-        horizon: responses in which it does.
+        buffer: prompts of a rollout, in optimizer batches.
+        epochs: training epochs over a rollout.
+        coefficient: initial weight of the KL divergence from the reference.
+        target: KL divergence per response to which the coefficient adapts; None keeps it fixed.
+        horizon: responses over which it adapts.
         estimator: ``k1`` or ``k3``.
-        clip: of the policy's ratio.
-        value_clip: of the values.
-        value_weight: of their loss.
+        clip: clipping range of the probability ratio.
+        value_clip: clipping range of the values.
+        value_weight: weight of the value loss.
         discount: gamma.
         decay: lambda.
-        whiten_rewards: whether rewards are brought to variance 1.
-        norm_scores: whether scores are brought to the running mean 0 and variance 1.
-        clip_scores: largest absolute score; None for all.
-        missing_stop: what a response without an end loses.
-        own_values: whether values come from a copy of the model that learns them alone.
+        whiten_rewards: whether rewards are scaled to variance 1.
+        norm_scores: whether scores are normalised by their running statistics.
+        clip_scores: largest absolute score; None for no limit.
+        missing_stop: subtracted from the score of a response without a stop token.
+        own_values: whether the value head has a separate backbone.
     """
 
     buffer: int
@@ -78,19 +79,19 @@ class Proximal:
 
 
 class PolicyTrainer(FtTrainer):
-    """Samples responses, scores them, and makes what scored well likelier.
+    """Samples responses, scores them, and trains the policy on the advantages.
 
-    A rollout is made before the first step of its block of ``buffer * epochs`` steps. ``eval_loss`` is the mean score
-    of the evaluation's prompts with the other sign. Several processes make a rollout together, batch by batch of
-    ``per_device_eval_batch_size`` in turn, and each has all of it.
+    A rollout is sampled before the first step of its block of ``buffer * epochs`` steps. ``eval_loss`` is the negative
+    mean score on the evaluation prompts. Several processes sample a rollout together, in turn a batch of
+    ``per_device_eval_batch_size`` each, and every process then holds all of it.
 
     Args:
         run: plan, tokenizer and model.
         train: prompts as a `TokenDataset`; None where the run only evaluates.
         evaluation: the same; None for none.
         options: see `Proximal`.
-        score: what responses are worth.
-        sampler: makes them.
+        score: scores responses.
+        sampler: samples them.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class PolicyTrainer(FtTrainer):
         return batches, total
 
     def _micro_batches(self, number: int, step: int) -> list[Batch]:
-        """This process's share of a step within its block: each pass over the rollout in an order of its own."""
+        """This process's micro-batches of a step within its block; each epoch over the rollout has its own order."""
         turn, place = divmod(step, self.options.buffer)
         order = np.random.default_rng([self.args.seed, number, turn]).permutation(self._size)
         shape = (self.options.buffer, -1, self.args.world_size, self._train_batch_size)
@@ -146,7 +147,7 @@ class PolicyTrainer(FtTrainer):
         return [{**self.data_collator(some), ROWS: some} for some in rows]
 
     def _check_labels(self) -> None:
-        """Prompts have none."""
+        """Nothing to check: prompts have no labels."""
 
     # ---- rollouts ----
 
@@ -173,7 +174,7 @@ class PolicyTrainer(FtTrainer):
         self.buffer = [{name: row[name] for name in ("input_ids", "weights", "index", *COLUMNS)} for row in made]
 
     def _made(self, dataset: Any, numbers: Sequence[int], seed: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        """Rows (see `_measured`) with responses to these prompts, and their scores; all processes get all of them."""
+        """Rows (see `_measured`) with responses to these prompts, and their scores, gathered in all processes."""
         size, mine = self.args.eval_batch_size, []
         for start in range(0, len(numbers), size)[self.args.process_index :: self.args.world_size]:
             some = numbers[start : start + size]
@@ -189,7 +190,7 @@ class PolicyTrainer(FtTrainer):
             responses = self.sampler(prompts, seed)
             scores = self.score(prompts, responses).double().cpu()
         if not torch.isfinite(scores).all():
-            raise RunError("the reward model gives a score that is not a number")
+            raise RunError("the reward model returned a score that is not finite")
         return responses, scores
 
     def _measured(self, prompts: Any, responses: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -210,10 +211,15 @@ class PolicyTrainer(FtTrainer):
         return rows
 
     def _shaped(self, scores: torch.Tensor, last: Sequence[int]) -> torch.Tensor:
-        """Scores normed, clipped, and less the penalty of a missing end; ``last`` are the responses' last tokens."""
+        """Scores after normalisation, clipping and the penalty for a missing stop token.
+
+        Args:
+            scores: ``[B]``.
+            last: last token of each response.
+        """
         options = self.options
         if options.norm_scores:
-            for score in scores.tolist():  # Welford's
+            for score in scores.tolist():  # Welford's algorithm
                 count, mean, squares = self.scored
                 new = mean + (score - mean) / (count + 1)
                 self.scored = [count + 1, new, squares + (score - mean) * (score - new)]
@@ -224,7 +230,7 @@ class PolicyTrainer(FtTrainer):
         return scores - options.missing_stop * open_ended
 
     def _adapt(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The coefficient towards the target (arXiv 1909.08593, section 2.2)."""
+        """Adapts the KL coefficient towards the target (arXiv 1909.08593, section 2.2)."""
         if self.options.target is None:
             return
         divergence = sum(float((row["old_logps"] - row["reference"]).sum()) for row in rows) / len(rows)
@@ -240,7 +246,7 @@ class PolicyTrainer(FtTrainer):
     # ---- loss ----
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities and values at the batch's labels, each ``[T]``; one pass where logits are fused."""
+        """Log-probabilities and values at the batch's labels, each ``[T]``; one forward pass where logits are fused."""
         logps, values = self.scorer.by_all(batch, self._both).unbind(1)
         return logps, values
 
@@ -267,7 +273,7 @@ class PolicyTrainer(FtTrainer):
     # ---- evaluation ----
 
     def eval_loss(self, dataloader: EpochLoader) -> float:
-        """Mean score, the other sign, of responses to all prompts of the set, by the same seed each time."""
+        """Negative mean score of responses to all prompts of the set, with the same seed each time."""
         rows, size, total = dataloader.dataset, self.args.eval_batch_size * self.args.world_size, 0.0
         for start in self.interruptible(range(0, len(rows), size)):
             numbers = range(start, min(start + size, len(rows)))
@@ -279,7 +285,7 @@ class PolicyTrainer(FtTrainer):
     # ---- checkpoints ----
 
     def extra_state(self) -> dict[str, Any]:
-        """The rollout that is being trained on, the coefficient, and the moments of the scores."""
+        """The current rollout, the KL coefficient, and the running moments of the scores."""
         return {"buffer": self.buffer, "coefficient": self.coefficient, "scored": self.scored}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:

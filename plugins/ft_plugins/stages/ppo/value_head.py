@@ -1,4 +1,4 @@
-"""Values of states: a linear layer on the policy's hidden states, or on those of a copy that learns values alone."""
+"""The value head: a linear layer on the policy's hidden states, or on those of a separate copy of the policy."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ftcore.training.forward.causal_lm import hidden_states
 
 
 class ValueHead(torch.nn.Linear):
-    """Values ``[T]`` of the states at a batch's labels, all 0 at first.
+    """Values ``[T]`` of the states at a batch's labels, initialised to 0.
 
     Args:
-        size: of a hidden state, H.
-        backbone: a decoder that makes the hidden states and is trained with the head; None for the policy's states.
-        packed: whether sequences go end to end through it, as they do through the policy.
+        size: hidden size H.
+        backbone: a decoder trained with the head, whose hidden states it reads; None for the policy's hidden states.
+        packed: whether the backbone takes sequences end to end, as the policy does.
     """
 
     def __init__(self, size: int, backbone: Any = None, *, packed: bool = False) -> None:
@@ -32,18 +32,18 @@ class ValueHead(torch.nn.Linear):
             backbone.set_attn_implementation(varlen.NAME)
 
     def forward(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
-        """Of a batch on the device, and the policy's hidden states ``[T, H]``."""
+        """Values of a batch on the device, given the policy's hidden states ``[T, H]``."""
         if self.backbone is not None:
             hidden = hidden_states(self.backbone, batch, packed=self.packed)
         with torch.autocast(hidden.device.type, enabled=False):
             return super().forward(hidden.to(self.weight.dtype))[:, 0]
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """What is trained, by name, sharing memory."""
+        """The trained tensors by name, sharing memory."""
         return {name: tensor.detach().contiguous() for name, tensor in self.named_parameters() if tensor.requires_grad}
 
     def load(self, saved: Mapping[str, torch.Tensor]) -> None:
-        """Reads back, in place and exactly, what `trained` returned.
+        """Copies in place what `trained` returned.
 
         Raises:
             RunError: names or shapes differ.
@@ -51,16 +51,13 @@ class ValueHead(torch.nn.Linear):
         own = self.trained()
         differing = [name for name in sorted({*own, *saved}) if _shape(own.get(name)) != _shape(saved.get(name))]
         if differing:
-            raise RunError(f"the checkpoint holds another value head than this run has: {differing[0]} differs")
+            raise RunError(f"the checkpoint's value head does not fit this run: {differing[0]} differs")
         for name, tensor in own.items():
             tensor.copy_(saved[name])
 
 
 def copied_decoder(model: Any) -> Any:
-    """A copy of a model's decoder, adapters in it included, with trained parameters of its own.
-
-    What is frozen, and every buffer, is the model's.
-    """
+    """A copy of a model's decoder and its adapters. Trained parameters are copied, frozen ones and buffers shared."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = inner.get_decoder()
     shared = [*(tensor for tensor in decoder.parameters() if not tensor.requires_grad), *decoder.buffers()]

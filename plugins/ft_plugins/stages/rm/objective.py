@@ -25,7 +25,7 @@ class RewardTrainer(FtTrainer):
 
     def __init__(self, run: Run, *, train: Any, evaluation: Any = None) -> None:
         config = run.model.config.get_text_config()
-        if config.pad_token_id is None:  # without one transformers scores one sequence at a time
+        if config.pad_token_id is None:  # without it transformers accepts batches of one sequence only
             config.pad_token_id = run.tokenizer.pad_token_id
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RewardModelling(Stage):
-    """Learns a score by which preferred answers come first; leaves a sequence-classification model of one label."""
+    """Learns to score preferred answers higher; saves a sequence-classification model with one label."""
 
     samples: ClassVar[tuple[str, ...]] = ("Preference",)
     learns_from_answers: ClassVar[bool] = False
@@ -26,7 +26,7 @@ class RewardModelling(Stage):
         return pair_datasets(run.plan, run.tokenizer)
 
     def trainer(self, run: Run) -> RewardTrainer:
-        """The engine's trainer of scores."""
+        """A `RewardTrainer`."""
         from ft_plugins.stages.rm.objective import RewardTrainer
 
         return RewardTrainer(run, train=run.data.train, evaluation=run.data.eval)

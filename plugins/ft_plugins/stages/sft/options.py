@@ -17,7 +17,7 @@ class AccuracyOptions(OptionGroup):
     resume_harmless: ClassVar[Mapping[str, Harmless]] = {"compute_accuracy": EVALUATES}
 
     compute_accuracy: bool = False
-    """Whether evaluations count the labels that are the likeliest token: ``eval_accuracy``."""
+    """Report ``eval_accuracy``: the share of labels that are the model's most likely token."""
 
 
 class SupervisedOptions(AccuracyOptions):
@@ -29,9 +29,10 @@ class SupervisedOptions(AccuracyOptions):
     )
 
     predict_with_generate: bool = False
-    """With ``do_predict``: answer the prompts of the evaluation data by the generation options, and hold the answers
-    against the data's, by BLEU-4 and ROUGE."""
+    """With ``do_predict``: generate answers to the evaluation prompts with the generation options, and compare them
+    with the data's answers by BLEU-4 and ROUGE."""
     generation_max_length: Annotated[int, Field(ge=1)] | None = None
-    """Of these answers: tokens of prompt and answer together, instead of ``max_length``; ``max_new_tokens`` wins."""
+    """For these answers: most tokens of prompt and answer together, instead of ``max_length``; ``max_new_tokens`` takes
+    precedence."""
     generation_num_beams: Annotated[int, Field(ge=1)] | None = None
-    """Of these answers: beams, instead of ``num_beams``."""
+    """For these answers: number of beams, instead of ``num_beams``."""

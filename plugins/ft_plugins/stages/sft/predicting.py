@@ -1,4 +1,4 @@
-"""``do_predict``: the model answers the evaluation data, and its answers are held against the data's."""
+"""``do_predict``: generates answers to the evaluation data and compares them with the data's answers."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ FILE = "generated_predictions.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A conversation's last answer, to be given by the model.
+    """A conversation whose last answer the model generates.
 
     Args:
-        prompt: what stands before it.
-        text: the same, as the model reads it.
-        label: the answer, as the model would have to say it; None where the data has none.
+        prompt: the messages before that answer.
+        text: the same after the chat template.
+        label: the data's answer, as the model would decode it; None where the data has none.
     """
 
     prompt: Prompt
@@ -46,9 +46,9 @@ class Question:
 
 
 def predict(run: Run, trainer: Any) -> dict[str, float]:
-    """Answers the evaluation's rows, also those without an answer, writes `FILE`, and returns ``predict_*`` metrics.
+    """Answers all rows of the evaluation data, writes `FILE`, and returns ``predict_*`` metrics.
 
-    Answers are measured where the data has one to hold them against.
+    Metrics cover the rows with an answer in the data.
     """
     import time
 
@@ -74,13 +74,13 @@ def predict(run: Run, trainer: Any) -> dict[str, float]:
 
 
 def _measured(texts: Sequence[str], labels: Sequence[str | None]) -> dict[str, float]:
-    """Metrics over the rows that have a label, and, said too, how many have none."""
+    """Metrics over the rows with a label, and the number of rows without one."""
     from ft_plugins.stages.sft.text_metrics import scores
 
     pairs = [(text, label) for text, label in zip(texts, labels, strict=True) if label is not None]
     without = len(texts) - len(pairs)
     if without:
-        what = "they are left out of the metrics" if pairs else "there are no metrics"
+        what = "they are not in the metrics" if pairs else "no metrics are computed"
         click.echo(f"predictions: {without:,} of {len(texts):,} rows have no answer to compare with: {what}")
     found = scores([text for text, _ in pairs], [label for _, label in pairs]) if pairs else {}
     told = {"predict_without_label": without} if without else {}
@@ -102,7 +102,7 @@ def _questions(run: Run) -> Iterator[Question]:
 
 
 def _chats(run: Run) -> Iterator[Chat]:
-    """The conversations of the evaluation's rows, in its order; what it leaves out has been counted and told."""
+    """The conversations of the evaluation data, in order. Rows that the evaluation excludes have been reported."""
     if run.plan.data.val_size:
         yield from _split_off(run)
         return
@@ -127,7 +127,7 @@ def _split_off(run: Run) -> Iterator[Chat]:
 
 
 def _write(run: Run, questions: Sequence[Question], texts: Sequence[str]) -> None:
-    """One object a row, with LLaMA-Factory's names; ``label`` is null where the data has no answer."""
+    """One JSON object per row, with LLaMA-Factory's names; ``label`` is null where the data has no answer."""
     rows = [
         {"prompt": question.text, "predict": text, "label": question.label}
         for question, text in zip(questions, texts, strict=True)
@@ -136,7 +136,7 @@ def _write(run: Run, questions: Sequence[Question], texts: Sequence[str]) -> Non
 
 
 def predicting(plan: Plan) -> Plan:
-    """The plan with what the stage's options say of the answers in the place of the generation options."""
+    """The plan with the stage's ``generation_*`` options as its generation options."""
     options = plan.stage.options
     assert isinstance(options, SupervisedOptions)
     own = {"max_length": options.generation_max_length, "num_beams": options.generation_num_beams}

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: next-token loss on the assistants' turns."""
+"""Supervised fine-tuning: next-token loss on the assistant's turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def token_trainer(run: Run, **more: Any) -> FtTrainer:
-    """The shared trainer, counting hits where the stage's options say so."""
+    """The shared trainer; with ``compute_accuracy``, the one that counts hits."""
     from ft_plugins.stages.sft.token_accuracy import AccuracyTrainer
     from ftcore.training.trainer import FtTrainer
 
@@ -27,7 +27,7 @@ def token_trainer(run: Run, **more: Any) -> FtTrainer:
 
 
 class SupervisedFineTuning(Stage):
-    """Learns what assistants say in conversations."""
+    """Trains on the assistant's turns of conversations."""
 
     Options = SupervisedOptions
     samples: ClassVar[tuple[str, ...]] = ("Chat",)
@@ -45,7 +45,7 @@ class SupervisedFineTuning(Stage):
         data = chat_datasets(run.plan, run.tokenizer)
         run.pictures = data.pictures
         if run.plan.training.do_predict and data.eval is not None and data.eval.has_images:
-            message = "do_predict is true, and rows to predict have images, which generation does not see yet"
+            message = "do_predict is true, and evaluation rows have images, which do_predict does not support"
             raise UsageError(Problem(message, run.plan.where("do_predict"), "remove do_predict, or those rows"))
         return data
 
@@ -63,12 +63,12 @@ class SupervisedFineTuning(Stage):
 
 
 def problems(plan: Plan) -> Iterable[Problem]:
-    """A prediction that nothing is generated for, and the other way round; packages that are missing."""
+    """``do_predict`` without ``predict_with_generate`` and vice versa; engines and packages that it needs."""
     options, training = plan.stage.options, plan.training
     assert isinstance(options, SupervisedOptions)
     if training.do_predict and not options.predict_with_generate:
         hint = "write predict_with_generate: true; for the loss write do_eval: true"
-        yield Problem("do_predict is true, and nothing is generated", plan.where("do_predict"), hint)
+        yield Problem("do_predict is true, and predict_with_generate is false", plan.where("do_predict"), hint)
     if options.predict_with_generate and not training.do_predict:
         hint = "write do_predict: true, or remove it"
         yield Problem(
@@ -76,8 +76,8 @@ def problems(plan: Plan) -> Iterable[Problem]:
         )
     if training.do_predict and type(plan.engine.component).over is InferenceEngine.over:
         name = plan.engine.component.name
-        reason = f"engine {name} only answers with models that it loads itself, not with that of a run"
-        yield Problem(reason, plan.where("infer_backend"), "leave infer_backend out")
+        reason = f"engine {name} cannot generate with the model of a run, because it loads models itself"
+        yield Problem(reason, plan.where("infer_backend"), "remove infer_backend")
     if training.do_predict and (missing := missing_packages()):
         hint = f"pip install {' '.join(missing)}"
-        yield Problem("answers are measured by packages that are not installed", plan.where("do_predict"), hint)
+        yield Problem("predict_with_generate needs packages that are not installed", plan.where("do_predict"), hint)

@@ -1,4 +1,4 @@
-"""BLEU-4 and ROUGE of answers against what they should have been."""
+"""BLEU-4 and ROUGE of generated answers against the data's answers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def missing_packages() -> list[str]:
 def scores(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
     """``bleu-4``, ``rouge-1``, ``rouge-2`` and ``rouge-l``, from 0 to 100.
 
-    BLEU is sacrebleu's of the whole corpus; ROUGE the mean over the pairs of rouge-score's F-measure. Texts with
-    Chinese in them are cut into words by jieba; for BLEU all texts are, as soon as one label has Chinese.
+    BLEU is sacrebleu's corpus score; ROUGE is the mean F-measure of rouge-score over the pairs. jieba segments texts
+    that contain Chinese. For BLEU it segments all texts if any label contains Chinese.
     """
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer
@@ -40,7 +40,7 @@ def scores(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float
 
 
 class _Tokenizer:
-    """rouge-score's own words, which know Latin letters and digits alone, but for Chinese."""
+    """rouge-score's tokenizer, which knows Latin letters and digits only; jieba for texts that contain Chinese."""
 
     def tokenize(self, text: str) -> list[str]:
         """Words in lower case, without punctuation."""
@@ -57,11 +57,11 @@ def _words(text: str) -> list[str]:
 
 @cache
 def _jieba() -> Any:
-    """jieba with its own dictionary, read anew: its cache is a file of any user's in /tmp, read with marshal."""
+    """jieba without its cache: that is a file in /tmp which any user can write, and jieba reads it with marshal."""
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is from before Python 3.12
+        warnings.simplefilter("ignore")  # jieba's escape sequences are invalid since Python 3.12
         import jieba
     tokenizer = jieba.Tokenizer()
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())

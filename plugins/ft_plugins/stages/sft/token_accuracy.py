@@ -9,14 +9,13 @@ from ftcore.training.trainer import FtTrainer
 
 
 class AccuracyTrainer(FtTrainer):
-    """Evaluates ``accuracy`` as well: the share of the labels that are the likeliest token, weighted as in the loss.
+    """Evaluates ``accuracy`` too: the share of labels that are the most likely token, weighted as in the loss.
 
-    It is counted where the loss is made, chunk by chunk. Being a mean over labels, not over rows or batches, it is the
-    same whatever the batch size and the packing.
+    It is counted with the loss, chunk by chunk. As a mean over labels it does not depend on batch size or packing.
     """
 
     def eval_loss_sum(self, batch: Batch) -> torch.Tensor:
-        """Weighted sum of the losses; hits are noted."""
+        """Weighted sum of the losses; logs the hits."""
         losses, hits = self.scorer.nll_and_hits(batch)
         weights = batch["weights"][0, batch["positions"]]
         self.note("accuracy", hits, weights)
