@@ -1,4 +1,4 @@
-"""What the parts of the engine may ask of the trainer that they work for."""
+"""The attributes of the trainer that parts of the training engine use."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from ftcore.api.plan import Plan
 
 
 class TrainingContext(Protocol):
-    """A run's trainer as its parts see it; `ftcore.training.trainer.FtTrainer` is it.
+    """The trainer of a run; `ftcore.training.trainer.FtTrainer` implements it.
 
     Attributes:
         plan: the run's plan.
-        model: the model that is trained, without wrappers.
+        model: the trained model, without wrappers.
         args: TrainingArguments.
-        accelerator: accelerate's.
+        accelerator: accelerate's Accelerator.
         state: transformers' TrainerState.
         optimizer: None until the first step.
-        scorer: computes the model's outputs.
-        noise: NEFTune's; None without.
-        meters: what was noted since the last log line.
+        scorer: the model's forward pass; see `ftcore.training.forward.causal_lm`.
+        noise: NEFTune's noise; None without.
+        meters: metrics logged since the last log line.
         reports: prints lines and progress.
-        work: the cost of a micro-batch by its rows; see `ftcore.training.cost_model.tokens`.
-        crew: threads that work side by side; None where one does all of it.
-        side_by_side: whether micro-batches of a step are computed two at a time.
-        loss_is_additive: whether the loss of a micro-batch is the sum of those of its parts.
+        cost_model: the cost of a micro-batch by its rows; see `ftcore.training.cost_model.tokens`.
+        pool: the CPU thread pool; None where work is sequential.
+        runs_concurrently: whether the micro-batches of a step run two at a time.
+        loss_is_additive: whether the loss of a micro-batch is the sum of its parts' losses.
         data_collator: makes batches of rows.
         train_dataset: None where the run only evaluates.
         eval_dataset: None for none.
@@ -40,22 +40,22 @@ class TrainingContext(Protocol):
     noise: Any
     meters: Any
     reports: Any
-    crew: Any
+    pool: Any
     loss_is_additive: bool
     data_collator: Any
     train_dataset: Any
     eval_dataset: Any
     callback_handler: Any
     is_deepspeed_enabled: bool
-    # transformers' own, which the guard puts right where it leaves a step out
+    # transformers' attributes, which the guard corrects when it skips a step
     _tr_loss: Any
     _initial_global_step: int
 
     @property
-    def work(self) -> Any: ...
+    def cost_model(self) -> Any: ...
 
     @property
-    def side_by_side(self) -> bool: ...
+    def runs_concurrently(self) -> bool: ...
 
     def _get_learning_rate(self) -> Any: ...
 

@@ -1,4 +1,4 @@
-"""A picture for each loss, reward and accuracy in ``trainer_log.jsonl``: ``training_loss.png`` and so on."""
+"""Plots of losses, rewards and accuracies in ``trainer_log.jsonl``: ``training_loss.png`` and others."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from ftcore.training.callbacks.progress import LOG, read_log
 
 DRAWN = ("loss", "reward", "accurac")
-"""What is in the names of the metrics that are drawn; learning rates, norms and clocks are not."""
+"""Parts of the names of metrics that are plotted; learning rates, norms and times are not."""
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Metric -> its (step, value), of the metrics that are drawn, in the order in which they come up."""
+    """Metric -> its points (step, value), of the plotted metrics, in order of first appearance."""
     found: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for name, value in line.items():
@@ -24,7 +24,7 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, floa
 
 
 def picture(name: str) -> str:
-    """File of a metric's curve: ``rewards/accuracies`` is ``training_rewards_accuracies.png``."""
+    """File name of a metric's plot: ``rewards/accuracies`` is ``training_rewards_accuracies.png``."""
     return f"training_{name.replace('/', '_')}.png"
 
 
@@ -38,10 +38,10 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def plot_losses(folder: Path) -> list[Path]:
-    """Draws each curve of which the log has values.
+    """Plots each metric that has values in the log.
 
     Args:
-        folder: holds the log; the pictures go there too.
+        folder: holds the log, and receives the plots.
 
     Returns:
         The files written.

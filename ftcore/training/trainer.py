@@ -1,4 +1,4 @@
-"""The trainer that the stages share: exact losses over the global batch, whole checkpoints, honest logs."""
+"""The trainer that all stages share: exact means over the global batch, atomic checkpoints, logs."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ from ftcore.training.model_transforms.torch_compile import compile_layers
 from ftcore.training.step.executor import MicroBatchExecutor
 from ftcore.training.step.guard import KeepRowsCollator, NotFiniteError, StepGuard, out_of_memory, something_to_train
 from ftcore.training.step.metrics import MetricAccumulator, merged
-from ftcore.training.step.micro_batching import regrouped
+from ftcore.training.step.micro_batching import regroup
 from ftcore.training.training_arguments import tensorboard_folder, training_arguments
 
 T = TypeVar("T")
 
 
 class FtTrainer(MicroBatchExecutor, ResumableTrainer):
-    """Trains on the weighted mean of the losses of each global batch's labels.
+    """Trains on the weighted mean of the losses over the labels of each global batch.
 
-    A stage with another loss overrides `loss_sum` and `weight`, and `make_scorer` where the model has another head; the
-    mean, accumulation, evaluation, checkpoints, logs and signals stay. What `loss_sum` hands to `note` is in the log
-    lines as the mean since the line before, and in the evaluation's as the mean over the set.
+    A stage with another loss overrides `loss_sum` and `weight`, and `make_scorer` where the model has another head.
+    Mean, accumulation, evaluation, checkpoints, logs and signals stay. A log line holds the mean of each `log_metric`
+    since the line before; an evaluation holds the mean over its set.
 
     Args:
         run: plan, tokenizer and the model to which the method has been applied.
         train: rows for `collate`, with ``places``; None where the run only evaluates.
         evaluation: the same; None for none.
         collator: instead of `collate`.
-        callbacks: further ones; those of plugins (``ft_callbacks``) come on top.
+        callbacks: further callbacks, besides those of plugins (``ft_callbacks``).
     """
 
     loss_is_scaled_for_ga = True
@@ -61,7 +61,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
     optimizer: Any
     control: Any
     leaves_out = 0
-    """Rows of an epoch that fill no batch, as they were told."""
+    """Rows per epoch that fill no batch, as last reported."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         cached = run.model.config.use_cache if hasattr(run.model.config, "use_cache") else None
         plugins = [callback for found in run.plan.plugins.hook.ft_callbacks(plan=run.plan) for callback in found]
         self.reports = ProgressCallback(run.plan.output_dir, bar=not run.plan.transformers.get("disable_tqdm"))
-        self.uploads = HubUploadCallback(run.plan, self.reports.say) if run.plan.hub.push_to_hub else None
+        self.uploads = HubUploadCallback(run.plan, self.reports.info) if run.plan.hub.push_to_hub else None
         uploads = [] if self.uploads is None else [self.uploads]
         with tensorboard_folder(run.plan):
             super().__init__(
@@ -88,58 +88,60 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
                 callbacks=[self.reports, *early_stopping_callbacks(run.plan), *uploads, *callbacks, *plugins],
             )
         self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True
+        self.model_accepts_loss_kwargs = True  # transformers then leaves the division of the loss to `compute_loss`
         if cached is not None:
-            run.model.config.use_cache = cached  # Trainer's own setting would be saved with the model
+            run.model.config.use_cache = cached  # Trainer changes it, and the change would be saved with the model
+        # The order of these calls matters. Each step compares its result with the model as the steps before left it.
         if run.plan.gradient_checkpointing:
             enable_recomputation(run.model, run.plan.training.gradient_checkpointing_kwargs)
-        choose_matmul(self)
+        choose_matmul(self)  # first: all later computations, and keys of caches, depend on the choice
         self.scorer = self.make_scorer(run.model)
         with self.comparing(self.scorer):
-            capability_cache.probe_capabilities(self.scorer)
+            capability_cache.probe_capabilities(self.scorer)  # on the model's own modules: replaced ones have no key
         fuse_layers(run.model)
-        prune_last_layer(self.scorer)
-        self.noise = self._noise()
-        self.data_collator = self.sharing(self.scorer)
+        prune_last_layer(self.scorer)  # after fusing: it calls the fused norms and feed-forward layer
+        self.noise = self._noise()  # after the probes, which must not be noisy
+        self.data_collator = self.sharing(self.scorer)  # depends on the probed capabilities and on noise
         self.meters = MetricAccumulator()
         self._measuring = self.meters
-        self.gather_crew()
-        compile_layers(self, self.scorer)
-        self.scorer.prefix = choose_frozen_layer_cache(self)
+        self.start_pool()  # depends on capabilities, collator and noise
+        compile_layers(self, self.scorer)  # in a worker of the pool: code is compiled for its number of threads
+        # last: the key of cached rows covers pool, compiler and matrix products
+        self.scorer.frozen_layer_cache = choose_frozen_layer_cache(self)
         self.signals = StopSignals()
         self.guard = StepGuard(self)
 
-    # ---- what a stage may override ----
+    # ---- methods that a stage may override ----
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         """Weighted sum of the losses of a micro-batch, a scalar with a gradient."""
         return self.scorer.weighted_nll(batch)
 
     def eval_loss_sum(self, batch: Batch) -> torch.Tensor:
-        """The same in an evaluation, where more may be noted."""
+        """The same in an evaluation, where a stage may log further metrics."""
         return self.loss_sum(batch)
 
     def weight(self, batch: Batch) -> float:
-        """The total weight that `loss_sum` is over."""
+        """The total weight of the terms of `loss_sum`."""
         return float(batch["weights"].sum(dtype=torch.float64))
 
     def make_scorer(self, model: Any) -> Any:
-        """What computes the model's outputs."""
+        """The forward pass of a model."""
         scorer = CausalLMForward(model)
         scorer.smoothing = self.plan.training.label_smoothing_factor
         return scorer
 
     def comparing(self, scorer: Any) -> AbstractContextManager[Any]:
-        """In which two ways through a scorer's model are compared."""
-        # weights of two dtypes need it; where all are float32 the ways are compared exactly
-        return self.accelerator.autocast() if scorer.coarsest.itemsize < 4 else nullcontext()
+        """The context in which two ways of computing a scorer's model are compared."""
+        # mixed dtypes need autocast; all-float32 models are compared without it, as it would round
+        return self.accelerator.autocast() if scorer.compute_dtype.itemsize < 4 else nullcontext()
 
     def sharing(self, scorer: Any, strict: bool = True) -> PrefixSharingCollator:
-        """What makes batches for a scorer: the trainer's collator, common beginnings once (``share_prompt``).
+        """The trainer's collator with shared prefixes, as ``share_prompt`` says.
 
         Args:
-            scorer: of the trainer's model, or of one beside it.
-            strict: whether the option's demand is an error where the scorer's model cannot share.
+            scorer: of the trainer's model, or of an auxiliary model.
+            strict: whether ``share_prompt: true`` is an error where the scorer's model cannot share prefixes.
         """
         own = self.data_collator
         wish = self.plan.training.share_prompt
@@ -149,13 +151,13 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         return PrefixSharingCollator(own.collate if isinstance(own, PrefixSharingCollator) else own, shares)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """Further values to log, from the means of what was noted."""
+        """Further values to log, computed from the means of the metrics."""
         return {}
 
     # ---- the loss ----
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """See `ResumableTrainer.train`; what cannot be trained at all is refused before the first step."""
+        """See `ResumableTrainer.train`; data without labels is refused before the first step."""
         self._check_labels()
         try:
             output = super().train(*args, **kwargs)
@@ -165,7 +167,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
             raise self.guard.too_large("outside the forward and backward passes") from error
         self._show_averages()
         if (line := stopped_early(self)) and self.args.should_save:
-            self.reports.say(line)
+            self.reports.info(line)
         return output
 
     def _check_labels(self) -> None:
@@ -176,14 +178,12 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
             if dataset is None or isinstance(dataset, Stream):
                 continue
             if not something_to_train(dataset, self.data_collator, self.weight):
-                hint = "raise cutoff_len, or look at the rows with ft preview"
-                raise UsageError(
-                    Problem(f"no token of the {name} data has a label: its loss does not exist", hint=hint)
-                )
+                hint = "raise cutoff_len, or check the rows with ft preview"
+                raise UsageError(Problem(f"no token of the {name} data has a label, so it has no loss", hint=hint))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         batches, total = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = regrouped(self, batches)
+        batches = regroup(self, batches)
         self.guard.begin(batches, float(total))
         return batches, total
 
@@ -195,8 +195,8 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         once = super().training_step
 
         def done(parts: Sequence[Batch]) -> list[torch.Tensor]:
-            if len(parts) > 1 and self.side_by_side:
-                return self.steps_side_by_side(model, parts, num_items_in_batch)
+            if len(parts) > 1 and self.runs_concurrently:
+                return self.run_concurrently(model, parts, num_items_in_batch)
             return [once(model, part, num_items_in_batch) for part in parts]
 
         return self.guard.micro_batch(inputs, done)
@@ -207,11 +207,12 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         total = self._sum_through(model, inputs)
         if not torch.isfinite(total) and self.guard.stops_at_losses:
             raise NotFiniteError("loss", total.item(), inputs["index"])
-        # processes' gradients are averaged, the global batch's loss is a sum over them
+        # DDP averages gradients over processes, and the loss is a sum over them: hence the factor
         return total * self.accelerator.num_processes / num_items_in_batch.to(total.dtype)
 
     def _sum_through(self, model: Any, batch: Batch) -> torch.Tensor:
-        """`loss_sum` inside the wrapper (DDP), if there is one: its forward is what prepares the gradients' sums."""
+        """`loss_sum` inside the wrapper (DDP), if there is one: the wrapper's forward prepares the gradient
+        reduction."""
         if self.noise is not None:
             self.noise.expect(batch)
         with self.accelerator.autocast():
@@ -230,7 +231,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         return self.guard.check(super()._get_grad_norm(model, grad_norm))
 
     def _noise(self) -> NeftuneNoise | None:
-        """NEFTune by our own hook instead of transformers'."""
+        """NEFTune by ft's hook instead of transformers', which is off with ``neftune_noise_alpha`` None."""
         alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
         return None if alpha is None else NeftuneNoise(self.model.get_input_embeddings(), alpha)
 
@@ -253,7 +254,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         return self._loading(self.train_dataset, batches, KeepRowsCollator(self.data_collator))
 
     def _say_left_out(self, batches: EpochBatches) -> None:
-        """Of rows that fill no batch (``dataloader_drop_last``)."""
+        """Reports rows that fill no batch (``dataloader_drop_last``)."""
         together = batches.size * batches.processes
         if not batches.used:
             message = f"dataloader_drop_last is true, and {batches.rows} rows fill no batch of {together}"
@@ -262,7 +263,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         left, told = batches.rows - batches.used, self.leaves_out
         self.leaves_out = left
         if left and told != left and self.args.should_save:
-            self.reports.say(f"dataloader_drop_last: {left} of {batches.rows} rows are left out in each epoch")
+            self.reports.info(f"dataloader_drop_last: {left} of {batches.rows} rows are not used in each epoch")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
         if isinstance(eval_dataset, str):
@@ -303,16 +304,16 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
                     rate = method.component.learning_rate(method.options, name, tensor, self.args.learning_rate)
                     key = (name not in decayed, rate)
                     found.setdefault(key, {"params": [], "weight_decay": decay, "lr": rate})["params"].append(tensor)
-            # the run's own rate first: it is the one that is logged
+            # groups with the run's learning rate first: the first group's rate is logged
             first = sorted(found, key=lambda key: (key[0], key[1] != self.args.learning_rate))
             groups = [found[key] for key in first]
             self.optimizer = self.plan.optimizer.component.create_for(self.plan, self.model, groups)
-            # schedules that end at a rate of their own take this for the first one, whatever the groups have
+            # schedules with a final rate read the initial rate here, not from the groups
             self.optimizer.defaults["lr"] = self.args.learning_rate
         return self.optimizer
 
     def _track_num_input_tokens(self, inputs: Batch) -> None:
-        """Counts what sequences are made of, whether or not they share it."""
+        """Counts the tokens of all sequences; a shared prefix counts once per sequence."""
         count = torch.tensor(tokens_read(inputs), device=self.args.device)
         self.state.num_input_tokens_seen += int(self.accelerator.gather(count).sum())
 
@@ -324,7 +325,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
     # ---- evaluation ----
 
     def _show_averages(self) -> None:
-        """Schedule-free optimizers train other weights than those that are to be used."""
+        """Switches schedule-free optimizers to the averaged weights, which are those to evaluate and to save."""
         if callable(switch := getattr(self.optimizer, "eval", None)):
             switch()
 
@@ -336,7 +337,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """`eval_loss`, and the means of what was noted meanwhile."""
+        """`eval_loss`, and the means of the metrics that it logs."""
         self.model.eval()
         self._show_averages()
         self._measuring = MetricAccumulator()
@@ -347,14 +348,14 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def eval_loss(self, dataloader: EpochLoader) -> float:
-        """Mean loss over all labels of the set, each as heavy as its weight."""
+        """Weighted mean of the losses over all labels of the set."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad(), self.accelerator.autocast():
             for loss, weight in self.each(self._evaluated, self.passing(dataloader)):
                 sums += torch.stack([loss, torch.tensor(weight).to(sums)])
         total, weight = self.accelerator.reduce(sums, "sum").tolist()
         if not weight:
-            raise RunError("the evaluation data has no token to be evaluated on: its mean loss does not exist")
+            raise RunError("no token of the evaluation data has a label, so it has no loss")
         return float(total / weight)
 
     def _evaluated(self, batch: Batch) -> tuple[torch.Tensor, float]:
@@ -368,7 +369,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         return super()._determine_best_metric(metrics, trial)
 
     def passing(self, dataloader: EpochLoader) -> Iterator[Batch]:
-        """The loader's batches on the device, to be evaluated; a signal stops the run between them."""
+        """The loader's batches on the device, for an evaluation; a signal stops the run between them."""
         for batch in self.interruptible(dataloader):
             yield self._prepare_inputs(batch)
 
@@ -383,7 +384,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         self.evaluating = False
 
     def _means(self, meters: MetricAccumulator) -> dict[str, float]:
-        """What was noted in all processes, as means."""
+        """Means of the metrics of all processes."""
         means = merged(meters, self.args.world_size).means()
         return means | self.derived(means)
 
@@ -391,7 +392,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.state.epoch is not None:
-            # transformers sees one epoch of max_steps; a stream knows how often it began anew
+            # for transformers a stream is one epoch of max_steps; its cursor counts the real epochs
             logs["epoch"] = self.streamed.cursor.epoch if self.streamed is not None else round(self.state.epoch, 6)
         if start_time is not None:
             tokens = self.state.num_input_tokens_seen - self._initial_num_input_tokens_seen
@@ -407,11 +408,11 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
 
 
 def enable_recomputation(model: Any, arguments: Mapping[str, Any] | None = None) -> None:
-    """Keeps layers' inputs only and computes the rest again in the backward pass; non-reentrant, as LoRA needs.
+    """Enables gradient checkpointing, non-reentrant: frozen inputs, as with LoRA, need that.
 
     Args:
         model: of transformers.
-        arguments: of ``torch.utils.checkpoint`` besides.
+        arguments: further ones of ``torch.utils.checkpoint``.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({**(arguments or {}), "use_reentrant": False})

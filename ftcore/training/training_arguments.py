@@ -1,4 +1,4 @@
-"""From the plan to transformers' TrainingArguments: what our options are called there, and what the engine fixes."""
+"""The plan as transformers' TrainingArguments: renamed options, and fields that ft sets itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SAME_NAME = (
 
 
 _OWN = ("accelerator_config", "bf16_full_eval", "disable_tqdm", "fp16_full_eval", "use_cpu")
-"""What ft reads itself, where transformers would do something else."""
+"""Fields that ft reads itself, because transformers would act on them differently."""
 
 
 def training_arguments(plan: Plan) -> TrainingArguments:
@@ -55,28 +55,28 @@ def training_arguments(plan: Plan) -> TrainingArguments:
         fields["metric_for_best_model"] = "loss"
     fields |= {**_optimizer(plan), **passed_on(plan)}
     fields |= _precision(plan) | {
-        "disable_tqdm": True,  # progress is ours (`ftcore.training.callbacks.progress`)
-        "logging_nan_inf_filter": False,  # it hides a loss that is not a number and steps on it
+        "disable_tqdm": True,  # ft has its own progress bar (`ftcore.training.callbacks.progress`)
+        "logging_nan_inf_filter": False,  # it would hide a non-finite loss, and step on it
         "remove_unused_columns": False,
-        # `ftcore.training.checkpointing.directory` prunes: transformers' own may delete the last checkpoint that is
-        # whole
+        # `ftcore.training.checkpointing.directory` prunes: transformers may delete the last whole checkpoint
         "save_total_limit": None,
         "restore_callback_states_from_checkpoint": True,
     }
     arguments = TrainingArguments(**fields)
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one device; more are the launcher's to start
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device per process, no DataParallel: launchers start processes
     return arguments
 
 
 def passed_on(plan: Plan) -> dict[str, Any]:
-    """Fields that transformers reads; with a backend accelerate looks for other processes even where there are none."""
+    """Fields that transformers reads. ``ddp_backend`` only with several processes: it makes accelerate wait for
+    others."""
     own = _OWN if int(os.environ.get("WORLD_SIZE") or 1) > 1 else (*_OWN, "ddp_backend")
     return {name: value for name, value in plan.transformers.items() if name not in own}
 
 
 @contextmanager
 def tensorboard_folder(plan: Plan) -> Iterator[None]:
-    """While a trainer is made, its callback for tensorboard reads here where it is to write."""
+    """Sets the variable from which the tensorboard callback of a new trainer reads its folder."""
     name, folder = "TENSORBOARD_LOGGING_DIR", plan.training.logging_dir
     before = os.environ.get(name)
     if folder is not None:
@@ -90,7 +90,7 @@ def tensorboard_folder(plan: Plan) -> Iterator[None]:
 
 
 def _optimizer(plan: Plan) -> dict[str, Any]:
-    """What an optimizer has in common with transformers: its name, and the options that are fields there."""
+    """The optimizer's name in transformers, and its options that are fields of TrainingArguments."""
     known, component = training_fields(), plan.optimizer.component
     names = [name for name in (component.name, *component.aliases) if name in known["optim"].choices]
     values = {name: value for name, value in plan.optimizer.options.model_dump().items() if name in known}
@@ -99,12 +99,12 @@ def _optimizer(plan: Plan) -> dict[str, Any]:
 
 
 def _warmup(steps: float, ratio: float) -> float:
-    """transformers 5 has one field: from 1 on steps, below 1 a share of all steps, rounded up."""
+    """``warmup_steps`` of transformers 5: a number of steps from 1 on, below 1 a share of all steps, rounded up."""
     return steps if steps > 0 else min(ratio, 1 - 1e-9)
 
 
 def _precision(plan: Plan) -> dict[str, bool]:
-    """Autocast where compute is in half precision and what is trained is not."""
+    """Autocast where the compute dtype is half precision and the trained dtype is not."""
     mixed = plan.precision.compute != plan.precision.trained
     return {
         "bf16": mixed and plan.precision.compute == "bfloat16",

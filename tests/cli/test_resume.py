@@ -67,9 +67,9 @@ def test_auto_goes_on_from_the_last_whole_one(run: Callable, out: Path) -> None:
     expected = weights(out)
     assert steps(out) == ["checkpoint-2", "checkpoint-4"]
     lose_the_last(out)
-    assert f"going on from {out / 'checkpoint-2'}" in run(resume_from_checkpoint="auto")
+    assert f"resuming from {out / 'checkpoint-2'}" in run(resume_from_checkpoint="auto")
     assert weights(out) == expected
-    assert f"{out / 'checkpoint-4'} is the end of this run: no step was left to do" in run()
+    assert f"{out / 'checkpoint-4'} is the last step of this run: nothing left to train" in run()
     assert weights(out) == expected
 
 
@@ -78,11 +78,11 @@ def test_a_path_and_never(run: Callable, out: Path, tmp_path: Path) -> None:
     run()
     other = tmp_path / "other"
     again = run(resume_from_checkpoint=str(out / "checkpoint-2"), output_dir=str(other))
-    assert f"going on from {out / 'checkpoint-2'}" in again
+    assert f"resuming from {out / 'checkpoint-2'}" in again
     assert weights(other) == weights(out)
     with pytest.raises(UsageError, match="holds checkpoints of an earlier run: checkpoint-2, checkpoint-4"):
         run(resume_from_checkpoint="never")
-    assert "going on from" not in run(resume_from_checkpoint="never", overwrite_output_dir=True, seed=7)
+    assert "resuming from" not in run(resume_from_checkpoint="never", overwrite_output_dir=True, seed=7)
     assert weights(other) != weights(out)
 
 
@@ -100,10 +100,10 @@ def test_weights_alone(run: Callable, out: Path, caplog: pytest.LogCaptureFixtur
     assert not names & {"optimizer.safetensors", "scheduler.json", "random-0.json"}
     assert {"adapter_model.safetensors", "tokenizer.json", "trainer_state.json"} <= names
     expected = weights(out)
-    with pytest.raises(UsageError, match="holds weights only, it was saved by save_only_model"):
+    with pytest.raises(UsageError, match="holds weights only .save_only_model."):
         run(resume_from_checkpoint=str(out / "checkpoint-4"))
     run(save_only_model=True)
-    assert "checkpoint-4 holds weights only (save_only_model); it cannot be resumed from" in caplog.text
+    assert "checkpoint-4 holds weights only (save_only_model) and cannot be resumed" in caplog.text
     assert weights(out) == expected
 
 
@@ -128,7 +128,7 @@ def test_what_changed_is_named_and_force_goes_on(
     with pytest.raises(UsageError) as caught:
         run(max_samples=7, learning_rate=0.5, template="qwen")
     messages = [str(problem) for problem in caught.value.problems]
-    assert messages[0].startswith(f"this run cannot go on from {out / 'checkpoint-4'}; undo the change, start anew")
+    assert messages[0].startswith(f"this run cannot resume from {out / 'checkpoint-4'}; undo the change, write another")
     assert messages[0].endswith("or go on all the same with ft run --force")
     assert any(message.startswith("learning_rate was 0.001, now it is 0.5") for message in messages)
     (rows,) = [message for message in messages if message.startswith("training rows was")]
@@ -140,9 +140,9 @@ def test_what_changed_is_named_and_force_goes_on(
     assert {path.name for path in before if after[path] != before[path]} == set()
     lose_the_last(out)
     caplog.clear()
-    assert f"going on from {out / 'checkpoint-2'}" in run("--force", learning_rate=0.5)
-    assert "all the same: learning_rate was 0.001, now it is 0.5" in caplog.text
-    assert "all the same: training rows was" in caplog.text
+    assert f"resuming from {out / 'checkpoint-2'}" in run("--force", learning_rate=0.5)
+    assert "because of --force: learning_rate was 0.001, now it is 0.5" in caplog.text
+    assert "because of --force: training rows was" in caplog.text
 
 
 def other_weights(file: Path) -> None:
@@ -170,8 +170,8 @@ def test_other_weights_under_the_same_path_are_named(
         other_weights(file)
         with pytest.raises(UsageError, match=r"model files was .*model.safetensors was \"\w{16}\", now it is"):
             run(**where)
-    assert f"going on from {out / 'checkpoint-2'}" in run("--force", **where)
-    assert "all the same: model files was" in caplog.text
+    assert f"resuming from {out / 'checkpoint-2'}" in run("--force", **where)
+    assert "because of --force: model files was" in caplog.text
 
 
 @pytest.mark.slow
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_is_in_the_way_is_an_error_before_the_first_step(run: 
     with pytest.raises(UsageError) as error:
         run(overwrite_output_dir=True)
     assert [str(problem) for problem in error.value.problems] == [
-        f"{out}/checkpoint-{step} was not written by ft, and this run would write checkpoint-{step} there; "
+        f"{out}/checkpoint-{step} was not written by ft, and this run would write a checkpoint there; "
         "move it away, or write another output_dir"
         for step in (2, 4)
     ]

@@ -103,7 +103,7 @@ def test_the_loss_is_transformers_own_and_follows_the_image_and_not_the_answer(n
     pictures = pictures_of(name, processor)
     pictures.try_out()
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     batches = [_batch(pictures, image(number)) for number in (1, 2)]
     with torch.no_grad():
         losses = [scorer.weighted_nll(batch).item() for batch in batches]
@@ -118,7 +118,7 @@ def test_llama4_by_hand() -> None:
     """Pixels of our own, since its image processor needs torchvision."""
     model = every_model.llama4()
     scorer, token = CausalLMForward(model), model.config.image_token_id
-    scorer.choose()
+    scorer.probe_capabilities()
     ids = np.array([40, 41, token, 42, 43, 44])
     row = {"input_ids": ids, "weights": np.array([0, 0, 0, 0, 1, 1], np.float32), "index": 0}
     of_images = torch.from_numpy(ids == token)[None]

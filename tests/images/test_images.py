@@ -166,7 +166,7 @@ def test_paligemmas_text_alone_is_causal_with_padding_and_without(fused: bool, f
     from transformers import AutoModelForImageTextToText
 
     scorer = CausalLMForward(AutoModelForImageTextToText.from_pretrained(folders("paligemma")).eval())
-    scorer.choose()
+    scorer.probe_capabilities()
     scorer.fused = fused
     ids = np.arange(40, 49)
     for others in ([], [ids + 20], [ids[:4]]):
@@ -422,7 +422,9 @@ def test_an_adapter_of_the_text_half_is_refused(prepared: Any, folders: Any, tmp
     text = AutoModelForCausalLM.from_pretrained(folders("qwen3_5"))
     get_peft_model(text, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "text")
     state = prepared("qwen3_5", adapter_name_or_path=str(tmp_path / "text"), finetuning_type="lora")
-    with pytest.raises(UsageError, match="text: 2 tensors of the adapter do not exist in this model, such as base_model"):
+    with pytest.raises(
+        UsageError, match="text: 2 tensors of the adapter do not exist in this model, such as base_model"
+    ):
         load_model(state)
 
 

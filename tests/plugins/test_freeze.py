@@ -145,7 +145,8 @@ def test_nothing_to_train_is_said_by_the_plan(plan_of: Any, tmp_path: Path) -> N
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
     with pytest.raises(
-        UsageError, match="finetuning_type full does not support adapter_name_or_path; write finetuning_type: lora, or merge"
+        UsageError,
+        match="finetuning_type full does not support adapter_name_or_path; write finetuning_type: lora, or merge",
     ):
         plan_of(finetuning_type="full", adapter_name_or_path=str(tmp_path / "adapter"), **training)
 

@@ -92,7 +92,10 @@ def test_sgd_by_hand(options: dict[str, Any], state: float, plan_of: Any) -> Non
     [
         ({"optim_args": "momentum"}, "optim_args: value error, expected name=value, comma separated, found 'momentum'"),
         ({"optim_args": "speed=3"}, "optim_args of sgd are momentum, dampening and nesterov, not speed"),
-        ({"optim_args": "momentum=0.9", "sgd_momentum": 0.5}, "excludes sgd_momentum and sgd_nesterov: remove one of them"),
+        (
+            {"optim_args": "momentum=0.9", "sgd_momentum": 0.5},
+            "excludes sgd_momentum and sgd_nesterov: remove one of them",
+        ),
     ],
 )
 def test_sgd_refuses(options: dict[str, Any], message: str, plan_of: Any) -> None:

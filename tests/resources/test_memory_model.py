@@ -160,7 +160,7 @@ def saved_bytes(config: dict[str, Any], adapter: bool, dtype: str, dropout: floa
             tensor.data = tensor.data.float() if tensor.requires_grad else tensor.data
         fuse(model)
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     assert scorer.packed
     fuse_layers(model)
     model.train()
@@ -244,7 +244,7 @@ if adapter:
 if recompute:
     (model.get_base_model() if adapter else model).gradient_checkpointing_enable({"use_reentrant": False})
 scorer = CausalLMForward(model)
-scorer.choose()
+scorer.probe_capabilities()
 fuse_layers(model)
 model.train()
 trained = [tensor for tensor in model.parameters() if tensor.requires_grad]

@@ -62,7 +62,10 @@ def main() -> None:
         print(error)
         sys.exit(1)
     print(
-        "rows at a time", trainer.guard.most, "norm", sum(float(t.norm()) for t in trainer.model.state_dict().values())
+        "rows at a time",
+        trainer.guard.max_rows,
+        "norm",
+        sum(float(t.norm()) for t in trainer.model.state_dict().values()),
     )
 
 

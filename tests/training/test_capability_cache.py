@@ -24,7 +24,7 @@ class Asked(CausalLMForward):
 
     def choose(self) -> None:
         Asked.times += 1
-        super().choose()
+        super().probe_capabilities()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def test_packed_equals_padded(family: str, small_models: Any, tokens: Any, plain
     expected_norm = gradient_norm(model)
     model.zero_grad()
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     batch = collate(rows)
     loss = scorer.weighted_nll(batch) / batch["weights"].sum()
     loss.backward()
@@ -54,7 +54,7 @@ def test_packed_equals_padded_in_float32(
     expected_norm = gradient_norm(model)
     model.zero_grad()
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     flat = collate(batch)
     loss = scorer.weighted_nll(flat) / flat["weights"].sum()
     loss.backward()
@@ -70,7 +70,7 @@ def test_every_way_gives_the_same(packed: bool, fused: bool, small_models: Any, 
     model = small_models["llama"].make(torch.float64).eval()
     expected = plain_loss(model, rows).item()
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     scorer.fused = fused
     if not packed:
         scorer.packed = False
@@ -88,7 +88,7 @@ def test_packing_isolates(family: str, small_models: Any, tokens: Any) -> None:
     for weights in data.weights:
         weights[:] = 1
     scorer = CausalLMForward(small_models[family].make().eval())
-    scorer.choose()
+    scorer.probe_capabilities()
     with torch.no_grad():
         before = scorer.logits(collate([data[number] for number in range(3)]))
         data.rows[1] = (data.rows[1] + 17) % 96
@@ -107,7 +107,7 @@ def test_a_model_with_position_biases_is_padded(
     rows = [data[number] for number in range(len(data))]
     model = small_models["bloom"].make().eval()
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     batch = collate(rows)
     assert scorer.packed is False
     assert "batches are padded" in caplog.text
@@ -124,7 +124,7 @@ def test_a_head_with_an_adapter_goes_through_the_model(small_models: Any, tokens
     data = tokens(LENGTHS, vocabulary=96)
     rows = [data[number] for number in range(len(data))]
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     batch = collate(rows)
     assert (scorer.packed, scorer.fused) == (True, False)
     expected = plain_loss(model, rows).item()
@@ -143,7 +143,7 @@ def test_a_head_saved_whole_is_fused(small_models: Any, tokens: Any, plain_loss:
     data = tokens(LENGTHS, vocabulary=96)
     rows = [data[number] for number in range(len(data))]
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     batch = collate(rows)
     loss = scorer.weighted_nll(batch) / batch["weights"].sum()
     loss.backward()
@@ -156,7 +156,7 @@ def test_a_batch_without_a_label_has_a_zero_gradient(small_models: Any) -> None:
     """A micro-batch whose rows train nothing."""
     model = small_models["llama"].make()
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     ids = np.arange(5, 12, dtype=np.int32)
     loss = scorer.weighted_nll(collate([{"input_ids": ids, "weights": np.zeros(7, np.float32), "index": 0}]))
     loss.backward()
@@ -171,6 +171,6 @@ def test_generation_still_works(small_models: Any) -> None:
     prompt["attention_mask"] = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     expected = model.generate(**prompt, max_new_tokens=12, do_sample=False)
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     assert scorer.packed
     assert torch.equal(model.generate(**prompt, max_new_tokens=12, do_sample=False), expected)

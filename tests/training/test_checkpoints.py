@@ -67,7 +67,7 @@ def test_damage_is_found_and_the_one_before_is_taken(
         verify(later)
     assert find_resumable(tmp_path, SETTING) == earlier
     assert file in caplog.text
-    assert "the checkpoint before it is taken" in caplog.text
+    assert "the checkpoint before it is used" in caplog.text
 
 
 def spoil(file: Path, damage: str) -> None:
@@ -170,7 +170,7 @@ def test_another_runs_checkpoint_is_refused_with_every_difference(tmp_path: Path
     with pytest.raises(UsageError) as caught:
         find_resumable(tmp_path, now)
     assert [problem.message for problem in caught.value.problems] == [
-        f"this run cannot go on from {tmp_path / 'checkpoint-5'}",
+        f"this run cannot resume from {tmp_path / 'checkpoint-5'}",
         "learning_rate was 0.1, now it is 0.2",
         "seed was not compared, now it is 1",
         "training rows was 3 rows, abc, now it is 4 rows, abd",
@@ -307,4 +307,4 @@ def test_what_rows_are_made_from_is_named_only_where_rows_changed(tmp_path: Path
 def test_a_forced_resume_names_what_it_overlooks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make(tmp_path, 5)
     assert find_resumable(tmp_path, RunFingerprint({"learning_rate": "1"}), force=True) == folder
-    assert f"going on from {folder} all the same: learning_rate was 0.1, now it is 1" in caplog.text
+    assert f"resuming from {folder} because of --force: learning_rate was 0.1, now it is 1" in caplog.text

@@ -16,8 +16,14 @@ from hypothesis import strategies as st
 from ftcore.resources import hardware
 from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.callbacks.progress import read_log
-from ftcore.training.parallel.cpu_threads.pool import FEWEST, ThreadPool, draws, in_pool, rescales
-from ftcore.training.step.micro_batching import EVEN, ROWS, even, halved, parts
+from ftcore.training.parallel.cpu_threads.pool import (
+    MIN_TOKENS,
+    ThreadPool,
+    has_dynamic_rope,
+    in_pool,
+    uses_random_numbers,
+)
+from ftcore.training.step.micro_batching import MAX_SHARE, ROWS, is_balanced, parts, split_concurrent
 
 LENGTHS = [90, 170, 60, 130, 120, 30, 210, 40]
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
@@ -25,12 +31,12 @@ HANGING = 60
 """Seconds after which a test fails rather than hangs."""
 
 
-# ---- the crew ----
+# ---- the pool ----
 
 
 def test_results_come_in_the_jobs_order(two_threads: None) -> None:
     """Of each pair the second ends first."""
-    crew, ended = ThreadPool(5), [threading.Event() for _ in range(4)]
+    pool, ended = ThreadPool(5), [threading.Event() for _ in range(4)]
     seen: list[tuple[int, int]] = []
 
     def job(number: int) -> tuple[int, bool, int]:
@@ -39,7 +45,7 @@ def test_results_come_in_the_jobs_order(two_threads: None) -> None:
         ended[number].set()
         return number, in_pool(), torch.get_num_threads()
 
-    assert list(crew.each([partial(job, number) for number in range(4)])) == [(n, True, 2) for n in range(4)]
+    assert list(pool.each([partial(job, number) for number in range(4)])) == [(n, True, 2) for n in range(4)]
     assert [number for number, _ in seen] == [1, 0, 3, 2]
     assert len({thread for _, thread in seen}) == NUM_WORKERS
     assert not in_pool()
@@ -50,15 +56,15 @@ def test_modes_are_the_callers() -> None:
     def modes() -> tuple[bool, bool, torch.dtype]:
         return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
 
-    crew = ThreadPool(2)
-    assert next(crew.each([modes])) == (True, False, torch.float32)
+    pool = ThreadPool(2)
+    assert next(pool.each([modes])) == (True, False, torch.float32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert crew.alone(modes) == (False, True, torch.bfloat16)
-    assert crew.alone(partial(crew.alone, modes)) == (True, False, torch.float32)  # of a member: its own work
+        assert pool.run_one(modes) == (False, True, torch.bfloat16)
+    assert pool.run_one(partial(pool.run_one, modes)) == (True, False, torch.float32)  # of a member: its own work
 
 
 def test_an_error_waits_for_what_is_under_way() -> None:
-    crew, begun, ended, under_way = ThreadPool(2), [], [], threading.Event()
+    pool, begun, ended, under_way = ThreadPool(2), [], [], threading.Event()
 
     def slow() -> None:
         begun.append(True)
@@ -71,11 +77,11 @@ def test_an_error_waits_for_what_is_under_way() -> None:
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        list(crew.each([wrong, *[slow] * 50]))
+        list(pool.each([wrong, *[slow] * 50]))
     count = len(ended)
     assert len(begun) == count
     assert 1 <= count < 50
-    list(crew.each([dict] * NUM_WORKERS))
+    list(pool.each([dict] * NUM_WORKERS))
     assert len(begun) == count
 
 
@@ -86,7 +92,7 @@ def test_an_error_waits_for_what_is_under_way() -> None:
     sizes=st.lists(st.integers(1, 900), min_size=2, max_size=20), limit=st.integers(1, 2000), most=st.integers(1, 20)
 )
 def test_every_row_is_in_one_half(sizes: list[int], limit: int, most: int) -> None:
-    found = halved(sizes, limit, most)
+    found = split_concurrent(sizes, limit, most)
     assert sorted(row for rows in found for row in rows) == list(range(len(sizes)))
     assert all(rows == sorted(rows) for rows in found)
     assert all(found)
@@ -96,33 +102,33 @@ def test_every_row_is_in_one_half(sizes: list[int], limit: int, most: int) -> No
         min(done, key=sum).extend(sizes[row] for row in rows)
     less, more = sorted(done, key=sum)
     assert len(more) == 1 or sum(more) - min(more) <= sum(less)
-    assert len(found) <= max(NUM_WORKERS, sum(sizes) // FEWEST)
+    assert len(found) <= max(NUM_WORKERS, sum(sizes) // MIN_TOKENS)
 
 
 def test_halves_of_a_batch() -> None:
-    assert halved([100, 90, 80, 70, 60, 50], 1536, 6) == [[1, 2, 5], [0, 3, 4]][::-1]
-    assert halved([400, 300, 200, 100], 1536, 4) == [[0, 3], [1, 2]]
-    assert halved([400] * 8, 1600, 8) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert split_concurrent([100, 90, 80, 70, 60, 50], 1536, 6) == [[1, 2, 5], [0, 3, 4]][::-1]
+    assert split_concurrent([400, 300, 200, 100], 1536, 4) == [[0, 3], [1, 2]]
+    assert split_concurrent([400] * 8, 1600, 8) == [[0, 4], [1, 5], [2, 6], [3, 7]]
     # four alike would be 500, 402, 338, 262: one of two with 762 then, the other with 740
-    assert halved([500, 402, 284, 54, 262], 1000, 5) == [[0], [1], [2, 3], [4]]
-    assert halved([2000, 10, 10], 1024, 3) == [[0], [1], [2]]
-    assert halved([1, 1, 191, 191], 1, 1) == [[1, 3], [2], [0]]
+    assert split_concurrent([500, 402, 284, 54, 262], 1000, 5) == [[0], [1], [2, 3], [4]]
+    assert split_concurrent([2000, 10, 10], 1024, 3) == [[0], [1], [2]]
+    assert split_concurrent([1, 1, 191, 191], 1, 1) == [[1, 3], [2], [0]]
 
 
 def test_halves_that_are_none() -> None:
     """A row that outweighs the others is computed by all threads."""
-    assert even([620, 380], EVEN)
-    assert not even([630, 370], EVEN)
-    assert even([742, 537, 342, 141], 0.5017)
-    assert not even([742, 537, 342, 141], 0.5)
-    assert not even([1000], EVEN)
+    assert is_balanced([620, 380], MAX_SHARE)
+    assert not is_balanced([630, 370], MAX_SHARE)
+    assert is_balanced([742, 537, 342, 141], 0.5017)
+    assert not is_balanced([742, 537, 342, 141], 0.5)
+    assert not is_balanced([1000], MAX_SHARE)
 
 
 # ---- a run ----
 
 
 def done(trainer: Any, folder: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], list[bool]]:
-    """Log lines, what was trained, and for each pass whether a member of the crew did it."""
+    """Log lines, what was trained, and for each pass whether a member of the pool did it."""
     honest, members = trainer.loss_sum, []
 
     def watched(batch: Any) -> torch.Tensor:
@@ -157,7 +163,7 @@ def test_the_step_is_that_of_the_whole_batch(
     for name, wish in (("whole", {"tokens_per_pass": False}), ("halves", {}), ("again", {})):
         values = {"per_device_train_batch_size": 8, "max_steps": 2, "output_dir": str(tmp_path / name)} | options | wish
         trainer = trainer_of(tokens(LENGTHS), dtype=torch.float64, **values)
-        trainer.adds_up = trainer.crew is not None  # of a tiny model adapters are a large part
+        trainer.can_run_concurrent = trainer.pool is not None  # of a tiny model adapters are a large part
         found.append(done(trainer, tmp_path / name))
     (lines, trained, whole), (halves_lines, halves, members), (_, again, _) = found
     assert not any(whole)
@@ -181,7 +187,7 @@ def test_in_bfloat16(
     for name, wish in (("whole", {"tokens_per_pass": False}), ("halves", {}), ("again", {})):
         values = {"per_device_train_batch_size": 8, "max_steps": 4, "output_dir": str(tmp_path / name), "bf16": True}
         trainer = trainer_of(tokens(LENGTHS), **(values | options | wish))
-        trainer.adds_up = trainer.crew is not None
+        trainer.can_run_concurrent = trainer.pool is not None
         found.append(done(trainer, tmp_path / name))
     (lines, _, whole), (halves_lines, halves, members), (_, again, _) = found
     assert not any(whole)
@@ -199,8 +205,8 @@ def test_gradients_lie_as_weights_do(two_threads: None, trainer_of: Any, tokens:
     """torch's fused AdamW reads both in one order; a transposed gradient would train other numbers unseen."""
     trainer = trainer_of(tokens(LENGTHS), per_device_train_batch_size=8)
     batch = next(iter(trainer.get_train_dataloader()))
-    trainer.adds_up = True
-    found = trainer.steps_side_by_side(trainer.model, parts(trainer, batch), torch.tensor(100.0))
+    trainer.can_run_concurrent = True
+    found = trainer.run_concurrently(trainer.model, parts(trainer, batch), torch.tensor(100.0))
     assert len(found) == 2
     trained = [tensor for tensor in trainer.model.parameters() if tensor.requires_grad]
     assert all(tensor.grad.stride() == tensor.stride() for tensor in trained)
@@ -211,7 +217,7 @@ def test_memory_that_runs_out(
     two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = trainer_of(tokens([70] * 8), per_device_train_batch_size=8, max_steps=1)
-    trainer.adds_up = True
+    trainer.can_run_concurrent = True
     honest = trainer.loss_sum
 
     def small(batch: Any) -> torch.Tensor:
@@ -221,7 +227,7 @@ def test_memory_that_runs_out(
 
     trainer.loss_sum = small
     _, _, members = done(trainer, tmp_path / "out")
-    assert "with 8 rows at a time: its rows are done again, 4 at a time" in capsys.readouterr().out
+    assert "with 8 rows at a time: this step and all later ones use micro-batches of 4 rows" in capsys.readouterr().out
     assert members[-4:] == [True] * 4
 
 
@@ -229,7 +235,7 @@ def test_one_row_at_a_time_goes_two_at_a_time(two_threads: None, trainer_of: Any
     """Accumulated rows are done side by side up to the limit; what is counted of each micro-batch stays."""
     values = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "disable_shuffling": True}
     trainer = trainer_of(tokens([200, 300, 400, 100]), tokens_per_pass=600, **values)
-    trainer.adds_up = True
+    trainer.can_run_concurrent = True
     batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 4, torch.device("cpu"))
     assert [len(batch[ROWS]) for batch in batches] == [2, 0, 2, 0]
     assert [batch["input_ids"].numel() for batch in batches] == [200, 300, 400, 100]
@@ -238,24 +244,24 @@ def test_one_row_at_a_time_goes_two_at_a_time(two_threads: None, trainer_of: Any
 @pytest.mark.slow
 def test_where_nobody_works_side_by_side(two_threads: None, trainer_of: Any, tokens: Any) -> None:
     rows = tokens(LENGTHS)
-    assert trainer_of(rows).crew is not None
-    assert trainer_of(rows, finetuning_type="full").crew is not None
-    assert not trainer_of(rows, finetuning_type="full").side_by_side
+    assert trainer_of(rows).pool is not None
+    assert trainer_of(rows, finetuning_type="full").pool is not None
+    assert not trainer_of(rows, finetuning_type="full").runs_concurrently
     for options in ({"tokens_per_pass": False}, {"lora_dropout": 0.1}, {"neftune_noise_alpha": 5}):
-        assert trainer_of(rows, **options).crew is None
+        assert trainer_of(rows, **options).pool is None
     torch.set_num_threads(1)
-    assert trainer_of(rows).crew is None
+    assert trainer_of(rows).pool is None
 
 
 def test_what_a_model_draws(small_models: Any) -> None:
     model = small_models["llama"].make()
-    assert not draws(model)
-    assert not rescales(model)
+    assert not uses_random_numbers(model)
+    assert not has_dynamic_rope(model)
     model.config.attention_dropout = 0.1
-    assert draws(model)
+    assert uses_random_numbers(model)
     model.config.attention_dropout = 0.0
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    assert rescales(model)
+    assert has_dynamic_rope(model)
 
 
 @pytest.mark.slow
@@ -266,11 +272,11 @@ def test_a_resumed_run_ends_in_the_same_bytes(
     for name, stops in (("whole", False), ("stopped", True), ("stopped", False)):
         values = {"max_steps": 4, "per_device_train_batch_size": 5, "output_dir": str(tmp_path / name)}
         trainer = trainer_of(tokens(LENGTHS), save_strategy="steps", save_steps=500, **values)
-        trainer.adds_up = True
+        trainer.can_run_concurrent = True
         if stops:
             trainer.add_callback(stops_after(2))
         trainer.train()
-        assert trainer.side_by_side
+        assert trainer.runs_concurrently
         if not stops:
             trained = [tensor for tensor in trainer.model.parameters() if tensor.requires_grad]
             ends.append(torch.cat([tensor.detach().view(-1) for tensor in trained]))

@@ -98,7 +98,7 @@ def refusal(before: Plan, now: Plan) -> list[str]:
     except UsageError as error:
         head, *problems = map(str, error.problems)
         assert head == (
-            "this run cannot go on from out/checkpoint-1; undo the change, start anew in another output_dir, "
+            "this run cannot resume from out/checkpoint-1; undo the change, write another output_dir, "
             "or go on all the same with ft run --force"
         )
         return problems
@@ -387,7 +387,7 @@ def test_a_checkpoint_of_the_version_before_is_refused_and_forced(
     with pytest.raises(UsageError) as caught:
         run("old")
     head, form, *differences = map(str, caught.value.problems)
-    assert head.startswith(f"this run cannot go on from {folder}; undo the change, start anew")
+    assert head.startswith(f"this run cannot resume from {folder}; undo the change, write another")
     assert form == FORM
     assert differences[0] == "method lora_dropout was 0.2, now it is 0.3"
     assert all(line.startswith('stage was "ftcore:sft 0.1.0", now it is "ftcore:sft ') for line in differences[1:])
@@ -396,4 +396,4 @@ def test_a_checkpoint_of_the_version_before_is_refused_and_forced(
     trainer.plan = replace(trainer.plan, force=True)
     trainer.train()
     assert trainer.resumed == folder
-    assert f"going on from {folder} all the same: {FORM}" in caplog.text
+    assert f"resuming from {folder} because of --force: {FORM}" in caplog.text

@@ -62,7 +62,7 @@ def weights(trainer: Any) -> torch.Tensor:
 def test_numbers_are_those_of_an_uncached_run(method: Any, trained: Any, tmp_path: Path, kept: Path) -> None:
     for wish in (True, False):
         trainer = trained(str(wish), cache_frozen_prefix=wish, **method)
-        assert (trainer.scorer.prefix is not None) == wish
+        assert (trainer.scorer.frozen_layer_cache is not None) == wish
     found = losses(tmp_path / "True")
     assert found == pytest.approx(losses(tmp_path / "False"), rel=1e-5)
     assert len(found) == 9
@@ -120,21 +120,21 @@ def test_a_resumed_run_ends_in_the_same_bytes(
     more = {"frozen_prefix_size": 1e-6} if meanwhile == "no room" else {}
     again = trained("stopped", **more)
     assert torch.equal(weights(again), expected)
-    assert again.scorer.prefix.on
-    assert (again.scorer.prefix.store is None) == (meanwhile == "no room")
+    assert again.scorer.frozen_layer_cache.enabled
+    assert (again.scorer.frozen_layer_cache.store is None) == (meanwhile == "no room")
 
 
 @pytest.mark.slow
 def test_a_run_that_began_without_goes_on_without(trained: Any, tmp_path: Path, capsys: Any) -> None:
     options = {"frozen_prefix_size": 1e-6}
     expected = weights(trained("whole", **options))
-    assert "what the frozen layers compute is not kept: it takes 44.8 kB, and frozen_prefix_size allows 1 kB" in (
+    assert "frozen layers are not cached: it needs 44.8 kB, and frozen_prefix_size allows 1 kB" in (
         " ".join(capsys.readouterr().out.split())
     )
     trained("stopped", stop=3, **options)
     again = trained("stopped")
     assert torch.equal(weights(again), expected)
-    assert "the frozen layers are computed in batches: so they were before the checkpoint" in capsys.readouterr().out
+    assert "frozen layers are computed in batches, as before the checkpoint" in capsys.readouterr().out
 
 
 def test_switching_it_off_is_another_run(trained: Any, tmp_path: Path) -> None:
@@ -147,19 +147,19 @@ def test_switching_it_off_is_another_run(trained: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"finetuning_type": "full"}, "the lowest layer is trained"),
-        ({"finetuning_type": "lora"}, "the lowest layer is trained"),
-        ({"freeze_extra_modules": "embed_tokens"}, "something under the lowest trained layer is trained too"),
-        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha adds noise to the inputs of the first layer"),
-        ({"frozen_prefix_size": 1e-6}, "it takes 44.8 kB, and frozen_prefix_size allows 1 kB"),
+        ({"finetuning_type": "full"}, "the first layer is trained"),
+        ({"finetuning_type": "lora"}, "the first layer is trained"),
+        ({"freeze_extra_modules": "embed_tokens"}, "parameters before the first trainable layer are trained too"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha (puts|adds) noise"),
+        ({"frozen_prefix_size": 1e-6}, "it needs 44.8 kB, and frozen_prefix_size allows 1 kB"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_or_left(options: Any, why: str, trainer_of: Any, tokens: Any) -> None:
     rows = tokens(LENGTHS), tokens([7, 9])
     with pytest.raises(UsageError, match=f"cache_frozen_prefix is true, and {why}"):
         trainer_of(*rows, **(FREEZE | {"cache_frozen_prefix": True} | options))
-    prefix = trainer_of(*rows, **(FREEZE | options)).scorer.prefix
-    assert prefix is None or not prefix.on
+    prefix = trainer_of(*rows, **(FREEZE | options)).scorer.frozen_layer_cache
+    assert prefix is None or not prefix.enabled
 
 
 def test_dropout_under_the_border_is_seen(run_of: Any, tokens: Any) -> None:
@@ -167,17 +167,17 @@ def test_dropout_under_the_border_is_seen(run_of: Any, tokens: Any) -> None:
 
     run = run_of(**FREEZE, cache_frozen_prefix=True)
     run.model.model.layers[0].self_attn.attention_dropout = 0.5
-    with pytest.raises(UsageError, match="there is dropout, or another chance, under the lowest trained layer"):
+    with pytest.raises(UsageError, match="dropout or another random operation comes before the first trainable layer"):
         FtTrainer(run, train=tokens(LENGTHS))
 
 
 @pytest.mark.slow
 def test_one_epoch_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> None:
     one = FREEZE | {"num_train_epochs": 1}
-    assert trainer_of(tokens(LENGTHS), **one).scorer.prefix is None
-    assert trainer_of(tokens(LENGTHS), **(one | {"max_steps": 3})).scorer.prefix is None
-    assert trainer_of(tokens(LENGTHS), **(one | {"max_steps": 4})).scorer.prefix.on
-    assert trainer_of(tokens(LENGTHS), **one, cache_frozen_prefix=True).scorer.prefix.on
+    assert trainer_of(tokens(LENGTHS), **one).scorer.frozen_layer_cache is None
+    assert trainer_of(tokens(LENGTHS), **(one | {"max_steps": 3})).scorer.frozen_layer_cache is None
+    assert trainer_of(tokens(LENGTHS), **(one | {"max_steps": 4})).scorer.frozen_layer_cache.enabled
+    assert trainer_of(tokens(LENGTHS), **one, cache_frozen_prefix=True).scorer.frozen_layer_cache.enabled
 
 
 def test_a_gpu_keeps_nothing_unless_told(trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
     batch = collate([tokens([7, 4, 11], vocabulary=90)[row] for row in range(3)])
     for name, model in small_models.items():
         scorer = CausalLMForward(model.make().eval())
-        scorer.choose()
+        scorer.probe_capabilities()
         if not scorer.packed:
             assert name == "bloom"
             continue
@@ -201,10 +201,10 @@ def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
         with torch.no_grad():
             expected = scorer.hidden(batch)
             prefix = FrozenLayerCache(decoder, decoder.layers, 2, flat_inputs)
-            whole, _ = prefix.watched(batch)
-            scorer.prefix = prefix
-            assert torch.equal(prefix.halved(batch, whole)[0, batch["positions"]], expected), name
-            prefix.on = True
+            whole, _ = prefix.run_recording(batch)
+            scorer.frozen_layer_cache = prefix
+            assert torch.equal(prefix.run_trainable(batch, whole)[0, batch["positions"]], expected), name
+            prefix.enabled = True
             torch.testing.assert_close(scorer.hidden(batch), expected, rtol=1e-4, atol=1e-5, msg=name)
 
 

@@ -133,9 +133,7 @@ def test_skipping_ends(trainer_of: Any, tokens: Any) -> None:
     trainer = trainer_of(tokens(LENGTHS, untrained=()), **PLAIN, on_nonfinite="skip", max_skipped_steps=2)
     honest = trainer.loss_sum
     trainer.loss_sum = lambda batch: honest(batch) * math.inf
-    with pytest.raises(
-        RunError, match=r"the loss is inf at step 3, .*no step was taken with it, after 2 that were skip"
-    ):
+    with pytest.raises(RunError, match=r"the loss is inf at step 3, .*weights were not updated .skipped before: 2."):
         trainer.train()
 
 
@@ -164,7 +162,7 @@ def test_a_batch_without_labels_is_never_logged_as_0(
     expected = alone if every == 1 else [mean]
     assert [line["loss"] for line in lines] == [pytest.approx(value, rel=1e-6) for value in expected]
     assert output.metrics["train_loss"] == pytest.approx(mean, rel=1e-6)
-    assert "step 2: no token of its rows is trained; its rows: rows.jsonl:3, rows.jsonl:4" in capsys.readouterr().out
+    assert "step 2: no token of its rows has a label; its rows: rows.jsonl:3, rows.jsonl:4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("which", ["training", "evaluation"])
@@ -233,9 +231,9 @@ def test_the_gradient_stays_the_same(
         apart = (found["split"][name] - expected).abs().max() / expected.abs().max()
         assert apart <= 1e-6, name
     assert lines["split"] == [pytest.approx(loss, rel=1e-6) for loss in lines["whole"]]
-    assert trainer.guard.most == 2
+    assert trainer.guard.max_rows == 2
     assert (
-        f"out of memory at step 1 with {size} rows at a time: its rows are done again, 2 at a"
+        f"out of memory at step 1 with {size} rows at a time: this step and all later ones use"
         in capsys.readouterr().out
     )
 
@@ -244,7 +242,7 @@ def test_it_halves_until_it_fits(trainer_of: Any, tokens: Any) -> None:
     trainer = trainer_of(tokens(LENGTHS), finetuning_type="full", per_device_train_batch_size=8, max_steps=2)
     Small(trainer, rows=1)
     trainer.train()
-    assert trainer.guard.most == 1
+    assert trainer.guard.max_rows == 1
     assert trainer.state.global_step == 2
 
 
@@ -270,7 +268,7 @@ def test_notes_are_not_counted_twice(trainer_of: Any, tokens: Any, tmp_path: Pat
         honest = trainer.loss_sum
 
         def noting(batch: Any, trainer: Any = trainer, honest: Any = honest) -> torch.Tensor:
-            trainer.note("length", batch["cu_seqlens"].diff().float())
+            trainer.log_metric("length", batch["cu_seqlens"].diff().float())
             return honest(batch)
 
         trainer.loss_sum = noting
@@ -287,7 +285,7 @@ def test_dropout_is_that_of_rows_that_fit(trainer_of: Any, tokens: Any, tmp_path
         options = {"lora_dropout": 0.5, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / str(rows))}
         trainer = trainer_of(tokens(LENGTHS), **options)
         if rows == 2:
-            trainer.guard.most = 2
+            trainer.guard.max_rows = 2
         else:
             Small(trainer, rows=2, at=1)
         trainer.train()
@@ -338,7 +336,7 @@ def test_memory_that_really_runs_out(tiny_model_dir: Path, tmp_path: Path) -> No
     assert whole.returncode == tight.returncode == 0, tight.stderr
     assert whole.stdout.startswith("rows at a time None norm ")
     lines = tight.stdout.splitlines()
-    assert lines[0].startswith("out of memory at step 1 with 32 rows at a time: its rows are done again, 16 at a time")
+    assert lines[0].startswith("out of memory at step 1 with 32 rows at a time: this step and all later ones use")
     most, norm = lines[-1].split()[4], lines[-1].split()[6]
     assert 1 <= int(most) <= 16
     assert float(norm) == pytest.approx(float(whole.stdout.split()[6]), rel=1e-6)

@@ -23,9 +23,9 @@ from ftcore.training.cost_model.tokens import visible
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.forward.reward import RewardForward
 from ftcore.training.model_transforms.fused_layers import fuse_layers
-from ftcore.training.parallel.cpu_threads import split_forward as team
+from ftcore.training.parallel.cpu_threads import split_forward
 from ftcore.training.parallel.cpu_threads.kv_exchange import KVChannel, KVSlice, split_row
-from ftcore.training.parallel.cpu_threads.pool import FEWEST, ThreadPool
+from ftcore.training.parallel.cpu_threads.pool import MIN_TOKENS, ThreadPool
 from ftcore.training.parallel.cpu_threads.split_forward import NEAR, SequenceSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
@@ -88,10 +88,10 @@ def gradients(model: Any, value: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: tensor.grad.clone() for name, tensor in model.named_parameters() if tensor.grad is not None}
 
 
-def halved(one: CausalLMForward, at: int, adds_up: bool = True) -> SequenceSplit:
-    team = SequenceSplit(ThreadPool(2), one, adds_up)
-    team.middle = lambda batch: at  # type: ignore[method-assign]
-    return team
+def split_at(one: CausalLMForward, at: int, can_run_concurrent: bool = True) -> SequenceSplit:
+    split = SequenceSplit(ThreadPool(2), one, can_run_concurrent)
+    split.split_point = lambda batch: at  # type: ignore[method-assign]
+    return split
 
 
 def the_same(one: CausalLMForward, batch: Batch, at: int, outputs: str, monkeypatch: Any) -> None:
@@ -104,11 +104,11 @@ def the_same(one: CausalLMForward, batch: Batch, at: int, outputs: str, monkeypa
 
     whole = total()
     expected = gradients(one.model, whole)
-    monkeypatch.setattr(team, "FEWEST", 1)
+    monkeypatch.setattr(split_forward, "MIN_TOKENS", 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one, "team", halved(one, at))
-        assert one.team is not None
-        assert one.team.takes(batch)
+        patch.setattr(one, "sequence_split", split_at(one, at))
+        assert one.sequence_split is not None
+        assert one.sequence_split.accepts(batch)
         parts = total()
         found = gradients(one.model, parts)
         with torch.no_grad():
@@ -172,47 +172,47 @@ def test_every_token_sees_what_it_saw(rows: Any, share: float) -> None:
     assert torch.equal(torch.cat([halves[0]["positions"], halves[1]["positions"] + at]), batch["positions"])
     seen = [*visible(halves[0]), *(visible(halves[1]) + _lent(halves[1]))]
     assert seen == visible(batch).tolist() == (batch["position_ids"][0] + 1).tolist()
-    assert ("side" in halves[0]) == ("side" in halves[1]) == bool(_lent(halves[1]).any())
+    assert ("kv_part" in halves[0]) == ("kv_part" in halves[1]) == bool(_lent(halves[1]).any())
 
 
 def _lent(half: Batch) -> Any:
     starts = half["cu_seqlens"].tolist()
-    borrowed = half["side"].borrowed if "side" in half else ((),) * (len(starts) - 1)
+    borrowed = half["kv_part"].remote_ranges if "kv_part" in half else ((),) * (len(starts) - 1)
     counts = [sum(some.stop - some.start for some in tokens) for tokens in borrowed]
     return np.repeat(counts, [end - start for start, end in pairwise(starts)])
 
 
 def test_the_middle_is_between_sequences_where_one_is_near() -> None:
-    team = SequenceSplit(ThreadPool(2), scorer(), adds_up=True)
+    split = SequenceSplit(ThreadPool(2), scorer(), can_run_concurrent=True)
     batch = batch_of([(1, 0, 50), (2, 0, 50)])
-    assert team.middle(batch) == 50
+    assert split.split_point(batch) == 50
     batch = batch_of([(1, 0, 80), (2, 0, 30)])
-    work = team.work(batch)
-    at = team.middle(batch)
+    work = split.cost_model(batch)
+    at = split.split_point(batch)
     assert 0 < at < 80
     assert abs(work[:at].sum() / work.sum() - 0.5) < NEAR
 
 
 def test_what_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     one = scorer()
-    team = SequenceSplit(ThreadPool(2), one, adds_up=True)
-    long, short = batch_of([(1, 2, 2 * FEWEST)]), batch_of([(1, 2, 2 * FEWEST - 8)])
-    assert team.takes(long)
-    assert not team.takes(short)
-    assert not team.takes({**long, "images": [{}]})
-    assert not team.crew.alone(lambda: team.takes(long))
-    assert not team.takes({**long, "positions": long["positions"].flip(0)})
-    assert not SequenceSplit(team.crew, one, adds_up=False).takes(long)
+    split = SequenceSplit(ThreadPool(2), one, can_run_concurrent=True)
+    long, short = batch_of([(1, 2, 2 * MIN_TOKENS)]), batch_of([(1, 2, 2 * MIN_TOKENS - 8)])
+    assert split.accepts(long)
+    assert not split.accepts(short)
+    assert not split.accepts({**long, "images": [{}]})
+    assert not split.pool.run_one(lambda: split.accepts(long))
+    assert not split.accepts({**long, "positions": long["positions"].flip(0)})
+    assert not SequenceSplit(split.pool, one, can_run_concurrent=False).accepts(long)
     with torch.no_grad():
-        assert SequenceSplit(team.crew, one, adds_up=False).takes(long)
-    for window, taken in ((2 * FEWEST + 2, False), (2 * FEWEST + 3, True)):
-        team.window = window
-        assert team.takes(long) is taken
-    team.window = None
+        assert SequenceSplit(split.pool, one, can_run_concurrent=False).accepts(long)
+    for window, taken in ((2 * MIN_TOKENS + 2, False), (2 * MIN_TOKENS + 3, True)):
+        split.window = window
+        assert split.accepts(long) is taken
+    split.window = None
     for name in ("plain", "shares", "fused"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(one, name, False)
-            assert not team.takes(long)
+            assert not split.accepts(long)
 
 
 # ---- errors ----
@@ -224,18 +224,18 @@ def test_an_error_of_one_half_is_the_others(monkeypatch: pytest.MonkeyPatch) -> 
     for failing in (0, 1):
 
         def fails(half: Batch, failing: int = failing) -> torch.Tensor:
-            if ("side" in half and half["side"].borrowed is None) == (failing == 0):
+            if ("kv_part" in half and half["kv_part"].remote_ranges is None) == (failing == 0):
                 raise MemoryError("of one half")
             return own(half)
 
         with pytest.raises(MemoryError, match="of one half"):
-            halved(one, 13)(batch, fails)
+            split_at(one, 13)(batch, fails)
         assert threading.active_count() < 20
 
 
 def test_an_error_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     one = scorer()
-    made = halved(one, 13)(batch_of(), one._logps)
+    made = split_at(one, 13)(batch_of(), one._logps)
 
     def fails(*_: Any) -> None:
         raise MemoryError("while going back")
@@ -246,14 +246,14 @@ def test_an_error_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_waited_for_comes_or_the_cause() -> None:
-    lending = KVChannel()
+    channel = KVChannel()
     pair = (torch.ones(1), torch.zeros(1))
-    threading.Timer(0.02, lending.put, ("lent", 3, pair)).start()
-    assert lending.take("lent", 3) is pair
-    with pytest.raises(ValueError, match="first"), lending.held():
+    threading.Timer(0.02, channel.send, ("kv", 3, pair)).start()
+    assert channel.receive("kv", 3) is pair
+    with pytest.raises(ValueError, match="first"), channel.propagate_errors():
         raise ValueError("first")
     with pytest.raises(ValueError, match="first"):
-        lending.take("lent", 3)
+        channel.receive("kv", 3)
 
 
 # ---- a run ----
@@ -277,7 +277,7 @@ def test_a_run_ends_in_the_numbers_of_whole_batches(
 ) -> None:
     """In float64; and in the same bytes again, in one go and stopped between."""
     cuts = []
-    monkeypatch.setattr(team, "split_row", lambda *given: cuts.append(given) or split_row(*given))
+    monkeypatch.setattr(split_forward, "split_row", lambda *given: cuts.append(given) or split_row(*given))
     ends = []
     ways: list[tuple[str, bool, dict[str, Any]]] = [
         ("whole", False, {"tokens_per_pass": False}),
@@ -292,8 +292,8 @@ def test_a_run_ends_in_the_numbers_of_whole_batches(
             dtype=torch.float64,
             **values | {"save_strategy": "steps", "save_steps": 500} | wish,
         )
-        if trainer.scorer.team is not None:  # of a tiny model adapters are a large part
-            trainer.adds_up = trainer.scorer.team.adds_up = True
+        if trainer.scorer.sequence_split is not None:  # of a tiny model adapters are a large part
+            trainer.can_run_concurrent = trainer.scorer.sequence_split.can_run_concurrent = True
         if stops:
             trainer.add_callback(stops_after(2))
         ends.append(trained(trainer))
@@ -304,5 +304,5 @@ def test_a_run_ends_in_the_numbers_of_whole_batches(
 
 
 def test_layers_that_are_computed_again_borrow_nothing(two_threads: None, trainer_of: Any, tokens: Any) -> None:
-    assert trainer_of(tokens([700])).scorer.team is not None
-    assert trainer_of(tokens([700]), disable_gradient_checkpointing=False).scorer.team is None
+    assert trainer_of(tokens([700])).scorer.sequence_split is not None
+    assert trainer_of(tokens([700]), disable_gradient_checkpointing=False).scorer.sequence_split is None

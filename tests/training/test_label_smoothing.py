@@ -129,7 +129,7 @@ def test_a_step_is_the_mean_over_the_global_batchs_labels(
     if way != "packed":
         trainer.scorer.inner.set_attn_implementation("eager")
         trainer.scorer.packed = trainer.scorer.shares = False
-        trainer.scorer.last = trainer.scorer.team = None
+        trainer.scorer.last = trainer.scorer.sequence_split = None
     trainer.scorer.fused = trainer.scorer.fused and way != "own logits"
     rows = [data[number] for number in trainer.get_train_dataloader().batch_sampler.order()[: size * accumulated]]
     expected = smoothed(trainer.model, rows)

@@ -46,7 +46,7 @@ def model_of(kind: str, **options: Any) -> Any:
 
 def scorer_of(model: Any, kind: type[CausalLMForward] = CausalLMForward) -> CausalLMForward:
     scorer = kind(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     return scorer
 
 

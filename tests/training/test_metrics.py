@@ -93,7 +93,7 @@ def test_a_resume_that_finds_nothing_to_do_says_so(
     _, metrics = trained("done")
     assert "train_loss" not in metrics
     assert metrics["train_samples_per_second"] == 0
-    assert "checkpoint-6 is the end of this run: no step was left to do" in capsys.readouterr().out
+    assert "checkpoint-6 is the last step of this run: nothing left to train" in capsys.readouterr().out
 
 
 @pytest.mark.slow

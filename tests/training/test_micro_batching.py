@@ -113,8 +113,8 @@ def test_memory_that_runs_out_halves_the_passes(
 
     trainer.loss_sum = small
     seen = done(trainer, tmp_path / "out")[2]
-    assert "with 4 rows at a time: its rows are done again, 2 at a time" in capsys.readouterr().out
-    assert (trainer.guard.most, seen) == (2, [(4, 80), *[(2, 40)] * 4])
+    assert "with 4 rows at a time: this step and all later ones use micro-batches of 2 rows" in capsys.readouterr().out
+    assert (trainer.guard.max_rows, seen) == (2, [(4, 80), *[(2, 40)] * 4])
 
 
 def test_padded_batches_stay_whole(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_signal_writes_a_checkpoint(
         trainer.train()
     folder = tmp_path / "out" / "checkpoint-2"
     assert caught.value.exit_code == status
-    assert str(caught.value) == f"stopped by {name} at step 2; {folder} is written; the same command goes on"
+    assert str(caught.value) == f"stopped by {name} at step 2; {folder} is written; run the same command to resume"
     assert directory.verify(folder).step == 2
     assert signal.getsignal(number) is before
 
@@ -141,7 +141,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     output = trainer.train()
     assert output.global_step == 8
     assert "train_loss" not in output.metrics
-    assert f"{folder / 'checkpoint-8'} is the end of this run: no step was left to do" in capsys.readouterr().out
+    assert f"{folder / 'checkpoint-8'} is the last step of this run: nothing left to train" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_other_options_are_refused(change: dict[str, Any], message: str, trained
     with pytest.raises(UsageError) as caught:
         trained("stopped", **change)
     assert message in str(caught.value)
-    assert "this run cannot go on from" in str(caught.value)
+    assert "this run cannot resume from" in str(caught.value)
 
 
 def test_other_rows_or_another_template_are_refused(trained: Any, trainer_of: Any, tokens: Any, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_what_is_damaged_is_said_and_written_anew(tmp_path: Path, caplog: pytest
     file.write_bytes(content)
     store = filled(tmp_path)
     assert not found(store, 0)
-    assert "the record before byte 64 is damaged: it is not used" in caplog.text
+    assert "the record at byte 64 is damaged and is not used" in caplog.text
     assert found(store, 1)
     store.put(key(0), ROW)
     store.refresh()
@@ -100,7 +100,7 @@ def test_a_full_store_takes_no_more(tmp_path: Path, caplog: pytest.LogCaptureFix
     store.refresh()
     assert [found(store, number) for number in range(3)] == [True, True, False]
     assert store.size == 2 * RECORD
-    assert caplog.text.count("the limit of its size is reached; further rows are computed each time") == 1
+    assert caplog.text.count("the cache has reached its size limit; further rows are computed in each epoch") == 1
 
 
 def test_a_full_disk_leaves_whole_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_whole_records(tmp_path: Path, caplog: pytest.LogCapt
     for one in (store, filled(tmp_path)):
         one.refresh()
         assert [found(one, number) for number in range(3)] == [True, False, False]
-    assert caplog.text.count("No space left on device; further rows are computed each time") == 1
+    assert caplog.text.count("No space left on device; further rows are computed in each epoch") == 1
 
 
 def stored(root: Path, digit: int) -> Entry:
@@ -139,7 +139,7 @@ def test_room_is_made_of_what_was_not_used_for_longest(tmp_path: Path) -> None:
     assert make_room(stored(tmp_path, 9), 40_000, 40_000) == ""
     assert [entry.folder.exists() for entry in entries] == [False, True, False]
     held.close()
-    reason = "it takes 50 kB, and frozen_prefix_size allows 40 kB"
+    reason = "it needs 50 kB, and frozen_prefix_size allows 40 kB"
     assert make_room(stored(tmp_path, 9), 50_000, 40_000) == reason
 
 
@@ -147,5 +147,5 @@ def test_a_disk_without_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("", (), {"free": 1000}))
     assert make_room(stored(tmp_path, 9), 800, 1 << 20) == ""
     assert make_room(stored(tmp_path, 9), 801, 1 << 20) == (
-        f"it takes 801 B more, and of 1 kB that {tmp_path} has free 80% are used at most"
+        f"it needs 801 B more, and may use 80% of the 1 kB free in {tmp_path}"
     )

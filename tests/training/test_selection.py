@@ -97,7 +97,8 @@ def test_a_run_that_ended_early_has_nothing_left_to_do(
     assert again.state.global_step == 6
     assert "train_loss" not in output.metrics
     assert (
-        f"{tmp_path / 'out' / 'checkpoint-6'} is the end of this run: no step was left to do" in capsys.readouterr().out
+        f"{tmp_path / 'out' / 'checkpoint-6'} is the last step of this run: nothing left to train"
+        in capsys.readouterr().out
     )
 
 

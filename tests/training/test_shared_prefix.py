@@ -263,7 +263,7 @@ def test_shared_equals_alone(family: str, small_models: Any, gradient_norm: Any)
     dtype, exact = (torch.float32, 1e-5) if family in ("gemma2", "gpt_oss") else (torch.float64, 1e-7)
     model = small_models[family].make(dtype)
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     assert scorer.shares
     found = []
     for shares in (None, AlwaysShare()):
@@ -281,7 +281,7 @@ def test_with_activations_computed_again(small_models: Any, gradient_norm: Any) 
     for again in (False, True):
         model = small_models["qwen3"].make(torch.float64).train()
         scorer = CausalLMForward(model)
-        scorer.choose()
+        scorer.probe_capabilities()
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
         scorer.logps(share_prefixes(collate_pairs(pairs()), AlwaysShare())).sum().backward()
@@ -297,7 +297,7 @@ def test_models_whose_tokens_see_more_than_attention_shows(small_models: Any) ->
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
     for model in (small_models["bloom"].make(), t.Lfm2ForCausalLM(t.Lfm2Config(**shape))):
         scorer = CausalLMForward(model)
-        scorer.choose()
+        scorer.probe_capabilities()
         assert not scorer.shares
         assert sharing_rule(scorer, "auto") is None
         with pytest.raises(UsageError, match="share_prompt is true, and this model would not compute the same"):
@@ -313,7 +313,7 @@ def test_a_model_that_drops_the_prefixes_is_found_out(small_models: Any, monkeyp
 
     monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, forgetful)
     scorer = CausalLMForward(small_models["llama"].make())
-    scorer.choose()
+    scorer.probe_capabilities()
     assert scorer.packed
     assert not scorer.shares
 
@@ -327,7 +327,7 @@ def test_scores_are_read_at_the_same_tokens() -> None:
     torch.manual_seed(0)
     model = t.LlamaForSequenceClassification(config).double().eval()
     scorer = RewardForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     assert scorer.shares
     rows = pairs()
     rows[0]["rejected_ids"][-2:] = 0
@@ -349,7 +349,7 @@ def test_the_prompt_is_counted_once(small_models: Any) -> None:
     """Operations of the matrix products, forward and backward, against those of so many tokens."""
     model = small_models["llama"].make()
     scorer = CausalLMForward(model)
-    scorer.choose()
+    scorer.probe_capabilities()
     rows = pairs([(40, 5, 7), (30, 8, 3)])
     linear, counted = 3 * 2 * PrefixCost.of(model).weights, []
     for shares in (None, AlwaysShare()):

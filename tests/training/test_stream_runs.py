@@ -119,7 +119,7 @@ def test_every_row_as_often_as_every_other(trained: Any) -> None:
 def test_another_stream_is_refused(trained: Any) -> None:
     trained("stopped", stop=3)
     for change in ({"buffer_size": 5}, {"cutoff_len": 100}, {"disable_shuffling": True}):
-        with pytest.raises(UsageError, match="this run cannot go on from"):
+        with pytest.raises(UsageError, match="this run cannot resume from"):
             trained("stopped", **change)
 
 

@@ -161,7 +161,7 @@ def test_frozen_layers_are_kept_as_without_it(in_float32: None, trainer_of: Any,
     options = {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "cache_frozen_prefix": True}
     expected = trainer_of(rows_of(tokens), **options)
     trainer = trainer_of(rows_of(tokens), **options, **TRACED)
-    assert trainer.scorer.prefix.on
+    assert trainer.scorer.frozen_layer_cache.enabled
     assert [isinstance(layer, CompiledLayer) for layer in trainer.scorer.layers()] == [False, True]
     agree(step(trainer), step(expected))
 
@@ -205,7 +205,7 @@ def test_families(
     results = []
     for compile_it in (False, True):
         scorer = CausalLMForward(small_models[name].make())
-        scorer.choose()
+        scorer.probe_capabilities()
         if compile_it:
             torch_compile.compile_layers(host, scorer)
             assert scorer.compiled == ("aot_eager", None)
@@ -225,12 +225,12 @@ def test_halves_side_by_side(in_float32: None, trainer_of: Any, tokens: Any) -> 
         results = []
         for options in ({}, TRACED):
             trainer = trainer_of(rows, **options)
-            assert trainer.crew is not None
+            assert trainer.pool is not None
             apart = [trainer.data_collator([rows[number]]) for number in range(2)]
             count = torch.tensor(1.0, dtype=torch.float64)
-            losses = trainer.steps_side_by_side(trainer.model, apart, count)
+            losses = trainer.run_concurrently(trainer.model, apart, count)
             halves = trainer.data_collator([rows[3]])
-            assert trainer.scorer.team.takes(halves)
+            assert trainer.scorer.sequence_split.accepts(halves)
             losses.append(trainer.loss_sum(halves))
             losses[-1].backward()
             gradients = [one.grad.clone() for one in trainer.model.parameters() if one.grad is not None]

@@ -51,7 +51,7 @@ def test_rows_that_fill_no_batch(
 
     whole = trained("whole")
     assert whole.state.global_step == 6
-    assert capsys.readouterr().out.count("dataloader_drop_last: 3 of 11 rows are left out in each epoch") == 1
+    assert capsys.readouterr().out.count("dataloader_drop_last: 3 of 11 rows are not used in each epoch") == 1
     trained("parts", stops_after(3))
     assert trained("parts").state.global_step == 6
     one, other = (directory.checkpoints(tmp_path / name)[-1] for name in ("whole", "parts"))

@@ -132,7 +132,7 @@ def test_what_may_be_replaced_and_what_stays(make: Callable[[Path, int], Path], 
     if reason:
         with pytest.raises(RunError) as error:
             directory.commit(staged, 3, RunFingerprint(), resumable=True, versions={})
-        assert str(error.value) == f"{made} {reason}, and is not replaced; move it away: the same command goes on then"
+        assert str(error.value) == f"{made} {reason}, and is not replaced; move it away and run the same command again"
         directory.clean(out)
         own(out, 4)
         own(out, 5)

@@ -51,7 +51,7 @@ def blocked_attention(
     value: torch.Tensor,
     scale: float | None,
     sequences: Sequence[Span],
-    side: KVPart | None = None,
+    kv_part: KVPart | None = None,
 ) -> torch.Tensor:
     """Causal attention of each sequence over its prefix and itself.
 
@@ -60,7 +60,7 @@ def blocked_attention(
         key, value: ``[1, key heads, N, size]``.
         scale: factor on the scores; None for ``1 / sqrt(size)``.
         sequences: all of the row's.
-        side: where the row is one part of a longer one, of which another thread computes the other part.
+        kv_part: where the row is one part of a longer one, of which another thread computes the other part.
 
     Returns:
         ``[1, N, heads, size]``.
@@ -68,7 +68,7 @@ def blocked_attention(
     if torch.is_autocast_enabled("cpu") and query.dtype == torch.float32:  # as autocast does to torch's own function
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     with torch.autocast("cpu", enabled=False):
-        out: torch.Tensor = _BlockedAttention.apply(query, key, value, scale, tuple(sequences), side)
+        out: torch.Tensor = _BlockedAttention.apply(query, key, value, scale, tuple(sequences), kv_part)
     return out.transpose(1, 2)
 
 
@@ -81,28 +81,28 @@ class _BlockedAttention(torch.autograd.Function):
         value: torch.Tensor,
         scale: float | None,
         sequences: tuple[Span, ...],
-        side: KVPart | None,
+        kv_part: KVPart | None,
     ) -> torch.Tensor:
         own, out = (query, key, value), _buffer(query)
         query, key, value = (tensor.to(_computing(tensor.dtype)) for tensor in own)
-        loan = None if side is None else side.begin(key, value)
+        kv_slice = None if kv_part is None else kv_part.begin(key, value)
         norm = query.new_empty(query.shape[:3], dtype=_working(query.dtype))
         ways = []
         for number, sequence in enumerate(sequences):
-            keys, values = _seen(key, value, sequence, loan, number)
-            by_products, size = _way(query, keys)
-            ways.append((by_products, size))
-            if by_products:
+            keys, values = _seen(key, value, sequence, kv_slice, number)
+            by_gemm, size = _way(query, keys)
+            ways.append((by_gemm, size))
+            if by_gemm:
                 keys, values = gemm.laid_out(keys), gemm.laid_out(values)
             for block, seen in _blocks(sequence.own, keys.shape[2], size):
                 some = query[:, :, block], keys[:, :, :seen], values[:, :, :seen]
-                if by_products:
+                if by_gemm:
                     out[:, :, block] = gemm.forward(*some, scale)
                 else:
                     how = _how(*some[:2], size)
                     out[:, :, block], norm[:, :, block] = _FORWARD(*some, scale=scale, **how)  # type: ignore[misc]
         ctx.save_for_backward(*own, out, norm)
-        ctx.scale, ctx.sequences, ctx.ways, ctx.loan = scale, sequences, ways, loan
+        ctx.scale, ctx.sequences, ctx.ways, ctx.kv_slice = scale, sequences, ways, kv_slice
         return out
 
     @staticmethod
@@ -113,15 +113,15 @@ class _BlockedAttention(torch.autograd.Function):
         dtype = own[0].dtype
         query, key, value, out, grad = (tensor.to(_computing(dtype)) for tensor in (*own, grad))
         by_query, by_key, by_value = (_buffer(tensor) for tensor in (query, key, value))
-        for number, (sequence, (by_products, size)) in enumerate(zip(ctx.sequences, ctx.ways, strict=True)):
-            keys, values = _seen(key, value, sequence, ctx.loan, number)
+        for number, (sequence, (by_gemm, size)) in enumerate(zip(ctx.sequences, ctx.ways, strict=True)):
+            keys, values = _seen(key, value, sequence, ctx.kv_slice, number)
             found: list[torch.Tensor] = []
-            if by_products:
+            if by_gemm:
                 keys, values = gemm.laid_out(keys), gemm.laid_out(values)
             for block, seen in reversed(list(_blocks(sequence.own, keys.shape[2], size))):
                 some = query[:, :, block], keys[:, :, :seen], values[:, :, :seen]
                 gradient = grad[:, :, block]
-                if by_products:
+                if by_gemm:
                     by_query[:, :, block], *parts = gemm.backward(gradient, *some, ctx.scale)
                 else:
                     ended, how = (tensor[:, :, block] for tensor in (out, norm)), _how(*some[:2], size)
@@ -133,38 +133,38 @@ class _BlockedAttention(torch.autograd.Function):
                     continue
                 for total, part in zip(found, parts, strict=True):
                     total[:, :, :seen] += part
-            _hand_back(ctx.loan, number, sequence, found, (by_key, by_value))
-        if ctx.loan is not None:
-            ctx.loan.settle(by_key, by_value)
+            _add_grads(ctx.kv_slice, number, sequence, found, (by_key, by_value))
+        if ctx.kv_slice is not None:
+            ctx.kv_slice.send_grads(by_key, by_value)
         return by_query.to(dtype), by_key.to(dtype), by_value.to(dtype), None, None, None
 
 
 def _seen(
-    key: torch.Tensor, value: torch.Tensor, sequence: Span, loan: KVSlice | None, number: int
+    key: torch.Tensor, value: torch.Tensor, sequence: Span, kv_slice: KVSlice | None, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values that a sequence's queries see: those that are lent, then the row's before it, then its own."""
-    lent = () if loan is None else loan.tokens(number)
+    """Keys and values that a sequence's queries see: those that are remote, then the row's before it, then its own."""
+    remote = () if kv_slice is None else kv_slice.tokens(number)
     own = [*sequence.before, sequence.own]
-    if not lent or loan is None or loan.lent is None:
+    if not remote or kv_slice is None or kv_slice.remote is None:
         return _parts([(key, own)]), _parts([(value, own)])
-    keys, values = loan.lent
-    return _parts([(keys, lent), (key, own)]), _parts([(values, lent), (value, own)])
+    keys, values = kv_slice.remote
+    return _parts([(keys, remote), (key, own)]), _parts([(values, remote), (value, own)])
 
 
-def _hand_back(
-    loan: KVSlice | None, number: int, sequence: Span, found: Sequence[torch.Tensor], totals: Sequence[torch.Tensor]
+def _add_grads(
+    kv_slice: KVSlice | None, number: int, sequence: Span, found: Sequence[torch.Tensor], totals: Sequence[torch.Tensor]
 ) -> None:
     """Gives gradients of what `_seen` took to whom it belongs."""
-    lent = () if loan is None else loan.tokens(number)
-    borrowed = sum(some.stop - some.start for some in lent)
-    if lent and loan is not None:
-        loan.owe(lent, *(part[:, :, :borrowed] for part in found))
+    remote = () if kv_slice is None else kv_slice.tokens(number)
+    remote_count = sum(some.stop - some.start for some in remote)
+    if remote and kv_slice is not None:
+        kv_slice.add_grad(remote, *(part[:, :, :remote_count] for part in found))
     own = sequence.own.stop - sequence.own.start
     for total, part in zip(totals, found, strict=True):
         before = part.shape[2] - own
         total[:, :, sequence.own] = part[:, :, before:]
         # what comes before lies before, so its own gradient is there already
-        add_parts(total, sequence.before, part[:, :, borrowed:before])
+        add_parts(total, sequence.before, part[:, :, remote_count:before])
 
 
 def _way(query: torch.Tensor, keys: torch.Tensor) -> tuple[bool, int]:

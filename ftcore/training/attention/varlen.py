@@ -27,18 +27,18 @@ from ftcore.training.parallel.cpu_threads.kv_exchange import KVPart
 NAME = "ft_varlen"
 
 
-_watching: list[bool] | None = None
+_plain_calls: list[bool] | None = None
 
 
 @contextmanager
-def watched() -> Iterator[list[bool]]:
+def record_plain_calls() -> Iterator[list[bool]]:
     """Of each call, meanwhile, whether it was nothing but causal triangles, by torch's own kernel for the CPU."""
-    global _watching
-    _watching = []
+    global _plain_calls
+    _plain_calls = []
     try:
-        yield _watching
+        yield _plain_calls
     finally:
-        _watching = None
+        _plain_calls = None
 
 
 class UnsupportedAttentionError(Exception):
@@ -94,7 +94,7 @@ def varlen_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     prefixes: Prefixes | None = None,
-    side: KVPart | None = None,
+    kv_part: KVPart | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers' AttentionInterface calls it.
@@ -108,7 +108,7 @@ def varlen_attention(
         max_length_q: length of the longest sequence.
         prefixes: for each sequence the tokens of the row that come before its own, of sequences that lie before it;
             None where no sequence has any.
-        side: where another thread computes another part of the row; see
+        kv_part: where another thread computes another part of the row; see
         `ftcore.training.parallel.cpu_threads.kv_exchange`.
 
     Returns:
@@ -130,12 +130,12 @@ def varlen_attention(
     lengths = cu_seq_lens_q.diff().tolist()
     before = prefixes or [()] * len(lengths)
     plain = _plain(rule, lengths, before) and serves(query, key, value)
-    if _watching is not None:
-        _watching.append(plain)
+    if _plain_calls is not None:
+        _plain_calls.append(plain)
     if plain:
         # its result is kept once; of torch's own calls each keeps its part beside the whole that the next layer keeps
-        return blocked_attention(query, key, value, rule.scale, list(spans(lengths, before)), side), None
-    if side is not None:
+        return blocked_attention(query, key, value, rule.scale, list(spans(lengths, before)), kv_part), None
+    if kv_part is not None:
         raise UnsupportedAttentionError(f"{type(module).__name__} does not attend to keys of another part")
     parts = zip(query.split(lengths, 2), _keys(key, lengths, prefixes), _keys(value, lengths, prefixes), strict=True)
     return torch.cat([_one_block(q, k, v, rule, None).transpose(1, 2) for q, k, v in parts], dim=1), None

@@ -47,11 +47,11 @@ class HubUploadCallback(TrainerCallback):
 
     Args:
         plan: of the run.
-        say: takes a line for the user.
+        info: takes a line for the user.
     """
 
-    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
-        self.plan, self.options, self.say = plan, plan.hub, say
+    def __init__(self, plan: Plan, info: Callable[[str], None]) -> None:
+        self.plan, self.options, self.info = plan, plan.hub, info
         self.api = HfApi(token=token(plan))
         self.repository = ""
         self.running: list[tuple[str, Path, Future[Any]]] = []
@@ -65,7 +65,7 @@ class HubUploadCallback(TrainerCallback):
             except Exception as error:
                 if refused(error):
                     raise RunError(f"push_to_hub: the hub refuses {repository(self.plan)}: {_cause(error)}") from error
-                self.say(f"push_to_hub: {_cause(error)}; the run goes on, and uploads what it trained at its end")
+                self.info(f"push_to_hub: {_cause(error)}; the run goes on, and uploads what it trained at its end")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.options.hub_strategy != "end" and self.repository:
@@ -82,7 +82,7 @@ class HubUploadCallback(TrainerCallback):
     def _checkpoint(self, folder: Path) -> None:
         self._settle(wait=False)
         if self.running and not self.options.hub_always_push:
-            self.say(
+            self.info(
                 f"{folder.name} is not uploaded: {self.running[0][0]} still is; hub_always_push: true does not ask"
             )
             return
@@ -111,7 +111,7 @@ class HubUploadCallback(TrainerCallback):
             if not wait and not future.done():
                 left.append((what, folder, future))
             elif (error := future.exception()) is not None:
-                self.say(f"{what} could not be uploaded: {_cause(error)}; the run goes on")
+                self.info(f"{what} could not be uploaded: {_cause(error)}; the run goes on")
         still = {folder for _, folder, _ in left}
         for folder in {folder for _, folder, _ in self.running} - still:
             shutil.rmtree(folder, ignore_errors=True)
@@ -141,7 +141,7 @@ class HubUploadCallback(TrainerCallback):
             raise RunError(
                 f"what was trained is in {folder}, and could not be uploaded to {name}: {_cause(error)}; later: {later}"
             ) from error
-        self.say(f"uploaded to {self.repository}")
+        self.info(f"uploaded to {self.repository}")
 
 
 def _patterns(names: Sequence[str]) -> list[str]:

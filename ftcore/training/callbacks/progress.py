@@ -59,12 +59,12 @@ class ProgressCallback(TrainerCallback):
         line = {"current_steps": state.global_step, "total_steps": state.max_steps} | shown | self._times(state)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        self.say(_sentence(state, shown))
+        self.info(_sentence(state, shown))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """A line for the user, above the bar where there is one."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there.
+"""Atomic checkpoints.
 
-Files are written into ``.tmp-<step>-<pid>``, flushed to the disk, listed with size and sha256 in ``MANIFEST.json``, and
-the folder is then renamed to ``checkpoint-<step>``. Whoever reads takes only folders whose manifest holds, so a process
-may be killed at any moment. sha256 of 0.54 GB takes 0.45 s where writing it takes 1.4 s.
+Files are written into ``.tmp-<step>-<pid>``, flushed to the disk, and listed with size and sha256 in ``MANIFEST.json``.
+The folder is then renamed to ``checkpoint-<step>``. Readers accept only folders that match their manifest, so a process
+may be killed at any moment. sha256 of 0.54 GB takes 0.45 s, writing it 1.4 s.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 FINGERPRINT_FORM = 2
-"""Of what a `RunFingerprint` lists. Form 1, of versions up to 0.1, lists some of the options that decide the weights;
-form 2 lists all but those that are declared harmless."""
+"""Version of a `RunFingerprint`'s contents. Form 1, of ft up to 0.1, lists some of the options that decide the weights.
+Form 2 lists all options except those declared harmless."""
 
 
 class DamagedError(RunError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint that differs from what was written."""
 
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """What must be the same for a run to go on: option or thing -> its value as text.
+    """What must be equal for a run to resume: option or input -> its value as text.
 
     Args:
-        values: these decide.
-        causes: thing -> what it is made from, named where that thing is another one; of no weight by itself.
-        form: of what it lists; see `FINGERPRINT_FORM`.
+        values: compared.
+        causes: input -> its sources. They are not compared; a message names those that differ.
+        form: see `FINGERPRINT_FORM`.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -48,18 +48,18 @@ class RunFingerprint:
 
     @property
     def digest(self) -> str:
-        """sha256 over all of it."""
+        """sha256 over all values."""
         return seal_of(dict(self.values))
 
     def differences(self, now: RunFingerprint) -> list[Problem]:
-        """Where another fingerprint is not this one; of what is made from other things, each of these that differs.
+        """The differences between two fingerprints, each with the sources that differ.
 
-        Fingerprints of two forms are never the same; what both list is compared.
+        Fingerprints of different forms always differ. What both list is compared.
         """
         found, before, after = [], self.values, now.values
         if self.form != now.form:
             reason = f"the checkpoint lists its options in form {self.form}, this version of ft in form {now.form}"
-            found.append(Problem(f"{reason}: options that one of them does not list cannot be compared"))
+            found.append(Problem(f"{reason}: options that only one of them lists cannot be compared"))
             before = {name: value for name, value in before.items() if name in now.values}
             after = {name: value for name, value in after.items() if name in self.values}
         for name, then, new in _unequal(before, after, _NOT_COMPARED):
@@ -70,7 +70,7 @@ class RunFingerprint:
 
 
 _NOT_COMPARED = "not compared"
-"""An option that decides weights in one of two runs alone, or of a component that only one of them has."""
+"""Value of an option that only one of two runs has."""
 
 
 def _unequal(then: Mapping[str, str], now: Mapping[str, str], missing: str = "unset") -> list[tuple[str, str, str]]:
@@ -80,14 +80,14 @@ def _unequal(then: Mapping[str, str], now: Mapping[str, str], missing: str = "un
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint's MANIFEST.json says.
+    """The contents of a checkpoint's MANIFEST.json.
 
     Args:
-        step: optimizer steps done.
+        step: number of optimizer steps.
         files: relative name -> size in bytes and sha256.
-        setting: of the run that wrote it.
+        setting: fingerprint of the run that wrote it.
         resumable: whether it holds more than the weights.
-        versions: distribution -> version, for the records.
+        versions: distribution -> version, for information.
     """
 
     step: int
@@ -97,7 +97,7 @@ class Manifest:
     versions: Mapping[str, str]
 
     def dump(self) -> str:
-        """The file's text, sealed with a digest of itself."""
+        """The file's text, with a digest of its own contents."""
         content = {
             "format": FORMAT,
             "step": self.step,
@@ -113,10 +113,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a checkpoint, itself checked.
+        """Reads and checks the manifest of a checkpoint.
 
         Raises:
-            DamagedError: when it is missing, altered, or of a format that this version does not know.
+            DamagedError: it is missing, altered, or of a format that this version does not read.
         """
         file = folder / MANIFEST
         try:
@@ -136,7 +136,7 @@ class Manifest:
 
 
 def stage(output_dir: Path, step: int) -> Path:
-    """An empty folder to write a checkpoint's files into."""
+    """Creates an empty folder for the files of a checkpoint."""
     folder = output_dir / f".tmp-{step}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -144,13 +144,13 @@ def stage(output_dir: Path, step: int) -> Path:
 
 
 def commit(staged: Path, step: int, setting: RunFingerprint, *, resumable: bool, versions: Mapping[str, str]) -> Path:
-    """Seals a staged folder and moves it into place.
+    """Writes the manifest of a staged folder and renames the folder.
 
     Returns:
-        ``checkpoint-<step>``, which has been read back and found whole.
+        ``checkpoint-<step>``, read back and verified.
 
     Raises:
-        RunError: when what lies there is not ft's.
+        RunError: a folder of that name exists, and ft did not write it.
     """
     files = {}
     for file in sorted(path for path in staged.rglob("*") if path.is_file()):
@@ -161,9 +161,9 @@ def commit(staged: Path, step: int, setting: RunFingerprint, *, resumable: bool,
     for path in (manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
         flush(path)
     final = staged.parent / f"checkpoint-{step}"
-    if final.is_symlink() or final.exists():  # an earlier run's, or one found damaged: out of the way in one move
+    if final.is_symlink() or final.exists():  # of an earlier run, or damaged: renamed before it is deleted
         if reason := not_ours(final):
-            raise RunError(f"{final} {reason}, and is not replaced; move it away: the same command goes on then")
+            raise RunError(f"{final} {reason}, and is not replaced; move it away and run the same command again")
         remove(final)
     staged.rename(final)
     flush(final.parent)
@@ -172,10 +172,10 @@ def commit(staged: Path, step: int, setting: RunFingerprint, *, resumable: bool,
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest of a checkpoint of which every file is as it was written.
+    """Checks all files of a checkpoint against its manifest, and returns the manifest.
 
     Raises:
-        DamagedError: naming the first file that is not.
+        DamagedError: with the first file that differs.
     """
     manifest = Manifest.read(folder)
     for name, (size, digest) in manifest.files.items():
@@ -188,50 +188,50 @@ def verify(folder: Path) -> Manifest:
         if found != size:
             raise DamagedError(f"{file} has {found} bytes, not {size}")
         if not whole:
-            raise DamagedError(f"{file} is damaged: its sha256 is not the manifest's")
+            raise DamagedError(f"{file} is damaged: its sha256 differs from the manifest's")
     return manifest
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Folders named like checkpoints, whole or not, by step; links to folders are not followed."""
+    """Folders named like checkpoints, whole or not, by step, without links to folders."""
     return [path for path in named_checkpoints(output_dir) if path.is_dir() and not path.is_symlink()]
 
 
 def earlier_checkpoints(output_dir: Path) -> list[Path]:
-    """Those that ft wrote, with nothing else in them."""
+    """Checkpoints that ft wrote and that contain nothing else."""
     return [path for path in checkpoints(output_dir) if not not_ours(path)]
 
 
 def find_resumable(output_dir: Path, setting: RunFingerprint, *, force: bool = False) -> Path | None:
-    """The newest whole checkpoint to go on from; damaged ones are named in a warning and passed over.
+    """The newest whole checkpoint to resume from; damaged ones are skipped with a warning.
 
     Args:
         output_dir: of the run.
-        setting: of the run.
-        force: take one of another setting, with every difference as a warning.
+        setting: fingerprint of the run.
+        force: accept another fingerprint, with a warning for every difference.
 
     Raises:
-        UsageError: when it was written under another setting, with every difference.
+        UsageError: its fingerprint differs, with every difference.
     """
     listed = checkpoints(output_dir)
     for folder in reversed(listed):
         try:
             manifest = verify(folder)
         except DamagedError as error:
-            log.warning("%s; the checkpoint before it is taken", error)
+            log.warning("%s; the checkpoint before it is used", error)
             continue
         if not manifest.resumable:
-            log.warning("%s holds weights only (save_only_model); it cannot be resumed from", folder)
+            log.warning("%s holds weights only (save_only_model) and cannot be resumed", folder)
             continue
         check_setting(folder, manifest, setting, force=force)
         return folder
-    if checkpoints(output_dir) != listed:  # a run that goes on has deleted those listed, after it wrote a newer one
+    if checkpoints(output_dir) != listed:  # a running run has written a newer checkpoint, and deleted a listed one
         return find_resumable(output_dir, setting, force=force)
     return None
 
 
 def check_setting(folder: Path, manifest: Manifest, setting: RunFingerprint, *, force: bool = False) -> None:
-    """Refuses a checkpoint of another run; with ``force``, only warns.
+    """Refuses a checkpoint with another fingerprint; with ``force``, warns.
 
     Raises:
         UsageError: with every difference.
@@ -239,14 +239,14 @@ def check_setting(folder: Path, manifest: Manifest, setting: RunFingerprint, *, 
     differences = manifest.setting.differences(setting)
     if differences and force:
         for difference in differences:
-            log.warning("going on from %s all the same: %s", folder, difference)
+            log.warning("resuming from %s because of --force: %s", folder, difference)
     elif differences:
-        hint = "undo the change, start anew in another output_dir, or go on all the same with ft run --force"
-        raise UsageError([Problem(f"this run cannot go on from {folder}", hint=hint), *differences])
+        hint = "undo the change, write another output_dir, or resume anyway with ft run --force"
+        raise UsageError([Problem(f"this run cannot resume from {folder}", hint=hint), *differences])
 
 
 def clean(output_dir: Path) -> None:
-    """Removes what runs that are gone left half written or half deleted; the run holds the folder's lock."""
+    """Removes incomplete writes and deletions of runs that have ended. The caller holds the folder's lock."""
     for left in filter(is_staged, output_dir.glob(".tmp-*")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -255,15 +255,15 @@ def clean(output_dir: Path) -> None:
 
 
 def prune(output_dir: Path, limit: int | None, best: Path | None, last: int | None = None) -> None:
-    """Keeps the newest ``limit`` checkpoints; the best and the last whole one always stay. Call it after `commit`.
+    """Keeps the newest ``limit`` checkpoints, always with the best and the last whole one. Call it after `commit`.
 
-    What ft did not write, and checkpoints that hold something which it did not, are not counted and stay.
+    Folders that ft did not write, or that contain files of others, are neither counted nor deleted.
 
     Args:
         output_dir: of the run.
-        limit: how many stay; None for all.
-        best: stays.
-        last: step of the newest one. Those of higher steps are left from an earlier run, and count as older than all.
+        limit: most checkpoints; None for no limit.
+        best: the best checkpoint.
+        last: step of the newest one. Higher steps are those of an earlier run, and count as the oldest.
     """
     if limit is None:
         return
@@ -286,7 +286,7 @@ def _step(folder: Path) -> int:
 
 
 def _looks_whole(folder: Path) -> bool:
-    """A cheap `verify`: manifest, names and sizes."""
+    """A fast `verify`: manifest, names and sizes."""
     try:
         manifest = Manifest.read(folder)
     except DamagedError:
@@ -298,7 +298,7 @@ def _looks_whole(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint; a kill in between leaves no half of one under its name."""
+    """Deletes a checkpoint. It is renamed first, so a kill leaves no incomplete folder under its name."""
     doomed = folder.parent / f".tmp-0-{os.getpid()}"
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)

@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before the first step, and named where a file could not be written."""
+"""Disk space: checked before the first step, and reported where a file could not be written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def weight_bytes(plan: Plan, model: Any) -> int:
-    """About what the trained weights take on the disk."""
+    """Estimated bytes of the trained weights on disk."""
     tensors = model.parameters()
     if plan.method.component.saves_adapter:
         tensors = (tensor for tensor in tensors if tensor.requires_grad)
@@ -29,25 +29,25 @@ def weight_bytes(plan: Plan, model: Any) -> int:
 
 
 def checkpoint_bytes(plan: Plan, model: Any) -> int:
-    """About what a checkpoint takes: weights and the optimizer's state."""
+    """Estimated bytes of a checkpoint: weights and optimizer state."""
     trained = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
     state = 0 if plan.training.save_only_model else int(plan.optimizer.component.state_bytes * trained)
     return weight_bytes(plan, model) + state
 
 
 def free_bytes(folder: Path) -> int:
-    """What may still be written where a folder is or will be."""
+    """Free bytes on the disk of a folder that exists or will be created."""
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
-    """Stops before work is done that could not be kept.
+    """Stops the run before it computes what could not be saved.
 
     Args:
         folder: to write into.
-        needed: bytes, at least.
-        what: it is needed for.
+        needed: required bytes.
+        what: what is saved, for the message.
 
     Raises:
         RunError: with the bytes needed and free.
@@ -58,15 +58,15 @@ def check_room(folder: Path, needed: int, what: str) -> None:
 
 @contextmanager
 def writing(what: str, folder: Path, needed: int) -> Iterator[None]:
-    """Turns what goes wrong while files are written into one line.
+    """Turns errors while writing files into one message.
 
     Args:
-        what: is written.
-        folder: into which.
-        needed: bytes, about.
+        what: what is written, for the message.
+        folder: where it is written.
+        needed: estimated bytes.
 
     Raises:
-        RunError: naming both, the cause, and the bytes needed and free.
+        RunError: with both, the cause, and the bytes needed and free.
     """
     try:
         yield
@@ -77,17 +77,17 @@ def writing(what: str, folder: Path, needed: int) -> Iterator[None]:
 
 
 def save_trained(plan: Plan, model: Any, tokenizer: Any, pictures: Any = None, *, foreign: Sequence[str] = ()) -> None:
-    """Puts what was trained into the run's folder: written beside, flushed, and moved into place file by file.
+    """Saves the trained weights into the run's folder: staged, flushed, and moved into place file by file.
 
     Args:
         plan: of the run.
-        model: with what was trained.
-        tokenizer: saved beside it.
+        model: the trained model.
+        tokenizer: saved with it.
         pictures: whose processor is saved too.
         foreign: names in the folder that ft did not write; see `ftcore.utils.ownership.keep_aside`.
 
     Raises:
-        RunError: when it cannot be written; earlier files are as they were.
+        RunError: they cannot be written; earlier files are unchanged.
     """
     folder, staged = plan.output_dir, plan.output_dir / f".tmp-trained-{os.getpid()}"
     try:

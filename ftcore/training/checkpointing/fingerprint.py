@@ -1,8 +1,8 @@
-"""The options that a resume compares with its checkpoint's: all of a plan, unless declared harmless. Free of torch.
+"""The options that a resume compares with its checkpoint's: all except those declared harmless. Imports no torch.
 
-What an owner declares stands beside its options: `ftcore.api.components.OptionGroup.resume_harmless`;
-for fields of TrainingArguments `ftcore.config.training_answers.RESUME_HARMLESS`;
-for components of a kind `ftcore.api.components.Component.resume_harmless`.
+Declarations: `ftcore.api.components.OptionGroup.resume_harmless` for options of a group;
+`ftcore.config.training_answers.RESUME_HARMLESS` for fields of TrainingArguments;
+`ftcore.api.components.Component.resume_harmless` for components.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ftcore.config.training_answers import PASSED_ON, RESUME_HARMLESS
 
 
 def compared_options(plan: Plan) -> dict[str, Any]:
-    """Every option whose change refuses a resume, and what follows from options of several spellings.
+    """Every option whose change prevents a resume, and values derived from options with several spellings.
 
     Returns:
-        Name -> value of JSON's kinds: options of the core by their names, those of components as ``method lora_rank``,
-        components by their kinds as ``distribution:name version``.
+        Name -> JSON value: core options by name, component options as ``method lora_rank``, components by kind as
+        ``distribution:name version``.
     """
     values: dict[str, Any] = {}
     for owner in GROUPS:
@@ -57,6 +57,6 @@ def _derived(plan: Plan) -> dict[str, Any]:
         "compute dtype": plan.precision.compute,
         "trained dtype": plan.precision.trained,
         "torch_compile": plan.training.compiler,
-        # with the cache, frozen layers are computed row by row, which differs in the last bits
+        # the cache computes frozen layers row by row, which differs in the last bits
         "cache_frozen_prefix": plan.training.cache_frozen_prefix is not False,
     }

@@ -1,4 +1,4 @@
-"""A transformers Trainer whose checkpoints are whole, whose resume is exact, and which signals stop at whole steps."""
+"""A transformers Trainer with atomic checkpoints and exact resume; signals stop it after a whole step."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 
 class ResumableTrainer(Trainer):
-    """Overrides what transformers writes into and reads from checkpoints. Whoever makes it sets the attributes.
+    """Overrides what transformers writes to and reads from checkpoints. The subclass sets the attributes.
 
     Attributes:
         plan: of the run.
-        tokenizer: saved beside what was trained.
-        reports: closed when the run ends, however it ends.
-        signals: entered while the run trains.
+        tokenizer: saved with the trained weights.
+        reports: closed when the run ends, also on errors.
+        signals: handles signals during training.
     """
 
     plan: Plan
@@ -47,24 +47,24 @@ class ResumableTrainer(Trainer):
     streamed: StreamBatches | None = None
     """The batches, where the training rows are a stream."""
     evaluating = False
-    """Whether a checkpoint is written in the middle of an evaluation, which the resume then does first."""
+    """Whether an evaluation is running. A resume from a checkpoint of that moment evaluates first."""
     _saved = _seen = 0
     _postponed = False
     _replaced: tuple[Path, ...] = ()
-    """An earlier run's checkpoints, which go when this one has something whole to put in their place."""
+    """Checkpoints of an earlier run, deleted after this run has written its first one."""
     _left: frozenset[Path] = frozenset()
-    """Those not written by ft, as named to the user."""
+    """Checkpoints not written by ft, as reported to the user."""
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> TrainOutput:
-        """Trains, going on from the checkpoint that the plan asks for.
+        """Trains, resuming from the checkpoint that the plan selects.
 
         Args:
             resume_from_checkpoint: instead of the plan's ``resume_from_checkpoint``.
 
         Raises:
-            InterruptedRunError: after SIGTERM or Ctrl-C, when the checkpoint is written.
-            RunError: when a loss or gradient is not a number, or a checkpoint cannot be written.
-            UsageError: when the checkpoint is another run's.
+            InterruptedRunError: after SIGTERM or Ctrl-C, once the checkpoint is written.
+            RunError: a loss or gradient is not finite, or a checkpoint cannot be written.
+            UsageError: the checkpoint is that of another run.
         """
         self.setting = snapshots.run_fingerprint(self.plan, self.tokenizer, self.train_dataset, self.args.world_size)
         self.resumed = self._start(resume_from_checkpoint or self.plan.training.resume_from_checkpoint)
@@ -78,34 +78,34 @@ class ResumableTrainer(Trainer):
         finally:
             self.reports.close()
         if "train_loss" not in output.metrics and self.args.should_save:
-            self.reports.say(f"{self.resumed} is the end of this run: no step was left to do")
+            self.reports.info(f"{self.resumed} is the last step of this run: nothing left to train")
         return output
 
     def _start(self, wanted: Path | str | bool | None) -> Path | None:
-        """Where all processes go on from: the first one looks, and clears away what is half written."""
+        """The checkpoint from which all processes resume. The first process selects it, and deletes incomplete ones."""
         found: list[Path | None] = [None]
         if self.args.should_save:
             directory.clean(self.plan.output_dir)
             found = [_checkpoint(self.plan, self.setting, wanted)]
             if found[0] is not None:
-                self.reports.say(f"going on from {found[0]}")
+                self.reports.info(f"resuming from {found[0]}")
             elif self.plan.training.overwrite_output_dir and wanted in (None, False, "never"):
                 self._replaced = tuple(directory.earlier_checkpoints(self.plan.output_dir))
         if self.args.world_size > 1:
             broadcast_object_list(found)
-        self._left = frozenset(_not_ours(self.plan.output_dir))  # the plan has named them
+        self._left = frozenset(_not_ours(self.plan.output_dir))  # the plan has reported them
         self.add_callback(_Occupied(self.plan.output_dir))
         return found[0]
 
-    # ---- what a stage may keep besides ----
+    # ---- state of a stage ----
 
     def extra_state(self) -> dict[str, Any]:
-        """What a resume needs beyond weights and optimizer (see `ftcore.training.checkpointing.safe_serialization`);
-        empty for nothing."""
+        """State that a resume needs besides weights and optimizer; empty for none. Types:
+        `ftcore.training.checkpointing.safe_serialization`."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `extra_state` returned, before the first step."""
+        """Restores what `extra_state` returned, before the first step."""
 
     # ---- the loop ----
 
@@ -116,15 +116,15 @@ class ResumableTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
-            self.control.should_training_stop = True  # a resume of a finished run would take one step more
+            self.control.should_training_stop = True  # a resumed finished run would take one more step
             return
         super()._run_epoch(*args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """After the last step of an epoch this is called twice, and the second call may evaluate.
+        """Saves after the evaluation at the end of an epoch.
 
-        The checkpoint waits for it: one that is written before would be gone on from after a kill, and the evaluation
-        never made up for.
+        transformers calls this twice after the last step of an epoch, and the second call may evaluate. A checkpoint
+        written by the first call would, after a kill, resume behind the evaluation, which would be lost.
         """
         step, ends = self.state.global_step, float(self.state.epoch).is_integer()
         first, self._seen = self._seen != step, step
@@ -138,7 +138,7 @@ class ResumableTrainer(Trainer):
         self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """Writes a checkpoint and ends the run where a signal came in, in all processes or in none."""
+        """Writes a checkpoint and ends the run if any process has received a signal."""
         number = int(self.signals.received or 0)
         if self.args.world_size > 1:
             number = int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
@@ -147,16 +147,18 @@ class ResumableTrainer(Trainer):
         step, name = self.state.global_step, shown(number)
         folder = self.plan.output_dir / f"checkpoint-{step}"
         if folder in self._left:
-            return  # it cannot be written where something of others lies, but one step later; the last needs none
+            return  # a foreign folder has this name: the run stops one step later, or ends
         if step and self._saved != step:
             self._save_checkpoint(self.model, None)
-        written = f"{folder} is written" if step else "there was nothing to write yet"
-        raise InterruptedRunError(f"stopped by {name} at step {step}; {written}; the same command goes on", number)
+        written = f"{folder} is written" if step else "no checkpoint was written yet"
+        raise InterruptedRunError(
+            f"stopped by {name} at step {step}; {written}; run the same command to resume", number
+        )
 
     # ---- writing ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """What the method trained, and the tokenizer with its chat template; by the first process alone."""
+        """Saves the trained weights, and the tokenizer with its chat template; in the first process only."""
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -180,14 +182,14 @@ class ResumableTrainer(Trainer):
         self._saved = step
 
     def _staged(self, folder: Path, step: int) -> Path:
-        """The folder that the first process made, in all of them."""
+        """The staging folder, created by the first process, in all processes."""
         paths = [directory.stage(folder, step) if self.args.should_save else Path()]
         if self.args.world_size > 1:
             broadcast_object_list(paths)
         return paths[0]
 
     def _fill(self, staged: Path, step: int) -> None:
-        """Writes everything into the staged folder, moves it into place, and only then deletes older ones."""
+        """Writes the checkpoint into the staging folder, renames the folder, and deletes older ones after that."""
         resumable = not self.args.save_only_model
         if resumable:
             save_pytree(staged, f"random-{self.args.process_index}", snapshots.random_state())
@@ -207,10 +209,10 @@ class ResumableTrainer(Trainer):
             self._name_what_stays()
 
     def drop_replaced(self, written: Path | None = None) -> None:
-        """Deletes an earlier run's checkpoints, which a run that starts anew replaces, once something whole is there.
+        """Deletes the checkpoints of an earlier run with ``overwrite_output_dir``, once this run has saved something.
 
         Args:
-            written: this run's first checkpoint; None where what was trained is in place without one.
+            written: this run's first checkpoint; None where it saved its trained weights without one.
         """
         for path in self._replaced:
             if path != written and path.is_dir() and not not_ours(path):
@@ -218,14 +220,14 @@ class ResumableTrainer(Trainer):
         self._replaced = ()
 
     def _name_what_stays(self) -> None:
-        """Checkpoints in which something of others was put since the run began."""
+        """Reports checkpoints into which others have put files since the run started."""
         found = _not_ours(self.plan.output_dir)
         for path in found.keys() - self._left:
-            self.reports.say(f"{path} {found[path]}: it stays")
+            self.reports.info(f"{path} {found[path]}, and is not deleted")
         self._left = frozenset(found)
 
     def _export_callbacks(self) -> None:
-        """Puts the states of callbacks that have one into the trainer state, as transformers does."""
+        """Stores the state of callbacks in the trainer state, as transformers does."""
         states: dict[str, Any] = {}
         for callback in (*self.callback_handler.callbacks, self.control):
             if isinstance(callback, ExportableState):
@@ -242,7 +244,7 @@ class ResumableTrainer(Trainer):
             snapshots.load_snapshot(self, Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """`snapshots.load_snapshot` has done it."""
+        """Does nothing: `snapshots.load_snapshot` loads the scaler."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -255,7 +257,7 @@ class ResumableTrainer(Trainer):
 
 
 class _Occupied(TrainerCallback):
-    """Refuses, before the first step, a run that would have to write a checkpoint where something of others lies."""
+    """Refuses a run, before its first step, if one of its checkpoints would replace a folder of others."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -263,7 +265,7 @@ class _Occupied(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         hint = "move it away, or write another output_dir"
         found = [
-            Problem(f"{path} {reason}, and this run would write {path.name} there", hint=hint)
+            Problem(f"{path} {reason}, and this run would write a checkpoint there", hint=hint)
             for path, reason in _not_ours(self.folder).items()
             if _saves_at(int(path.name.rpartition("-")[2]), args, state)
         ]
@@ -272,19 +274,19 @@ class _Occupied(TrainerCallback):
 
 
 def _saves_at(step: int, args: Any, state: Any) -> bool:
-    """Whether a run writes a checkpoint after this step; of strategies whose steps nobody knows, it may be any."""
+    """Whether a run may write a checkpoint after this step; any step with strategies other than ``steps``."""
     if args.save_strategy == SaveStrategy.NO or not state.global_step < step <= state.max_steps:
         return False
     return args.save_strategy != SaveStrategy.STEPS or step % state.save_steps == 0 or step == state.max_steps
 
 
 def _not_ours(output_dir: Path) -> dict[Path, str]:
-    """What is named like a checkpoint and may not be replaced -> why."""
+    """Paths named like checkpoints that must not be replaced -> the reason."""
     return {path: reason for path in named_checkpoints(output_dir) if (reason := not_ours(path))}
 
 
 class _Progress(TrainerCallback):
-    """Puts back what the training loop sets to zero before it calls this."""
+    """Restores progress after the training loop has reset it."""
 
     def __init__(self, trainer: ResumableTrainer, folder: Path) -> None:
         self.trainer, self.folder = trainer, folder
@@ -296,7 +298,11 @@ class _Progress(TrainerCallback):
 
 
 def _checkpoint(plan: Plan, setting: directory.RunFingerprint, wanted: Path | str | bool | None) -> Path | None:
-    """Where to go on from; None to start anew, which an earlier run's checkpoints forbid unless the file allows it."""
+    """The checkpoint to resume from; None for a new run.
+
+    Raises:
+        UsageError: a new run, and the folder holds checkpoints that ``overwrite_output_dir`` does not allow to replace.
+    """
     anew = plan.training.overwrite_output_dir
     if wanted in (True, "auto") or (wanted is None and not anew):
         return directory.find_resumable(plan.output_dir, setting, force=plan.force)
@@ -311,14 +317,12 @@ def _checkpoint(plan: Plan, setting: directory.RunFingerprint, wanted: Path | st
 
 
 def _given(folder: Path, setting: directory.RunFingerprint, *, force: bool) -> Path:
-    """A checkpoint that the user names: whole, resumable and of this run."""
+    """The checkpoint that the user names, after checks that it is whole, resumable and of this run."""
     try:
         manifest = directory.verify(folder)
     except directory.DamagedError as error:
         raise UsageError(Problem(f"resume_from_checkpoint: {error}")) from error
     if not manifest.resumable:
-        raise UsageError(
-            Problem(f"resume_from_checkpoint: {folder} holds weights only, it was saved by save_only_model")
-        )
+        raise UsageError(Problem(f"resume_from_checkpoint: {folder} holds weights only (save_only_model)"))
     directory.check_setting(folder, manifest, setting, force=force)
     return folder

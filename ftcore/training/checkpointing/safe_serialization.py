@@ -1,6 +1,7 @@
-"""Nested states on disk without pickle: structure and numbers as JSON, tensors as safetensors, all of it exact.
+"""Exact serialisation of nested states without pickle: structure and numbers as JSON, tensors as safetensors.
 
-JSON writes a float in the shortest form that reads back to the same bits; ints of any size, NaN and infinities too.
+JSON writes a float in the shortest form that reads back to the same bits. Ints of any size, NaN and infinities work
+too.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ def save_pytree(folder: Path, name: str, tree: Any) -> None:
 
 
 def load_pytree(folder: Path, name: str) -> Any:
-    """What `save_pytree` was given; tensors are on the CPU."""
+    """Reads what `save_pytree` wrote; tensors are on the CPU."""
     file = folder / f"{name}.safetensors"
     tensors = load_file(file) if file.is_file() else {}
     return _decode(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
 
 
 class _Tensors:
-    """Tensors by key; one that is there several times, such as a map that states share, has one key."""
+    """Tensors by key. A tensor that occurs several times, such as a map shared by states, has one key."""
 
     def __init__(self) -> None:
         self.by_key: dict[str, torch.Tensor] = {}
@@ -62,7 +63,7 @@ def _encode(tree: Any, tensors: _Tensors) -> Any:
         return {"tuple": [_encode(item, tensors) for item in tree]}
     if isinstance(tree, dict):
         return {"dict": [[_encode(key, tensors), _encode(value, tensors)] for key, value in tree.items()]}
-    raise TypeError(f"a {type(tree).__name__} cannot be kept in a checkpoint: {tree!r}")
+    raise TypeError(f"a {type(tree).__name__} cannot be saved in a checkpoint: {tree!r}")
 
 
 def _decode(data: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the weights, and what must be the same for a run to go on from it."""
+"""The state of a checkpoint besides the weights, and the fingerprint that a resume compares."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from ftcore.utils.ownership import sealed_manifest
 
 
 def run_fingerprint(plan: Plan, tokenizer: Any, dataset: Any, processes: int) -> RunFingerprint:
-    """All that decides the run's weights: options, components with their versions, models' files, template, rows.
+    """Everything that decides the run's weights: options, components and versions, model files, template, rows.
 
-    Options are in unless they are declared harmless; see `ftcore.training.checkpointing.fingerprint`.
+    It lists all options except those declared harmless; see `ftcore.training.checkpointing.fingerprint`.
     """
     values: dict[str, Any] = {"processes": processes, **compared_options(plan)}
     values["chat template"] = _digest(str(getattr(tokenizer, "chat_template", None)).encode())
@@ -48,7 +48,7 @@ def run_fingerprint(plan: Plan, tokenizer: Any, dataset: Any, processes: int) ->
 
 
 def _data_causes(plan: Plan) -> dict[str, Any]:
-    """What the rows are made from: data options, and the files' contents."""
+    """The sources of the rows: data options and digests of the files."""
     options = plan.data.model_dump(mode="json").items()
     causes = {name: value for name, value in options if not name.startswith(("overwrite_", "preprocessing_"))}
     hashes = data_hashes(plan)
@@ -60,7 +60,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fingerprint(dataset: Any) -> str:
-    """sha256 over every array and number of every row, for datasets that have no ``fingerprint`` of their own."""
+    """sha256 over all values of all rows, for datasets without a ``fingerprint``."""
     digest = new_digest()
     for index in range(len(dataset)):
         for name, value in sorted(dataset[index].items()):
@@ -70,7 +70,7 @@ def fingerprint(dataset: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, for the records."""
+    """Versions of the packages that compute."""
     return {
         name: importlib.metadata.version(name) for name in ("ftcore", "torch", "transformers", "peft", "accelerate")
     }
@@ -89,7 +89,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Puts back what `random_state` returned."""
+    """Restores what `random_state` returned."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
@@ -99,12 +99,12 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def save_snapshot(trainer: Any, folder: Path) -> None:
-    """Writes optimizer, scheduler, scaler, and what was summed up since the last log line."""
+    """Writes optimizer, scheduler, scaler, and the sums since the last log line."""
     save_pytree(folder, "optimizer", trainer.optimizer.state_dict())
     save_pytree(folder, "scheduler", trainer.lr_scheduler.state_dict())
     progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
     progress["meters"], progress["guard"] = trainer.meters.sums, trainer.guard.state()
-    progress["prefix"] = trainer.scorer.prefix is not None and trainer.scorer.prefix.on
+    progress["prefix"] = trainer.scorer.frozen_layer_cache is not None and trainer.scorer.frozen_layer_cache.enabled
     progress["products"] = asdict(matmul.get_choice())
     if trainer.streamed is not None:
         progress["cursor"] = tuple(trainer.streamed.cursor)
@@ -116,25 +116,25 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
 
 
 def load_snapshot(trainer: Any, folder: Path) -> None:
-    """Puts back optimizer, scheduler and scaler.
+    """Restores optimizer, scheduler and scaler.
 
     Raises:
-        RunError: when the optimizer is of another shape, which only a forced resume meets.
+        RunError: the optimizer's state has another shape, which can happen with ``--force`` only.
     """
     try:
         trainer.optimizer.load_state_dict(load_pytree(folder, "optimizer"))
     except (KeyError, ValueError) as error:
-        raise RunError(f"the optimizer's state in {folder} does not fit this run: {error}") from error
+        raise RunError(f"the optimizer state in {folder} does not fit this run: {error}") from error
     trainer.lr_scheduler.load_state_dict(load_pytree(folder, "scheduler"))
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(load_pytree(folder, "scaler"))
 
 
 def load_progress(trainer: Any, folder: Path) -> bool:
-    """Puts back what was summed up since the last log line; steps of an earlier run count in no mean of this.
+    """Restores the sums since the last log line. Means at the end of the run cover its own steps only.
 
     Returns:
-        Whether the run was stopped in an evaluation.
+        Whether the run was stopped during an evaluation.
     """
     progress = load_pytree(folder, "progress")
     trainer._tr_loss = progress["loss"].to(trainer.args.device)
@@ -153,29 +153,29 @@ def load_progress(trainer: Any, folder: Path) -> bool:
 
 
 def restore_frozen_layers(trainer: Any, used: bool) -> None:
-    """Computes the frozen layers row by row, or in batches, as the steps before the checkpoint did.
+    """Enables or disables the frozen layer cache as before the checkpoint, so that results agree bit for bit.
 
     Args:
-        trainer: whose scorer may have a prefix.
-        used: whether it was in use.
+        trainer: whose scorer may have a cache.
+        used: whether it was enabled.
     """
-    prefix = trainer.scorer.prefix
-    if prefix is None or prefix.on == used:
+    cache = trainer.scorer.frozen_layer_cache
+    if cache is None or cache.enabled == used:
         return
-    prefix.on = used
-    how = "row by row, and not kept" if used else "in batches"
-    trainer.reports.say(f"the frozen layers are computed {how}: so they were before the checkpoint, to the bit")
+    cache.enabled = used
+    how = "row by row, without a cache" if used else "in batches"
+    trainer.reports.info(f"frozen layers are computed {how}, as before the checkpoint")
 
 
 def _products_of(progress: Mapping[str, Any]) -> matmul.MatmulChoice:
-    """torch's own where the checkpoint is from before there was a choice."""
+    """The choice in a checkpoint; torch's products where it has none."""
     return matmul.MatmulChoice(**progress.get("products", {}))
 
 
 def saved_matmul(plan: Plan) -> matmul.MatmulChoice | None:
-    """The choice of products in the checkpoint that a run will go on from, known before it is loaded.
+    """The choice of matrix products in the checkpoint from which a run will resume, read before it is loaded.
 
-    What is computed before that, such as a reference's log-probabilities, is then computed as it was the first time.
+    Results that are computed before the checkpoint is loaded, such as reference log-probabilities, then agree too.
     """
     wanted, anew = plan.training.resume_from_checkpoint, plan.training.overwrite_output_dir
     folders: list[Path] = []
@@ -186,11 +186,11 @@ def saved_matmul(plan: Plan) -> matmul.MatmulChoice | None:
     try:
         return _products_of(load_pytree(folders[-1], "progress")) if folders else None
     except (OSError, ValueError, TypeError):
-        return None  # a damaged one is found out, and named, when it is to be gone on from
+        return None  # a damaged checkpoint is reported when the run resumes from it
 
 
 def choose_matmul(trainer: Any) -> None:
-    """Takes products that are fast here, or the ones that the checkpoint was made with; the same in all processes."""
+    """Chooses the checkpoint's matrix products, or the fastest on this machine; the same in all processes."""
     locking = trainer.plan.training.use_file_locking
     matmul_autotune.autotune(trainer.args.device.type, saved_matmul(trainer.plan), locking=locking)
     if trainer.args.world_size > 1:

@@ -36,8 +36,12 @@ class CostModel:
     def of(cls, scorer: Any) -> CostModel:
         """Of a scorer's model; of the layers alone that compute where others are kept
         (`ftcore.training.frozen_layer_cache.cache`)."""
-        config, cost, prefix = scorer.inner.config.get_text_config(), PrefixCost.of(scorer.inner), scorer.prefix
-        kept = prefix.border / len(prefix.layers) if prefix is not None and prefix.on else 0.0
+        config, cost, prefix = (
+            scorer.inner.config.get_text_config(),
+            PrefixCost.of(scorer.inner),
+            scorer.frozen_layer_cache,
+        )
+        kept = prefix.first_trainable / len(prefix.layers) if prefix is not None and prefix.enabled else 0.0
         label = 2.0 * config.vocab_size * config.hidden_size if scorer.reads_vocabulary else 0.0
         pair = 4.0 * cost.width * cost.layers
         return cls(2.0 * cost.weights * (1 - kept), pair * (1 - kept), label)

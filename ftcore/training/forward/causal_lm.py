@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTENTION_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes", "side")
+ATTENTION_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes", "kv_part")
 """What a decoder hands on to attention of a row of sequences."""
 
 
@@ -42,7 +42,8 @@ class CausalLMForward:
         fused: hidden states go through `ftcore.training.losses.linear_cross_entropy`; else the model's own forward
         makes the logits, of the
             trained positions only.
-        coarsest: dtype among the weights; results are no finer. Any of them may be in float32 because it is trained.
+        compute_dtype: dtype among the weights; results are no finer. Any of them may be in float32 because it is
+        trained.
         shares: a sequence may go on from the beginning of another one; packed only.
         prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
         plain: every layer's attention is the causal triangle of a sequence and what comes before it, nothing else.
@@ -64,19 +65,19 @@ class CausalLMForward:
         self.model = model
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.packed = self.shares = self.plain = False
-        self.prefix: FrozenLayerCache | None = None
-        self.team: SequenceSplit | None = None
+        self.frozen_layer_cache: FrozenLayerCache | None = None
+        self.sequence_split: SequenceSplit | None = None
         self.last: nn.Module | None = None
         self.compiled: tuple[str, str | None] | None = None
         self.unseen: Callable[[CausalLMForward, Batch, float], bool] | None = check_images
         self.smoothing = 0.0
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
-        self.coarsest = min(dtypes, key=lambda dtype: dtype.itemsize)
+        self.compute_dtype = min(dtypes, key=lambda dtype: dtype.itemsize)
 
     def weighted_nll(self, batch: Batch) -> torch.Tensor:
         """Weighted sum of the losses at the batch's labels, a scalar."""
-        return self.by_all(batch, self._weighted_nll).sum()
+        return self.run(batch, self._weighted_nll).sum()
 
     def _weighted_nll(self, batch: Batch) -> torch.Tensor:
         labels, weights = self._labels(batch), batch["weights"][0, batch["positions"]]
@@ -86,15 +87,19 @@ class CausalLMForward:
 
     def logps(self, batch: Batch) -> torch.Tensor:
         """Log-probabilities ``[T]`` of the batch's labels."""
-        return self.by_all(batch, self._logps)
+        return self.run(batch, self._logps)
 
     def _logps(self, batch: Batch) -> torch.Tensor:
         labels = self._labels(batch)
         return token_logps(self.hidden(batch), self.head(), labels) if self.fused else self._own_logps(batch, labels)
 
-    def by_all(self, batch: Batch, outputs: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
+    def run(self, batch: Batch, outputs: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
         """What ``outputs`` makes of a batch, by the team where it takes it."""
-        return outputs(batch) if self.team is None or not self.team.takes(batch) else self.team(batch, outputs)
+        return (
+            outputs(batch)
+            if self.sequence_split is None or not self.sequence_split.accepts(batch)
+            else self.sequence_split(batch, outputs)
+        )
 
     def nll_and_hits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses ``[T]`` of the batch's labels, and whether each is the likeliest token, bool ``[T]``; no gradients."""
@@ -118,8 +123,8 @@ class CausalLMForward:
                 for one, at, _ in self.sequences(batch)
             ]
             return torch.cat(kept)
-        if self.prefix is not None:
-            return self.prefix.run(batch, self.last is not None)
+        if self.frozen_layer_cache is not None:
+            return self.frozen_layer_cache.run(batch, self.last is not None)
         return hidden_states(self.inner.get_decoder(), batch, packed=self.packed, trimmed=self.last is not None)
 
     def logits(self, batch: Batch) -> torch.Tensor:
@@ -203,10 +208,10 @@ class CausalLMForward:
         """Shows on the first batches with images that they are seen, and the answer is not."""
         if self.unseen is not None:
             with evaluating(self.model):
-                shown = self.unseen(self, batch, TOLERANCE[self.coarsest])
+                shown = self.unseen(self, batch, TOLERANCE[self.compute_dtype])
             self.unseen = None if shown else self.unseen
 
-    def choose(self) -> None:
+    def probe_capabilities(self) -> None:
         """Takes the packed, fused and shared way as far as a probe shows that it gives the model's own logits.
 
         The model's own padded forward on two short sequences is the arbiter, so a model that keeps state along the
@@ -220,13 +225,13 @@ class CausalLMForward:
         own_attention = self.inner.config._attn_implementation
         with evaluating(self.model):
             expected = self._own_logits(whole)
-            check_causal(self, whole, expected, _COMMON, TOLERANCE[self.coarsest])
+            check_causal(self, whole, expected, _COMMON, TOLERANCE[self.compute_dtype])
             expected = expected[torch.isin(whole["positions"], short["positions"])]
             hoped = self.fused
             if self._tries(short, expected, fused=hoped, shares=True):
                 return
             self.inner.set_attn_implementation(own_attention)
-            self.fused = hoped and equivalent(_tried(self, short), expected, TOLERANCE[self.coarsest])
+            self.fused = hoped and equivalent(_tried(self, short), expected, TOLERANCE[self.compute_dtype])
             if not self.fused:
                 log.warning("the model makes its logits in its own way: its forward is used instead of the fused head")
             if self.fused != hoped and self._tries(short, expected, fused=self.fused, shares=True):
@@ -243,7 +248,7 @@ class CausalLMForward:
         PaliGemma's text model tells the kernel that it is not causal: a token then sees all that follow. Eager
         attention is always given the mask.
         """
-        even, tolerance = self.placed(_probe(self.inner, beginnings=True, even=True)), TOLERANCE[self.coarsest]
+        even, tolerance = self.placed(_probe(self.inner, beginnings=True, even=True)), TOLERANCE[self.compute_dtype]
         try:
             check_causal(self, even, self.logits(even), _COMMON, tolerance)
         except UsageError:
@@ -256,8 +261,8 @@ class CausalLMForward:
         if self.packed:
             self.inner.set_attn_implementation(varlen.NAME)
             batch = self.placed(share_prefixes(_probe(self.inner), AlwaysShare())) if shares else short
-            with varlen.watched() as plain:
-                self.packed = equivalent(_tried(self, batch), expected, TOLERANCE[self.coarsest])
+            with varlen.record_plain_calls() as plain:
+                self.packed = equivalent(_tried(self, batch), expected, TOLERANCE[self.compute_dtype])
             self.plain = self.packed and all(plain)
         self.shares = self.packed and shares
         return self.packed
@@ -309,7 +314,7 @@ def flat_inputs(batch: Batch) -> dict[str, Any]:
     """A batch as a decoder with ``ft_varlen`` attention takes it."""
     starts, longest = batch["cu_seqlens"], batch["max_len"]
     told = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
-    told |= {name: batch[name] for name in ("prefixes", "side") if name in batch}
+    told |= {name: batch[name] for name in ("prefixes", "kv_part") if name in batch}
     return {**told, "input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
 
 

@@ -29,7 +29,7 @@ class RewardForward(CausalLMForward):
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Scores at ``positions``, one for each sequence, by the way that is in use."""
-        return self.by_all(batch, self._scores) if self.fused else self._own_logits(batch)
+        return self.run(batch, self._scores) if self.fused else self._own_logits(batch)
 
     def _scores(self, batch: Batch) -> torch.Tensor:
         hidden, head = self.hidden(batch), self.inner.score
@@ -65,8 +65,8 @@ class RewardForward(CausalLMForward):
     def _own_logits(self, batch: Batch) -> torch.Tensor:
         """By the model's own forward, sequence by sequence: there is no padding that it could take for the end."""
         starts = batch["cu_seqlens"].tolist()
-        half = self.coarsest.itemsize < 4
-        with torch.autocast(batch["input_ids"].device.type, dtype=self.coarsest if half else None, enabled=half):
+        half = self.compute_dtype.itemsize < 4
+        with torch.autocast(batch["input_ids"].device.type, dtype=self.compute_dtype if half else None, enabled=half):
             scores = [
                 self.inner(batch["input_ids"][:, start:end], use_cache=False).logits[0, 0]
                 for start, end in pairwise(starts)

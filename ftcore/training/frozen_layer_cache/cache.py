@@ -1,12 +1,12 @@
-"""What lies under the lowest trained layer computes the same in every epoch: kept row by row, and not run again.
+"""Caches the inputs of the first trainable layer: frozen layers compute the same in every epoch.
 
-A sequence's hidden states at that border depend on the frozen weights and on its tokens alone. They are computed by
-themselves, one sequence at a time, and never as a part of a batch: a matrix product's last bits depend on how many
-rows it has, and what is kept would depend on the batch in which a row came first. So what a step computes does not
-depend on what is kept, by whom, or on whether a run was stopped in between.
+These hidden states depend on the frozen weights and the sequence's tokens only. They are computed one sequence at a
+time, never in a batch: the last bits of a matrix product depend on its number of rows, and cached values would depend
+on the batch in which a row first appeared. The result of a step therefore does not depend on what is cached, by which
+run, or on an interruption.
 
-The gates stand before the layers' own ``forward``. With a batch of which everything is known the layers below the
-border hand on what they get, and the last of them hands on what was kept.
+Gates replace the ``forward`` of the layers. With cached hidden states, frozen layers return their input unchanged, and
+the last frozen layer returns the cached values.
 """
 
 from __future__ import annotations
@@ -29,123 +29,124 @@ from ftcore.utils.hashing import new_digest
 
 
 @dataclass
-class _Pass:
-    """What the gates do in a pass through the decoder.
+class _Call:
+    """What the gates do in one call of the decoder.
 
     Args:
-        below: whether the layers under the border compute.
-        above: whether the others do.
-        given: what the last layer under the border hands on where they do not.
+        frozen: whether the frozen layers compute.
+        trainable: whether the other layers compute.
+        given: what the last frozen layer returns where they do not compute.
+        recorded: what it returned where they did.
     """
 
-    below: bool = True
-    above: bool = True
+    frozen: bool = True
+    trainable: bool = True
     given: torch.Tensor | None = None
-    seen: torch.Tensor | None = None
+    recorded: torch.Tensor | None = None
 
 
 class _LayerGate:
-    """In the place of a layer's ``forward``."""
+    """Replaces a layer's ``forward``."""
 
-    def __init__(self, layer: nn.Module, below: bool, last: bool, owner: FrozenLayerCache) -> None:
+    def __init__(self, layer: nn.Module, frozen: bool, last: bool, owner: FrozenLayerCache) -> None:
         self.own: Callable[..., Any] = layer.forward
-        self.below, self.last, self.owner = below, last, owner
-        self.pairs = False
+        self.frozen, self.last, self.owner = frozen, last, owner
+        self.returns_tuple = False
         layer.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        now = self.owner.now
-        if now is None or (now.below if self.below else now.above):
+        now = self.owner.current
+        if now is None or (now.frozen if self.frozen else now.trainable):
             result = self.own(*args, **kwargs)
             if now is not None and self.last:
-                self.pairs = isinstance(result, tuple)
-                now.seen = result[0] if self.pairs else result
+                self.returns_tuple = isinstance(result, tuple)
+                now.recorded = result[0] if self.returns_tuple else result
             return result
         handed = args[0] if args else kwargs["hidden_states"]
         if self.last and now.given is not None:
             handed = now.given
-        return (handed,) if self.pairs else handed
+        return (handed,) if self.returns_tuple else handed
 
 
 @dataclass
 class FrozenLayerCache:
-    """The layers under the lowest trained one, and what is kept of them.
+    """The layers before the first trainable one, and their cached outputs.
 
     Args:
-        decoder: the stack, called as `ftcore.training.forward.causal_lm` calls it.
-        layers: of the decoder, from the bottom up.
-        border: number of the lowest layer that is not under the border.
-        inputs: a batch as the decoder's keyword arguments.
+        decoder: called as in `ftcore.training.forward.causal_lm`.
+        layers: of the decoder, in order.
+        first_trainable: number of the first trainable layer.
+        inputs: maps a batch to the decoder's keyword arguments.
 
     Attributes:
-        on: whether it is in use.
-        store: where rows are kept; None computes them each time, in the same way.
-        dtype, width: of what passes the border, and its bytes per token.
-        proof: bytes that it made of a probe.
-        crew: who computes rows, so that they are the same whoever asks for them; None for the caller.
+        enabled: whether it is in use.
+        store: of the cached rows; None computes them each time, in the same way.
+        dtype, width: of the first trainable layer's input, and its bytes per token.
+        proof: the bytes that the frozen layers compute for a probe.
+        pool: computes rows with the same number of threads for every caller; None for the caller's thread.
     """
 
     decoder: nn.Module
     layers: nn.ModuleList
-    border: int
+    first_trainable: int
     inputs: Callable[[Batch], dict[str, Any]]
-    on: bool = False
+    enabled: bool = False
     store: RowStore | None = None
     dtype: torch.dtype = torch.float32
     width: int = 0
     proof: bytes = b""
-    crew: ThreadPool | None = None
-    _passes: dict[int, _Pass] = field(default_factory=dict, repr=False)
+    pool: ThreadPool | None = None
+    _calls: dict[int, _Call] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=Lock, repr=False)
 
     def __post_init__(self) -> None:
         for number, layer in enumerate(self.layers):
-            _LayerGate(layer, number < self.border, number == self.border - 1, self)
+            _LayerGate(layer, number < self.first_trainable, number == self.first_trainable - 1, self)
 
     @property
-    def now(self) -> _Pass | None:
-        """The pass of this thread."""
-        return self._passes.get(get_ident())
+    def current(self) -> _Call | None:
+        """The current call of this thread."""
+        return self._calls.get(get_ident())
 
     @contextmanager
-    def passing(self, now: _Pass) -> Iterator[_Pass]:
-        """The gates set, for this thread."""
-        self._passes[get_ident()] = now
+    def gates(self, now: _Call) -> Iterator[_Call]:
+        """Sets the gates for calls of this thread."""
+        self._calls[get_ident()] = now
         try:
             yield now
         finally:
-            del self._passes[get_ident()]
+            del self._calls[get_ident()]
 
     def run(self, batch: Batch, trimmed: bool) -> torch.Tensor:
         """The decoder's last hidden states ``[T, H]`` at the batch's positions.
 
         Args:
-            batch: what is computed.
-            trimmed: whether the last layer gives no more than these where it computes
-            (`ftcore.training.model_transforms.last_layer_pruning`).
+            batch: the batch.
+            trimmed: whether the last layer, where it computes, returns only these positions
+                (`ftcore.training.model_transforms.last_layer_pruning`).
         """
-        trimmed = trimmed and self.border < len(self.layers)
+        trimmed = trimmed and self.first_trainable < len(self.layers)
         asked = {"labelled": batch["positions"]} if trimmed else {}
-        if self.on:
-            found = self.halved(batch, self.below(batch), **asked)
+        if self.enabled:
+            found = self.run_trainable(batch, self.frozen_outputs(batch), **asked)
         else:
             found = self.decoder(**self.inputs(batch), **asked).last_hidden_state
         return found[0] if trimmed else found[0, batch["positions"]]
 
-    def halved(self, batch: Batch, given: torch.Tensor, **asked: Any) -> torch.Tensor:
-        """The decoder's last hidden states ``[1, N, H]`` from what passes the border, of the same shape."""
-        with self.passing(_Pass(below=False, given=given)):
+    def run_trainable(self, batch: Batch, given: torch.Tensor, **asked: Any) -> torch.Tensor:
+        """The decoder's last hidden states ``[1, N, H]``, given the first trainable layer's input of the same shape."""
+        with self.gates(_Call(frozen=False, given=given)):
             return self.decoder(**self.inputs(batch), **asked).last_hidden_state
 
-    def watched(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Everything computed as without this: what passes the border, and the last hidden states, ``[1, N, H]``."""
-        with self.passing(_Pass()) as now:
+    def run_recording(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """All layers computed: the first trainable layer's input, and the last hidden states, each ``[1, N, H]``."""
+        with self.gates(_Call()) as now:
             last = self.decoder(**self.inputs(batch)).last_hidden_state
-        assert now.seen is not None
-        return now.seen, last
+        assert now.recorded is not None
+        return now.recorded, last
 
-    def below(self, batch: Batch) -> torch.Tensor:
-        """What passes the border, ``[1, N, H]``, each sequence computed by itself or taken from where it is kept."""
+    def frozen_outputs(self, batch: Batch) -> torch.Tensor:
+        """The first trainable layer's input ``[1, N, H]``; each sequence comes from the cache or is computed alone."""
         ids, starts = batch["input_ids"][0], batch["cu_seqlens"].tolist()
         before = batch.get("prefixes") or [()] * (len(starts) - 1)
         parts = []
@@ -155,7 +156,7 @@ class FrozenLayerCache:
         return torch.cat(parts)[None]
 
     def _row(self, ids: torch.Tensor) -> torch.Tensor:
-        """Of one sequence of L tokens, ``[L, H]``."""
+        """The same of one sequence of L tokens, ``[L, H]``."""
         if self.store is None:
             return self.alone(ids)
         how, size = str(_casting(ids.device.type)).encode(), len(ids) * self.width
@@ -166,7 +167,7 @@ class FrozenLayerCache:
                 self.store.refresh()
                 found = self.store.get(key, size)
         if found is not None:
-            # copied: torch has no tensors that cannot be written to
+            # copied: the memory map is read-only, and torch has no read-only tensors
             return torch.from_numpy(found.copy()).view(self.dtype).view(len(ids), -1).to(ids.device)
         hidden = self.alone(ids)
         with self._lock:
@@ -175,8 +176,8 @@ class FrozenLayerCache:
         return hidden
 
     def alone(self, ids: torch.Tensor) -> torch.Tensor:
-        """Computes one sequence of L tokens up to the border, ``[L, H]``; no gradients."""
-        return self._alone(ids) if self.crew is None else self.crew.alone(partial(self._alone, ids))
+        """Computes the first trainable layer's input of one sequence of L tokens, ``[L, H]``; no gradients."""
+        return self._alone(ids) if self.pool is None else self.pool.run_one(partial(self._alone, ids))
 
     def _alone(self, ids: torch.Tensor) -> torch.Tensor:
         length, device = len(ids), ids.device
@@ -186,12 +187,12 @@ class FrozenLayerCache:
             "cu_seqlens": torch.tensor([0, length], dtype=torch.int32, device=device),
             "max_len": length,
         }
-        with torch.no_grad(), self.passing(_Pass(above=False)) as now:
+        with torch.no_grad(), self.gates(_Call(trainable=False)) as now:
             self.decoder(**self.inputs(batch))
-        assert now.seen is not None
-        return now.seen[0]
+        assert now.recorded is not None
+        return now.recorded[0]
 
 
 def _casting(device: str) -> torch.dtype | None:
-    """The dtype that autocast computes in, where it does."""
+    """Autocast's dtype; None where autocast is off."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

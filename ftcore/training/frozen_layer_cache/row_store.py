@@ -1,8 +1,8 @@
-"""Arrays kept on disk by content, row by row: written by several processes at once, read through memory maps.
+"""A content-addressed store of rows on disk: several processes append to it and read it through memory maps.
 
-A folder holds segments, each written by one process and only appended to. A record is a header and the row's bytes,
-which the header seals by sha256; what a killed process left half written at a segment's end is passed over, what is
-damaged is left out. Two processes that write the same row write the same bytes: either will do.
+A folder holds segments, each appended to by one process. A record is a header and the row's bytes, whose sha256 is in
+the header. An incomplete record at the end of a segment, left by a killed process, is ignored, and so are damaged
+records. Processes that write the same row write the same bytes, so either copy is valid.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Segment:
-    """One process's records in a file.
+    """The records of one process in a file.
 
     Args:
         path: the file.
@@ -48,24 +48,24 @@ class Segment:
         self._map: mmap.mmap | None = None
 
     def more(self) -> Iterator[tuple[bytes, int, int, bytes]]:
-        """``(key, where its bytes begin, how many, their seal)`` of each whole record since the last call."""
+        """``(key, start of its bytes, number of bytes, sha256)`` of each whole record since the last call."""
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             while not self.bad and self.scanned + _HEADER.size <= size:
                 file.seek(self.scanned)
                 magic, count, key, seal = _HEADER.unpack(file.read(_HEADER.size))
                 if magic != _MAGIC:
-                    log.warning("%s is damaged from byte %d on: what follows is not read", self.path, self.scanned)
+                    log.warning("%s is damaged at byte %d: the rest of it is not read", self.path, self.scanned)
                     self.bad = True
                     return
                 begins = self.scanned + _HEADER.size
                 if begins + count > size:
-                    return  # half written, by a process that was killed or is still at it
+                    return  # incomplete: the writing process was killed, or is still writing
                 self.scanned = begins + _padded(count)
                 yield key, begins, count, seal
 
     def bytes(self, begins: int, count: int) -> Bytes:
-        """These bytes of the file, not copied."""
+        """Bytes of the file, as a view of the memory map."""
         if self._map is None or begins + count > len(self._map):
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -73,11 +73,11 @@ class Segment:
 
 
 class RowStore:
-    """Rows' bytes by their keys, in a folder.
+    """Bytes of rows by key, in a folder.
 
     Args:
-        folder: made when the first row is written.
-        limit: bytes that the folder may hold.
+        folder: created with the first row.
+        limit: most bytes of the folder.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -94,7 +94,7 @@ class RowStore:
         return len(self._index)
 
     def refresh(self) -> None:
-        """Finds what other processes have written meanwhile."""
+        """Reads records that other processes have written since."""
         self.size = 0
         for path in sorted(self.folder.glob("*.rows")):
             with suppress(FileNotFoundError):
@@ -104,29 +104,29 @@ class RowStore:
                     self._index.setdefault(key, (segment, begins, count, seal))
 
     def get(self, key: bytes, count: int) -> Bytes | None:
-        """The row's bytes, of which there are ``count``, not copied; None where they are not there, or damaged."""
+        """The row's ``count`` bytes, as a view; None where they are missing or damaged."""
         if key not in self._index:
             return None
         segment, begins, there, seal = self._index[key]
         if key not in self._sound:
             if there != count or new_digest(segment.bytes(begins, there).data).digest() != seal:
-                log.warning("%s: the record before byte %d is damaged: it is not used", segment.path, begins)
+                log.warning("%s: the record at byte %d is damaged and is not used", segment.path, begins)
                 del self._index[key]
                 return None
             self._sound.add(key)
         return segment.bytes(begins, there)
 
     def put(self, key: bytes, row: Bytes) -> None:
-        """Appends the row; nothing where there is no room, which is said once."""
+        """Appends the row; does nothing where space has run out, which is logged once."""
         if self._full:
             return
         record = _HEADER.size + _padded(row.size)
         if self.size + record > self.limit:
-            self._stop("the limit of its size is reached")
+            self._stop("the cache has reached its size limit")
             return
         header = _HEADER.pack(_MAGIC, row.size, key, new_digest(row.data).digest())
         try:
-            # nothing is buffered: what a full disk cuts off stays the last thing in the file
+            # unbuffered, in one write: a record that a full disk cuts short stays the last one of the file
             written = self._file().write(b"".join([header, row.data, bytes(record - _HEADER.size - row.size)]))
             if written < record:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -144,32 +144,32 @@ class RowStore:
 
     def _stop(self, why: str) -> None:
         self._full = True
-        log.warning("%s: %s; further rows are computed each time", self.folder, why)
+        log.warning("%s: %s; further rows are computed in each epoch", self.folder, why)
 
 
 def _padded(count: int) -> int:
     return -(-count // _ALIGNED) * _ALIGNED
 
 
-# ---- folders of several stores, together under one limit ----
+# ---- all stores together under one limit ----
 
 FREE_SHARE = 0.8
-"""Share of the free disk that may be written to."""
+"""Largest share of the free disk space to use."""
 
 
 def make_room(entry: Entry, needed: int, limit: int) -> str:
-    """Deletes the entries of its kind that were not used for longest, so that one may grow.
+    """Deletes the least recently used entries of the same kind, to make space for one.
 
     Args:
-        entry: that is to be used.
+        entry: to be used.
         needed: bytes that it will hold.
-        limit: bytes of all of them together.
+        limit: most bytes of all entries together.
 
     Returns:
-        Why there is no room; empty where there is.
+        Why there is no space; empty where there is.
     """
     if needed > limit:
-        return f"it takes {in_units(needed)}, and frozen_prefix_size allows {in_units(limit)}"
+        return f"it needs {in_units(needed)}, and frozen_prefix_size allows {in_units(limit)}"
     kept = list_kept([entry.kind], entry.root)
     own = sum(one.size for one in kept if one.path == entry.folder)
     others = [one for one in kept if one.path != entry.folder]
@@ -178,10 +178,8 @@ def make_room(entry: Entry, needed: int, limit: int) -> str:
     for one in reversed(others):
         if needed + total <= limit and more <= FREE_SHARE * free:
             break
-        if entry.locking is not False and one.remove():  # without locks nobody knows which ones are used
+        if entry.locking is not False and one.remove():  # without locks an entry in use cannot be told
             total, free = total - one.size, free + one.size
     if more > FREE_SHARE * free:
-        return (
-            f"it takes {in_units(more)} more, and of {in_units(free)} that {entry.root} has free 80% are used at most"
-        )
+        return f"it needs {in_units(more)} more, and may use 80% of the {in_units(free)} free in {entry.root}"
     return ""

@@ -1,8 +1,8 @@
-"""What `CausalLMForward.choose` has found out, kept: the same model by the same code is not asked again.
+"""What `CausalLMForward.probe_capabilities` has found out, kept: the same model by the same code is not asked again.
 
 The two forwards of the question cost 1.1 of the 8 CPU seconds of a start. Their answer follows from the code and the
 numbers that they are made of, and the name under which it is kept has them all: see `key`. Only the answer that most
-models give is kept, the packed, shared way and the head that was hoped for; any other one comes with a warning, and is
+models give is kept, the packed, shared way and the head that was expected; any other one comes with a warning, and is
 asked for each time.
 """
 
@@ -26,22 +26,22 @@ from ftcore.utils.hashing import package_of
 SOURCES = (package_of(__name__),)
 """Packages whose code computes, besides that of the model's own classes."""
 _NAMES = ("_name_or_path", "name_or_path")
-_GLIMPSE = 32
+_SAMPLED = 32
 """Numbers of each tensor that are looked at. Other weights differ there, be it by training or by another seed; that a
 way is right for some weights and wrong for others is rare (sinks or biases that are zero), and is found out so."""
 
 
 def probe_capabilities(scorer: Any) -> None:
-    """`CausalLMForward.choose`, unless its answer for this model is kept."""
+    """`CausalLMForward.probe_capabilities`, unless its answer for this model is kept."""
     name = key(scorer)
     entry = None if name is None else Entry(CAPABILITY_PROBES, name, store_root())
     if entry is not None and _fits(way := entry.read_value(), scorer):
         vars(scorer).update(way)
         scorer.inner.set_attn_implementation(varlen.NAME)
         return
-    hoped = scorer.fused
-    scorer.choose()
-    if entry is not None and scorer.packed and scorer.shares and scorer.fused == hoped:
+    fused_before = scorer.fused
+    scorer.probe_capabilities()
+    if entry is not None and scorer.packed and scorer.shares and scorer.fused == fused_before:
         with suppress(OSError):  # a folder that cannot be written costs the question the next time
             entry.write(type(scorer.inner).__name__, _way(scorer))
 
@@ -104,7 +104,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _tensor(name: str, tensor: torch.Tensor) -> list[Any]:
-    first = tensor.detach().reshape(-1)[:_GLIMPSE].cpu().view(torch.uint8).numpy().tobytes().hex()
+    first = tensor.detach().reshape(-1)[:_SAMPLED].cpu().view(torch.uint8).numpy().tobytes().hex()
     return [name, str(tensor.dtype), tuple(tensor.shape), str(tensor.device), tensor.requires_grad, first]
 
 

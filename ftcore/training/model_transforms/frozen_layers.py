@@ -1,4 +1,4 @@
-"""Whether a run keeps what lies under its lowest trained layer, proven on the model itself."""
+"""Decides whether a run caches the outputs of its frozen layers, and verifies it on the model."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
 
 SOURCES = (package_of(__name__),)
-"""Packages whose code computes, besides that of the layers' own classes."""
+"""Packages whose sources are part of the cache's key, besides those of the layers' classes."""
 
 
 class _ImpossibleError(Exception):
-    """Why nothing can be kept."""
+    """The reason why frozen layers cannot be cached."""
 
 
 def choose_frozen_layer_cache(trainer: TrainingContext) -> FrozenLayerCache | None:
-    """What the option asks for: the frozen prefix, in use and with a place to keep it in; None for none.
+    """The cache of ``cache_frozen_prefix``; None for none.
 
-    Where there is one and no room for it, it is returned but not in use: a resumed run goes on as it began.
+    Without disk space the cache is returned disabled: a resumed run may have to enable it to continue as it began.
 
     Raises:
-        UsageError: with the reason, where the option demands what cannot be.
+        UsageError: the option is true and the model, the data or the disk does not allow it; with the reason.
     """
     wish = trainer.plan.training.cache_frozen_prefix
-    # a GPU reads all weights for each sequence that is computed by itself, which many sequences at a time would share
+    # auto is off on a GPU: rows are computed one at a time there, which reads all weights for each row
     unasked = wish == "auto" and (trainer.args.device.type != "cpu" or _passes(trainer) <= 1)
     if wish is False or trainer.train_dataset is None or unasked:
         return None
-    prefix: FrozenLayerCache | None = None
+    cache: FrozenLayerCache | None = None
     try:
-        prefix = _proven(trainer)
-        name, tokens = _name(trainer, prefix), _tokens(trainer.train_dataset, trainer.eval_dataset)
-        prefix.store = _store(trainer, prefix, name, tokens * prefix.width)
-        prefix.on = True
+        cache = _proven(trainer)
+        name, tokens = _name(trainer, cache), _tokens(trainer.train_dataset, trainer.eval_dataset)
+        cache.store = _store(trainer, cache, name, tokens * cache.width)
+        cache.enabled = True
     except _ImpossibleError as why:
         if wish is True:
             hint = "write cache_frozen_prefix: auto, or false"
             where = trainer.plan.where("cache_frozen_prefix")
             raise UsageError(Problem(f"cache_frozen_prefix is true, and {why}", where, hint)) from why
-        if prefix is not None:
-            trainer.reports.say(f"what the frozen layers compute is not kept: {why}")
-        return prefix
-    there, whole = f"{prefix.border} of {len(prefix.layers)}", in_units(tokens * prefix.width)
-    trainer.reports.say(f"frozen layers: {there} are computed once per row, {whole} kept in {prefix.store.folder}")
-    return prefix
+        if cache is not None:
+            trainer.reports.info(f"frozen layers are not cached: {why}")
+        return cache
+    there, whole = f"{cache.first_trainable} of {len(cache.layers)}", in_units(tokens * cache.width)
+    trainer.reports.info(f"frozen layers: {there} are computed once per row, {whole} cached in {cache.store.folder}")
+    return cache
 
 
 def _passes(trainer: TrainingContext) -> float:
-    """How often the training rows are gone through."""
+    """Number of epochs of the run, possibly a fraction."""
     arguments, constant = trainer.args, trainer.plan.stage.component.deterministic_rows
     if arguments.max_steps <= 0 or isinstance(trainer.train_dataset, Stream) or not constant:
         return float(arguments.num_train_epochs)
@@ -76,79 +76,79 @@ def _passes(trainer: TrainingContext) -> float:
 
 
 def _proven(trainer: TrainingContext) -> FrozenLayerCache:
-    """The model's layers under the border, shown to be the only thing that the layers above are given."""
+    """A cache of the model's frozen layers, after checks that trainable layers read nothing but their outputs."""
     scorer = trainer.scorer
     if isinstance(trainer.train_dataset, Stream):
-        raise _ImpossibleError("the rows are a stream, of which each comes once")
+        raise _ImpossibleError("streaming is true, which reads each row once")
     if not trainer.plan.stage.component.deterministic_rows:
-        raise _ImpossibleError("this stage makes its sequences anew in each epoch")
+        raise _ImpossibleError("this stage generates new sequences in each epoch")
     if trainer.noise is not None:
-        raise _ImpossibleError("neftune_noise_alpha puts noise on what the lowest layer reads")
+        raise _ImpossibleError("neftune_noise_alpha adds noise to the input of the first layer")
     if not (scorer.packed and scorer.fused):
-        raise _ImpossibleError("the model is computed in its own way")
+        raise _ImpossibleError("the model does not support packed sequences or the fused loss")
     layers = scorer.layers()
     if layers is None:
-        raise _ImpossibleError("the model is no plain stack of layers")
-    border = first_trainable_layer(layers)
-    if not border:
-        raise _ImpossibleError("the lowest layer is trained")
-    if any(hasattr(module, "disable_adapters") for layer in layers[:border] for module in layer.modules()):
-        raise _ImpossibleError("layers under the lowest trained one have adapters")
-    prefix = FrozenLayerCache(scorer.inner.get_decoder(), layers, border, flat_inputs, crew=trainer.crew)
+        raise _ImpossibleError("the decoder is not a plain stack of layers")
+    first_trainable = first_trainable_layer(layers)
+    if not first_trainable:
+        raise _ImpossibleError("the first layer is trained")
+    if any(hasattr(module, "disable_adapters") for layer in layers[:first_trainable] for module in layer.modules()):
+        raise _ImpossibleError("layers before the first trainable one have adapters")
+    cache = FrozenLayerCache(scorer.inner.get_decoder(), layers, first_trainable, flat_inputs, pool=trainer.pool)
     training = trainer.model.training
     try:
         with trainer.accelerator.autocast():
-            _prove(trainer, prefix)
+            _prove(trainer, cache)
     finally:
         trainer.model.train(training)
-    return prefix
+    return cache
 
 
 def first_trainable_layer(layers: nn.ModuleList) -> int:
-    """Number of the lowest layer that is trained; of layers, where none is."""
+    """Number of the first trainable layer; the number of layers where none is."""
     trained = (any(tensor.requires_grad for tensor in layer.parameters()) for layer in layers)
     return next((number for number, found in enumerate(trained) if found), len(layers))
 
 
-def _prove(trainer: TrainingContext, prefix: FrozenLayerCache) -> None:
-    """Three passes over two short sequences: with gradients and dropout, without, and in two halves."""
-    probe, tolerance = trainer.scorer.probe(), TOLERANCE[trainer.scorer.coarsest]
+def _prove(trainer: TrainingContext, cache: FrozenLayerCache) -> None:
+    """Compares forward passes over two short sequences: in training mode, in evaluation mode, and in two steps."""
+    probe, tolerance = trainer.scorer.probe(), TOLERANCE[trainer.scorer.compute_dtype]
     trainer.model.train()
     with torch.enable_grad():
-        trained, _ = prefix.watched(probe)
+        trained, _ = cache.run_recording(probe)
     if trained.requires_grad:
-        raise _ImpossibleError("something under the lowest trained layer is trained too, such as the embedding")
+        raise _ImpossibleError("parameters before the first trainable layer are trained too, such as the embedding")
     trainer.model.eval()
     with torch.no_grad():
-        whole, last = prefix.watched(probe)
+        whole, last = cache.run_recording(probe)
         if not torch.equal(trained, whole):
-            raise _ImpossibleError("there is dropout, or another chance, under the lowest trained layer")
-        prefix.dtype, prefix.width = whole.dtype, whole.shape[-1] * whole.element_size()
+            raise _ImpossibleError("dropout or another random operation comes before the first trainable layer")
+        cache.dtype, cache.width = whole.dtype, whole.shape[-1] * whole.element_size()
         try:
-            same, own = prefix.halved(probe, whole), prefix.below(probe)
+            same, own = cache.run_trainable(probe, whole), cache.frozen_outputs(probe)
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-            raise _ImpossibleError("the model is no plain stack of layers") from error
+            raise _ImpossibleError("the decoder is not a plain stack of layers") from error
     if not torch.equal(same, last) or not equivalent(own, whole, tolerance):
-        raise _ImpossibleError("the upper layers read more than the hidden states of those below")
-    prefix.proof = own.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        raise _ImpossibleError("trainable layers read more than the hidden states of the frozen ones")
+    cache.proof = own.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _name(trainer: TrainingContext, prefix: FrozenLayerCache) -> str:
-    """Digest of all that decides what the prefix computes, to the last bit.
+def _name(trainer: TrainingContext, cache: FrozenLayerCache) -> str:
+    """Digest of everything that decides the outputs of the frozen layers, bit for bit.
 
-    Weights, and what they make of two short sequences, which holds what is kept beside them, such as scales of
-    quantised ones; versions, threads, processor and whose products.
+    It covers weights, versions, number of threads, processor, and the choice of matrix products. It also covers the
+    outputs for two short sequences, which depend on state besides the weights, such as scales of quantised ones.
     """
-    above = {id(tensor) for layer in prefix.layers[prefix.border :] for tensor in layer.state_dict().values()}
-    above |= {id(tensor) for layer in prefix.layers[prefix.border :] for tensor in layer.parameters()}
+    above = {id(tensor) for layer in cache.layers[cache.first_trainable :] for tensor in layer.state_dict().values()}
+    above |= {id(tensor) for layer in cache.layers[cache.first_trainable :] for tensor in layer.parameters()}
     capability = torch.backends.cpu.get_cpu_capability()
     device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else capability
-    threads = torch.get_num_threads() if prefix.crew is None else prefix.crew.share
-    how = [prefix.border, str(prefix.dtype), device, threads, state.versions()]
+    threads = torch.get_num_threads() if cache.pool is None else cache.pool.threads_per_worker
+    how = [cache.first_trainable, str(cache.dtype), device, threads, state.versions()]
     how += [asdict(matmul.get_choice()), *(trainer.scorer.compiled or ())]
-    classes = [module for layer in prefix.layers[: prefix.border] for module in layer.modules()]
-    digest = new_digest(entry_name(how, [*SOURCES, *files_of_classes([prefix.decoder, *classes])]), prefix.proof)
-    for name, tensor in (*prefix.decoder.named_parameters(), *prefix.decoder.named_buffers()):
+    classes = [module for layer in cache.layers[: cache.first_trainable] for module in layer.modules()]
+    digest = new_digest(entry_name(how, [*SOURCES, *files_of_classes([cache.decoder, *classes])]), cache.proof)
+    for name, tensor in (*cache.decoder.named_parameters(), *cache.decoder.named_buffers()):
         if id(tensor) not in above and not tensor.requires_grad:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -156,7 +156,7 @@ def _name(trainer: TrainingContext, prefix: FrozenLayerCache) -> str:
 
 
 def _tokens(*datasets: Any) -> int:
-    """Of all sequences that an epoch computes."""
+    """Tokens of all sequences that an epoch and its evaluation compute."""
     total = 0
     for rows in datasets:
         if rows is None:
@@ -170,8 +170,8 @@ def _tokens(*datasets: Any) -> int:
     return total
 
 
-def _store(trainer: TrainingContext, prefix: FrozenLayerCache, name: str, needed: int) -> RowStore:
-    """Where rows are kept, marked as used as long as it is there."""
+def _store(trainer: TrainingContext, cache: FrozenLayerCache, name: str, needed: int) -> RowStore:
+    """The store of the rows; its entry stays marked as used while the store exists."""
     limit, locking = int(trainer.plan.training.frozen_prefix_size * 1e9), trainer.plan.training.use_file_locking
     entry = Entry(FROZEN_LAYERS, name, store_root(), locking)
     try:
@@ -181,7 +181,9 @@ def _store(trainer: TrainingContext, prefix: FrozenLayerCache, name: str, needed
                     raise _ImpossibleError(why)
                 held = entry.open()
                 if held is None:
-                    about = f"{prefix.border} of {len(prefix.layers)} layers, {type(trainer.scorer.inner).__name__}"
+                    about = (
+                        f"{cache.first_trainable} of {len(cache.layers)} layers, {type(trainer.scorer.inner).__name__}"
+                    )
                     entry.write(about, None)
                     held = entry.open()
             if held is not None:

@@ -53,7 +53,7 @@ def prune_last_layer(scorer: CausalLMForward) -> None:
         expected = _made(layer, decoder, scorer)
         layer.__class__ = _turned(own)
         found = _made(layer, decoder, scorer, labelled=_READ)
-    if expected is None or not equivalent(found, expected[:, _READ], TOLERANCE[scorer.coarsest]):
+    if expected is None or not equivalent(found, expected[:, _READ], TOLERANCE[scorer.compute_dtype]):
         layer.__class__ = own
     else:
         scorer.last = layer
@@ -64,7 +64,7 @@ def _made(layer: Any, decoder: Any, scorer: CausalLMForward, **asked: Any) -> to
     inputs = flat_inputs(scorer.probe())
     ids = inputs.pop("input_ids")
     size = scorer.inner.config.get_text_config().hidden_size
-    x = fixed_random(*ids.shape, size).to(ids.device, scorer.coarsest)
+    x = fixed_random(*ids.shape, size).to(ids.device, scorer.compute_dtype)
     try:
         places = decoder.rotary_emb(x, inputs["position_ids"])
         made = layer(x, attention_mask=None, position_embeddings=places, past_key_values=None, **inputs, **asked)

@@ -142,11 +142,11 @@ def compile_layers(trainer: TrainingContext, scorer: Any) -> None:
         why = "in float32 on a CPU ft computes layers by functions of its own, which take less time than compiled ones"
     else:
         compiling = partial(_compiled, trainer, scorer, layers, *wish)
-        # by a member of the crew, where there is one: code is for so many threads
-        why = compiling() if trainer.crew is None else trainer.crew.alone(compiling)
+        # by a member of the pool, where there is one: code is for so many threads
+        why = compiling() if trainer.pool is None else trainer.pool.run_one(compiling)
         scorer.compiled = None if why else wish
     done = "" if layers is None else f"{len(layers)} layers are compiled, {time.perf_counter() - began:.0f} s"
-    trainer.reports.say(f"torch_compile: {f'nothing is compiled: {why}' if why else done}")
+    trainer.reports.info(f"torch_compile: {f'nothing is compiled: {why}' if why else done}")
 
 
 def _compiled(
@@ -154,7 +154,7 @@ def _compiled(
 ) -> str:
     """Compiles and tries; why layers stay as they are, empty where they do not."""
     computed = getattr(torch, trainer.plan.precision.compute)
-    close = max(TOLERANCE[scorer.coarsest], TOLERANCE[computed])
+    close = max(TOLERANCE[scorer.compute_dtype], TOLERANCE[computed])
     own: list[Any] = [type(layer) for layer in layers]
     with torch.random.fork_rng(), trainer.accelerator.autocast(), torch.enable_grad():
         calls = _calls(scorer, layers)

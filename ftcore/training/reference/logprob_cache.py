@@ -214,7 +214,7 @@ def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: 
         if trainer.args.world_size > 1:
             broadcast_object_list(found)
         if found[0] is not None:
-            trainer.reports.say(f"reference of {len(rows):,} rows: kept from an earlier run in {entry.folder}")
+            trainer.reports.info(f"reference of {len(rows):,} rows: kept from an earlier run in {entry.folder}")
             return found[0]
         begun = time.monotonic()
         values = _computed(trainer, measure, reference, rows)
@@ -223,7 +223,7 @@ def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: 
             about = f"{measure.name}, {len(rows):,} rows, {type(reference.scorer.inner).__name__}"
             written = _write(entry, about, values)
             kept = f"kept in {entry.folder}" if written else f"{entry.folder} cannot be written: not kept"
-            trainer.reports.say(f"reference of {len(rows):,} rows: computed in {seconds:.1f} s, {kept}")
+            trainer.reports.info(f"reference of {len(rows):,} rows: computed in {seconds:.1f} s, {kept}")
     return values
 
 
@@ -242,7 +242,7 @@ def _alone(entry: Entry, arguments: Any) -> Iterator[None]:
 
 def _computed(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> Array:
     batches = list(_batches(rows, trainer.args.eval_batch_size))[trainer.args.process_index :: trainer.args.world_size]
-    if trainer.crew is not None:  # as many tokens at a time, and rows of like length on both sides
+    if trainer.pool is not None:  # as many tokens at a time, and rows of like length on both sides
         batches = [numbers[side::NUM_WORKERS] for numbers in batches for side in range(min(NUM_WORKERS, len(numbers)))]
 
     def measured(numbers: list[int]) -> Array:
@@ -268,7 +268,7 @@ def _batches(rows: Any, size: int) -> Iterator[list[int]]:
 
 def _key(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> str:
     how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.args.device.type]
-    how += [repr(reference.collate.shares), trainer.crew is not None]  # other batches, other roundings
+    how += [repr(reference.collate.shares), trainer.pool is not None]  # other batches, other roundings
     how += [*(reference.scorer.compiled or ())]
     parts = [measure.name, reference.digest, _fingerprint(rows), how, state.versions()]
     measured = getattr(sys.modules.get(measure.values.__module__), "__file__", None)

@@ -1,4 +1,4 @@
-"""What stands between a bad micro-batch and the weights: numbers that are none, and memory that does not suffice."""
+"""Guards of an optimizer step: non-finite losses and gradients, and out of memory."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from ftcore.training.step.micro_batching import ROWS, parts, split_micro_batches
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
 
-_KEPT = ("most", "skipped", "since_logged", "steps_since_logged")
+_SAVED = {name: name for name in ("skipped", "since_logged", "steps_since_logged")} | {"max_rows": "most"}
+"""Attribute -> its key in a checkpoint."""
 
 
 class NotFiniteError(Exception):
-    """A loss, gradient or learning rate is not a number: no step is taken with it."""
+    """A loss, gradient or learning rate is NaN or infinite: the optimizer must not step."""
 
     def __init__(self, what: str, value: float, rows: Sequence[int]) -> None:
         self.what, self.value, self.rows = what, value, rows
 
 
 class KeepRowsCollator:
-    """A collator whose batches keep their rows."""
+    """A collator whose batches also hold their rows, so that they can be split."""
 
     def __init__(self, collator: Callable[[Sequence[Mapping[str, Any]]], Batch]) -> None:
         self.collator = collator
@@ -41,96 +42,97 @@ class KeepRowsCollator:
 
 
 class StepGuard:
-    """Takes the micro-batches of one optimizer step in passes, again in smaller ones where memory does not suffice.
+    """Runs the micro-batches of an optimizer step; retries with fewer rows at a time when memory runs out.
 
     Args:
         trainer: whose model is trained.
 
     Attributes:
-        most: rows per micro-batch that memory sufficed for; None while it sufficed for whole ones.
-        skipped: steps that were left out because a number was none.
-        untrained: steps of this run that changed nothing: skipped, or without a token that is trained.
-        since_logged: those of them since the last log line, of ``steps_since_logged``.
+        max_rows: most rows per micro-batch after an out-of-memory error; None before one.
+        skipped: steps skipped because of a non-finite number.
+        untrained: steps of this run without an update: skipped, or without a trained token.
+        since_logged: those of them since the last log line, out of ``steps_since_logged`` steps.
         rows_seen: rows of this run.
-        rows_in_step: numbers of the rows of the step that is under way.
+        rows_in_step: numbers of the rows of the current step.
     """
 
     def __init__(self, trainer: TrainingContext) -> None:
         self.trainer = trainer
-        self.most: int | None = None
+        self.max_rows: int | None = None
         self.skipped = self.untrained = self.rows_seen = 0
         self.since_logged, self.steps_since_logged = 0, 0
-        self._taken: list[Batch] = []
+        self._batches: list[Batch] = []
         self.rows_in_step: list[int] = []
-        self._void = False
+        self._skipping = False
 
-    # ---- what is kept in checkpoints ----
+    # ---- state in checkpoints ----
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs."""
-        return {name: getattr(self, name) for name in _KEPT}
+        """The state that a resume needs."""
+        return {key: getattr(self, name) for name, key in _SAVED.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state` returned."""
-        for name in _KEPT:
-            setattr(self, name, state[name])
+        """Restores what `state` returned."""
+        for name, key in _SAVED.items():
+            setattr(self, name, state[key])
 
     # ---- a step ----
 
     def begin(self, batches: Sequence[Batch], weight: float) -> None:
-        """Of the optimizer step over these micro-batches, whose labels weigh so much together."""
-        self._taken, self._void = [], False
+        """Starts an optimizer step over these micro-batches; ``weight`` is the total weight of their labels."""
+        self._batches, self._skipping = [], False
         self.rows_in_step = [index for batch in batches for index in batch["index"]]
         self.rows_seen += sum(index >= 0 for index in self.rows_in_step)
         self.steps_since_logged += 1
         if not weight and batches:
-            self._leave_out()
-            self.trainer.reports.say(f"step {self._number}: no token of its rows is trained; {self._places()}")
+            self._mark_skipped()
+            self.trainer.reports.info(f"step {self._number}: no token of its rows has a label; {self._places()}")
 
-    def micro_batch(self, batch: Batch, done: Callable[[Sequence[Batch]], list[torch.Tensor]]) -> torch.Tensor:
-        """The loss of one micro-batch, its gradient added; 0 where the step is left out.
+    def micro_batch(self, batch: Batch, run: Callable[[Sequence[Batch]], list[torch.Tensor]]) -> torch.Tensor:
+        """The loss of one micro-batch, whose gradient is added; 0 in a skipped step.
 
         Args:
             batch: with its rows.
-            done: does it, for batches that are its parts: their losses.
+            run: computes the losses and adds the gradients of the batches that it is split into.
         """
         trainer = self.trainer
-        if self._void:
+        if self._skipping:
             return torch.zeros((), device=trainer.args.device)
-        if not self._taken:
+        if not self._batches:
             self._before = (trainer._tr_loss.clone(), dict(trainer.meters.sums), random_state())
-        self._taken.append(batch)
+        self._batches.append(batch)
         try:
-            loss = self._tried([batch], done)
+            loss = self._tried([batch], run)
             while loss is None:
-                self._halve()
-                loss = self._tried(self._taken, done)  # gradients of a half done backward pass are among the others
+                self._retry_smaller()
+                # all batches of the step again: a failed backward pass has already added to the gradients
+                loss = self._tried(self._batches, run)
         except NotFiniteError as found:
-            self.left_out(found)
+            self.skip_step(found)
             return torch.zeros((), device=trainer.args.device)
         return loss
 
     def _tried(
-        self, batches: Sequence[Batch], done: Callable[[Sequence[Batch]], list[torch.Tensor]]
+        self, batches: Sequence[Batch], run: Callable[[Sequence[Batch]], list[torch.Tensor]]
     ) -> torch.Tensor | None:
-        """The sum of their losses; None where memory did not suffice."""
+        """The sum of their losses; None after an out-of-memory error."""
         try:
-            losses = [loss for batch in batches for loss in done(parts(self.trainer, batch, self.most))]
+            losses = [loss for batch in batches for loss in run(parts(self.trainer, batch, self.max_rows))]
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             return None
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.trainer.args.device)
 
-    def _halve(self) -> None:
-        """Back to where the step began, with half as many rows at a time."""
+    def _retry_smaller(self) -> None:
+        """Restores the state at the start of the step, and halves the rows per micro-batch."""
         trainer = self.trainer
-        together = NUM_WORKERS if self.trainer.side_by_side else 1
-        taken = [split_micro_batches(self.trainer, batch, self.most) for batch in self._taken]
+        together = NUM_WORKERS if self.trainer.runs_concurrently else 1
+        taken = [split_micro_batches(self.trainer, batch, self.max_rows) for batch in self._batches]
         rows = max(sum(map(len, some[:together])) for some in taken)
         if rows == 1 or trainer.args.world_size > 1 or not trainer.loss_is_additive:
             raise self.too_large(f"with {rows} row" + "s" * (rows > 1))
-        self.most = -(-rows // 2)
+        self.max_rows = -(-rows // 2)
         trainer.model.zero_grad()
         loss, sums, random = self._before
         trainer._tr_loss.copy_(loss)
@@ -138,32 +140,32 @@ class StepGuard:
         set_random_state(random)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        again = f"its rows are done again, {self.most} at a time, as are all that follow"
-        trainer.reports.say(
+        again = f"this step and all later ones use micro-batches of {self.max_rows} rows"
+        trainer.reports.info(
             f"out of memory at step {self._number} with {rows} rows at a time: {again}; "
-            f"what the optimizer steps on stays the same; {self._places()}"
+            f"the optimizer's batches stay the same; {self._places()}"
         )
 
     def too_large(self, what: str) -> RunError:
-        """The end of a run for which memory does not suffice, with what to change."""
+        """The error of a run that needs more memory, with the options that reduce it."""
         return RunError(f"out of memory at step {self._number} {what}; {self._places()}; {advice(self.trainer.plan)}")
 
-    # ---- numbers that are none ----
+    # ---- non-finite numbers ----
 
     def check(self, norm: Any) -> Any:
-        """The gradient's norm before the optimizer steps; None where the step is left out."""
+        """Checks the gradient norm before the optimizer steps; returns None in a skipped step."""
         trainer = self.trainer
-        if self._void:
+        if self._skipping:
             return None
         rate = max((group["lr"] for group in trainer.optimizer.param_groups), key=lambda lr: not math.isfinite(lr))
         if not math.isfinite(rate):
-            self.left_out(NotFiniteError("learning rate", float(rate), self.rows_in_step))
+            self.skip_step(NotFiniteError("learning rate", float(rate), self.rows_in_step))
         elif trainer.accelerator.scaler is None and not math.isfinite(norm):
-            self.left_out(NotFiniteError("gradient", float(norm), self.rows_in_step))
-        return None if self._void else norm
+            self.skip_step(NotFiniteError("gradient", float(norm), self.rows_in_step))
+        return None if self._skipping else norm
 
-    def left_out(self, found: NotFiniteError) -> None:
-        """Stops the run, or leaves the step out where the file says so.
+    def skip_step(self, found: NotFiniteError) -> None:
+        """Skips the step with ``on_nonfinite: skip``, else stops the run.
 
         Raises:
             RunError: with the step, the learning rate and the places of the rows.
@@ -175,29 +177,29 @@ class StepGuard:
             f"its rows: {places(trainer.train_dataset, found.rows)}"
         )
         if options.on_nonfinite == "stop" or self.skipped >= options.max_skipped_steps:
-            also = f", after {self.skipped} that were skipped" if self.skipped else ""
-            raise RunError(f"{message}; no step was taken with it{also}")
+            also = f" (skipped before: {self.skipped})" if self.skipped else ""
+            raise RunError(f"{message}; the weights were not updated{also}")
         self.skipped += 1
         trainer.model.zero_grad()
         loss, sums, _ = self._before
         trainer._tr_loss.copy_(loss)
         trainer.meters.sums = dict(sums)
-        self._leave_out()
-        trainer.reports.say(f"{message}; the step is skipped ({self.skipped} of at most {options.max_skipped_steps})")
+        self._mark_skipped()
+        trainer.reports.info(f"{message}; the step is skipped ({self.skipped} of at most {options.max_skipped_steps})")
 
-    def _leave_out(self) -> None:
-        """Without gradients the optimizer leaves every parameter and every moment as it is."""
-        self._void = True
+    def _mark_skipped(self) -> None:
+        """Marks the step as skipped. Without gradients the optimizer changes no parameter and no moment."""
+        self._skipping = True
         self.untrained += 1
         self.since_logged += 1
 
     # ---- logs ----
 
     def correct(self, logs: dict[str, float]) -> None:
-        """Takes steps that trained nothing out of the means, in place; a mean over none is left out.
+        """Removes steps without an update from the means, in place; a mean over no steps is deleted.
 
         Args:
-            logs: with ``loss``, a mean over the steps since the last log line, or with what is logged at the end.
+            logs: of a log line, with ``loss``, the mean since the last one; or of the end, with ``train_loss``.
         """
         trainer = self.trainer
         if "loss" in logs:
@@ -206,12 +208,12 @@ class StepGuard:
         if "train_loss" in logs:
             _without(logs, "train_loss", trainer.state.global_step - trainer._initial_global_step, self.untrained)
             rows = trainer.accelerator.reduce(torch.tensor(self.rows_seen, device=trainer.args.device), "sum").item()
-            # transformers counts a last, short batch as a full one
+            # transformers counts an incomplete last batch as a full one
             logs["train_samples_per_second"] = round(rows / logs["train_runtime"], 3)
 
     @property
     def stops_at_losses(self) -> bool:
-        """Whether a loss that is no number ends the step at once; where processes skip, they do so together later."""
+        """Whether a non-finite loss ends the step at once. Several processes that skip steps decide later, together."""
         trainer = self.trainer
         return trainer.plan.training.on_nonfinite == "stop" or trainer.args.world_size == 1
 
@@ -232,12 +234,12 @@ def _without(logs: dict[str, float], name: str, steps: int, untrained: int) -> N
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice, on the CPU or a GPU."""
+    """Whether an error means out of memory, on the CPU or a GPU."""
     signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
     told = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
     return told or str(error) in matmul.NO_MEMORY
 
 
 def something_to_train(dataset: Any, collator: Callable[..., Batch], weight: Callable[[Batch], float]) -> bool:
-    """Whether any row has a label; as a rule the first one tells."""
+    """Whether any row has a label; usually the first one has."""
     return any(weight(collator([dataset[index]])) for index in range(len(dataset)))

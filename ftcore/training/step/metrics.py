@@ -1,4 +1,4 @@
-"""Numbers gathered over batches, to be logged as means."""
+"""Metrics accumulated over batches and logged as means."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MetricAccumulator:
         self.sums = dict(sums or {})
 
     def add(self, name: str, values: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Adds values ``[n]``; weights ``[n]``, all 1 where there are none."""
+        """Adds values ``[n]`` with weights ``[n]``; None for weights of 1."""
         values = values.detach().double()
         weights = torch.ones_like(values) if weights is None else weights.double()
         total, weight = torch.stack([(values * weights).sum(), weights.sum()]).tolist()
@@ -23,22 +23,22 @@ class MetricAccumulator:
         self.sums[name] = (before[0] + total, before[1] + weight)
 
     def take(self, other: MetricAccumulator) -> None:
-        """Adds what others have gathered."""
+        """Adds the sums of another accumulator."""
         for name, (total, weight) in other.sums.items():
             before = self.sums.get(name, (0.0, 0.0))
             self.sums[name] = (before[0] + total, before[1] + weight)
 
     def means(self) -> dict[str, float]:
-        """Name -> mean, where anything was added."""
+        """Name -> mean, of metrics with a positive weight."""
         return {name: total / weight for name, (total, weight) in self.sums.items() if weight}
 
     def clear(self) -> None:
-        """Begins anew."""
+        """Resets all sums."""
         self.sums.clear()
 
 
 def merged(meters: MetricAccumulator, processes: int) -> MetricAccumulator:
-    """The meters of all processes as one."""
+    """The accumulators of all processes as one."""
     if processes == 1:
         return meters
     together = MetricAccumulator()

@@ -1,10 +1,9 @@
-"""Micro-batches in several passes forward and backward, of at most so many tokens at a time.
+"""Splits a batch into micro-batches of at most a number of tokens, to limit the memory of activations.
 
-Activations are then those of a pass and not of the batch: sft lora of smollm2-135m, 1,418 tokens in 8 rows, float32,
-Zen 3, peaked at 2.09 GB in two passes one after the other and at 2.84 in one. On one thread a step took 13.1 CPU s
-instead of 13.8; four passes took 14.7. On several threads passes are done side by side
-(`ftcore.training.parallel.cpu_threads.pool`): 1,657 tokens in two passes at a time peaked at 2.82 GB and took 0.83 of
-the CPU time of passes on both threads.
+sft lora of smollm2-135m, 1,418 tokens in 8 rows, float32, Zen 3, one thread: two micro-batches peaked at 2.09 GB and
+took 13.1 CPU s per step, one at 2.84 GB and 13.8 CPU s, four took 14.7 CPU s. On several threads micro-batches run
+concurrently (`ftcore.training.parallel.cpu_threads.pool`): 1,657 tokens in two of them peaked at 2.82 GB and took 0.83
+of the CPU time of micro-batches that use both threads.
 """
 
 from __future__ import annotations
@@ -14,36 +13,36 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.batching.collators import Batch
-from ftcore.training.parallel.cpu_threads.pool import FEWEST
+from ftcore.training.parallel.cpu_threads.pool import MIN_TOKENS
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
 
 ROWS = "rows"
-"""A batch's rows as the dataset gave them, kept beside it so that it can be taken apart."""
+"""Key of a batch's dataset rows, which are stored in the batch so that it can be split."""
 
 REGROUPED = "regrouped"
-"""Whether these rows are others than the batch's own."""
+"""Key that marks a batch whose `ROWS` differ from those its tensors were made of."""
 
-EVEN = 0.62
-"""Largest share of a step's work that one of two may have: above it both together are done sooner, who make about 1.6
-times the tokens a second of one. A step of `rm` of which one had 0.72 took 12.0 s (15 CPU s)."""
+MAX_SHARE = 0.62
+"""Largest share of a step's work for one of two workers. Above it all threads together finish sooner: they process
+about 1.6 times the tokens per second of one worker. A step of `rm` with a share of 0.72 took 12.0 s (15 CPU s)."""
 
-UNCUT = 0.55
-"""The same where the row is cut in two halves instead (`ftcore.training.parallel.cpu_threads.split_forward`). Six steps
-of `rm` whose pairs were more unlike, by turns: cut 0.85 of the CPU time and 0.86 of the time of all threads together;
-0.59 cut instead of not: 0.85 of the time."""
+MAX_SHARE_SPLIT = 0.55
+"""The same where the packed row can be split in two instead (`ftcore.training.parallel.cpu_threads.split_forward`).
+Six steps of `rm` with unequal pairs, alternating: the split took 0.85 of the CPU time and 0.86 of the wall time of all
+threads together. At a share of 0.59 the split took 0.85 of the wall time of whole rows."""
 
 Split = list[list[int]]
-"""Of each pass its rows, by their place in the batch."""
+"""The rows of each micro-batch, by their index in the batch."""
 
 
 def micro_batch_tokens(trainer: TrainingContext) -> int | None:
-    """Tokens of a pass, at most; None where batches stay whole.
+    """Most tokens of a micro-batch; None where batches are not split.
 
-    Processes that average gradients do so in each backward pass, and would wait for each other where one has more of
-    them than another; DeepSpeed takes its step in the backward pass. Padded batches have the shape of their longest
-    row, by which their tokens would not be counted.
+    Batches are not split with several processes: they average gradients in each backward pass, and must have equally
+    many of them. DeepSpeed steps in the backward pass. Padded batches have the shape of their longest row, so counting
+    tokens would not limit their memory.
     """
     alone = trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled
     if not (alone and trainer.loss_is_additive and getattr(trainer.scorer, "packed", False)):
@@ -52,39 +51,37 @@ def micro_batch_tokens(trainer: TrainingContext) -> int | None:
 
 
 def split_micro_batches(trainer: TrainingContext, batch: Batch, most: int | None) -> Split:
-    """How a batch's rows are divided into passes; nothing but rows, options and threads decides it, so that a resume
-    does alike.
+    """Splits a batch's rows into micro-batches. Rows, options and threads alone decide, so a resume splits alike.
 
     Args:
-        trainer: whose batch it is.
+        trainer: of the run.
         batch: with its rows.
-        most: rows of a pass, at most; None for any number.
+        most: most rows of a micro-batch; None for no limit.
     """
     rows, limit = batch[ROWS], micro_batch_tokens(trainer)
     most = most or len(rows)
     costs = [] if limit is None else [_cost(trainer, row) for row in rows]
     sizes = [tokens for tokens, _ in costs]
-    if limit is not None and trainer.side_by_side and len(rows) > 1 and sum(sizes) >= 2 * FEWEST:
+    if limit is not None and trainer.runs_concurrently and len(rows) > 1 and sum(sizes) >= 2 * MIN_TOKENS:
         whole = trainer.data_collator(rows) if REGROUPED in batch else batch
-        tokens, loads = whole["input_ids"].numel(), _apart(trainer, whole, [work for _, work in costs])
-        found = halved(sizes, limit, most, tokens, loads)
-        team = getattr(trainer.scorer, "team", None)
-        most_of_all = EVEN if team is None or not team.serves else UNCUT
-        if even([sum(loads[row] for row in some) for some in found], most_of_all):
+        tokens, loads = whole["input_ids"].numel(), _unshared_costs(trainer, whole, [work for _, work in costs])
+        found = split_concurrent(sizes, limit, most, tokens, loads)
+        split = getattr(trainer.scorer, "sequence_split", None)
+        most_of_all = MAX_SHARE if split is None or not split.supported else MAX_SHARE_SPLIT
+        if is_balanced([sum(loads[row] for row in some) for some in found], most_of_all):
             return found
     if limit is None or batch["input_ids"].numel() <= limit:
         return [list(range(start, min(start + most, len(rows)))) for start in range(0, len(rows), most or 1)]
     return balance(sizes, limit, most)
 
 
-def regrouped(trainer: TrainingContext, batches: list[Batch]) -> list[Batch]:
-    """Micro-batches of a step; where passes are done side by side, rows of small ones lie in the first of them.
+def regroup(trainer: TrainingContext, batches: list[Batch]) -> list[Batch]:
+    """The batches of a step; with concurrent execution, rows of small batches are moved into the first of them.
 
-    One row at a time, accumulated, is then done two rows at a time. Each of the batches stays what it is but for
-    the rows that are kept beside it.
+    Batches of one row that are accumulated then run two rows at a time. Only the `ROWS` of the batches change.
     """
     limit = micro_batch_tokens(trainer)
-    if limit is None or not trainer.side_by_side or len(batches) < NUM_WORKERS:
+    if limit is None or not trainer.runs_concurrently or len(batches) < NUM_WORKERS:
         return batches
     found: list[Batch] = []
     first, tokens = 0, 0
@@ -100,29 +97,29 @@ def regrouped(trainer: TrainingContext, batches: list[Batch]) -> list[Batch]:
     return found
 
 
-def halved(
+def split_concurrent(
     sizes: Sequence[int], limit: int, most: int, tokens: int | None = None, loads: Sequence[float] | None = None
 ) -> Split:
-    """Rows as passes that are done two at a time: both members have as much to do, and the passes of each are alike.
+    """Splits rows into micro-batches that run two at a time: equal work for both workers, and equal micro-batches.
 
     Args:
         sizes: tokens of each row.
-        limit: tokens of the passes at a time, unless rows are longer.
-        most: rows of the passes at a time.
-        tokens: of all rows, where they are fewer than their sum.
-        loads: work of each row, where it is not as its tokens.
+        limit: most tokens of the micro-batches that run at a time, unless a row is longer.
+        most: most rows of the micro-batches that run at a time.
+        tokens: of all rows, where shared prefixes make them fewer than the sum.
+        loads: work of each row, where it is not proportional to its tokens.
     """
     loads = sizes if loads is None else loads
     rounds = max(1, -(-(sum(sizes) if tokens is None else tokens) // limit), -(-len(sizes) // most))
-    count = min(len(sizes), NUM_WORKERS * rounds, max(NUM_WORKERS, sum(sizes) // FEWEST))
-    # first for each member, then for each pass: passes alike may still leave one member with more than the other
-    members = sorted(_shared_out(range(len(sizes)), NUM_WORKERS, loads), key=len, reverse=True)
+    count = min(len(sizes), NUM_WORKERS * rounds, max(NUM_WORKERS, sum(sizes) // MIN_TOKENS))
+    # first by worker, then by micro-batch: equal micro-batches alone could still leave one worker with more of them
+    members = sorted(_distribute(range(len(sizes)), NUM_WORKERS, loads), key=len, reverse=True)
     shares = [-(-(count - member) // NUM_WORKERS) for member in range(NUM_WORKERS)]
-    return _in_turn([_shared_out(rows, share, loads) for rows, share in zip(members, shares, strict=False)], loads)
+    return _interleave([_distribute(rows, share, loads) for rows, share in zip(members, shares, strict=False)], loads)
 
 
-def _shared_out(rows: Iterable[int], count: int, loads: Sequence[float]) -> Split:
-    """Rows for so many, or for each row one: of like work, the largest first."""
+def _distribute(rows: Iterable[int], count: int, loads: Sequence[float]) -> Split:
+    """Distributes rows over ``count`` parts of about equal work, the largest rows first; empty parts are dropped."""
     found: Split = [[] for _ in range(count)]
     filled = [0.0] * count
     for row in sorted(rows, key=lambda row: (-loads[row], row)):
@@ -133,8 +130,8 @@ def _shared_out(rows: Iterable[int], count: int, loads: Sequence[float]) -> Spli
     return [sorted(found[one]) for one in order if found[one]]
 
 
-def _in_turn(mine: Sequence[Split], loads: Sequence[float]) -> Split:
-    """The members' passes as one list, of which whoever is free takes the next and so his own."""
+def _interleave(mine: Sequence[Split], loads: Sequence[float]) -> Split:
+    """The workers' micro-batches as one queue, ordered so that each worker takes its own when it becomes free."""
     waiting = sorted((list(some) for some in mine if some), key=lambda some: -sum(loads[row] for row in some[0]))
     done = [0.0] * len(waiting)
     found: Split = []
@@ -145,8 +142,8 @@ def _in_turn(mine: Sequence[Split], loads: Sequence[float]) -> Split:
     return found
 
 
-def even(sizes: Sequence[float], share: float) -> bool:
-    """Whether of passes of so much work, dealt out in their order to whoever is free, nobody gets more than that."""
+def is_balanced(sizes: Sequence[float], share: float) -> bool:
+    """Whether no worker gets more than this share of the work, when the next free worker takes the next micro-batch."""
     loads = [0.0] * NUM_WORKERS
     for size in sizes:
         loads[loads.index(min(loads))] += size
@@ -154,15 +151,15 @@ def even(sizes: Sequence[float], share: float) -> bool:
 
 
 def balance(sizes: Sequence[int], limit: int, most: int) -> Split:
-    """Rows in their order as the fewest passes that the limits allow, the largest of them as small as can be.
+    """Rows in order as the fewest micro-batches that the limits allow, with the smallest possible maximum of tokens.
 
     Args:
-        sizes: tokens of each row; one that is over the limit is a pass by itself.
-        limit: tokens of a pass.
-        most: rows of a pass.
+        sizes: tokens of each row; a row above the limit is a micro-batch by itself.
+        limit: most tokens of a micro-batch.
+        most: most rows of a micro-batch.
     """
     found, low, high = _filled(sizes, limit, most), 1, limit
-    while low < high:  # the least limit with as few passes
+    while low < high:  # bisects the lowest limit with as few micro-batches
         middle = (low + high) // 2
         tried = _filled(sizes, middle, most)
         if len(tried) == len(found):
@@ -173,7 +170,7 @@ def balance(sizes: Sequence[int], limit: int, most: int) -> Split:
 
 
 def _filled(sizes: Sequence[int], limit: int, most: int) -> Split:
-    """As many rows to a pass as fit."""
+    """Fills micro-batches greedily."""
     starts, tokens = [0], 0
     for row, size in enumerate(sizes):
         if row > starts[-1] and (tokens + size > limit or row - starts[-1] == most):
@@ -184,11 +181,11 @@ def _filled(sizes: Sequence[int], limit: int, most: int) -> Split:
 
 
 def _cost(trainer: TrainingContext, row: Mapping[str, Any]) -> tuple[int, float]:
-    """What a row adds to ``input_ids``, and its work by itself, which is asked for where passes go side by side.
+    """The row's tokens in ``input_ids``, and its work, which only concurrent execution needs.
 
-    Of pairs the collator knows whether they share their prompt.
+    For pairs the collator decides whether they share their prompt.
     """
-    work = trainer.work if trainer.side_by_side else None
+    work = trainer.cost_model if trainer.runs_concurrently else None
     if work is None and "input_ids" in row:
         return len(row["input_ids"]), float(len(row["input_ids"]))
     batch = trainer.data_collator([row])
@@ -196,9 +193,9 @@ def _cost(trainer: TrainingContext, row: Mapping[str, Any]) -> tuple[int, float]
     return tokens, float(tokens) if work is None else float(work(batch).sum())
 
 
-def _apart(trainer: TrainingContext, whole: Batch, loads: Sequence[float]) -> list[float]:
-    """Work of each row without what it shares with all others, which is done once in each pass: a system prompt."""
-    work = trainer.work
+def _unshared_costs(trainer: TrainingContext, whole: Batch, loads: Sequence[float]) -> list[float]:
+    """Work of each row without the prefix that all rows share, which each micro-batch computes once."""
+    work = trainer.cost_model
     if work is None:
         return list(loads)
     shared = (sum(loads) - float(work(whole).sum())) / (len(loads) - 1)
@@ -206,20 +203,20 @@ def _apart(trainer: TrainingContext, whole: Batch, loads: Sequence[float]) -> li
 
 
 def parts(trainer: TrainingContext, batch: Batch, most: int | None = None) -> list[Batch]:
-    """The passes of a batch, as batches without rows of their own; one that has no rows is one pass."""
+    """The micro-batches of a batch, without `ROWS`; a batch without `ROWS` is not split."""
     return (
         [part(trainer, batch, rows) for rows in split_micro_batches(trainer, batch, most)] if ROWS in batch else [batch]
     )
 
 
 def part(trainer: TrainingContext, batch: Batch, taken: Sequence[int]) -> Batch:
-    """These rows of a batch as one of their own, without its rows."""
+    """A batch of some rows of a batch, without `ROWS`."""
     rows = [batch[ROWS][row] for row in taken]
     if len(rows) == len(batch[ROWS]) and REGROUPED not in batch:
         return {name: value for name, value in batch.items() if name != ROWS}
     if "images" not in batch:
         return trainer.data_collator(rows)
-    images = [batch["images"][row] for row in taken]  # read and scaled once
+    images = [batch["images"][row] for row in taken]  # reuses what was read and scaled for the whole batch
     bare = [{name: value for name, value in row.items() if name != "images"} for row in rows]
     found = trainer.data_collator(bare)
     return found | {"images": images} if any(images) else found

@@ -40,8 +40,8 @@ def test_the_same_as_one_at_a_time(
         monkeypatch.setenv("FT_CACHE", str(folder / "cache"))
         values = {"max_steps": 2, "per_device_train_batch_size": 12, "output_dir": str(folder), "tokens_per_pass": wish}
         trainer = trainer_of(stage, 12, dtype=torch.float64, finetuning_type="lora", **values)
-        if trainer.crew is not None:  # of a tiny model adapters are a large part
-            trainer.adds_up = trainer.scorer.team.adds_up = True
+        if trainer.pool is not None:  # of a tiny model adapters are a large part
+            trainer.can_run_concurrent = trainer.scorer.sequence_split.can_run_concurrent = True
         honest, members = trainer.loss_sum, []
 
         def watched(batch: Any, honest: Any = honest, members: list[bool] = members) -> torch.Tensor:
@@ -67,16 +67,16 @@ def test_the_same_as_one_at_a_time(
 
 @pytest.mark.parametrize("backbone", ["shared", "separate"])
 def test_ppo_is_cut_with_its_values(backbone: str, ppo: Any, moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split_forward, "FEWEST", 1)
+    monkeypatch.setattr(split_forward, "MIN_TOKENS", 1)
     trainer = ppo(finetuning_type="lora", ppo_value_backbone=backbone, dtype=torch.float64)
     trainer.get_train_dataloader()
     trainer._roll_out(0)
     batch = trainer._prepare_inputs(collate_responses(trainer.buffer))
     moved(trainer.model)
     found = []
-    for both in (None, SequenceSplit(ThreadPool(2), trainer.scorer, adds_up=True)):
-        trainer.scorer.team = both
-        assert both is None or both.takes(batch)
+    for both in (None, SequenceSplit(ThreadPool(2), trainer.scorer, can_run_concurrent=True)):
+        trainer.scorer.sequence_split = both
+        assert both is None or both.accepts(batch)
         trainer.model.zero_grad()
         loss = trainer.loss_sum(batch)
         loss.backward()

@@ -28,8 +28,8 @@ def test_losses_stay_and_no_sequence_is_computed_twice(stage: str, trainer_of: A
         out = tmp_path / str(wish)
         trainer = trainer_of(stage, 9, **options, cache_frozen_prefix=wish, output_dir=str(out))
         if wish:
-            prefix, computed = trainer.scorer.prefix, []
-            assert prefix.on
+            prefix, computed = trainer.scorer.frozen_layer_cache, []
+            assert prefix.enabled
             alone = prefix.alone
             prefix.alone = lambda ids, alone=alone, computed=computed: (
                 computed.append(tuple(ids.tolist())) or alone(ids)

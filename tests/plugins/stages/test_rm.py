@@ -132,7 +132,7 @@ def test_other_architectures(name: str) -> None:
     with torch.no_grad():
         expected = torch.stack([model(torch.tensor(ids[None]).long()).logits[0, 0] for ids in rows])
         scorer = RewardForward(model)
-        scorer.choose()
+        scorer.probe_capabilities()
         torch.testing.assert_close(scorer.rewards(batch), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -1,9 +1,8 @@
-"""A row of sequences in two parts that are computed side by side: the second attends to keys and values of the first.
+"""Context parallelism on two threads: a packed row in two parts, of which the second attends to keys of the first.
 
-Causal attention sees what lies before, so the first part needs nothing of the second one on the way forward. In each
-layer it lends its keys and values, and in the backward pass it waits for the gradients that the second part has for
-them. A row can so be cut anywhere, in the middle of a sequence too, and both halves be even; rows as they are may not
-be. (Ring attention, arXiv 2310.01889, does this between devices.)
+Attention is causal, so the first part needs nothing of the second in the forward pass. In each layer it sends its keys
+and values, and in the backward pass it receives their gradients. A row can therefore be split anywhere, also within a
+sequence, into parts of equal work. Ring attention (arXiv 2310.01889) does the same between devices.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class KVChannel:
-    """What two threads hand to each other, by the number of the attention call."""
+    """Exchange of tensors between two threads, by the number of the attention call."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._there: dict[tuple[str, int], KeysValues] = {}
         self._cause: BaseException | None = None
 
-    def put(self, what: str, call: int, pair: KeysValues) -> None:
-        """Hands over; each is taken once."""
+    def send(self, what: str, call: int, pair: KeysValues) -> None:
+        """Sends a pair of tensors; each is received once."""
         with self._changed:
             self._there[what, call] = pair
             self._changed.notify_all()
 
-    def take(self, what: str, call: int) -> KeysValues:
-        """Waits for it.
+    def receive(self, what: str, call: int) -> KeysValues:
+        """Waits for a pair of tensors.
 
         Raises:
-            BaseException: what the other thread ended with.
+            BaseException: the error of the other thread.
         """
         with self._changed:
             self._changed.wait_for(lambda: (what, call) in self._there or self._cause is not None)
@@ -50,8 +49,8 @@ class KVChannel:
             return self._there.pop((what, call))
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Where an error is the other thread's, too: it would wait for good."""
+    def propagate_errors(self) -> Iterator[None]:
+        """Raises an error of this thread in the other one too, which would wait forever."""
         try:
             yield
         except BaseException as error:
@@ -63,71 +62,71 @@ class KVChannel:
 
 @dataclass(slots=True)
 class KVPart:
-    """One part's end of it, in the order of its attention calls.
+    """One part's side of the exchange, in the order of its attention calls.
 
     Args:
-        lending: shared with the other part.
-        borrowed: of the second part, for each of its sequences the first part's tokens that come before it; None for
-            the first part, which lends.
+        channel: shared with the other part.
+        remote_ranges: for each sequence of the second part, the tokens of the first part that it sees; None for the
+            first part, which sends.
     """
 
-    lending: KVChannel
-    borrowed: tuple[tuple[slice, ...], ...] | None = None
+    channel: KVChannel
+    remote_ranges: tuple[tuple[slice, ...], ...] | None = None
     calls: int = field(default=0, init=False)
 
     def begin(self, key: torch.Tensor, value: torch.Tensor) -> KVSlice:
-        """Of an attention call, with this part's own keys and values."""
+        """Starts an attention call with this part's keys and values."""
         call, self.calls = self.calls, self.calls + 1
-        if self.borrowed is None:
-            self.lending.put("lent", call, (key.detach(), value.detach()))
+        if self.remote_ranges is None:
+            self.channel.send("kv", call, (key.detach(), value.detach()))
             return KVSlice(self, call, None)
-        return KVSlice(self, call, self.lending.take("lent", call))
+        return KVSlice(self, call, self.channel.receive("kv", call))
 
 
 @dataclass(slots=True)
 class KVSlice:
-    """Of one attention call.
+    """The exchange of one attention call.
 
     Args:
-        side: whose.
+        part: that makes the call.
         call: its number.
-        lent: the first part's keys and values, ``[1, key heads, N, size]``, for the second part.
+        remote: in the second part, the first part's keys and values ``[1, key heads, N, size]``; else None.
     """
 
-    side: KVPart
+    part: KVPart
     call: int
-    lent: KeysValues | None
-    _owed: KeysValues | None = field(default=None, init=False)
+    remote: KeysValues | None
+    _remote_grad: KeysValues | None = field(default=None, init=False)
 
     def tokens(self, sequence: int) -> tuple[slice, ...]:
-        """The first part's tokens that a sequence of the second one sees."""
-        return () if self.side.borrowed is None else self.side.borrowed[sequence]
+        """The tokens of the first part that a sequence of the second part sees."""
+        return () if self.part.remote_ranges is None else self.part.remote_ranges[sequence]
 
-    def owe(self, tokens: Sequence[slice], of_key: torch.Tensor, of_value: torch.Tensor) -> None:
-        """Adds gradients for what was lent, ``[1, key heads, tokens, size]``."""
-        assert self.lent is not None
-        if self._owed is None:
-            self._owed = torch.zeros_like(self.lent[0]), torch.zeros_like(self.lent[1])
-        for total, values in zip(self._owed, (of_key, of_value), strict=True):
+    def add_grad(self, tokens: Sequence[slice], of_key: torch.Tensor, of_value: torch.Tensor) -> None:
+        """Adds gradients of remote keys and values, ``[1, key heads, tokens, size]``."""
+        assert self.remote is not None
+        if self._remote_grad is None:
+            self._remote_grad = torch.zeros_like(self.remote[0]), torch.zeros_like(self.remote[1])
+        for total, values in zip(self._remote_grad, (of_key, of_value), strict=True):
             add_parts(total, tokens, values)
 
-    def settle(self, of_key: torch.Tensor, of_value: torch.Tensor) -> None:
-        """At the end of the call's backward pass: hands back what is owed, or adds it to one's own gradients."""
-        if self.lent is not None:
-            assert self._owed is not None
-            self.side.lending.put("owed", self.call, self._owed)
-            self._owed = None
+    def send_grads(self, of_key: torch.Tensor, of_value: torch.Tensor) -> None:
+        """Ends the call's backward pass: the second part sends the gradients, the first receives and adds them."""
+        if self.remote is not None:
+            assert self._remote_grad is not None
+            self.part.channel.send("grad", self.call, self._remote_grad)
+            self._remote_grad = None
             return
-        for own, owed in zip((of_key, of_value), self.side.lending.take("owed", self.call), strict=True):
-            own += owed
+        for own, received in zip((of_key, of_value), self.part.channel.receive("grad", self.call), strict=True):
+            own += received
 
 
 def split_row(batch: Batch, at: int) -> tuple[Batch, Batch]:
-    """A batch's row in two, each with what a scorer reads; the labels are the first part's, then the second's.
+    """Splits a packed row into two batches; the labels of the first come before those of the second.
 
     Args:
         batch: sequences end to end, N tokens.
-        at: how many of them are in the first part.
+        at: tokens of the first part.
     """
     starts, count = batch["cu_seqlens"].tolist(), batch["input_ids"].numel()
     before = batch.get("prefixes", ((),) * (len(starts) - 1))
@@ -140,8 +139,8 @@ def split_row(batch: Batch, at: int) -> tuple[Batch, Batch]:
             second.append(max(start - at, 0))
             borrowed.append(tuple(slice(one, min(last, at)) for one, last in seen if one < at))
             own.append(tuple((max(one, at) - at, last - at) for one, last in seen if last > at))
-    lending = KVChannel() if any(borrowed) else None
-    sides = (None, None) if lending is None else (KVPart(lending), KVPart(lending, tuple(borrowed)))
+    channel = KVChannel() if any(borrowed) else None
+    sides = (None, None) if channel is None else (KVPart(channel), KVPart(channel, tuple(borrowed)))
     parts = (
         ([start for start, _ in first], [ranges for _, ranges in first], slice(0, at), sides[0]),
         (second, own, slice(at, count), sides[1]),
@@ -150,7 +149,7 @@ def split_row(batch: Batch, at: int) -> tuple[Batch, Batch]:
     return one, other
 
 
-def _part(batch: Batch, starts: list[int], prefixes: Prefixes, tokens: slice, side: KVPart | None) -> Batch:
+def _part(batch: Batch, starts: list[int], prefixes: Prefixes, tokens: slice, kv_part: KVPart | None) -> Batch:
     ends = [*starts, tokens.stop - tokens.start]
     positions = batch["positions"]
     found: dict[str, Any] = {
@@ -161,4 +160,4 @@ def _part(batch: Batch, starts: list[int], prefixes: Prefixes, tokens: slice, si
     found["positions"] = positions[(positions >= tokens.start) & (positions < tokens.stop)] - tokens.start
     if any(prefixes):
         found["prefixes"] = tuple(prefixes)
-    return found if side is None else {**found, "side": side}
+    return found if kv_part is None else {**found, "kv_part": kv_part}

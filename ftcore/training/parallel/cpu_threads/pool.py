@@ -1,9 +1,9 @@
-"""Two halves of the work side by side, each on half of a CPU's threads.
+"""A pool of two CPU workers, each with half of torch's threads.
 
-Threads that share each product wait for each other after every one of them, and the sooner one is done the more CPU
-time it spends on waiting. Two passes of half the rows each wait for each other once a step. Measured on two cores of a
-Zen 3 that other machines share, sft lora of smollm2-135m in float32, CPU seconds of a step of 1,657 and one of 1,931
-tokens: two threads together 19.2 to 23.1, one alone 15.8 to 17.3, two steps side by side 17.0 and 18.8 each.
+Threads that share a matrix product wait for each other after each product, and waiting costs CPU time. Two
+micro-batches on one worker each synchronise once per step. CPU seconds of sft lora of smollm2-135m in float32, steps of
+1,657 and 1,931 tokens, on two shared cores of a Zen 3: both threads per product 19.2 to 23.1, one thread 15.8 to 17.3,
+two concurrent steps 17.0 and 18.8 each.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from ftcore.resources.hardware import NUM_WORKERS
 
 T = TypeVar("T")
 
-FEWEST = 128
-"""Tokens from which a half is worth it: a product of 64 rows makes 0.8 of the operations a second, of 32 rows 0.7."""
+MIN_TOKENS = 128
+"""Fewest tokens of a worker's micro-batch. Smaller products are slow: with 64 rows they reach 0.8 of the operations per
+second, with 32 rows 0.7."""
 _RANDOM = ("drop", "jitter")
-"""In the names of a configuration's numbers, and of modules, by which something is drawn in each pass."""
+"""In the names of a configuration's numbers that make the forward pass random."""
 
 _here = threading.local()
 
 
 class ThreadPool:
-    """Does jobs side by side, each by one member, in the caller's modes of gradients and autocast.
+    """Runs jobs concurrently, one per worker, in the caller's gradient and autocast modes.
 
     Args:
-        threads: of all members together.
+        threads: of all workers together.
 
     Attributes:
-        share: threads of a member.
+        threads_per_worker: torch's threads of a worker.
     """
 
     def __init__(self, threads: int) -> None:
-        self.share = max(1, threads // NUM_WORKERS)
-        self._pool = ThreadPoolExecutor(NUM_WORKERS, "ft-crew", _join, (self.share,))
+        self.threads_per_worker = max(1, threads // NUM_WORKERS)
+        self._pool = ThreadPoolExecutor(NUM_WORKERS, "ft-pool", _join, (self.threads_per_worker,))
 
     def each(self, jobs: Sequence[Callable[[], T]]) -> Iterator[T]:
-        """The jobs' results in their order, as they come.
+        """The results of the jobs, in their order.
 
         Raises:
-            Exception: of the first job, in their order, that ended with one; when none is under way any more.
+            Exception: that of the first failed job in their order, after all running jobs have ended.
         """
         mode = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
         begun: list[Future[T]] = [self._pool.submit(_in_mode, mode, job) for job in jobs]
@@ -60,19 +61,19 @@ class ThreadPool:
                 if not one.cancelled():
                     one.exception()
 
-    def alone(self, job: Callable[[], T]) -> T:
-        """The result of one job, done as a member does it, by whoever calls this."""
+    def run_one(self, job: Callable[[], T]) -> T:
+        """The result of one job with a worker's number of threads, in a worker or, if called in one, in this thread."""
         return job() if in_pool() else next(self.each([job]))
 
 
 def in_pool() -> bool:
-    """Whether this is a member's thread."""
-    return getattr(_here, "member", False)
+    """Whether this is a worker's thread."""
+    return getattr(_here, "worker", False)
 
 
 def _join(threads: int) -> None:
     torch.set_num_threads(threads)  # of this thread
-    _here.member = True
+    _here.worker = True
 
 
 def _in_mode(mode: tuple[bool, bool, torch.dtype], job: Callable[[], T]) -> T:
@@ -81,8 +82,8 @@ def _in_mode(mode: tuple[bool, bool, torch.dtype], job: Callable[[], T]) -> T:
         return job()
 
 
-def draws(model: Any) -> bool:
-    """Whether the model may take random numbers while it trains: who takes which would depend on who is first."""
+def uses_random_numbers(model: Any) -> bool:
+    """Whether the training forward may draw random numbers, whose order would depend on the threads' timing."""
     described = model.config.get_text_config().to_dict()
     noisy = any(
         value and isinstance(value, int | float) and any(sign in name for sign in _RANDOM)
@@ -93,16 +94,16 @@ def draws(model: Any) -> bool:
     )
 
 
-def swaps(model: Any) -> bool:
-    """Whether a module puts another tensor in a parameter's place for the length of a call, for all threads.
+def swaps_parameters(model: Any) -> bool:
+    """Whether a module replaces a parameter during a call, which all threads would see.
 
     peft's adapters of experts do (``ParamWrapper``).
     """
     return any(hasattr(module, "parameter_name") for module in model.modules())
 
 
-def rescales(model: Any) -> bool:
-    """Whether the model's positions depend on the longest sequence it saw, which it notes on itself."""
+def has_dynamic_rope(model: Any) -> bool:
+    """Whether position embeddings depend on the longest sequence so far, which the model stores on itself."""
     described = model.config.get_text_config().to_dict()
     kinds = str(described.get("rope_parameters")) + str(described.get("rope_scaling"))
     return any(kind in kinds for kind in ("dynamic", "longrope"))

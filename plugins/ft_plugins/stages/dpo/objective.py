@@ -125,12 +125,12 @@ class PairTrainer(FtTrainer):
     def _note(self, scores: PairScores) -> None:
         with torch.no_grad():
             chosen, rejected = self.objective.rewards(scores)
-        self.note("rewards/chosen", chosen)
-        self.note("rewards/rejected", rejected)
-        self.note("rewards/margins", chosen - rejected)
-        self.note("rewards/accuracies", (chosen > rejected).double())
-        self.note("logps/chosen", scores.chosen)
-        self.note("logps/rejected", scores.rejected)
+        self.log_metric("rewards/chosen", chosen)
+        self.log_metric("rewards/rejected", rejected)
+        self.log_metric("rewards/margins", chosen - rejected)
+        self.log_metric("rewards/accuracies", (chosen > rejected).double())
+        self.log_metric("logps/chosen", scores.chosen)
+        self.log_metric("logps/rejected", scores.rejected)
 
 
 def shared_sums(logps: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -195,11 +195,11 @@ class FeedbackTrainer(FtTrainer):
 
     def _note(self, scores: FeedbackScores, weights: torch.Tensor) -> None:
         for name, marked in (("chosen", scores.good), ("rejected", ~scores.good)):
-            self.note(f"rewards/{name}", self.scale * scores.gain, weights * marked)
-            self.note(f"logps/{name}", scores.logps, weights * marked)
+            self.log_metric(f"rewards/{name}", self.scale * scores.gain, weights * marked)
+            self.log_metric(f"logps/{name}", scores.logps, weights * marked)
         over = (scores.gain - scores.divergence).sign() * torch.where(scores.good, 1.0, -1.0)
-        self.note("rewards/accuracies", (1 + over) / 2, weights)
-        self.note("divergence", torch.full_like(weights, scores.divergence), weights)
+        self.log_metric("rewards/accuracies", (1 + over) / 2, weights)
+        self.log_metric("divergence", torch.full_like(weights, scores.divergence), weights)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         if not {"rewards/chosen", "rewards/rejected"} <= means.keys():

@@ -169,7 +169,7 @@ class PolicyTrainer(FtTrainer):
         for row, gain in zip(made, gains.split([len(row["returns"]) for row in made]), strict=True):
             row["advantages"] = gain.clone()
         self._note_rollout(made, scores)
-        self.note("kl_coef", torch.tensor([self.coefficient]))
+        self.log_metric("kl_coef", torch.tensor([self.coefficient]))
         self._adapt(made)
         self.buffer = [{name: row[name] for name in ("input_ids", "weights", "index", *COLUMNS)} for row in made]
 
@@ -238,16 +238,16 @@ class PolicyTrainer(FtTrainer):
         self.coefficient *= 1 + error * len(rows) / self.options.horizon
 
     def _note_rollout(self, rows: Sequence[Mapping[str, Any]], scores: torch.Tensor) -> None:
-        self.note("reward", scores)
-        self.note("kl", torch.stack([(row["old_logps"] - row["reference"]).sum() for row in rows]))
-        self.note("entropy", -torch.cat([row["old_logps"] for row in rows]))
-        self.note("response_length", torch.tensor([float(len(row["old_logps"])) for row in rows]))
+        self.log_metric("reward", scores)
+        self.log_metric("kl", torch.stack([(row["old_logps"] - row["reference"]).sum() for row in rows]))
+        self.log_metric("entropy", -torch.cat([row["old_logps"] for row in rows]))
+        self.log_metric("response_length", torch.tensor([float(len(row["old_logps"])) for row in rows]))
 
     # ---- loss ----
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and values at the batch's labels, each ``[T]``; one forward pass where logits are fused."""
-        logps, values = self.scorer.by_all(batch, self._both).unbind(1)
+        logps, values = self.scorer.run(batch, self._both).unbind(1)
         return logps, values
 
     def _both(self, batch: Batch) -> torch.Tensor:
@@ -265,9 +265,9 @@ class PolicyTrainer(FtTrainer):
         policy = losses.policy_losses(logps, batch["old_logps"], batch["advantages"], options.clip)
         value = losses.value_losses(values, batch["old_values"], batch["returns"], options.value_clip)
         outside = ((logps - batch["old_logps"]).exp() - 1).abs() > options.clip
-        self.note("policy_loss", policy)
-        self.note("value_loss", value)
-        self.note("clip_fraction", outside.double())
+        self.log_metric("policy_loss", policy)
+        self.log_metric("value_loss", value)
+        self.log_metric("clip_fraction", outside.double())
         return (policy + options.value_weight * value).sum()
 
     # ---- evaluation ----

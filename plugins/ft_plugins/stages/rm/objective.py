@@ -38,9 +38,9 @@ class RewardTrainer(FtTrainer):
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         chosen, rejected = self.scorer.rewards(batch).chunk(2)
         weights = batch["pair_weights"]
-        self.note("accuracy", (chosen > rejected).double(), weights)
-        self.note("margin", chosen - rejected, weights)
-        self.note("rewards/chosen", chosen, weights)
-        self.note("rewards/rejected", rejected, weights)
+        self.log_metric("accuracy", (chosen > rejected).double(), weights)
+        self.log_metric("margin", chosen - rejected, weights)
+        self.log_metric("rewards/chosen", chosen, weights)
+        self.log_metric("rewards/rejected", rejected, weights)
         losses = -functional.logsigmoid(chosen.double() - rejected.double())
         return (losses * weights).sum()

@@ -18,5 +18,5 @@ class AccuracyTrainer(FtTrainer):
         """Weighted sum of the losses; logs the hits."""
         losses, hits = self.scorer.nll_and_hits(batch)
         weights = batch["weights"][0, batch["positions"]]
-        self.note("accuracy", hits, weights)
+        self.log_metric("accuracy", hits, weights)
         return (losses.double() * weights).sum()
