@@ -99,7 +99,7 @@ def refusal(before: Plan, now: Plan) -> list[str]:
         head, *problems = map(str, error.problems)
         assert head == (
             "this run cannot resume from out/checkpoint-1; undo the change, write another output_dir, "
-            "or go on all the same with ft run --force"
+            "or resume anyway with ft run --force"
         )
         return problems
     return []

@@ -79,11 +79,11 @@ def _proven(trainer: TrainingContext) -> FrozenLayerCache:
     """A cache of the model's frozen layers, after checks that trainable layers read nothing but their outputs."""
     scorer = trainer.scorer
     if isinstance(trainer.train_dataset, Stream):
-        raise _ImpossibleError("streaming is true, which reads each row once")
+        raise _ImpossibleError("streaming reads each row only once")
     if not trainer.plan.stage.component.deterministic_rows:
         raise _ImpossibleError("this stage generates new sequences in each epoch")
     if trainer.noise is not None:
-        raise _ImpossibleError("neftune_noise_alpha adds noise to the input of the first layer")
+        raise _ImpossibleError("neftune_noise_alpha adds noise to the inputs of the first layer")
     if not (scorer.packed and scorer.fused):
         raise _ImpossibleError("the model does not support packed sequences or the fused loss")
     layers = scorer.layers()
