@@ -52,7 +52,7 @@ def quantised_steps(folder: Path) -> Iterator[tuple[str, float, float]]:
         kwargs = {"dtype": torch.float32} | plan.method.component.load_kwargs(plan)
         model = plan.plugins.hook.ft_load_model(plan=plan, kwargs=kwargs)
         scorers[bits] = CausalLMForward(plan.method.component.apply(plan, model).train())
-        scorers[bits].choose()
+        scorers[bits].probe_capabilities()
 
     def step(bits: int | None) -> Callable[[], None]:
         return lambda: scorers[bits].weighted_nll(batch).backward()

@@ -91,16 +91,16 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         self.model_accepts_loss_kwargs = True  # transformers then leaves the division of the loss to `compute_loss`
         if cached is not None:
             run.model.config.use_cache = cached  # Trainer changes it, and the change would be saved with the model
-        # The order of these calls matters. Each step compares its result with the model as the steps before left it.
+        # The order of these calls matters: each check compares with the model as the calls before it left it.
         if run.plan.gradient_checkpointing:
             enable_recomputation(run.model, run.plan.training.gradient_checkpointing_kwargs)
         choose_matmul(self)  # first: all later computations, and keys of caches, depend on the choice
         self.scorer = self.make_scorer(run.model)
         with self.comparing(self.scorer):
-            capability_cache.probe_capabilities(self.scorer)  # on the model's own modules: replaced ones have no key
+            capability_cache.probe_capabilities(self.scorer)  # before layers change: the reference is the model's own
         fuse_layers(run.model)
-        prune_last_layer(self.scorer)  # after fusing: it calls the fused norms and feed-forward layer
-        self.noise = self._noise()  # after the probes, which must not be noisy
+        prune_last_layer(self.scorer)  # needs the probed capabilities
+        self.noise = self._noise()  # after the probe: results for a model with hooks are not cached
         self.data_collator = self.sharing(self.scorer)  # depends on the probed capabilities and on noise
         self.meters = MetricAccumulator()
         self._measuring = self.meters

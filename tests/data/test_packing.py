@@ -130,7 +130,7 @@ def test_documents_do_not_see_each_other(tiny_model_dir: Path) -> None:
     from ftcore.training.forward.causal_lm import CausalLMForward
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
-    CausalLMForward(model).choose()
+    CausalLMForward(model).probe_capabilities()
     sizes = [9, 30, 1, 17, 5]
 
     def logits(ids: list[np.ndarray]) -> list[torch.Tensor]:

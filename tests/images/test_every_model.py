@@ -169,8 +169,10 @@ def test_a_model_that_reads_the_answer_before_it_says_it_ends_the_run() -> None:
     from transformers import BertConfig, BertLMHeadModel
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    with pytest.raises(UsageError, match="BertLMHeadModel predicts a token from tokens that follow it"):
-        CausalLMForward(BertLMHeadModel(BertConfig(vocab_size=96, **sizes))).choose()
+    with pytest.raises(
+        UsageError, match="BertLMHeadModel is not causal: it predicts a token from tokens that follow it"
+    ):
+        CausalLMForward(BertLMHeadModel(BertConfig(vocab_size=96, **sizes))).probe_capabilities()
 
 
 def test_a_mask_that_lets_the_prompt_see_the_answer_ends_the_run(image: Any, tmp_path: Path) -> None:
@@ -187,5 +189,5 @@ def test_a_mask_that_lets_the_prompt_see_the_answer_ends_the_run(image: Any, tmp
     assert kinds.tolist() == [[0] * answer + [1] * (kinds.shape[1] - answer)]
     CausalLMForward(model).weighted_nll(batch)
     batch["images"][0]["token_type_ids"] = torch.zeros_like(kinds)
-    with pytest.raises(UsageError, match="PaliGemmaForConditionalGeneration predicts a token from tokens that follow"):
+    with pytest.raises(UsageError, match="PaliGemmaForConditionalGeneration is not causal"):
         CausalLMForward(model).weighted_nll(batch)

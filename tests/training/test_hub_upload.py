@@ -183,7 +183,9 @@ def test_a_checkpoint_waits_for_none(
         patch.setattr(HubUploadCallback, "_settle", settled)
         trained(hub_always_push=always)
     assert [place for place, _ in hub.uploads] == expected
-    assert ("checkpoint-4 is not uploaded: checkpoint-2 still is" in capsys.readouterr().out) is not always
+    assert (
+        "checkpoint-4 is not uploaded, because the upload of checkpoint-2 is still running" in capsys.readouterr().out
+    ) is not always
 
 
 def test_without_a_network_the_result_is_kept(
@@ -194,13 +196,13 @@ def test_without_a_network_the_result_is_kept(
         trained()
     out = tmp_path / "my run"
     assert str(caught.value) == (
-        f"what was trained is in {out}, and could not be uploaded to adapter: no route to host; "
-        f"later: hf upload adapter '{out}' --exclude 'checkpoint-*'"
+        f"the trained weights in {out} could not be uploaded to adapter: no route to host; "
+        f"later run hf upload adapter '{out}' --exclude 'checkpoint-*'"
     )
     assert (out / "adapter_model.safetensors").is_file()
     assert (out / "train_results.json").is_file()
     assert (
-        "push_to_hub: no route to host; the run goes on, and uploads what it trained at its end"
+        "push_to_hub: no route to host; the run continues, and tries the upload again at its end"
         in capsys.readouterr().out
     )
 
@@ -218,7 +220,7 @@ def test_an_upload_that_fails_on_the_way_is_said(hub: Hub, trained: Any, capsys:
     hub.upload_folder = upload_folder  # type: ignore[method-assign]
     trained()
     text = capsys.readouterr().out
-    assert "checkpoint-2 could not be uploaded: timed out; the run goes on" in text
+    assert "checkpoint-2 could not be uploaded: timed out; the run continues" in text
     assert "uploaded to me/adapter" in text
 
 

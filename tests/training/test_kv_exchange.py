@@ -76,7 +76,7 @@ def scorer(kind: str = "lora", classes: bool = False) -> CausalLMForward:
         for name, tensor in model.named_parameters():
             tensor.requires_grad_("layers.2" in name)
     made = (RewardForward if classes else CausalLMForward)(model)
-    made.choose()
+    made.probe_capabilities()
     fuse_layers(model)
     assert (made.packed, made.fused, made.shares, made.plain) == (True,) * 4
     return made

@@ -56,7 +56,7 @@ def test_it_ends_after_so_many_evaluations_without_a_better_one(
     assert trainer.state.global_step == last
     said = capsys.readouterr().out
     best = min(range(1, last + 1), key=lambda step: LOSSES[step - 1])
-    line = f"stopped early at step {last} of 12: no evaluation since step {best} was better than {LOSSES[best - 1]:g}"
+    line = f"stopped early at step {last} of 12: no improvement since step {best}, whose value was {LOSSES[best - 1]:g}"
     assert (line in said) is (last < 12)
 
 

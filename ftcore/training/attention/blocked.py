@@ -1,14 +1,24 @@
-"""Causal attention over sequences end to end of which some go on from the beginning of another one, on the CPU.
+"""Blocked causal attention over packed sequences with shared prefixes, on the CPU.
 
-torch's flash kernel for the CPU takes 512 keys at a time and, told that it is causal, computes all scores of queries
-with them: twice what is needed of a sequence of up to 512 tokens. Here a sequence's queries are taken in blocks, each
-with the keys that its last query sees and under a mask of the small triangle at their end, so that hardly more is
-computed than is needed; a beginning that is computed elsewhere is further keys. Forward and backward in one thread of
-a Zen 3 (torch 2.13, 9 query and 3 key heads of 64, float32, CPU-ms, one causal call and blocks): 128 tokens 2.10 and
-1.93, 200 4.84 and 4.00, 300 10.8 and 7.8, 420 20.5 and 13.9, 640 41.8 and 30.4, 1024 91 and 73. Blocks of 32 and of 128
-queries were slower, and so was the triangle apart from the rectangle before it, merged by their logsumexps.
+torch's flash kernel for the CPU processes 512 keys at a time and, with ``is_causal``, computes all their scores: twice
+the needed work for sequences of up to 512 tokens. Here the queries of a sequence are processed in blocks, each with the
+keys that its last query sees and a mask of the triangle at the end. Keys of a shared prefix come before the sequence's
+own. CPU ms of forward and backward on one thread of a Zen 3 (torch 2.13, 9 query and 3 key heads of 64, float32):
 
-Where oneDNN multiplies far faster than MKL, `ftcore.training.attention.gemm` takes the place of torch's kernel.
+======  ===============  ======
+tokens  one causal call  blocks
+======  ===============  ======
+128     2.10             1.93
+200     4.84             4.00
+300     10.8             7.8
+420     20.5             13.9
+640     41.8             30.4
+1024    91               73
+======  ===============  ======
+
+Blocks of 32 and of 128 queries were slower. Computing triangle and rectangle apart, merged by their logsumexps, was
+slower too. Where oneDNN's products are much faster than MKL's, `ftcore.training.attention.gemm` replaces torch's
+kernel.
 """
 
 from __future__ import annotations
@@ -29,18 +39,18 @@ if TYPE_CHECKING:
 
 
 BLOCK = 64
-"""Queries that torch's kernel takes at a time; where there are more threads than heads, more of them."""
+"""Queries per block for torch's kernel; a multiple of it where there are more threads than heads."""
 _FORWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernel is there."""
+    """Whether torch's kernel exists for this device."""
     return device.type == "cpu" and _FORWARD is not None and _BACKWARD is not None
 
 
 def serves(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether the kernel is there and takes these."""
+    """Whether torch's kernel supports these tensors."""
     same = query.shape[-1] == key.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
     return available(query.device) and same and {query.stride(-1), key.stride(-1), value.stride(-1)} == {1}
 
@@ -59,13 +69,13 @@ def blocked_attention(
         query: ``[1, heads, N, size]``.
         key, value: ``[1, key heads, N, size]``.
         scale: factor on the scores; None for ``1 / sqrt(size)``.
-        sequences: all of the row's.
-        kv_part: where the row is one part of a longer one, of which another thread computes the other part.
+        sequences: all sequences of the row.
+        kv_part: for a row that is one part of a longer one, whose other part another thread computes.
 
     Returns:
         ``[1, N, heads, size]``.
     """
-    if torch.is_autocast_enabled("cpu") and query.dtype == torch.float32:  # as autocast does to torch's own function
+    if torch.is_autocast_enabled("cpu") and query.dtype == torch.float32:  # as autocast does for torch's attention
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     with torch.autocast("cpu", enabled=False):
         out: torch.Tensor = _BlockedAttention.apply(query, key, value, scale, tuple(sequences), kv_part)
@@ -128,7 +138,7 @@ class _BlockedAttention(torch.autograd.Function):
                     by_query[:, :, block], *parts = _BACKWARD(  # type: ignore[misc]
                         gradient, *some, *ended, scale=ctx.scale, **how
                     )
-                if not found:  # of the last queries, which see all keys
+                if not found:  # the last block comes first: its queries see all keys
                     found = [part.to(norm.dtype) for part in parts]
                     continue
                 for total, part in zip(found, parts, strict=True):
@@ -142,7 +152,7 @@ class _BlockedAttention(torch.autograd.Function):
 def _seen(
     key: torch.Tensor, value: torch.Tensor, sequence: Span, kv_slice: KVSlice | None, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values that a sequence's queries see: those that are remote, then the row's before it, then its own."""
+    """Keys and values that a sequence sees: remote ones, then those of its prefix in this row, then its own."""
     remote = () if kv_slice is None else kv_slice.tokens(number)
     own = [*sequence.before, sequence.own]
     if not remote or kv_slice is None or kv_slice.remote is None:
@@ -154,7 +164,7 @@ def _seen(
 def _add_grads(
     kv_slice: KVSlice | None, number: int, sequence: Span, found: Sequence[torch.Tensor], totals: Sequence[torch.Tensor]
 ) -> None:
-    """Gives gradients of what `_seen` took to whom it belongs."""
+    """Adds the gradients of the keys and values that `_seen` collected."""
     remote = () if kv_slice is None else kv_slice.tokens(number)
     remote_count = sum(some.stop - some.start for some in remote)
     if remote and kv_slice is not None:
@@ -163,7 +173,7 @@ def _add_grads(
     for total, part in zip(totals, found, strict=True):
         before = part.shape[2] - own
         total[:, :, sequence.own] = part[:, :, before:]
-        # what comes before lies before, so its own gradient is there already
+        # prefixes belong to earlier sequences, whose own gradients were assigned before: this adds to them
         add_parts(total, sequence.before, part[:, :, remote_count:before])
 
 
@@ -184,7 +194,7 @@ def _blocks(own: slice, keys: int, size: int) -> Iterator[tuple[slice, int]]:
 
 
 def _how(query: torch.Tensor, keys: torch.Tensor, size: int) -> dict[str, Any]:
-    """What the kernel is told of a block's mask."""
+    """The kernel's arguments for a block's mask."""
     queries, seen = query.shape[2], keys.shape[2]
     triangle = queries == seen
     mask = None if triangle else _mask(queries, seen, size, keys.dtype)
@@ -195,7 +205,7 @@ _masks: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
 
 def _mask(queries: int, keys: int, size: int, dtype: torch.dtype) -> torch.Tensor:
-    """``[1, 1, queries, keys]`` to be added to scores: the last of so many queries sees all keys."""
+    """``[1, 1, queries, keys]``, added to scores; the last query sees all keys."""
     kept = _masks.get((size, dtype))
     rows = 2 * size
     if kept is None or kept.shape[-1] < rows + keys:
@@ -206,16 +216,16 @@ def _mask(queries: int, keys: int, size: int, dtype: torch.dtype) -> torch.Tenso
 
 
 def _parts(found: Sequence[tuple[torch.Tensor, Sequence[slice]]]) -> torch.Tensor:
-    """These tokens of each, one after the other; as a view where they lie together."""
+    """The given tokens of each tensor, concatenated; a single range is a view."""
     parts = [tensor[:, :, some] for tensor, tokens in found for some in tokens]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def _computing(dtype: torch.dtype) -> torch.dtype:
-    """In which attention is computed: torch's kernel is slower in bfloat16, where the processor has no AMX.
+    """The dtype of the computation: torch's kernel is slower in bfloat16 on processors without AMX.
 
-    On one thread of a Zen 5, forward and backward of 30 layers, 8 rows of 1,496 tokens together, 9 query and 3 key
-    heads of 64: 1.45 s in bfloat16, 0.93 s in float32.
+    One thread of a Zen 5, forward and backward of 30 layers, 8 rows with 1,496 tokens in total, 9 query and 3 key heads
+    of 64: 1.45 s in bfloat16, 0.93 s in float32.
     """
     return torch.float32 if dtype == torch.bfloat16 and not _amx() else dtype
 
@@ -226,10 +236,10 @@ def _amx() -> bool:
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
-    """In which the kernel keeps its logsumexps."""
+    """The dtype of the kernel's logsumexps."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _buffer(tensor: torch.Tensor) -> torch.Tensor:
-    """Room for as much, laid out token by token as the model's projections are."""
+    """An empty tensor of the same shape, in the memory layout of the model's projections: token by token."""
     return torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

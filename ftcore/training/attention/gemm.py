@@ -1,9 +1,18 @@
-"""Causal attention of a block of queries by products of matrices, on a CPU whose oneDNN is far faster than its MKL.
+"""Causal attention by explicit matrix products, for CPUs on which oneDNN is much faster than MKL.
 
-torch's flash kernel for the CPU multiplies by MKL. Here the scores of a block are one product for all heads that share
-their keys, by `ftcore.training.kernels.matmul`; they are made again in the backward pass. Forward and backward in one
-thread of a Zen 5 (torch 2.13, 9 query and 3 key heads of 64, float32, ms, flash kernel and products): 300 tokens 6.2
-and 5.5, 420 10.8 and 9.0, 640 22.1 and 16.7, 1024 54 and 36, 2048 204 and 121.
+torch's flash kernel for the CPU multiplies by MKL. Here the scores of a block of queries are one product for all heads
+that share their keys, by `ftcore.training.kernels.matmul`. They are recomputed in the backward pass. Milliseconds of
+forward and backward on one thread of a Zen 5 (torch 2.13, 9 query and 3 key heads of 64, float32):
+
+======  ============  ========
+tokens  flash kernel  products
+======  ============  ========
+300     6.2           5.5
+420     10.8          9.0
+640     22.1          16.7
+1024    54            36
+2048    204           121
+======  ============  ========
 """
 
 from __future__ import annotations
@@ -15,14 +24,14 @@ import torch
 from ftcore.training.kernels import matmul
 
 LEAST = 12 << 20
-"""Floating point operations of a sequence's last block of scores from which this is faster: 256 tokens of those heads,
-where it takes 0.95 of the kernel's time."""
+"""Fewest floating point operations of a sequence's last block of scores: 256 tokens of the heads above, where products
+take 0.95 of the kernel's time."""
 MOST_THREADS = 2
-"""Measured with one and two. The kernel shares its work among any number; here each product would be split."""
+"""Measured with one and two threads. The kernel divides heads among threads; here each product would be divided."""
 
 
 def serves(query: torch.Tensor, keys: torch.Tensor) -> bool:
-    """Whether a sequence's attention is computed here.
+    """Whether to compute a sequence's attention by products.
 
     Args:
         query: ``[1, heads, N, size]``.
@@ -36,20 +45,20 @@ def serves(query: torch.Tensor, keys: torch.Tensor) -> bool:
 
 
 def block() -> int:
-    """Queries that are taken at a time. Two threads were faster with more (of 64, 128, 192)."""
+    """Queries per block: 128 on one thread, 192 on two, which were faster with more (of 64, 128, 192)."""
     return 64 * (torch.get_num_threads() + 1)
 
 
 def laid_out(keys: torch.Tensor) -> torch.Tensor:
-    """Keys or values of a sequence as `forward` takes them, each head's together.
+    """Keys or values of a sequence in the layout for `forward`: contiguous per head.
 
-    oneDNN accepts rows that lie apart, and computes a product with them a thousand times as slowly.
+    oneDNN accepts strided rows, but multiplies them a thousand times as slowly.
     """
     return keys.contiguous()
 
 
 def forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """What the last queries of a sequence read; the last one sees all keys.
+    """Attention output of the last queries of a sequence; the last query sees all keys.
 
     Args:
         query: ``[1, heads, B, size]``.
@@ -75,7 +84,7 @@ def backward(
     of_queries, of_keys, of_values = [], [], []
     for rows, into, keys, values in zip(grouped, gradients, key[0], value[0], strict=True):
         weights = _weights(rows, keys, query.shape[2])
-        # Of keys and values turned, as oneDNN copies its first matrix if that is turned, and this is the small one.
+        # of keys and values transposed: oneDNN copies a transposed first matrix, which is the small one here
         of_values.append(matmul.linear_backward_weight(into, weights))
         of_scores = matmul.linear_forward(into, values)
         torch.ops.aten._softmax_backward_data.out(of_scores, weights, -1, weights.dtype, grad_input=of_scores)
@@ -99,7 +108,7 @@ def _grouped(query: torch.Tensor, key: torch.Tensor, scale: float | None) -> tor
 
 
 def _weights(rows: torch.Tensor, keys: torch.Tensor, queries: int) -> torch.Tensor:
-    """``[group * B, S]``: softmax of the scores of queries, which see no key behind their own."""
+    """``[group * B, S]``: softmax of the scores, with later keys masked."""
     scores = matmul.linear_forward(rows, keys)
     scores.view(-1, queries, len(keys))[:, :, len(keys) - queries :] += _behind(queries, scores.dtype)
     return torch.softmax(scores, -1, out=scores)
@@ -107,5 +116,5 @@ def _weights(rows: torch.Tensor, keys: torch.Tensor, queries: int) -> torch.Tens
 
 @cache
 def _behind(queries: int, dtype: torch.dtype) -> torch.Tensor:
-    """``[B, B]``: minus infinity behind the diagonal."""
+    """``[B, B]``: minus infinity above the diagonal."""
     return torch.full((queries, queries), float("-inf"), dtype=dtype).triu(1)

@@ -1,28 +1,23 @@
-"""Sequences of a row, and what each sees besides its own tokens."""
+"""Sequences of a packed row, and their shared prefixes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    pass
-
-
 Prefixes = Sequence[Sequence[tuple[int, int]]]
-"""For each sequence the tokens of the row, ``start`` to ``end``, that it sees besides its own, in their order."""
+"""For each sequence, the ranges ``(start, end)`` of the row's tokens that it sees before its own, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One sequence: its tokens in the row, and those that come before them for its queries.
+    """One sequence of a row.
 
     Args:
         own: its tokens.
-        before: the prefix's, of sequences that lie before it; empty for none.
+        before: its prefix, tokens of sequences before it in the row; empty for none.
     """
 
     own: slice
@@ -38,6 +33,6 @@ def spans(lengths: Sequence[int], prefixes: Prefixes) -> Iterator[Span]:
 
 
 def add_parts(total: torch.Tensor, tokens: Sequence[slice], values: torch.Tensor) -> None:
-    """Adds, in place, what stands for what `_parts` took."""
+    """Adds consecutive parts of ``values`` to the given ranges of tokens, in place."""
     for some, part in zip(tokens, values.split([some.stop - some.start for some in tokens], 2), strict=True):
         total[:, :, some] += part

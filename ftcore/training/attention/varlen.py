@@ -1,10 +1,10 @@
-"""Attention over sequences that lie end to end in one row, registered with transformers as ``ft_varlen``.
+"""Attention over packed sequences, registered with transformers as ``ft_varlen``.
 
 A batch is one row ``[1, N]``; ``cu_seq_lens_q`` (transformers' FlashAttentionKwargs) says where each sequence starts.
-With a padding mask transformers' sdpa computes every S x S score; one causal call per sequence was 5 to 39 times
-faster on CPU (S 1024 to 4096, 9 query and 3 key heads of 64, torch 2.13), and nothing can leak between sequences.
-Without ``cu_seq_lens_q``, as in generation, it is the ordinary attention under the mask that transformers makes. Where
-a sequence goes on from the beginning of others, ``prefixes`` says from which tokens.
+With a mask transformers' sdpa computes all S x S scores. One causal call per sequence was 5 to 39 times faster on a CPU
+(S 1024 to 4096, 9 query and 3 key heads of 64, torch 2.13), and sequences cannot attend to each other. Without
+``cu_seq_lens_q``, as in generation, it is ordinary attention with the mask of transformers. ``prefixes`` lists the
+tokens of shared prefixes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _plain_calls: list[bool] | None = None
 
 @contextmanager
 def record_plain_calls() -> Iterator[list[bool]]:
-    """Of each call, meanwhile, whether it was nothing but causal triangles, by torch's own kernel for the CPU."""
+    """Records for each call in this context whether it was plain causal attention by torch's kernel for the CPU."""
     global _plain_calls
     _plain_calls = []
     try:
@@ -42,20 +42,20 @@ def record_plain_calls() -> Iterator[list[bool]]:
 
 
 class UnsupportedAttentionError(Exception):
-    """The model asks its attention for something that this implementation does not compute."""
+    """The model's attention needs a feature that this implementation does not support."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is computed, the same for every sequence of a call.
+    """Settings of a call, the same for all its sequences.
 
     Args:
-        causal: whether a token sees only those before it.
-        dropout: probability that a weight is dropped.
+        causal: whether a token attends only to tokens up to itself.
+        dropout: probability of dropping a weight.
         scale: factor on the scores; None for ``1 / sqrt(head size)``.
-        window: how many tokens, its own included, a token sees; None for all.
-        softcap: scores become ``softcap * tanh(score / softcap)`` (Gemma 2); None to leave them.
-        sinks: ``[heads]``, one logit per head that takes its share of the softmax and gives nothing (gpt-oss).
+        window: size of the sliding window, the token included; None for no window.
+        softcap: scores become ``softcap * tanh(score / softcap)`` (Gemma 2); None for no cap.
+        sinks: ``[heads]``, one logit per head in the softmax's denominator, without a value (gpt-oss).
     """
 
     causal: bool
@@ -66,7 +66,7 @@ class Rule:
     sinks: torch.Tensor | None
 
     def band(self, queries: int, keys: int, device: torch.device) -> torch.Tensor:
-        """``[queries, keys]``, true where a query may look; the last query stands at the last key."""
+        """``[queries, keys]``, true where a query attends to a key; the last query is at the last key."""
         place = torch.arange(keys - queries, keys, device=device)[:, None]
         key = torch.arange(keys, device=device)[None]
         allowed = torch.ones(queries, keys, dtype=torch.bool, device=device)
@@ -106,16 +106,15 @@ def varlen_attention(
         attention_mask: None where ``cu_seq_lens_q`` is given.
         cu_seq_lens_q: ``[sequences + 1]``, where each sequence starts, and N.
         max_length_q: length of the longest sequence.
-        prefixes: for each sequence the tokens of the row that come before its own, of sequences that lie before it;
-            None where no sequence has any.
+        prefixes: for each sequence the ranges of its prefix, in sequences before it; None for no prefixes.
         kv_part: where another thread computes another part of the row; see
-        `ftcore.training.parallel.cpu_threads.kv_exchange`.
+            `ftcore.training.parallel.cpu_threads.kv_exchange`.
 
     Returns:
         ``[1, N, heads, value size]`` and None.
 
     Raises:
-        UnsupportedAttentionError: for a bias that depends on positions, and for prefixes whose tokens see what follows.
+        UnsupportedAttentionError: for a position bias, and for prefixes without causal attention.
     """
     if kwargs.get("position_bias") is not None:
         raise UnsupportedAttentionError(f"{type(module).__name__} adds a position bias to its attention scores")
@@ -124,7 +123,7 @@ def varlen_attention(
     if cu_seq_lens_q is None:
         return _one_block(query, key, value, rule, attention_mask).transpose(1, 2).contiguous(), None
     if prefixes and not causal:
-        raise UnsupportedAttentionError(f"{type(module).__name__} lets a prompt see the answer")
+        raise UnsupportedAttentionError(f"{type(module).__name__} is not causal: a prompt would see the answer")
     if _flash_serves(query, rule):
         return _flash(query, key, value, rule, cu_seq_lens_q, max_length_q, prefixes), None
     lengths = cu_seq_lens_q.diff().tolist()
@@ -133,23 +132,23 @@ def varlen_attention(
     if _plain_calls is not None:
         _plain_calls.append(plain)
     if plain:
-        # its result is kept once; of torch's own calls each keeps its part beside the whole that the next layer keeps
+        # one autograd function stores its output once; with a call per sequence autograd would store each part as well
         return blocked_attention(query, key, value, rule.scale, list(spans(lengths, before)), kv_part), None
     if kv_part is not None:
-        raise UnsupportedAttentionError(f"{type(module).__name__} does not attend to keys of another part")
+        raise UnsupportedAttentionError(f"{type(module).__name__} cannot attend to keys of another part of the row")
     parts = zip(query.split(lengths, 2), _keys(key, lengths, prefixes), _keys(value, lengths, prefixes), strict=True)
     return torch.cat([_one_block(q, k, v, rule, None).transpose(1, 2) for q, k, v in parts], dim=1), None
 
 
 def _plain(rule: Rule, lengths: Sequence[int], prefixes: Prefixes) -> bool:
-    """Whether there is nothing but the causal triangle."""
+    """Whether attention is causal without dropout, effective window, softcap or sinks."""
     longest = max(_sizes(lengths, prefixes))
     narrow = rule.window is not None and rule.window < longest
     return rule.causal and not rule.dropout and not narrow and rule.softcap is None and rule.sinks is None
 
 
 def _sizes(lengths: Sequence[int], prefixes: Prefixes) -> list[int]:
-    """Tokens that each sequence's last one sees."""
+    """Number of keys that each sequence's last token sees."""
     return [
         length + sum(last - first for first, last in ranges) for length, ranges in zip(lengths, prefixes, strict=True)
     ]
@@ -157,7 +156,7 @@ def _sizes(lengths: Sequence[int], prefixes: Prefixes) -> list[int]:
 
 def _keys(tensor: torch.Tensor, lengths: Sequence[int], prefixes: Prefixes | None) -> Sequence[torch.Tensor]:
     """Each sequence's keys or values, after those of its prefix."""
-    # split, not slices: its backward is one concatenation, a slice's is a zero tensor of full size per sequence
+    # split instead of slices: its backward is one concatenation, a slice's a zero tensor of full size per sequence
     own = tensor.split(list(lengths), 2)
     if not prefixes:
         return own
@@ -170,7 +169,7 @@ def _keys(tensor: torch.Tensor, lengths: Sequence[int], prefixes: Prefixes | Non
 def _one_block(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """``[B, heads, S, size]``; under ``mask`` (true or 0 where one may look), else under the rule's own."""
+    """``[B, heads, S, size]``, with ``mask`` (true or 0 where attention is allowed) or else the rule's own."""
     queries, keys = query.shape[2], key.shape[2]
     narrow = rule.window is not None and rule.window < keys
     if rule.softcap is not None or rule.sinks is not None:
@@ -190,7 +189,7 @@ def _one_block(
 
 
 def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, mask: torch.Tensor) -> torch.Tensor:
-    """Scores in full, for what no fused kernel knows: soft capping and sinks."""
+    """Attention with full scores, for softcap and sinks, which fused kernels do not support."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = query.shape[-1] ** -0.5 if rule.scale is None else rule.scale
@@ -220,7 +219,7 @@ def _flash(
     longest: int | None,
     prefixes: Prefixes | None,
 ) -> torch.Tensor:
-    """flash-attention 2's varlen kernel: ``[N, heads, size]`` in and out. Its last query stands at its last key."""
+    """flash-attention 2's varlen kernel, ``[N, heads, size]`` in and out; its last query is at its last key."""
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
     starts = key_starts = starts.to(torch.int32)
@@ -247,7 +246,7 @@ def _flash(
 
 
 def _mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
-    """None for rows end to end, which come without a padding mask; else the boolean mask of sdpa."""
+    """None for packed rows, which have no padding mask; else sdpa's boolean mask."""
     return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
 

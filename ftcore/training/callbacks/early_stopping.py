@@ -1,4 +1,4 @@
-"""Early stopping: the run ends when evaluations no longer get better."""
+"""Early stopping: ends the run when evaluations no longer improve."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEPT = ("without", "best_step")
 
 
 class EarlyStopping(TrainerCallback, ExportableState):
-    """Ends training after ``patience`` evaluations in a row without a new best; it counts on after a resume."""
+    """Ends training after ``patience`` consecutive evaluations without a new best; a resume continues the count."""
 
     def __init__(self, patience: int) -> None:
         self.patience, self.without, self.best_step = patience, 0, 0
@@ -25,7 +25,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **kwargs: Any) -> None:
         name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
         if name not in metrics:
-            return  # the trainer refuses it, and says what there is
+            return  # the trainer raises an error that lists the metrics
         value, best = metrics[name], state.best_metric  # the best before this one
         better = best is None or (value > best if args.greater_is_better else value < best)
         self.without = 0 if better else self.without + 1
@@ -45,18 +45,18 @@ class EarlyStopping(TrainerCallback, ExportableState):
 
 
 def early_stopping_callbacks(plan: Plan) -> Sequence[TrainerCallback]:
-    """The callback, where the plan asks for it."""
+    """The callback, if the plan sets ``early_stopping_steps``."""
     patience = plan.training.early_stopping_steps
     return [] if patience is None else [EarlyStopping(patience)]
 
 
 def stopped_early(trainer: TrainingContext) -> str:
-    """A line for the user, if the run ended early."""
+    """A line for the user if the run stopped early, else an empty text."""
     found = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStopping)]
     state = trainer.state
     if not found or found[0].without < found[0].patience or state.global_step >= state.max_steps:
         return ""
     return (
-        f"stopped early at step {state.global_step} of {state.max_steps}: no evaluation since step "
-        f"{found[0].best_step} was better than {state.best_metric:.6g}"
+        f"stopped early at step {state.global_step} of {state.max_steps}: no improvement since step "
+        f"{found[0].best_step}, whose value was {state.best_metric:.6g}"
     )

@@ -1,7 +1,7 @@
-"""Uploads of what a run trains to the Hugging Face hub: with its checkpoints, and at its end.
+"""Uploads to the Hugging Face hub: with checkpoints and at the end of a run.
 
-An upload never costs a run its result. What cannot be reached at the start is asked again at the end; only a token that
-may not write ends the run before its first step.
+A failed upload never ends training. A hub that is not reachable at the start is tried again at the end. Only a token
+without write access ends the run before its first step.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ftcore.errors import RunError
 from ftcore.utils.ownership import BACKUP, LOCK, RUN_LOG, foreign_files
 
 OF_RUNS = ("_*", ".tmp-*", "checkpoint-*", LOCK, QUARANTINE, RUN_LOG, f"*{BACKUP}")
-"""What of a run's folder stays here, with all that ft did not write: rows that were put aside, and lines that quote
-rows, may be anybody's."""
+"""Files of a run's folder that are not uploaded, nor is anything that ft did not write. Quarantined rows, and logs that
+quote rows, may contain private data."""
 STATES = (
     "MANIFEST.json",
     "optimizer*",
@@ -38,7 +38,7 @@ STATES = (
     "random-*",
     "trainer_state.json",
 )
-"""What a checkpoint has beside the weights and the tokenizer."""
+"""Files of a checkpoint besides weights and tokenizer."""
 _REFUSED = (401, 403)
 
 
@@ -65,7 +65,7 @@ class HubUploadCallback(TrainerCallback):
             except Exception as error:
                 if refused(error):
                     raise RunError(f"push_to_hub: the hub refuses {repository(self.plan)}: {_cause(error)}") from error
-                self.info(f"push_to_hub: {_cause(error)}; the run goes on, and uploads what it trained at its end")
+                self.info(f"push_to_hub: {_cause(error)}; the run continues, and tries the upload again at its end")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.options.hub_strategy != "end" and self.repository:
@@ -83,7 +83,8 @@ class HubUploadCallback(TrainerCallback):
         self._settle(wait=False)
         if self.running and not self.options.hub_always_push:
             self.info(
-                f"{folder.name} is not uploaded: {self.running[0][0]} still is; hub_always_push: true does not ask"
+                f"{folder.name} is not uploaded, because the upload of {self.running[0][0]} is still running; "
+                "hub_always_push: true uploads every checkpoint"
             )
             return
         kept = _linked(folder)
@@ -105,23 +106,23 @@ class HubUploadCallback(TrainerCallback):
         self.running.append((what, folder, future))
 
     def _settle(self, *, wait: bool) -> None:
-        """Names uploads that failed, and forgets those that are done."""
+        """Reports failed uploads, and removes those that have ended."""
         left = []
         for what, folder, future in self.running:
             if not wait and not future.done():
                 left.append((what, folder, future))
             elif (error := future.exception()) is not None:
-                self.info(f"{what} could not be uploaded: {_cause(error)}; the run goes on")
+                self.info(f"{what} could not be uploaded: {_cause(error)}; the run continues")
         still = {folder for _, folder, _ in left}
         for folder in {folder for _, folder, _ in self.running} - still:
             shutil.rmtree(folder, ignore_errors=True)
         self.running = left
 
     def finish(self) -> None:
-        """Uploads the run's folder as it is now.
+        """Uploads the run's folder.
 
         Raises:
-            RunError: when it cannot be; the folder is whole, and the message says how to upload it later.
+            RunError: the upload failed; the folder is complete, and the message has the command to upload it later.
         """
         folder = self.plan.output_dir
         self._settle(wait=True)
@@ -139,18 +140,18 @@ class HubUploadCallback(TrainerCallback):
             name = self.repository or repository(self.plan)
             later = f"hf upload {name} {shlex.quote(str(folder))} --exclude 'checkpoint-*'"
             raise RunError(
-                f"what was trained is in {folder}, and could not be uploaded to {name}: {_cause(error)}; later: {later}"
+                f"the trained weights in {folder} could not be uploaded to {name}: {_cause(error)}; later run {later}"
             ) from error
         self.info(f"uploaded to {self.repository}")
 
 
 def _patterns(names: Sequence[str]) -> list[str]:
-    """Files and folders of these names, and what is in the folders."""
+    """Patterns for files and folders of these names and for the folders' contents."""
     return [pattern for name in names for pattern in (glob.escape(name), f"{glob.escape(name)}/*")]
 
 
 def refused(error: BaseException) -> bool:
-    """Whether the hub knows the request and does not allow it."""
+    """Whether the hub denies access."""
     return isinstance(error, HfHubHTTPError) and error.response.status_code in _REFUSED
 
 
@@ -160,7 +161,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _linked(folder: Path) -> Path:
-    """The same files under another name, so that the run may delete the checkpoint while it is uploaded."""
+    """A hard-linked copy of a checkpoint, so that the run may delete the checkpoint during the upload."""
     kept = folder.parent / f".tmp-hub-{folder.name}-{os.getpid()}"
     shutil.rmtree(kept, ignore_errors=True)
     try:

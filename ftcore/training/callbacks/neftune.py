@@ -10,9 +10,9 @@ from ftcore.training.batching.collators import Batch
 
 
 class NeftuneNoise:
-    """Adds noise of size ``alpha / sqrt(L * H)`` to each embedding, L being the length of its own sequence.
+    """Adds noise of size ``alpha / sqrt(L * H)`` to each embedding, where L is the length of its sequence.
 
-    transformers' hook takes the row's length for L, which for sequences end to end is that of the whole batch.
+    transformers' hook uses the row's length as L, which for packed sequences is that of the whole batch.
 
     Args:
         embeddings: the model's input embeddings.
@@ -25,7 +25,7 @@ class NeftuneNoise:
         embeddings.register_forward_hook(self._add)
 
     def expect(self, batch: Batch) -> None:
-        """Tells the lengths of the sequences that come next."""
+        """Sets the lengths of the sequences of the next forward pass."""
         self.lengths = batch["cu_seqlens"].diff()
 
     def _add(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:

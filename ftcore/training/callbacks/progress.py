@@ -1,4 +1,4 @@
-"""What a run says while it runs: ``trainer_log.jsonl``, a line per log, and on a terminal a bar with the time left."""
+"""Progress of a run: ``trainer_log.jsonl``, a console line per log, and on a terminal a bar with the remaining time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ftcore.utils.units import as_clock
 LOG = "trainer_log.jsonl"
 _FIRST = ("loss", "grad_norm", "learning_rate", "eval_loss", "epoch", "throughput", "num_input_tokens_seen")
 _CLOCK = ("_runtime", "_per_second")
-"""Endings of what is of no use in a log line: its own times are there."""
+"""Suffixes of metrics that are not logged: a log line has its own times."""
 
 
 class ProgressCallback(TrainerCallback):
@@ -65,7 +65,7 @@ class ProgressCallback(TrainerCallback):
         self.close()
 
     def info(self, line: str) -> None:
-        """A line for the user, above the bar where there is one."""
+        """Prints a line for the user, above the bar if there is one."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class ProgressCallback(TrainerCallback):
 
 
 def keep_lines(file: Path, step: int) -> None:
-    """Drops log lines of steps after ``step``, which a resumed run does again; all of them where it starts anew."""
+    """Removes log lines of steps after ``step``, which a resumed run repeats; 0 removes all."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         return
@@ -96,14 +96,14 @@ def keep_lines(file: Path, step: int) -> None:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The log's lines, in order; none where a run was shorter than ``logging_steps``."""
+    """The lines of the log, in order; none for a run shorter than ``logging_steps``."""
     if not file.is_file():
         return []
     return [json.loads(line) for line in _whole_lines(file)]
 
 
 def _whole_lines(file: Path) -> list[str]:
-    """Lines up to the last line end: a kill may leave half a line behind it."""
+    """Complete lines: a kill may leave an incomplete last line."""
     text = file.read_text(encoding="utf-8")
     return text[: text.rfind("\n") + 1].splitlines()
 

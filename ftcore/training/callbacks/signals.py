@@ -1,6 +1,6 @@
-"""SIGTERM, SIGHUP, Ctrl-C: in training the first ends the run at a whole step, with a checkpoint; the second at once.
+"""SIGTERM, SIGHUP and Ctrl-C: in training the first ends the run after the step, with a checkpoint; the second at once.
 
-A run that was started with SIGHUP ignored, as by nohup, goes on when its terminal is gone.
+A run that was started with SIGHUP ignored, as by nohup, continues when its terminal closes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BEFORE_EXIT: list[Callable[[int], None]] = []
 
 
 class InterruptedRunError(RunError):
-    """The run was stopped by a signal and can be gone on with."""
+    """The run was stopped by a signal and can be resumed."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class InterruptedRunError(RunError):
 
 
 class StopSignals:
-    """While it is entered, the first signal is noted in ``received``; a second one ends the process."""
+    """A context in which the first signal is stored in ``received``, and a second one ends the process."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -45,19 +45,19 @@ class StopSignals:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
-            _exit(number)  # checkpoints are staged: nothing half written can be taken for one
+            _exit(number)  # safe: checkpoints are staged, so an incomplete one is never used
         self.received = signal.Signals(number)
 
 
 @contextmanager
 def ended_at_once(message: Callable[[], str]) -> Iterator[None]:
-    """While it is entered, a signal ends what is done in it, wherever it is; a second one ends the process.
+    """A context that a signal ends at once; a second signal ends the process.
 
     Args:
-        message: what the user is told behind ``stopped by ...``.
+        message: the text after ``stopped by ...``.
 
     Raises:
-        InterruptedRunError: in the place of whatever the signal was turned into on its way.
+        InterruptedRunError: instead of the error that the signal became on its way.
     """
     received: list[signal.Signals] = []
 
@@ -65,7 +65,7 @@ def ended_at_once(message: Callable[[], str]) -> Iterator[None]:
         if received:
             _exit(number)
         received.append(signal.Signals(number))
-        raise KeyboardInterrupt  # no library takes it for an error of its own, as it would an Exception
+        raise KeyboardInterrupt  # not an Exception, which libraries may catch
 
     before = {number: signal.signal(number, note) for number in _heeded()}
     try:
@@ -81,7 +81,7 @@ def ended_at_once(message: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def before_exit(call: Callable[[int], None]) -> Iterator[None]:
-    """While it is entered, a second signal calls this with its number before it ends the process."""
+    """A context in which a second signal calls ``call`` with its number before it ends the process."""
     _BEFORE_EXIT.append(call)
     try:
         yield
@@ -90,12 +90,12 @@ def before_exit(call: Callable[[int], None]) -> Iterator[None]:
 
 
 def shown(number: int) -> str:
-    """A signal as people call it."""
+    """The common name of a signal."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def _heeded() -> list[signal.Signals]:
-    """Signals that are handled: in the main thread, which alone may; SIGHUP unless it was ignored from the start."""
+    """The handled signals; none outside the main thread, and SIGHUP only if it was not ignored at the start."""
     if threading.current_thread() is not threading.main_thread():
         return []
     hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]

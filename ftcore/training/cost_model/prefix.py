@@ -1,18 +1,18 @@
-"""The prompt that both answers of a pair have is computed once: where that is exact, and where it pays.
+"""The cost of shared prefixes: decides when computing a common prompt once saves time.
 
-The batch then has ``[prompt, chosen]`` as one sequence and ``[last of the prompt, rejected]`` as another one, which
-goes on from the other tokens of that prompt (``after``, see `ftcore.training.batching.collators`): its positions
-restart at the branch, and its queries see the prompt's keys. The prompt's last token is there twice, because it
-predicts both answers' first tokens, and a place in a row has one label.
+A pair's batch then holds ``[prompt, chosen]`` as one sequence and ``[last prompt token, rejected]`` as another, whose
+prefix is the rest of the prompt (`ftcore.training.batching.shared_prefix`): its positions continue after the prefix,
+and its queries see the prompt's keys. The last prompt token occurs twice, because it predicts the first token of both
+answers, and a position has one label.
 
-What is saved is the linear layers' work on the prompt and its attention to itself. What is added is that each layer's
-attention of the rejected answer has its keys in two places, which are copied together and whose gradients are handed
-back (`ftcore.training.attention.blocked`), or goes under a mask. Measured on the CPU (one thread of an AMD EPYC with
-AVX-512, torch 2.13, forward and backward of one layer, smollm2's and two other shapes, prompts of 2 to 700 tokens,
-answers of 4 to 700), in units of the time that the linear layers take for a multiplication and addition forward and
-back. That was with two parts merged by their logsumexps; in blocks the same beginnings pay (Zen 3, attention's ms
-shared less alone, and linear layers' ms saved: 7 before 701 10.7 and 1.3, 7 before 17 0.1 and 1.3, 30 before 400 2.3
-and 5.5).
+Sharing saves the linear layers' work on the prompt, and the prompt's attention to itself. It adds work to the attention
+of the rejected answer: its keys lie in two places, are concatenated, and their gradients are distributed
+(`ftcore.training.attention.blocked`), or a mask is used. The constants are measured on one thread of an AMD EPYC with
+AVX-512 (torch 2.13, forward and backward of one layer, three shapes, smollm2's among them, prompts of 2 to 700 tokens,
+answers of 4 to 700). Their unit is the time of one multiply-add of the linear layers, forward and backward. The
+measurement merged two parts by their logsumexps. Blocked attention agrees on when sharing saves time. On a Zen 3, added
+ms of attention and saved ms of linear layers: 7 tokens before 701, 10.7 and 1.3; 7 before 17, 0.1 and 1.3; 30 before
+400, 2.3 and 5.5.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ ShareOption = bool | Literal["auto"]
 """The option ``share_prompt``."""
 
 Shares = Callable[[int, int], bool]
-"""Whether a sequence goes on from another one, by the tokens that are shared and by those that are its own."""
+"""Decides whether a sequence shares a prefix, from the numbers of shared tokens and of its own."""
 
 CALLS = 8.5e6
-"""Further calls for each pair and layer: 0.17 ms, where linear layers made 1e11 operations a second."""
+"""Additional calls per pair and layer: 0.17 ms, while linear layers compute 1e11 operations per second."""
 MERGE = 500
-"""What keys in two places cost, for each number of the rejected answer's queries: 10 ns."""
+"""Cost of keys in two places, per number of the rejected answer's queries: 10 ns."""
 ATTENTION = 6
-"""Attention's time per operation: its backward pass does more, and its kernel is slower (29 GFLOP a second)."""
+"""Attention's time per operation: its backward pass computes more, and its kernel is slower (29 GFLOP/s)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixCost:
-    """Decides by what is saved and what is added, from lengths and the model's shape alone: the same on each resume.
+    """Compares saved and added work. Lengths and the model's shape alone decide, so a resume decides alike.
 
     Args:
-        weights: that a token is multiplied with in linear layers, over all layers.
-        width: of all query heads.
-        layers: how many.
-        masked: whether a rectangle of attention is computed under a mask and not as two exact parts.
+        weights: number of weights in the linear layers of all layers.
+        width: total size of the query heads.
+        layers: number of layers.
+        masked: whether attention to a prefix uses a mask over the full rectangle.
     """
 
     weights: int
@@ -58,15 +58,15 @@ class PrefixCost:
 
     @classmethod
     def of(cls, model: Any) -> PrefixCost:
-        """Of a transformers model."""
+        """The cost model of a transformers model."""
         config, decoder = model.config.get_text_config(), model.get_decoder()
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         exact = available(model.device) and not getattr(config, "attention_dropout", 0)
         return cls(_weights(decoder), config.num_attention_heads * size, config.num_hidden_layers, not exact)
 
     def __call__(self, shared: int, queries: int) -> bool:
-        """Whether sharing so many tokens before so many takes less time."""
-        # pairs of query and key that are no longer computed; a mask's upper triangle is
+        """Whether sharing ``shared`` tokens before ``queries`` own ones takes less time."""
+        # pairs of query and key that are not computed any more; with a mask, the upper triangle is computed in addition
         area = (shared**2 - (queries**2 if self.masked else 0)) / 2
         saved = 2 * self.weights * shared + ATTENTION * 4 * self.width * self.layers * area
         added = self.layers * (CALLS + (0 if self.masked else MERGE * self.width * queries))
@@ -75,36 +75,36 @@ class PrefixCost:
 
 @dataclass(frozen=True, slots=True)
 class AlwaysShare:
-    """Shares every beginning."""
+    """Shares every common prefix."""
 
     def __call__(self, shared: int, queries: int) -> bool:
-        """Yes."""
+        """True."""
         return True
 
 
 def sharing_rule(scorer: Any, wish: ShareOption, noise: bool = False) -> Shares | None:
-    """How sequences are decided about; None where nothing is shared.
+    """The rule for sharing prefixes; None to share nothing.
 
     Args:
-        scorer: of the model that computes them.
-        wish: the option.
-        noise: whether embeddings get noise that depends on the length of their sequence.
+        scorer: of the model.
+        wish: ``share_prompt``.
+        noise: whether NEFTune is on, whose noise depends on the length of the sequence.
 
     Raises:
-        UsageError: every beginning is to be shared and cannot be.
+        UsageError: ``share_prompt: true``, and the model or NEFTune does not allow it.
     """
     if wish is False:
         return None
     if not noise and scorer.shares:
         return AlwaysShare() if wish is True else PrefixCost.of(scorer.inner)
     if wish is True:
-        why = "noise on the embeddings depends on each answer" if noise else "this model would not compute the same"
+        why = "neftune_noise_alpha is set" if noise else "the model does not reproduce its logits with shared prefixes"
         raise UsageError(Problem(f"share_prompt is true, and {why}", hint="write share_prompt: auto"))
     return None
 
 
 def _weights(module: Any) -> int:
-    """Of all linear layers, as many as they stand for where they are quantised; adapters on them are left out."""
+    """Number of weights of all linear layers, quantised ones included and adapters excluded."""
     if hasattr(module, "base_layer"):
         return _weights(module.base_layer)
     if isinstance(module, nn.Embedding):

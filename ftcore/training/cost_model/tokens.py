@@ -1,4 +1,5 @@
-"""What the tokens of a batch cost, by the model's shape and their places alone: the same on each resume."""
+"""The cost of the tokens of a batch. The model's shape and the positions alone decide, so a resume computes the
+same."""
 
 from __future__ import annotations
 
@@ -14,18 +15,18 @@ from ftcore.training.cost_model.prefix import PrefixCost
 from ftcore.training.kernels import matmul
 
 PAIR = {False: 2.4, True: 3.6}
-"""Time of a query and key, by operation, in units of a linear layer's: by torch's kernel where MKL multiplies (Zen 3),
-and by oneDNN's products (Zen 5: 67 ns for 9 heads of 64 forward and back, a linear layer 4 ps an operation)."""
+"""Time of attention per operation, relative to a linear layer. False: torch's kernel with MKL (Zen 3). True: oneDNN's
+products (Zen 5: 67 ns for 9 heads of 64 forward and backward, 4 ps per operation of a linear layer)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Operations of a forward pass, which count as they last; the backward pass is taken to be in proportion.
+    """Operations of a forward pass, weighted by time; the backward pass is assumed to be proportional.
 
     Args:
-        token: of a token in the linear layers.
-        pair: operations of a query and a key that it sees.
-        label: of a token that is read.
+        token: operations of a token in the linear layers.
+        pair: operations of a query and one key.
+        label: operations of the vocabulary head for a label.
     """
 
     token: float
@@ -34,7 +35,7 @@ class CostModel:
 
     @classmethod
     def of(cls, scorer: Any) -> CostModel:
-        """Of a scorer's model; of the layers alone that compute where others are kept
+        """The cost model of a scorer's model, without cached frozen layers
         (`ftcore.training.frozen_layer_cache.cache`)."""
         config, cost, prefix = (
             scorer.inner.config.get_text_config(),
@@ -47,14 +48,14 @@ class CostModel:
         return cls(2.0 * cost.weights * (1 - kept), pair * (1 - kept), label)
 
     def __call__(self, batch: Batch) -> npt.NDArray[np.floating[Any]]:
-        """Of each token, ``[N]``."""
+        """The cost of each token, ``[N]``."""
         found = self.token + PAIR[matmul.get_choice().attention] * self.pair * visible(batch)
         found[batch["positions"].numpy()] += self.label
         return found
 
 
 def visible(batch: Batch) -> npt.NDArray[np.int64]:
-    """How many keys each token of a row sees, ``[N]``."""
+    """Number of keys that each token of a row sees, ``[N]``."""
     starts = batch["cu_seqlens"].tolist()
     before = batch.get("prefixes", ((),) * (len(starts) - 1))
     return np.concatenate(

@@ -1,4 +1,4 @@
-"""From a batch to losses: which way through a model is both exact and cheapest, proven on the model itself."""
+"""A causal language model's forward pass to losses and log-probabilities, by the fastest way that a probe verifies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ATTENTION_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes", "kv_part")
-"""What a decoder hands on to attention of a row of sequences."""
+"""Keyword arguments that a decoder passes through to attention over a packed row."""
 
 
 class CausalLMForward:
@@ -38,28 +38,24 @@ class CausalLMForward:
         model: a transformers model with a vocabulary head, or a PeftModel around one.
 
     Attributes:
-        packed: sequences go end to end through ``ft_varlen`` attention; else padded, with the model's own attention.
+        packed: sequences are packed end to end, with ``ft_varlen`` attention; else padded, with the model's attention.
         fused: hidden states go through `ftcore.training.losses.linear_cross_entropy`; else the model's own forward
         makes the logits, of the
             trained positions only.
         compute_dtype: dtype among the weights; results are no finer. Any of them may be in float32 because it is
         trained.
-        shares: a sequence may go on from the beginning of another one; packed only.
+        shares: sequences may share a prefix; packed only.
         prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
-        plain: every layer's attention is the causal triangle of a sequence and what comes before it, nothing else.
-        team: computes one batch on all threads, in halves; None where a batch is computed as one.
-        last: the last layer, where it computes no more than is read
-        (`ftcore.training.model_transforms.last_layer_pruning`); packed only.
-        compiled: backend and mode of the compiler of the decoder's layers
-        (`ftcore.training.model_transforms.torch_compile`); None for none.
-        unseen: what has to be shown of a batch with images before one is computed
-        (`ftcore.training.forward.dependence`); None
-            once it is.
-        smoothing: of the labels, in the losses; log-probabilities are without it.
+        plain: attention in all layers is causal over a sequence and its prefix, without window, softcap or sinks.
+        sequence_split: computes one batch in two concurrent parts; None where batches are computed whole.
+        last: the pruned last layer (`ftcore.training.model_transforms.last_layer_pruning`); packed only.
+        compiled: backend and mode of compiled layers (`ftcore.training.model_transforms.torch_compile`); None for none.
+        unseen: the check of the first batch with images (`ftcore.training.forward.dependence`); None once it passed.
+        smoothing: label smoothing of losses; log-probabilities have none.
     """
 
     reads_vocabulary = True
-    """Whether each label costs a product with the vocabulary."""
+    """Whether each label needs a product with the vocabulary head."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -94,7 +90,7 @@ class CausalLMForward:
         return token_logps(self.hidden(batch), self.head(), labels) if self.fused else self._own_logps(batch, labels)
 
     def run(self, batch: Batch, outputs: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
-        """What ``outputs`` makes of a batch, by the team where it takes it."""
+        """The outputs of a batch, in two concurrent parts where `sequence_split` accepts it."""
         return (
             outputs(batch)
             if self.sequence_split is None or not self.sequence_split.accepts(batch)
@@ -102,7 +98,8 @@ class CausalLMForward:
         )
 
     def nll_and_hits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses ``[T]`` of the batch's labels, and whether each is the likeliest token, bool ``[T]``; no gradients."""
+        """Losses ``[T]`` of the batch's labels, and whether each is the most likely token, bool ``[T]``; no
+        gradients."""
         labels = self._labels(batch)
         if self.fused:
             return nll_and_hits(self.hidden(batch), self.head(), labels, self.smoothing)
@@ -128,11 +125,11 @@ class CausalLMForward:
         return hidden_states(self.inner.get_decoder(), batch, packed=self.packed, trimmed=self.last is not None)
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits ``[T, V]`` at the positions that have a label, by the way that is in use; for small batches."""
+        """Logits ``[T, V]`` at the positions that have a label, by the chosen way; for small batches."""
         return self.head().logits(self.hidden(batch)) if self.fused else self._own_logits(batch)
 
     def layers(self) -> nn.ModuleList | None:
-        """The stack of the decoder's layers; None where it is no plain stack."""
+        """The decoder's layers; None where they are not one plain stack."""
         count = self.inner.config.get_text_config().num_hidden_layers
         found = [one for one in self.inner.get_decoder().children() if isinstance(one, nn.ModuleList)]
         stacks = [one for one in found if len(one) == count]
@@ -148,7 +145,7 @@ class CausalLMForward:
         return LMHead(module.weight, module.bias, scale, softcap)
 
     def _head_module(self) -> nn.Linear | None:
-        """The head where it is a plain linear layer; PEFT's trained copy of it where there is one and it is in use."""
+        """The head where it is a plain linear layer; PEFT's trained copy of it where that is active."""
         module = self.inner.get_output_embeddings()
         if hasattr(module, "modules_to_save"):
             off = module.disable_adapters
@@ -176,17 +173,17 @@ class CausalLMForward:
         else:
             inputs = padded(batch)
             rows, columns = inputs.pop("rows"), inputs.pop("columns")
-            # one set of columns for all rows is what transformers takes: the union of those that a row needs
+            # transformers takes one set of columns for all rows: the union of the columns with labels
             keep, where = columns.unique(return_inverse=True)
             logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[rows, where]
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def sequences(self, batch: Batch) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]:
-        """Each sequence of a batch with images: what the whole model is given, the places ``[n]`` of its labels, and
-        which of its tokens stand for parts of images, bool ``[L]``.
+        """Each sequence of a batch with images: the model's inputs, the positions ``[n]`` of its labels, and which
+        tokens stand for parts of images, bool ``[L]``.
 
-        One by one, so that the model itself gives its tokens their places, which images change, and its attention its
-        mask: some models let the parts of an image see each other, or a whole prompt.
+        Sequences are computed one by one, so that the model computes positions, which images change, and its attention
+        mask: some models let the parts of an image, or a whole prompt, attend to each other.
         """
         wanted = _arguments(self.inner)
         starts, positions = batch["cu_seqlens"].tolist(), batch["positions"]
@@ -205,18 +202,18 @@ class CausalLMForward:
         return self.model(**inputs, use_cache=False, logits_to_keep=at).logits[0].float()
 
     def _see(self, batch: Batch) -> None:
-        """Shows on the first batches with images that they are seen, and the answer is not."""
+        """Checks on the first batches with images that outputs depend on the images, and not on the answer."""
         if self.unseen is not None:
             with evaluating(self.model):
                 shown = self.unseen(self, batch, TOLERANCE[self.compute_dtype])
             self.unseen = None if shown else self.unseen
 
     def probe_capabilities(self) -> None:
-        """Takes the packed, fused and shared way as far as a probe shows that it gives the model's own logits.
+        """Enables packing, the fused loss and shared prefixes as far as they reproduce the model's own logits.
 
-        The model's own padded forward on two short sequences is the arbiter, so a model that keeps state along the
-        row, or makes its logits in a way unknown here, is found out and computed as its authors wrote it. What most
-        models can do, all of it at once, is tried first: each pass reads all weights.
+        The reference is the model's own padded forward on two short sequences. A model with state along the row, or
+        with an unknown computation of its logits, therefore keeps its own forward. All capabilities are tried together
+        first, as most models have them: each forward pass reads all weights.
 
         Raises:
             UsageError: the model predicts tokens from those that follow them.
@@ -233,20 +230,20 @@ class CausalLMForward:
             self.inner.set_attn_implementation(own_attention)
             self.fused = hoped and equivalent(_tried(self, short), expected, TOLERANCE[self.compute_dtype])
             if not self.fused:
-                log.warning("the model makes its logits in its own way: its forward is used instead of the fused head")
+                log.warning("the fused loss does not reproduce the model's logits: its own forward is used instead")
             if self.fused != hoped and self._tries(short, expected, fused=self.fused, shares=True):
                 return
             if self._tries(short, expected, fused=self.fused, shares=False):
                 return
             self.inner.set_attn_implementation(own_attention)
-            log.warning("the model needs its own attention: batches are padded")
+            log.warning("packed sequences do not reproduce the model's logits: batches are padded instead")
             self._check_unpadded()
 
     def _check_unpadded(self) -> None:
-        """Where nothing is padded, transformers leaves the mask out and causality to the attention kernel.
+        """Checks causality of batches without padding, for which transformers passes no mask to the attention kernel.
 
-        PaliGemma's text model tells the kernel that it is not causal: a token then sees all that follow. Eager
-        attention is always given the mask.
+        PaliGemma's text model tells the kernel that it is not causal: a token then attends to all that follow. Eager
+        attention always gets a mask, and is used then.
         """
         even, tolerance = self.placed(_probe(self.inner, beginnings=True, even=True)), TOLERANCE[self.compute_dtype]
         try:
@@ -256,7 +253,8 @@ class CausalLMForward:
             check_causal(self, even, self.logits(even), _COMMON, tolerance)
 
     def _tries(self, short: Batch, expected: torch.Tensor, *, fused: bool, shares: bool) -> bool:
-        """Whether the sequences can go end to end, and one from another's beginning; if so it is as is said here."""
+        """Sets these capabilities if packed sequences, with or without a shared prefix, reproduce the expected
+        logits."""
         self.fused, self.packed, self.shares = fused, self._can_pack() and (self.can_share or not shares), shares
         if self.packed:
             self.inner.set_attn_implementation(varlen.NAME)
@@ -272,20 +270,21 @@ class CausalLMForward:
         return self.placed(_probe(self.inner))
 
     def placed(self, batch: Batch) -> Batch:
-        """A batch on the model's device, with ``positions`` where this scorer reads the model's outputs."""
+        """A batch on the model's device, with ``positions`` at which this scorer reads the model's outputs."""
         return self.read_at(on_device(batch, self.inner.device))
 
     def read_at(self, batch: Batch) -> Batch:
-        """The batch with ``positions`` where this scorer reads the model's outputs: where labels are."""
+        """The batch with ``positions`` at which this scorer reads the model's outputs: those of the labels."""
         return batch
 
     @property
     def can_share(self) -> bool:
-        """Whether it is worth trying that a sequence goes on from another one's beginning."""
+        """Whether to probe shared prefixes."""
         return True
 
     def _can_pack(self) -> bool:
-        """What a short probe cannot show: attention in chunks, or a state that runs along the sequence."""
+        """Checks in the configuration what a short probe cannot show: chunked attention, or state along the
+        sequence."""
         config = self.inner.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
         return kinds <= {"full_attention", "sliding_attention"} and not getattr(config, "attention_chunk_size", None)
@@ -295,10 +294,10 @@ def hidden_states(decoder: Any, batch: Batch, *, packed: bool, trimmed: bool = F
     """A decoder's last hidden states ``[T, H]`` at the positions that have a label.
 
     Args:
-        decoder: what ``get_decoder`` returns; with ``ft_varlen`` attention where it is packed.
+        decoder: what ``get_decoder`` returns; with ``ft_varlen`` attention if packed.
         batch: on its device.
-        packed: sequences go end to end through it; else padded.
-        trimmed: its last layer gives no more than these.
+        packed: whether sequences are packed; else padded.
+        trimmed: whether its last layer is pruned to these positions.
     """
     if packed and trimmed:
         return cast("torch.Tensor", decoder(**flat_inputs(batch), labelled=batch["positions"]).last_hidden_state[0])
@@ -311,7 +310,7 @@ def hidden_states(decoder: Any, batch: Batch, *, packed: bool, trimmed: bool = F
 
 
 def flat_inputs(batch: Batch) -> dict[str, Any]:
-    """A batch as a decoder with ``ft_varlen`` attention takes it."""
+    """A batch as keyword arguments of a decoder with ``ft_varlen`` attention."""
     starts, longest = batch["cu_seqlens"], batch["max_len"]
     told = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
     told |= {name: batch[name] for name in ("prefixes", "kv_part") if name in batch}
@@ -319,16 +318,16 @@ def flat_inputs(batch: Batch) -> dict[str, Any]:
 
 
 _COMMON = 4
-"""Tokens with which both sequences of a probe begin."""
+"""Length of the shared prefix of a probe's sequences."""
 
 
 def _probe(model: Any, *, beginnings: bool = False, even: bool = False) -> Batch:
-    """Two sequences, of 9 and 8 tokens, of which 4 are the same; every position but these of the second is labelled.
+    """Two sequences of 9 and 8 tokens with a shared prefix of 4; all positions have labels except the second's prefix.
 
     Args:
-        model: of whose vocabulary they are.
-        beginnings: label these as well.
-        even: both are of 8 tokens.
+        model: whose vocabulary is used.
+        beginnings: whether the second's prefix has labels too.
+        even: whether both have 8 tokens.
     """
     vocabulary = model.config.get_text_config().vocab_size
     one, other = ((np.arange(length, dtype=np.int32) * 37 + 11 * length) % vocabulary for length in (9, 8))
@@ -341,14 +340,14 @@ def _probe(model: Any, *, beginnings: bool = False, even: bool = False) -> Batch
 
 
 def _arguments(model: Any) -> set[str]:
-    """What a model takes with images; its base model's, and what it hands on to that by name."""
+    """Names of the arguments that a model with images accepts, its base model's included."""
     parameters = inspect.signature(model.base_model.forward).parameters
     names = {name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
     return names if len(names) == len(parameters) else names | inspect.signature(model.forward).parameters.keys()
 
 
 def _tried(scorer: CausalLMForward, batch: Batch) -> torch.Tensor | None:
-    """The logits, or None where the model's code does not take the call."""
+    """The logits; None where the model's code raises an error."""
     try:
         return scorer.logits(batch)
     except (varlen.UnsupportedAttentionError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -1,6 +1,6 @@
-"""What a model's outputs must depend on, and must not: an answer on its images, no token on those that follow it.
+"""Checks of dependence: answers must depend on their images, and no token on those that follow it.
 
-Both are found out on the model itself, whatever its type: a wrong class, a wrong argument or a wrong mask shows here.
+Both are tested on the loaded model, whatever its type. A wrong class, argument or mask is found here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ftcore.training.batching.collators import Batch
 from ftcore.training.numerics import equivalent
 
 COMPARED = 8
-"""Labels of a row with images at which outputs are compared: the last ones."""
+"""Number of labels of a row with images at which outputs are compared, counted from the end."""
 
 
 class ProbedModel(Protocol):
-    """What is asked; `ftcore.training.forward.causal_lm.CausalLMForward` is it."""
+    """The checked model; `ftcore.training.forward.causal_lm.CausalLMForward` implements it."""
 
     inner: Any
     """The model without wrappers."""
@@ -36,13 +36,13 @@ def check_causal(scorer: ProbedModel, batch: Batch, logits: torch.Tensor, common
 
     Args:
         scorer: of the model.
-        batch: two sequences that begin with the same tokens and go on with others.
+        batch: two sequences with a shared prefix and different continuations.
         logits: ``[T, V]`` at the batch's labels.
-        common: how many tokens both begin with; where these have no labels there is nothing to compare.
+        common: tokens of the shared prefix; without labels there, nothing is compared.
         tolerance: of a difference, relative to the largest logit.
 
     Raises:
-        UsageError: it does.
+        UsageError: the logits depend on later tokens.
     """
     positions, second = batch["positions"], int(batch["cu_seqlens"][1])
     one = logits[positions < common]
@@ -52,10 +52,10 @@ def check_causal(scorer: ProbedModel, batch: Batch, logits: torch.Tensor, common
 
 
 def check_images(scorer: ProbedModel, batch: Batch, tolerance: float) -> bool:
-    """Refuses a model whose outputs do not depend on a row's images, or depend on the answer that is to be predicted.
+    """Refuses a model whose outputs do not depend on a row's images, or depend on the answer to predict.
 
-    Other pixels have to change the logits at the labels that follow the first image; another token at the end of the
-    answer must not. One row is taken, and three forward passes over it, without gradients.
+    Other pixels must change the logits at the labels after the first image. Another token at the end of the answer must
+    not. The check takes three forward passes over one row, without gradients.
 
     Args:
         scorer: of the model, in evaluation mode.
@@ -63,7 +63,7 @@ def check_images(scorer: ProbedModel, batch: Batch, tolerance: float) -> bool:
         tolerance: as in `check_causal`.
 
     Returns:
-        Whether the batch has a row of which this can be told: one with a label after an image.
+        Whether the batch has a row that can be checked: one with a label after an image.
 
     Raises:
         UsageError: as above.
@@ -87,7 +87,7 @@ def check_images(scorer: ProbedModel, batch: Batch, tolerance: float) -> bool:
 
 
 def _after(scorer: ProbedModel, inputs: dict[str, Any], at: torch.Tensor, of_images: torch.Tensor) -> torch.Tensor:
-    """Logits at the same places with another token after the last of them: one of the row, and of text."""
+    """Logits at the same positions, with another text token of the row after the last of them."""
     ids, last = inputs["input_ids"].clone(), int(at[-1]) + 1
     others = ids[0][~of_images & (ids[0] != ids[0, last])]
     if len(others):
@@ -96,7 +96,7 @@ def _after(scorer: ProbedModel, inputs: dict[str, Any], at: torch.Tensor, of_ima
 
 
 def _noise(value: torch.Tensor) -> torch.Tensor:
-    """Other numbers of the same shape, the same ones each time; the run's random state stays as it is."""
+    """Random numbers of the same shape, equal at every call; the run's random state does not change."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(value.shape, generator=generator).to(value)
 
@@ -107,8 +107,8 @@ def _moved(logits: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bo
 
 
 def _leaks(scorer: ProbedModel) -> Problem:
-    reason = f"{type(scorer.inner).__name__} predicts a token from tokens that follow it: the answer would be an input"
-    return Problem(reason, hint="choose a causal language model, which predicts from left to right")
+    reason = f"{type(scorer.inner).__name__} is not causal: it predicts a token from tokens that follow it"
+    return Problem(reason, hint="choose a causal language model")
 
 
 def _blind(scorer: ProbedModel, what: str) -> Problem:

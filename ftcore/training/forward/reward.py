@@ -1,4 +1,4 @@
-"""A model that scores: one number for each sequence, read at its last token."""
+"""A reward model's forward pass: one score per sequence, read at its last token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ftcore.training.forward.causal_lm import CausalLMForward
 class RewardForward(CausalLMForward):
     """Computes the scores of a transformers sequence-classification model with one label.
 
-    `hidden` gathers the last tokens before the head, so that nothing else goes through it.
+    `hidden` selects the last tokens before the head, so the head computes nothing else.
     """
 
     reads_vocabulary = False
@@ -28,21 +28,23 @@ class RewardForward(CausalLMForward):
         return self.logits(self.ended(batch))
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Scores at ``positions``, one for each sequence, by the way that is in use."""
+        """Scores at ``positions``, one per sequence, by the chosen way."""
         return self.run(batch, self._scores) if self.fused else self._own_logits(batch)
 
     def _scores(self, batch: Batch) -> torch.Tensor:
         hidden, head = self.hidden(batch), self.inner.score
-        with torch.autocast(hidden.device.type, enabled=False):  # 8 bits are few for a difference of two scores
-            # PEFT's wrapper answers for the copy in use; its first parameter is the original's, in another dtype
+        with torch.autocast(
+            hidden.device.type, enabled=False
+        ):  # bfloat16's 8 bits are too few for a difference of scores
+            # PEFT's wrapper returns the active copy's weight; its first parameter is the original, of another dtype
             scores = head(hidden.to(head.weight.dtype))[:, 0]
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def ended(self, batch: Batch) -> Batch:
-        """The batch with ``positions`` at the last token of each sequence that is no padding token.
+        """The batch with ``positions`` at the last token of each sequence that is not the padding token.
 
-        That is where transformers reads the score (modeling_layers.py, GenericForSequenceClassification), also where
-        the padding token is the end-of-sequence token and ends a sequence.
+        transformers reads the score there (modeling_layers.py, GenericForSequenceClassification), even where the
+        padding token is the end-of-sequence token and ends a sequence.
         """
         padding = self.inner.config.get_text_config().pad_token_id
         padding = -1 if padding is None else padding
@@ -63,7 +65,7 @@ class RewardForward(CausalLMForward):
         return self.fused  # the model's own forward takes one sequence at a time
 
     def _own_logits(self, batch: Batch) -> torch.Tensor:
-        """By the model's own forward, sequence by sequence: there is no padding that it could take for the end."""
+        """Scores by the model's own forward, one sequence at a time: padding could be mistaken for the end."""
         starts = batch["cu_seqlens"].tolist()
         half = self.compute_dtype.itemsize < 4
         with torch.autocast(batch["input_ids"].device.type, dtype=self.compute_dtype if half else None, enabled=half):

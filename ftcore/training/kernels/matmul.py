@@ -1,10 +1,18 @@
-"""Products of activations and weights on a CPU, by MKL or by oneDNN: whichever is the faster one on this machine.
+"""Matrix products of activations and weights on a CPU, by MKL or oneDNN, whichever is faster on this machine.
 
-torch gives float32 products to MKL, which is weak on AMD. Measured, GF/s of one core (MKL, oneDNN): Zen 2 forward
-36, 45 and backward 33, 42; Zen 4 (1600 rows, 576 to 1536) forward 97, 109 and backward 102, 109, through a vocabulary
-of 49,152 tokens 76, 88 and 99, 104. Small ones are faster by MKL (64 rows, 32 to 48: 38, 12). The choice is made once
-per machine by a measurement of under a second and kept in the cache folder. Both differ in the last bits, so that
-checkpoints keep the choice and a resumed run takes it from there.
+torch uses MKL for float32 products, which is slow on AMD. GFLOP/s of one core, MKL and oneDNN:
+
+==========================================  ============  ============
+processor and shape                         forward       backward
+==========================================  ============  ============
+Zen 2                                       36, 45        33, 42
+Zen 4, 1600 rows, 576 to 1536               97, 109       102, 109
+Zen 4, a vocabulary of 49,152 tokens        76, 88        99, 104
+==========================================  ============  ============
+
+MKL is faster for small products (64 rows, 32 to 48: 38, 12). A measurement of under a second chooses once per machine;
+the cache folder stores the choice. Results differ in the last bits, so checkpoints store the choice too, and a resumed
+run uses the checkpoint's.
 """
 
 from __future__ import annotations
@@ -18,10 +26,10 @@ import torch
 from torch.nn import functional
 
 SMALL = 4 << 20
-"""Floating point operations from which oneDNN is taken. On a Zen 4 both were as fast at 15 million (64 rows, 576 to
-192); on a Zen 5 oneDNN makes twice MKL's operations a second from 5 million on, at 2 million as many."""
+"""Fewest floating point operations for oneDNN. On a Zen 4 both were equally fast at 15 million (64 rows, 576 to 192).
+On a Zen 5 oneDNN is twice as fast as MKL from 5 million on, and equally fast at 2 million."""
 NO_MEMORY = {f"could not {what}" for what in ("create a primitive", "create a memory object", "execute a primitive")}
-"""What oneDNN says where memory runs out. What it does not know it calls a primitive's descriptor."""
+"""Error messages of oneDNN when memory runs out. For unsupported operations it names a primitive's descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +39,7 @@ class MatmulChoice:
     Args:
         forward: ``x @ weight.T``.
         backward: ``gradient @ weight``.
-        attention: whether attention's scores are made by these, instead of torch's own kernel.
+        attention: whether these products compute attention instead of torch's kernel.
     """
 
     forward: bool = False
@@ -43,19 +51,19 @@ _used = MatmulChoice()
 
 
 def get_choice() -> MatmulChoice:
-    """What is in use in this process; torch's own until `set_choice` is called."""
+    """The choice of this process; torch's products until `set_choice` is called."""
     return _used
 
 
 def set_choice(products: MatmulChoice) -> None:
-    """Takes these from now on."""
+    """Sets the choice of this process; ignored where oneDNN's operator does not exist."""
     global _used
     _used = products if onednn() is not None else MatmulChoice()
 
 
 @contextmanager
 def choice_scope(products: MatmulChoice) -> Iterator[None]:
-    """Takes these for a while."""
+    """Sets the choice within a context."""
     before = get_choice()
     set_choice(products)
     try:
@@ -73,8 +81,7 @@ def linear_forward(
         x: ``[..., in]``.
         weight: ``[out, in]``.
         bias: ``[out]``.
-        room: ``[N, out]``, where the result of an ``x`` of two dimensions is put if nothing needs gradients and it can
-            be (oneDNN makes a tensor of its own).
+        room: output buffer ``[N, out]`` for a two-dimensional ``x`` without gradients; oneDNN does not use it.
     """
     if _used.forward and _served(x, weight):
         return _by_onednn(x, weight, bias)
@@ -87,13 +94,13 @@ def linear_forward(
 def linear_backward_input(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``gradient @ weight``: ``[..., out]`` -> ``[..., in]``."""
     if _used.backward and _served(gradient, weight):
-        # a transposed copy of the weight is no faster here: oneDNN packs what it is given
+        # a transposed copy of the weight would not be faster: oneDNN packs its inputs
         return _by_onednn(gradient, weight.t())
     return gradient @ weight
 
 
 def linear_backward_weight(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """``first.T @ second``, as gradients of weights are: ``[N, a]``, ``[N, b]`` -> ``[a, b]``."""
+    """``first.T @ second``, the form of weight gradients: ``[N, a]``, ``[N, b]`` -> ``[a, b]``."""
     turned = first.t()
     if _used.backward and _served(turned, second):
         return _by_onednn(turned, second.t())
@@ -115,14 +122,14 @@ def add_linear_backward_input(total: torch.Tensor, gradient: torch.Tensor, weigh
 
 
 def add(total: torch.Tensor, first: torch.Tensor, second: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
-    """``total += factor * first @ second``, in place; as ``addmm_``, which torch's FLOP counter does not know."""
+    """``total += factor * first @ second``, in place. Not ``addmm_``, which torch's FLOP counter does not count."""
     return torch.addmm(total, first, second, alpha=factor, out=total)
 
 
 def plain(*tensors: torch.Tensor) -> bool:
-    """Whether these are computed with on a CPU as they are: all in one dtype, which autocast, if any, leaves.
+    """Whether tensors are on the CPU and of one supported dtype that autocast does not change.
 
-    Never where they are compiled: torch's compiler is given torch's own operations.
+    Always false while torch compiles, so that compiled code contains torch's own operations only.
     """
     if torch.compiler.is_compiling() or any(tensor.device.type != "cpu" for tensor in tensors):
         return False
@@ -133,12 +140,12 @@ def plain(*tensors: torch.Tensor) -> bool:
 
 
 def exact(*tensors: torch.Tensor) -> bool:
-    """The same, and in no half precision."""
+    """The same, without half precision."""
     return plain(*tensors) and tensors[0].dtype != torch.bfloat16
 
 
 def _served(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN's product is there for it: it knows no gradients, and in half precision torch takes it anyway."""
+    """Whether to use oneDNN: without gradients, large, float32. In half precision torch uses oneDNN itself."""
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return False
     large = 2 * x.numel() // max(1, x.shape[-1]) * weight.numel() >= SMALL
@@ -146,17 +153,17 @@ def _served(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def onednn() -> Callable[..., Any] | None:
-    """torch's private operator, where this build has it and the processor is one that it is made for."""
+    """torch's private oneDNN operator; None where this build or processor does not support it."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return None
     return cast("Callable[..., Any]", torch.ops.mkldnn._linear_pointwise)
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``x @ weight.T + bias``; torch's own where memory does not suffice.
+    """``x @ weight.T + bias``; torch's product where oneDNN runs out of memory.
 
-    oneDNN makes code for each new shape, in pages of its own: under a limit of addresses there are none, although what
-    was freed is enough for the product, and passes of half the rows failed likewise.
+    oneDNN generates code for each new shape in pages of its own. Under a limit of address space these cannot be
+    allocated even if enough memory is free for the product, and micro-batches of half the rows failed as well.
     """
     try:
         return cast("torch.Tensor", onednn()(x, weight, bias, "none", [], ""))  # type: ignore[misc]

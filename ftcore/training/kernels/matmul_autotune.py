@@ -1,4 +1,4 @@
-"""Which products are the faster ones on this machine: measured once, kept in the cache folder and in checkpoints."""
+"""Autotuning of matrix products: measured once per machine, stored in the cache folder and in checkpoints."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from ftcore.utils.hashing import package_of
 log = logging.getLogger(__name__)
 
 SOURCES = (package_of(__name__),)
-"""Packages whose code is timed."""
+"""Packages with the measured code; a change makes the measurement anew."""
 
 WORTH = 0.95
-"""oneDNN is taken where it needs less than this share of MKL's time: above that it may be noise. On a Zen 3, where it
-needs 1.12 of it, the best of six runs once said less than 0.97 beside other work, and the choice is kept for good."""
+"""oneDNN is chosen if it takes less than this share of MKL's time; a smaller gain may be noise. On a Zen 3, where it
+takes 1.12 of it, the best of six runs measured less than 0.97 once, beside other work, and the choice is permanent."""
 TURNS = 9
-"""Measurements of each way."""
+"""Measurements of each choice."""
 _SHAPE = (512, 576, 1024)
-"""Rows, inputs and outputs of the products that are timed: 0.6 GF, 6 ms on a fast core, 20 on a slow one."""
+"""Rows, inputs and outputs of the measured products: 0.6 GFLOP, 6 ms on a fast core, 20 ms on a slow one."""
 _HEADS = (9, 3, 64, 512)
-"""Query heads, key heads, their size and tokens of the attention that is timed: 10 to 15 ms on a fast core."""
+"""Query heads, key heads, head size and tokens of the measured attention: 10 to 15 ms on a fast core."""
 
 
 def autotune(device: str, kept: MatmulChoice | None = None, *, locking: bool = True) -> None:
-    """Takes a checkpoint's choice or the faster products of this machine, from the cache folder or measured now."""
+    """Sets a checkpoint's choice, or else the fastest products of this machine, from the cache or measured now."""
     if device != "cpu" or matmul.onednn() is None or kept is not None:
         matmul.set_choice(kept or MatmulChoice())
         return
@@ -66,7 +66,7 @@ def _is_choice(kept: Any) -> bool:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Two threads wait for each other, the longer the more other work there is, and MKL's wait longer than oneDNN's."""
+    """One thread: two wait for each other, longer with other work on the machine, and longer in MKL than in oneDNN."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -76,9 +76,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _measured() -> MatmulChoice:
-    """Both ways in turn: the median of their ratios, and that of their best times, have to agree.
+    """Measures both alternately. The median of the ratios and the ratio of the best times must agree.
 
-    None where the results differ by more than rounding.
+    oneDNN is not chosen where the results differ by more than rounding.
     """
     rows, inputs, outputs = _SHAPE
     x, weight, gradient = _random((rows, inputs), (outputs, inputs), (rows, outputs))
@@ -93,12 +93,12 @@ def _measured() -> MatmulChoice:
         attention = possible and _faster(_attended(), by_torch, by_products)
         return by_products if attention else by_torch
     except RuntimeError as error:
-        log.warning("oneDNN's products are not used: %s", error)
+        log.warning("oneDNN is not used for matrix products: %s", error)
         return MatmulChoice()
 
 
 def _attended() -> Callable[[], torch.Tensor]:
-    """Computes the gradients of one sequence's attention, one after the other in one tensor."""
+    """A function that computes the gradients of one sequence's attention, concatenated."""
     heads, key_heads, size, tokens = _HEADS
     query, key, value, gradient = (
         tensor.transpose(1, 2)
@@ -120,7 +120,7 @@ def _random(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 def _faster(compute: Callable[[], torch.Tensor], usual: MatmulChoice, other: MatmulChoice) -> bool:
-    """Whether the other way is, and gives the same."""
+    """Whether the other choice is faster, with equal results up to rounding."""
     spent: dict[MatmulChoice, list[float]] = {usual: [], other: []}
     results: dict[MatmulChoice, torch.Tensor] = {}
     for way in (usual, other) * TURNS:

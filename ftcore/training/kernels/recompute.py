@@ -1,7 +1,8 @@
-"""Tensors that the backward pass makes again, because that is cheap, instead of keeping them.
+"""Cheap tensors that the backward pass recomputes instead of storing.
 
-Whoever makes such a tensor notes on it how (`tag_recompute`); a product that would keep it as its input keeps the parts
-instead (`saved_inputs`), which others keep anyway. Products of matrices are never made again.
+The producer of such a tensor tags it with a function and its inputs (`tag_recompute`). A product that would store the
+tensor stores these inputs instead (`saved_inputs`), which other operations store anyway. Matrix products are never
+recomputed.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _NAME = "_ft_kept"
 
 
 class SavedForRecompute(NamedTuple):
-    """What is kept of a tensor.
+    """What is stored instead of a tensor.
 
     Args:
-        make: makes it of the parts, equal to the bit; None where the one part is the tensor itself.
+        make: recomputes it from the parts, bit for bit; None where the only part is the tensor itself.
         parts: without gradients.
     """
 
@@ -28,23 +29,23 @@ class SavedForRecompute(NamedTuple):
 
 
 def tag_recompute(tensor: torch.Tensor, make: Make, *parts: torch.Tensor) -> torch.Tensor:
-    """The tensor, on which stands how it is made of the parts."""
-    if not tensor.is_inference():  # else nothing goes backward
+    """Tags a tensor with the function and the parts that recompute it, and returns it."""
+    if not tensor.is_inference():  # in inference mode there is no backward pass
         setattr(tensor, _NAME, (SavedForRecompute(make, tuple(part.detach() for part in parts)), tensor._version))
     return tensor
 
 
 def version(tensor: torch.Tensor) -> int:
-    """How often the tensor was written to; 0 under inference mode, where nobody counts."""
+    """The tensor's version, increased by each in-place write; 0 in inference mode, which does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def saved_inputs(tensor: torch.Tensor) -> SavedForRecompute:
-    """The parts, where they are known and the tensor was not written to since; else itself."""
+    """The tagged parts, if the tensor has not been written to since; else the tensor itself."""
     found, noted = getattr(tensor, _NAME, (None, 0))
     return found if found is not None and noted == version(tensor) else SavedForRecompute(None, (tensor.detach(),))
 
 
 def rematerialize(make: Make | None, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The tensor, of what `saved_inputs` returned."""
+    """The tensor, recomputed from what `saved_inputs` returned."""
     return parts[0] if make is None else make(*parts)

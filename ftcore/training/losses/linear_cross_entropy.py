@@ -1,18 +1,18 @@
-"""The vocabulary projection on trained positions only, in chunks, fused with the loss.
+"""Fused linear cross-entropy: the vocabulary projection and the loss in chunks, on positions with labels only.
 
-Nothing of size ``[positions, vocabulary]`` outlives a chunk: the gradient of the hidden states is made in the forward
-pass, while the chunk's probabilities are at hand (for a frozen head this saves the second projection that
-recomputation costs). Losses are ``logsumexp(z) - z[label]`` in float32, 7e-8 from float64 on SmolLM2's logits where
-``cross_entropy`` on log_softmax was 5.6e-6 off.
+No tensor of size ``[positions, vocabulary]`` outlives a chunk. The forward pass computes the gradient of the hidden
+states from the chunk's probabilities; with a frozen head this saves the second projection of a recomputation. Losses
+are ``logsumexp(z) - z[label]`` in float32. On SmolLM2's logits they differ from float64 by 7e-8, ``cross_entropy`` on
+log_softmax by 5.6e-6.
 
-In float32 and float64 on a CPU all but the head's own gradient is made tile by tile of the vocabulary too, as flash
-attention goes through its keys (`_VocabTiles`): logits stay in the processor's cache, and none are kept for a second
-look. Measured with one core of a Zen 3, 1,200 positions of 576 numbers, 49,152 tokens, CPU seconds before and now:
-2.07, 1.74 with the gradient, 1.26, 0.93 without, 1.49, 1.04 with hits. Where every label is all but certain (mean loss
-1e-7) the gradient is 3e-6 off float64's, relative to its length; by chunks it is 0.28 off.
+In float32 and float64 on a CPU the vocabulary is processed in tiles too, except for the head's gradient, by an online
+softmax as in flash attention (`_VocabTiles`): logits stay in the processor's cache. CPU seconds on one core of a Zen 3,
+1,200 positions of 576 numbers, 49,152 tokens, by chunks and by tiles: with the gradient 2.07 and 1.74, without 1.26 and
+0.93, with hits 1.49 and 1.04. Where every label is almost certain (mean loss 1e-7) the gradient differs from float64's
+by 3e-6 of its length by tiles, and by 0.28 by chunks.
 
-With labels smoothed by ``e`` a loss is ``(1 - e)`` of the label's and ``e`` of the mean over the vocabulary, as
-transformers' LabelSmoother has it: ``logsumexp(z) - (1 - e) z[label] - e mean(z)``; the mean is summed up on the way.
+With label smoothing ``e`` a loss is ``(1 - e)`` times the label's loss plus ``e`` times the mean over the vocabulary,
+as in transformers' LabelSmoother: ``logsumexp(z) - (1 - e) z[label] - e mean(z)``.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from torch.autograd import Function
 from ftcore.training.kernels import matmul
 
 CHUNK_BYTES = 64 << 20
-"""Size of one chunk's float32 logits; 340 positions of a 49,152-token vocabulary."""
+"""Bytes of one chunk's float32 logits: 340 positions with a vocabulary of 49,152 tokens."""
 TILE = (1536, 1024)
-"""Positions and tokens of a tile: 6 MB of float32 logits. Half as many positions cost 1.02 of the CPU time with the
-gradient and 1.06 without, 512 positions by 4,096 tokens 1.03 and 1.08, 256 by 4,096 1.10 and 1.18."""
+"""Positions and tokens of a tile: 6 MB of float32 logits. Relative CPU time with and without the gradient: half as many
+positions 1.02 and 1.06, 512 positions by 4,096 tokens 1.03 and 1.08, 256 by 4,096 1.10 and 1.18."""
 
 
 @dataclass(frozen=True, slots=True)
 class LMHead:
-    """How a model makes logits of hidden states: ``cap(scale * (h @ weight.T + bias))``.
+    """A model's vocabulary head: logits are ``cap(scale * (h @ weight.T + bias))``.
 
     Args:
         weight: ``[V, H]``.
@@ -49,7 +49,8 @@ class LMHead:
     softcap: float | None = None
 
     def logits(self, hidden: torch.Tensor, room: torch.Tensor | None = None) -> torch.Tensor:
-        """``[T, H]`` -> ``[T, V]``, in float32 (float64 where the hidden states are); in ``room`` if it can be."""
+        """``[T, H]`` -> ``[T, V]``, in float32 (float64 where the hidden states are); written into ``room`` if
+        possible."""
         z = matmul.linear_forward(hidden.to(self.weight.dtype), self.weight, self.bias, room)
         z = z if z.dtype == torch.float64 else z.float()
         if self.scale != 1.0:
@@ -57,11 +58,11 @@ class LMHead:
         return z if self.softcap is None else self.softcap * z.div_(self.softcap).tanh_()
 
     def slope(self, z: torch.Tensor) -> torch.Tensor | None:
-        """Of the softcap at logits, ``d z / d (scale * (h @ weight.T + bias))``; None where it is 1 all over."""
+        """Derivative of the softcap at logits, ``d z / d (scale * (h @ weight.T + bias))``; None without a softcap."""
         return None if self.softcap is None else 1 - (z / self.softcap).square()
 
     def part(self, start: int) -> LMHead:
-        """Of the tokens of one tile."""
+        """The head of the tokens of one tile."""
         tokens = slice(start, start + TILE[1])
         bias = None if self.bias is None else self.bias[tokens]
         return LMHead(self.weight[tokens], bias, self.scale, self.softcap)
@@ -74,7 +75,7 @@ class LMHead:
         chosen = z.gather(1, labels[:, None])
         chosen = chosen if not smoothing else _smoothed(chosen, z.mean(1, keepdim=True), smoothing)
         slope = self.slope(z)
-        # logsumexp in place: torch's own takes a second tensor of this size and each exponential twice
+        # logsumexp in place: torch's needs a second tensor of this size, and computes each exponential twice
         top = z.amax(-1, keepdim=True)
         gradient = z.sub_(top).exp_()
         total = gradient.sum(-1, keepdim=True)
@@ -94,25 +95,25 @@ class LMHead:
 
 
 class _VocabTiles:
-    """A softmax of some positions, taken tile by tile.
+    """An online softmax of some positions, tile by tile.
 
-    The labels' exponentials are left out of the sums: of a label that is all but certain, the gradient would be the
-    small difference of large numbers.
+    The sums exclude the labels' exponentials: for an almost certain label the gradient would otherwise be a small
+    difference of large numbers.
 
     Args:
         hidden: ``[t, H]``.
         labels: ``[t]``.
-        gradient: where to sum up the gradient of the hidden states, ``[t, H]`` of zeros; None where it is not wanted.
-        ranked: whether the likeliest tokens are.
-        smoothing: of the labels.
+        gradient: accumulates the gradient of the hidden states, ``[t, H]`` of zeros; None for no gradient.
+        ranked: whether to find the most likely tokens.
+        smoothing: label smoothing.
 
     Attributes:
         top: ``[t, 1]``, the largest logits so far.
         others: ``[t, 1]`` float64, the sums of ``exp(z - top)`` of all tokens but the labels.
         chosen: ``[t, 1]``, the labels' logits.
-        sums: ``[t, 1]`` float64, of all logits, where labels are smoothed.
-        slopes: ``[t, H]``, of the head's rows by the softcap's slopes, where that is part of the gradient.
-        likeliest: ``[t]``; the first one of equal ones.
+        sums: ``[t, 1]`` float64, sums of all logits, with label smoothing.
+        slopes: ``[t, H]``, sums of the head's rows times the softcap's derivatives, with smoothing and softcap.
+        likeliest: ``[t]``, the most likely tokens; the first of equal ones.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class _VocabTiles:
         smoothing: float = 0.0,
     ) -> None:
         self.hidden, self.labels, self.gradient = hidden, labels, gradient
-        # no -inf: less itself it would be no number
+        # not -inf: its difference with itself is NaN
         self.top = hidden.new_full((len(labels), 1), torch.finfo(hidden.dtype).min)
         self.others = torch.zeros_like(self.top, dtype=torch.float64)
         self.chosen = torch.zeros_like(self.top)
@@ -134,7 +135,7 @@ class _VocabTiles:
         self.slopes: torch.Tensor | None = None
 
     def take(self, head: LMHead, start: int, room: torch.Tensor) -> None:
-        """One tile: the part of the head from the token ``start`` on; its logits are made in ``room``."""
+        """Adds one tile: the part of the head from token ``start`` on; ``room`` is the buffer of its logits."""
         z = head.logits(self.hidden, room[: len(self.labels) * len(head.weight)].view(len(self.labels), -1))
         here = ((self.labels >= start) & (self.labels < start + len(head.weight))).nonzero()[:, 0]
         places = here, self.labels[here] - start
@@ -154,7 +155,7 @@ class _VocabTiles:
             matmul.add_linear_backward_input(self.gradient, z if slope is None else z.mul_(slope), head.weight)
 
     def _raise(self, z: torch.Tensor, start: int) -> torch.Tensor:
-        """Takes a tile's largest logits into ``top``; the factor ``[t, 1]`` of what was summed up before."""
+        """Updates ``top`` with a tile's largest logits; returns the factor ``[t, 1]`` on the sums so far."""
         if self.likeliest is None:
             largest = z.amax(1, keepdim=True)
         else:
@@ -164,7 +165,7 @@ class _VocabTiles:
         return before.sub_(self.top).exp_()
 
     def end(self, head: LMHead) -> torch.Tensor:
-        """The losses ``[t]``; makes the gradient that of these, all tiles having been taken."""
+        """The losses ``[t]``, after all tiles; completes the gradient."""
         total = self.others + (self.chosen - self.top).double().exp()
         if self.gradient is not None:
             slope = head.slope(self.chosen)
@@ -183,12 +184,12 @@ class _VocabTiles:
 
 
 def _smoothed(chosen: torch.Tensor, mean: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """What stands for the labels' logits, with the mean of all logits."""
+    """The labels' logits, smoothed with the mean of all logits."""
     return chosen + smoothing * (mean - chosen)
 
 
 def _tiled(head: LMHead, hidden: torch.Tensor) -> bool:
-    """Whether tiles serve: half precision would round sums between them, and a GPU has no such cache to stay in."""
+    """Whether to use tiles: half precision would round the sums between tiles, and a GPU gains nothing from them."""
     return matmul.exact(hidden, head.weight, *([] if head.bias is None else [head.bias]))
 
 
@@ -201,10 +202,10 @@ def _by_tiles(
     hits: torch.Tensor | None = None,
     smoothing: float = 0.0,
 ) -> None:
-    """Fills in losses ``[T]``, their gradients ``[T, H]`` and whether the labels are the likeliest tokens ``[T]``."""
+    """Fills in losses ``[T]``, their gradients ``[T, H]`` and whether the labels are the most likely tokens ``[T]``."""
     count, vocabulary = len(labels), len(head.weight)
     chunks = -(-count // TILE[0])
-    size = -(-count // max(1, chunks))  # of even sizes: products of few rows are slow
+    size = -(-count // max(1, chunks))  # equal sizes: products of few rows are slow
     room = hidden.new_empty(size * min(TILE[1], vocabulary))
     for rows in (slice(number * size, (number + 1) * size) for number in range(chunks)):
         own = None if gradient is None else gradient[rows]
@@ -217,7 +218,7 @@ def _by_tiles(
 
 
 class _Gradients:
-    """Sums up what the chunks contribute to the gradients of hidden states, weight and bias."""
+    """Accumulates the chunks' gradients of hidden states, weight and bias."""
 
     def __init__(self, head: LMHead, hidden: torch.Tensor, wanted: tuple[bool, bool, bool]) -> None:
         accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -227,7 +228,7 @@ class _Gradients:
         self.bias = torch.zeros_like(head.bias, dtype=accumulate) if wanted[2] and head.bias is not None else None
 
     def add(self, rows: slice, hidden: torch.Tensor, gradient: torch.Tensor) -> None:
-        """One chunk: hidden states ``[t, H]`` and the gradient of their projections ``[t, V]``."""
+        """Adds one chunk: hidden states ``[t, H]`` and the gradient of their projections ``[t, V]``."""
         weight = self.head.weight
         if self.bias is not None:
             self.bias += gradient.sum(0)
@@ -235,13 +236,13 @@ class _Gradients:
         if self.hidden is not None:
             self.hidden[rows] = matmul.linear_backward_input(gradient, weight).to(self.hidden.dtype)
         if self.weight is not None:
-            if self.weight.dtype == weight.dtype:  # in place: a second tensor of the head's size takes as long
+            if self.weight.dtype == weight.dtype:  # in place: writing a second tensor of the head's size takes as long
                 matmul.add(self.weight, gradient.T, hidden.to(weight.dtype))
             else:
                 self.weight += gradient.T @ hidden.to(weight.dtype)
 
     def scaled(self, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The three gradients, times a scalar, each in its tensor's dtype."""
+        """The three gradients times a scalar, each in the dtype of its tensor."""
         found = (self.hidden, self.weight, self.bias)
         like = (self.hidden, self.head.weight, self.head.bias)
         return tuple(
@@ -251,7 +252,7 @@ class _Gradients:
 
 
 def _losses(hidden: torch.Tensor) -> torch.Tensor:
-    """Room for those of hidden states ``[T, H]``."""
+    """An empty tensor for the losses of hidden states ``[T, H]``."""
     return hidden.new_empty(len(hidden), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
 
 
@@ -260,7 +261,7 @@ def _chunks(head: LMHead, count: int) -> list[slice]:
 
 
 class _WeightedNLL(Function):
-    """``sum(weights * nll)``, with all gradients made in the forward pass."""
+    """``sum(weights * nll)``; the forward pass computes all gradients."""
 
     @staticmethod
     def forward(
@@ -299,7 +300,7 @@ class _WeightedNLL(Function):
 
 
 class _TokenNLL(Function):
-    """``nll`` of each position; a trained head's gradient is recomputed chunk by chunk in the backward pass."""
+    """``nll`` of each position; the backward pass recomputes chunks for the gradient of a trained head."""
 
     @staticmethod
     def forward(
@@ -345,12 +346,12 @@ def weighted_nll(
 
     Args:
         hidden: ``[T, H]``, the decoder's output at the positions that predict the labels.
-        labels: ``[T]``, all of them tokens.
+        labels: ``[T]`` token ids.
         weights: ``[T]``.
-        smoothing: share of each label's weight that all tokens of the vocabulary get alike.
+        smoothing: label smoothing.
 
     Returns:
-        A scalar, float32 (float64 where the hidden states are); 0 with a gradient of zeros where T is 0.
+        A scalar, float32 (float64 where the hidden states are); 0 with zero gradients for T = 0.
     """
     options = (head.scale, head.softcap, torch.is_grad_enabled(), smoothing)
     return _WeightedNLL.apply(hidden, head.weight, head.bias, labels, weights, options)
@@ -359,9 +360,9 @@ def weighted_nll(
 def nll_and_hits(
     hidden: torch.Tensor, head: LMHead, labels: torch.Tensor, smoothing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses ``[T]``, and whether each label is the likeliest token, bool ``[T]``; without gradients.
+    """Losses ``[T]``, and whether each label is the most likely token, bool ``[T]``; without gradients.
 
-    Arguments as `weighted_nll`. Of several likeliest tokens the first one counts, as argmax has it.
+    Arguments as in `weighted_nll`. Of equally likely tokens the first one counts, as in argmax.
     """
     losses = _losses(hidden)
     hits = torch.empty(len(labels), dtype=torch.bool, device=hidden.device)

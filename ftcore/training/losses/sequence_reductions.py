@@ -1,4 +1,4 @@
-"""Sums over each sequence of a batch, where a loss is one of whole answers."""
+"""Sums over the sequences of a batch, for losses on whole answers."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
         values: one for each of the batch's labels, ``[T]``.
 
     Returns:
-        ``[S]``. Summed part by part and not scattered: the order is fixed, on a GPU too.
+        ``[S]``. Sums are computed per sequence, not scattered, so their order is fixed on a GPU too.
     """
     parts = (values.double() * weights(batch)).split(counts(batch))
     return torch.stack([part.sum() for part in parts])
 
 
 def split_sums(values: torch.Tensor, batch: Batch, first: list[int]) -> torch.Tensor:
-    """The same, of each sequence's first labels and of the others.
+    """The same for each sequence's first labels and for the rest.
 
     Args:
         values: ``[T]``.
-        first: how many labels are the first ones, for each sequence, ``[S]``.
+        first: number of first labels of each sequence, ``[S]``.
 
     Returns:
         float64 ``[S, 2]``.

@@ -1,4 +1,4 @@
-"""Whether LoRA adapters add nothing to what a model computes, read from their weights."""
+"""Detects from the weights whether LoRA adapters change a model's outputs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 
 def adapter_is_noop(model: Any) -> bool:
-    """Whether plain LoRA layers are all that there is of adapters, and all of them add zero.
+    """Whether all adapters are plain LoRA layers that add zero.
 
-    Other adapters (DoRA, IA3, layers saved whole, LoRA's own biases) count as changing the model. Two forwards, with
-    and without them, would cost 0.85 CPU seconds, and two short texts do not show every change.
+    Other adapters (DoRA, IA3, layers saved whole, LoRA biases) count as changing the model. Comparing two forward
+    passes would take 0.85 CPU seconds, and two short texts do not show every change.
 
     Args:
         model: a PeftModel.
@@ -27,12 +27,12 @@ def adapter_is_noop(model: Any) -> bool:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a layer adds the product of two matrices and does nothing else, as DoRA and modules_to_save do."""
+    """Whether a layer only adds the product of two matrices; DoRA and modules_to_save do more."""
     return isinstance(layer, LoraLayer) and not (layer.lora_variant or layer.merged or any(layer.lora_bias.values()))
 
 
 def _pairs(layer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The two matrices of each adapter that is in use."""
+    """The two matrices of each active adapter."""
     for name in layer.active_adapters:
         if name in layer.lora_A:
             yield layer.lora_A[name].weight, layer.lora_B[name].weight

@@ -1,9 +1,8 @@
-"""What `CausalLMForward.probe_capabilities` has found out, kept: the same model by the same code is not asked again.
+"""Caches the results of `CausalLMForward.probe_capabilities` for the same model and code.
 
-The two forwards of the question cost 1.1 of the 8 CPU seconds of a start. Their answer follows from the code and the
-numbers that they are made of, and the name under which it is kept has them all: see `key`. Only the answer that most
-models give is kept, the packed, shared way and the head that was expected; any other one comes with a warning, and is
-asked for each time.
+The two forward passes of the probe take 1.1 of the 8 CPU seconds of a start. Code and weights decide their result, and
+both are part of the key: see `key`. Only the most common result is cached: packed, with shared prefixes and the
+expected head. Any other result comes with a warning, and is probed at every start.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from ftcore.utils.content_store import CAPABILITY_PROBES, Entry, entry_name, sto
 from ftcore.utils.hashing import package_of
 
 SOURCES = (package_of(__name__),)
-"""Packages whose code computes, besides that of the model's own classes."""
+"""Packages whose sources are part of the key, besides those of the model's classes."""
 _NAMES = ("_name_or_path", "name_or_path")
 _SAMPLED = 32
-"""Numbers of each tensor that are looked at. Other weights differ there, be it by training or by another seed; that a
-way is right for some weights and wrong for others is rare (sinks or biases that are zero), and is found out so."""
+"""Numbers of each tensor that are part of the key. They differ between trained weights and between seeds. Few
+capabilities depend on the values of weights, such as attention sinks or biases that are zero."""
 
 
 def probe_capabilities(scorer: Any) -> None:
-    """`CausalLMForward.probe_capabilities`, unless its answer for this model is kept."""
+    """Sets the scorer's capabilities from the cache, or by `CausalLMForward.probe_capabilities`."""
     name = key(scorer)
     entry = None if name is None else Entry(CAPABILITY_PROBES, name, store_root())
     if entry is not None and _fits(way := entry.read_value(), scorer):
@@ -42,17 +41,17 @@ def probe_capabilities(scorer: Any) -> None:
     fused_before = scorer.fused
     scorer.probe_capabilities()
     if entry is not None and scorer.packed and scorer.shares and scorer.fused == fused_before:
-        with suppress(OSError):  # a folder that cannot be written costs the question the next time
+        with suppress(OSError):  # without a writable folder the next start probes again
             entry.write(type(scorer.inner).__name__, _way(scorer))
 
 
 def key(scorer: Any) -> str | None:
-    """A name for all that decides what the scorer's model computes, and how; None where that cannot be told.
+    """The cache key of a scorer: everything that decides what its model computes; None where that is unknown.
 
-    The configuration, with the model's own attention; the adapters'; the sources of every module's classes, of the
-    scorer's and of the engine; the tensors by name, shape, dtype, device, whether they are trained, and their first
-    numbers; versions; the processor, and torch's settings. A model whose forward was replaced in one of its modules, or
-    that has hooks, is asked each time: there is no telling what these do.
+    It covers the configurations of model and adapters, and the sources of the classes of modules and scorer and of the
+    engine. It covers each tensor's name, shape, dtype, device, ``requires_grad`` and first numbers. It covers versions,
+    the processor, and torch's settings. A model with a replaced forward or with hooks has no key: their effect is
+    unknown.
     """
     modules = list(scorer.model.modules())
     if any(_is_changed(module) for module in modules):
@@ -69,7 +68,7 @@ def key(scorer: Any) -> str | None:
         ]
         return entry_name(parts, [*SOURCES, *_sources(scorer, modules)])
     except (OSError, RuntimeError, NotImplementedError):
-        return None  # tensors that have no numbers of their own, as on the device "meta"; sources that are gone
+        return None  # tensors without numbers, as on the device "meta"; or missing source files
 
 
 def _is_changed(module: nn.Module) -> bool:
@@ -77,19 +76,19 @@ def _is_changed(module: nn.Module) -> bool:
 
 
 def _config(config: Any) -> dict[str, Any]:
-    """Without what changes nothing that is computed, and the same in each process."""
+    """The configuration without fields that do not affect results, and in an order that is equal in all processes."""
     described = {name: value for name, value in config.to_dict().items() if name not in _NAMES}
     return {name: sorted(value) if isinstance(value, set) else value for name, value in described.items()}
 
 
 def _sources(scorer: Any, modules: list[nn.Module]) -> list[Path]:
-    """Files of the modules' and the scorer's classes, and transformers' own that all models use."""
+    """Source files of the classes of modules and scorer, and transformers' files that all models use."""
     common = {name for name in sys.modules if name.startswith("transformers.") and name.count(".") < 3}
     return [*files_of_classes([scorer, *modules]), *_files(common)]
 
 
 def files_of_classes(objects: Iterable[object]) -> list[Path]:
-    """Python files in which the objects' classes, and those that they inherit from, are written."""
+    """Python files that define the objects' classes and their base classes."""
     return _files({kind.__module__ for one in objects for kind in type(one).__mro__})
 
 
@@ -116,12 +115,12 @@ def _machine(device: torch.device) -> list[Any]:
 
 
 def _way(scorer: Any) -> dict[str, bool]:
-    """What is chosen: whatever is said by yes or no."""
+    """The scorer's capabilities: its boolean attributes."""
     return {name: value for name, value in vars(scorer).items() if isinstance(value, bool)}
 
 
 def _fits(way: Any, scorer: Any) -> bool:
-    """Whether what is kept answers what is asked."""
+    """Whether a cached result fits the scorer."""
     if not isinstance(way, dict) or way.keys() != _way(scorer).keys():
         return False
     plain = all(type(one) is bool for one in way.values())

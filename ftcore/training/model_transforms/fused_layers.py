@@ -1,11 +1,11 @@
-"""Norms, gated feed-forward layers and linear layers of a model on a CPU that keep less for the backward pass.
+"""Fused RMS norms, SwiGLU layers and linear layers for the CPU, which store fewer activations for the backward pass.
 
-What autograd keeps of transformers' own Llama layer is 10.6 thousand numbers per token at a hidden size of 576 (see
-`ftcore.resources.memory_model`); of these 5.8 remain: inputs of the norms, queries, keys, values and attention's
-result, and what comes out of the two products into the feed-forward layer. Norms and activations are computed again,
-block by block in the processor's cache; products of matrices are not. A module is taken by its structure and only if it
-computes, to rounding, what its formula here says; every other one stays as it is, and so does what autocast would cast
-(weights in float32 under autocast) or is on another device. In bfloat16 norms sum up in float32.
+For transformers' Llama layer autograd stores 10.6 thousand numbers per token at a hidden size of 576 (see
+`ftcore.resources.memory_model`), for the fused one 5.8 thousand: inputs of the norms, queries, keys, values and outputs
+of attention, and outputs of the gate and up projections. Norms and activations are recomputed block by block in the
+processor's cache; matrix products are not. A module is replaced if it has a known structure and, up to rounding,
+computes the formula in this file. Modules on other devices, and those whose float32 weights autocast would cast, keep
+their own forward. In bfloat16 norms accumulate in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ftcore.training.kernels import matmul, recompute
 from ftcore.training.numerics import KERNEL_TOLERANCE, equivalent, evaluating, fixed_random
 
 BLOCK = 1 << 17
-"""Numbers of a tensor that are computed with at a time: half a megabyte in float32."""
+"""Numbers of a tensor per block: half a megabyte in float32, to fit into the processor's cache."""
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:
@@ -33,7 +33,7 @@ def _blocks(rows: int, width: int) -> Iterator[slice]:
 
 
 class _Norm(Function):
-    """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis; keeps x ``[N, H]`` and the roots ``[N, 1]``."""
+    """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis; stores x ``[N, H]`` and the roots ``[N, 1]``."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,7 +62,7 @@ class _Norm(Function):
 
 
 def _working(x: torch.Tensor) -> torch.dtype:
-    """In which sums over a row are made."""
+    """The dtype of sums over a row."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -76,19 +76,19 @@ def normed(x: torch.Tensor, roots: torch.Tensor, weight: torch.Tensor) -> torch.
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """Of a feed-forward layer, element by element, times ``up``.
+    """An elementwise activation, multiplied by ``up``.
 
     Args:
-        function: computes it.
-        silu: whether it is SiLU, whose kernels write where they are told: the same bits, and forward and back of 918
-            times 1,536 numbers in 2.1 ms instead of 2.7 (Zen 5).
+        function: the activation.
+        silu: whether it is SiLU, whose kernels write into a given tensor. The results have the same bits; forward and
+            backward of 918 times 1,536 numbers take 2.1 ms instead of 2.7 (Zen 5).
     """
 
     function: Callable[..., torch.Tensor]
     silu: bool
 
     def into(self, gate: torch.Tensor, up: torch.Tensor, result: torch.Tensor) -> None:
-        """Puts ``act(gate) * up`` into ``result``."""
+        """Writes ``act(gate) * up`` into ``result``."""
         if self.silu:
             torch.ops.aten.silu.out(gate, out=result)
             result.mul_(up)
@@ -98,7 +98,7 @@ class Activation:
     def back(
         self, gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor, of_gate: torch.Tensor, of_up: torch.Tensor
     ) -> None:
-        """Puts the gradients of both into the last two."""
+        """Writes the gradients of both into ``of_gate`` and ``of_up``."""
         if self.silu:
             torch.mul(gradient, up, out=of_gate)
             torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
@@ -112,7 +112,7 @@ class Activation:
 
 
 class _Gated(Function):
-    """``act(gate) * up`` of ``[N, I]`` each, which are all that it keeps."""
+    """``act(gate) * up`` of ``[N, I]`` each; stores only these two."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: Activation) -> torch.Tensor:
@@ -139,7 +139,7 @@ def gated(gate: torch.Tensor, up: torch.Tensor, act: Activation) -> torch.Tensor
 
 
 class _Linear(Function):
-    """``x @ weight.T + bias`` of ``[..., in]``; keeps of its input the parts alone, and nothing for a frozen weight."""
+    """``x @ weight.T + bias`` of ``[..., in]``; stores what recomputes its input, and nothing for a frozen weight."""
 
     @staticmethod
     def forward(
@@ -168,7 +168,7 @@ class _Linear(Function):
 
 
 class FusedRMSNorm:
-    """An RMS norm, by `_Norm`."""
+    """An RMS norm computed by `_Norm`."""
 
     _eps: float
     _offset: float
@@ -190,7 +190,7 @@ class FusedRMSNorm:
 
 
 class FusedSwiGLU:
-    """A feed-forward layer of gate, up and down, by `_Gated`."""
+    """A feed-forward layer with gate, up and down projections, computed by `_Gated`."""
 
     _silu: bool
 
@@ -211,7 +211,7 @@ class FusedSwiGLU:
 
 
 class FusedLinear:
-    """A linear layer, by `_Linear`."""
+    """A linear layer computed by `_Linear`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer: Any = self
@@ -221,18 +221,18 @@ class FusedLinear:
 
 
 def _weight(weight: torch.Tensor, offset: float) -> torch.Tensor:
-    """With what is added to it, in float32 at least: of 1 and a small number bfloat16 keeps the 1."""
+    """The weight plus its offset, in float32 at least: in bfloat16 1 plus a small number would be 1."""
     return weight.to(_working(weight)) + offset if offset else weight
 
 
 def has_fused_layers(module: nn.Module) -> bool:
-    """Whether a part of a module computes by a function of this file."""
+    """Whether a module contains fused layers of this file."""
     return any(isinstance(part, FusedRMSNorm | FusedSwiGLU | FusedLinear) for part in module.modules())
 
 
 @cache
 def _kind(kind: Any, way: Any) -> Any:
-    return type(f"Lean{kind.__name__}", (way, kind), {"__module__": kind.__module__})
+    return type(f"Fused{kind.__name__}", (way, kind), {"__module__": kind.__module__})
 
 
 def _turn(module: Any, way: type) -> None:
@@ -241,14 +241,14 @@ def _turn(module: Any, way: type) -> None:
 
 
 def fuse_layers(model: Any) -> dict[str, int]:
-    """Turns what is recognised into lean modules, in place; names, tensors and files stay.
+    """Replaces recognised modules by fused ones, in place; names, tensors and files stay the same.
 
     Args:
-        model: a transformers model or a PeftModel around one; on another device than a CPU, or in float16, nothing is
-            changed.
+        model: a transformers model or a PeftModel around one; modules on another device than the CPU, or in float16,
+            are not replaced.
 
     Returns:
-        How many of each kind.
+        Number of replaced modules by kind.
     """
     found = {"norms": 0, "gates": 0, "linears": 0}
     head = model.get_output_embeddings()
@@ -324,7 +324,7 @@ def _is_silu(act: nn.Module) -> bool:
 
 
 def _scalars(module: nn.Module) -> list[tuple[str, Any]]:
-    """Settings of a module, as the sparsity of Gemma 3n's layers, which differs from one to the next."""
+    """Scalar settings of a module, such as the sparsity of Gemma 3n's layers, which differs between layers."""
     return sorted((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str))
 
 

@@ -1,9 +1,8 @@
-"""The last layer: behind its attention only tokens that are read go on.
+"""Last layer pruning: after its attention, the last layer computes only tokens whose output is read.
 
-What a token's feed-forward part, its norms and the decoder's last norm make of it no other token sees in the last
-layer, so that tokens without a label (prompts, and all but a sequence's last one in `rm`) need not go through them. Of
-smollm2-135m's 30 layers that is three quarters of one; with `freeze` on the last two, of which alone an epoch consists
-once the rest is kept, it is more.
+In the last layer no other token reads the output of a token's feed-forward part and norms. Tokens without a label
+(prompts, and in `rm` all but a sequence's last token) can therefore skip them. This saves three quarters of one of
+smollm2-135m's 30 layers. The share is larger with `freeze` on the last two layers and a cache of the frozen ones.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from ftcore.training.numerics import TOLERANCE, equivalent, evaluating, fixed_ra
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _GATE = {"gate_proj", "up_proj", "down_proj"}
 _READ = torch.tensor([2, 3, 11])
-"""Tokens of the probe that are read when it is tried."""
+"""Tokens of the probe whose outputs are compared."""
 
 
 class PrunedLastLayer:
-    """A decoder's last layer, which gives those tokens alone that it is told are read."""
+    """A decoder's last layer that returns only the tokens that are read."""
 
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, labelled: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
         """``[1, N, H]`` -> the same; with ``labelled`` ``[T]`` -> ``[1, T, H]``."""
         layer: Any = self
-        if labelled is None or args or not len(labelled):  # of no token at all some parts make no shape
+        if labelled is None or args or not len(labelled):  # some modules fail on zero tokens
             whole: torch.Tensor = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
             return whole if labelled is None else whole[:, labelled]
         attended, *_ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
@@ -39,10 +38,10 @@ class PrunedLastLayer:
 
 
 def prune_last_layer(scorer: CausalLMForward) -> None:
-    """Turns the last layer of a scorer's decoder into one that knows ``labelled``, in place, where that is exact.
+    """Replaces the last layer of a scorer's decoder by one that accepts ``labelled``, in place, where that is exact.
 
-    It is where sequences go end to end, the layer has the parts of Llama's and a plain gated feed-forward part, and it
-    makes of random numbers what it made before, to rounding.
+    Conditions: sequences are packed, the layer has the modules of Llama's layer and a plain gated feed-forward part,
+    and its outputs for random numbers stay the same up to rounding.
     """
     decoder = scorer.inner.get_decoder()
     layer = _last(scorer)
@@ -60,7 +59,7 @@ def prune_last_layer(scorer: CausalLMForward) -> None:
 
 
 def _made(layer: Any, decoder: Any, scorer: CausalLMForward, **asked: Any) -> torch.Tensor | None:
-    """What the layer makes of two sequences of random numbers; None where it is called in another way."""
+    """The layer's output for two sequences of random numbers; None where it takes other arguments."""
     inputs = flat_inputs(scorer.probe())
     ids = inputs.pop("input_ids")
     size = scorer.inner.config.get_text_config().hidden_size
@@ -74,7 +73,7 @@ def _made(layer: Any, decoder: Any, scorer: CausalLMForward, **asked: Any) -> to
 
 
 def _last(scorer: CausalLMForward) -> Any:
-    """The top of the stack, where it is made as Llama's layers are; else None."""
+    """The last layer, if it has the structure of Llama's layers; else None."""
     layers = scorer.layers()
     if layers is None:
         return None

@@ -1,10 +1,10 @@
-"""Decoder layers by torch's compiler (``torch_compile``), one piece of code for all of a class.
+"""Decoder layers compiled by torch (``torch_compile``), once for all layers of a class.
 
-So 30 layers take as long to compile as one, for batches of any length: some 10 s. Attention is not looked into
-(`ftcore.training.attention.varlen`), nor is what is generated. On a Zen 5 in bfloat16 a step of sft takes 0.89 of the
-CPU time with all of smollm2-135m trained, 0.95 with LoRA, whose layers are ft's own (docs/performance.md). In float32
-on a CPU nothing is compiled: layers by `ftcore.training.model_transforms.fused_layers` took 0.59 of the CPU time of
-compiled ones, whose products are MKL's, and 0.93 of that of compiled ones with oneDNN's products.
+30 layers take as long to compile as one, about 10 s, for batches of any length. Attention is excluded
+(`ftcore.training.attention.varlen`), and so is generation. On a Zen 5 in bfloat16 a step of sft takes 0.89 of the CPU
+time with all of smollm2-135m trained, and 0.95 with LoRA, whose layers are ft's own (docs/performance.md). In float32
+on a CPU nothing is compiled: `ftcore.training.model_transforms.fused_layers` took 0.59 of the CPU time of compiled
+layers with MKL's products, and 0.93 of that with oneDNN's.
 """
 
 from __future__ import annotations
@@ -38,31 +38,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROBE = (301, 211)
-"""Tokens of the two sequences that layers are tried on. Their sum is what the compiler takes for a usual size where it
-decides how loops are divided among threads; the same in each run, so that a resumed one computes by the same code."""
-_CANCELLED = 4
+"""Lengths of the two probe sequences. The compiler takes their sum as the typical size when it divides loops among
+threads. It is fixed, so that a resumed run compiles the same code."""
+_CANCELLED = 4  # factor on the tolerance for gradients, in which much cancels out
 _WAYS = 64
-"""Codes of one function, at most; torch goes on uncompiled after 8."""
+"""Most compiled variants of one function; torch's default of 8 would leave further ones uncompiled."""
 _ROW = "ft_row"
 _TOLD = frozenset({*ATTENTION_KWARGS, "labelled"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Row:
-    """What attention is told of a row of sequences, as one thing that the compiler hands on unseen.
+    """Attention's arguments for a packed row, in one object that is opaque to the compiler.
 
-    It would compile anew for what it saw, such as where sequences begin with the same tokens.
+    The compiler would recompile for each new value that it sees, such as shared prefixes.
     """
 
     told: dict[str, Any]
 
 
 class CompiledLayer:
-    """A layer whose forward is compiled, unless it is one of a generation.
+    """A layer with a compiled forward, except in generation.
 
-    Without gradients it goes by the code that is there for gradients: for none the compiler makes other code, of other
-    roundings, and a reference would differ from the model that it is of (rewards of dpo's first step of up to 0.02 in
-    bfloat16, where they are 0).
+    Without gradients it still runs the code compiled for gradients. Code compiled without them rounds differently, and
+    a reference would differ from its own model: rewards at dpo's first step were up to 0.02 in bfloat16 instead of 0.
     """
 
     _ft_compiled: Callable[..., Any]
@@ -82,14 +81,14 @@ class CompiledLayer:
 
 
 def _each(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """A value with its tensors changed, in tuples too."""
+    """Applies a function to a tensor, or to the tensors of a tuple."""
     if isinstance(value, torch.Tensor):
         return change(value)
     return tuple(_each(change, one) for one in value) if type(value) is tuple else value
 
 
 def _own(value: Any) -> Any:
-    """Of what has no gradient, no views: the compiler would compile anew where a tensor is a view and was none."""
+    """Detaches tensors without a gradient, so they are not views: the compiler recompiles if that changes."""
     return _each(lambda tensor: tensor if tensor.requires_grad else tensor.detach(), value)
 
 
@@ -108,7 +107,8 @@ def _kind(kind: Any, backend: str, mode: str | None) -> Any:
 
 
 def _options(backend: str, mode: str | None) -> dict[str, Any] | None:
-    """The mode's, and that dropout draws what it draws uncompiled; torch takes a mode or options, not both."""
+    """Options of the mode, and dropout with the random numbers of uncompiled code. torch takes a mode or options
+    only."""
     if backend != INDUCTOR:
         return None
     from torch._inductor import list_mode_options
@@ -117,16 +117,16 @@ def _options(backend: str, mode: str | None) -> dict[str, Any] | None:
 
 
 def compile_layers(trainer: TrainingContext, scorer: Any) -> None:
-    """Has a scorer's decoder layers compiled, in place, where the option asks for it and they then compute the same.
+    """Compiles a scorer's decoder layers in place with ``torch_compile``, if their results stay the same.
 
-    Layers under the lowest trained one stay as they are: nothing goes back through them, and what they compute may be
-    kept (`ftcore.training.frozen_layer_cache.cache`).
-    Output and gradients of each are held against its own on two sequences; where they differ by more than rounding, or
-    the compiler ends with an error, all layers stay as they are, and the run says so.
+    Layers before the first trainable one are not compiled: they have no backward pass, and may be cached
+    (`ftcore.training.frozen_layer_cache.cache`). Output and gradients of each layer are compared with those before, on
+    two sequences. If they differ by more than rounding, or the compiler fails, no layer is compiled, and the run
+    reports that.
 
     Args:
         trainer: with the plan; the scorer's model computes on its device.
-        scorer: a model's, with the way through it chosen.
+        scorer: of a model, with probed capabilities.
     """
     wish = trainer.plan.training.compiler
     if wish is None:
@@ -137,22 +137,22 @@ def compile_layers(trainer: TrainingContext, scorer: Any) -> None:
     exact = trainer.plan.precision.compute == "float32"
     began = time.perf_counter()
     if layers is None:
-        why = "the model is no plain stack of layers"
+        why = "the decoder is not a plain stack of layers"
     elif exact and trainer.args.device.type == "cpu" and any(map(has_fused_layers, layers)):
-        why = "in float32 on a CPU ft computes layers by functions of its own, which take less time than compiled ones"
+        why = "in float32 on a CPU ft's fused layers are faster than compiled ones"
     else:
         compiling = partial(_compiled, trainer, scorer, layers, *wish)
-        # by a member of the pool, where there is one: code is for so many threads
+        # in a worker of the pool, if there is one: code is compiled for its number of threads
         why = compiling() if trainer.pool is None else trainer.pool.run_one(compiling)
         scorer.compiled = None if why else wish
     done = "" if layers is None else f"{len(layers)} layers are compiled, {time.perf_counter() - began:.0f} s"
-    trainer.reports.info(f"torch_compile: {f'nothing is compiled: {why}' if why else done}")
+    trainer.reports.info(f"torch_compile: {f'no layer is compiled: {why}' if why else done}")
 
 
 def _compiled(
     trainer: TrainingContext, scorer: CausalLMForward, layers: nn.ModuleList, backend: str, mode: str | None
 ) -> str:
-    """Compiles and tries; why layers stay as they are, empty where they do not."""
+    """Compiles and verifies the layers; returns the reason if they are not compiled, else an empty text."""
     computed = getattr(torch, trainer.plan.precision.compute)
     close = max(TOLERANCE[scorer.compute_dtype], TOLERANCE[computed])
     own: list[Any] = [type(layer) for layer in layers]
@@ -162,7 +162,7 @@ def _compiled(
             return "the model does not call its layers one after the other"
         expected = [call.results() for call in calls]
         AttentionInterface.register(varlen.NAME, _apart())
-        # in training and not, with adapters and without, with a gradient for what comes in and without: more than 8
+        # variants: training or not, adapters or not, gradient of the input or not, and so on; more than 8
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _WAYS)
         for layer, kind in zip(layers, own, strict=True):
             layer.__class__ = _kind(kind, backend, mode)
@@ -174,21 +174,21 @@ def _compiled(
 
 
 def _difference(calls: Sequence[_Call], expected: Sequence[list[torch.Tensor]], close: float) -> str:
-    """What is wrong with compiled layers; empty for nothing."""
+    """The first difference of compiled layers; empty for none."""
     for number, (call, results) in enumerate(zip(calls, expected, strict=True)):
         try:
             found = call.results()
-        except Exception as error:  # what may end a compilation has no kind in common
+        except Exception as error:  # compilers raise errors of many types
             log.debug("torch_compile", exc_info=True)
             return textwrap.shorten(f"{type(error).__name__}: {error}".split("\n\n")[0], 200)
         if not _alike(found, results, close):
-            return f"layer {number} then computes something else"
+            return f"layer {number} computes other results when compiled"
     return ""
 
 
 @cache
 def _apart() -> Any:
-    """Attention that the compiler does not look into: it takes one sequence after the other, in Python."""
+    """Attention excluded from compilation: it loops over sequences in Python."""
 
     def attend(*args: Any, **kwargs: Any) -> Any:
         row = kwargs.pop(_ROW, None)
@@ -211,7 +211,7 @@ class _Call:
     kwargs: dict[str, Any]
 
     def results(self) -> list[torch.Tensor]:
-        """The layer's output, and the gradients of what it is given and of its weights for a random one of that."""
+        """The layer's output, and the gradients of its inputs and weights for a fixed gradient of the output."""
         torch.manual_seed(0)  # of dropout
         given = [_each(lambda one: one.detach().requires_grad_(one.requires_grad), value) for value in self.args]
         made = self.layer.forward(*given, **self.kwargs)
@@ -227,7 +227,7 @@ class _Call:
 
 
 def _calls(scorer: CausalLMForward, layers: nn.ModuleList) -> list[_Call]:
-    """What the decoder gives its layers for two sequences, in the order of the layers; none where that is another."""
+    """The decoder's calls of its layers for two sequences; none if it does not call each layer once in order."""
     found: list[_Call] = []
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -249,7 +249,7 @@ def _watched(layers: nn.ModuleList, note: Callable[..., None]) -> Iterator[None]
 
 
 def _probe(scorer: CausalLMForward) -> Batch:
-    """Two sequences with a label every eighth token."""
+    """Two sequences with a label at every eighth token."""
     vocabulary = scorer.inner.config.get_text_config().vocab_size
     rows = []
     for number, length in enumerate(PROBE):

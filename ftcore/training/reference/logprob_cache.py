@@ -1,11 +1,10 @@
-"""What a reference model makes of a dataset: computed once, before training, and kept on disk by content.
+"""Log-probabilities of a dataset under a reference model, computed once before training and cached on disk.
 
-The reference is the model as it is when the trainer is made, so no second model is in memory while training, whatever
-the method: adapters, merged ones or none. A resumed run makes its trainer before it reads its checkpoint and finds the
-same numbers. They are kept in the content store under a digest of the sources, the reference's weights, the rows'
-fingerprint and all else that decides them, so that later epochs and runs take them from there. A run that ends within
-its first epoch computes them of the rows that it takes, and keeps these under a name of their own: a resume finds the
-same ones, whatever other runs have left.
+By default the reference is the model as it is when the trainer is created, so training needs no second model in memory.
+A resumed run creates its trainer before it loads its checkpoint, and gets the same values. The content store keeps them
+under a digest of everything that decides them: sources, the reference's weights, the rows' fingerprint and more. Later
+epochs and runs read them from there. A run that ends within its first epoch computes only the rows that it uses. Their
+entry has its own key, so a resume finds the same values whatever other runs have stored.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ from ftcore.utils.hashing import new_digest, package_of, sha256_of
 log = logging.getLogger(__name__)
 
 SOURCES = (package_of(__name__),)
-"""Packages whose code computes, besides those of the model's classes, of the scorer and of what is measured."""
+"""Packages whose sources are part of the key, besides those of the model's classes and of the metric."""
 _NAMES = ("_name_or_path", "name_or_path", "_attn_implementation", "transformers_version")
-"""Fields of a model's configuration that change nothing that it computes."""
+"""Fields of a model's configuration that do not affect its outputs."""
 
 (_FILE,) = REFERENCE.files
 
@@ -55,11 +54,11 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ReferenceMetric:
-    """What is wanted of each row.
+    """The values that a stage needs of each row.
 
     Args:
-        name: another one for everything else that is measured.
-        values: of a batch of B rows, by a scorer: ``[B, ...]``.
+        name: unique to this metric.
+        values: computes ``[B, ...]`` from a scorer and a batch of B rows.
     """
 
     name: str
@@ -67,7 +66,7 @@ class ReferenceMetric:
 
 
 class ReferencedRows:
-    """A dataset whose rows have the reference's numbers as ``reference``.
+    """A dataset whose rows hold the reference's values as ``reference``.
 
     Args:
         rows: the dataset.
@@ -86,7 +85,7 @@ class ReferencedRows:
 
     @property
     def places(self) -> Any:
-        """Where each row came from; None where nobody knows."""
+        """Where each row came from; None where unknown."""
         return getattr(self.rows, "places", None)
 
     @property
@@ -96,20 +95,20 @@ class ReferencedRows:
 
     @property
     def fingerprint(self) -> str:
-        """Of the rows alone."""
+        """That of the rows, without the reference."""
         return _fingerprint(self.rows)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model in the state in which it is compared with.
+    """A reference model.
 
     Args:
-        model: itself.
-        scorer: computes with it.
-        context: in which it is in that state.
-        digest: of all that it computes with, but for the code.
-        sources: files of its classes.
+        model: the model.
+        scorer: its forward pass.
+        context: a context in which the model is the reference.
+        digest: of its configuration and weights.
+        sources: source files of its classes.
         collate: makes its batches.
     """
 
@@ -124,7 +123,7 @@ class Reference:
     def of(cls, model: Any, scorer: Any, collate: PrefixSharingCollator) -> Reference:
         """The model as it is now.
 
-        Adapters that change nothing yet are left out, which saves their time and makes the digest the same for
+        Adapters that do not change outputs yet are disabled. This saves time, and the digest is then the same for
         adapters of any shape and seed.
         """
         tensors, context = [*model.parameters(), *model.buffers()], nullcontext
@@ -144,13 +143,13 @@ class Reference:
 def add_reference_logprobs(
     trainer: Any, measure: ReferenceMetric, datasets: Sequence[Any], load: Callable[[], Any] | None
 ) -> list[ReferencedRows | None]:
-    """The datasets with a reference's numbers, which are computed unless they are kept from earlier.
+    """The datasets with a reference's values, read from the cache or computed.
 
     Args:
-        trainer: whose ``model`` and ``scorer`` are the reference where ``load`` is None.
-        measure: what is computed.
-        datasets: a None stays one.
-        load: loads another model as the reference; it is dropped again.
+        trainer: its ``model`` and ``scorer`` are the reference where ``load`` is None.
+        measure: what to compute.
+        datasets: each may be None.
+        load: loads another model as the reference, which is freed afterwards.
     """
     if load is None:
         reference = Reference.of(trainer.model, trainer.scorer, trainer.data_collator)
@@ -158,7 +157,7 @@ def add_reference_logprobs(
         model = load().to(trainer.args.device)
         scorer = trainer.make_scorer(model)
         capability_cache.probe_capabilities(scorer)
-        compile_layers(trainer, scorer)  # as the model that it is compared with
+        compile_layers(trainer, scorer)  # like the trained model: compiled code rounds differently
         reference = Reference.of(model, scorer, trainer.sharing(scorer, strict=False))
     taken = _rows_taken(trainer)
     return [
@@ -168,7 +167,7 @@ def add_reference_logprobs(
 
 
 def _rows_taken(trainer: Any) -> list[int] | None:
-    """Numbers of the training rows that the run takes, where it ends within an epoch; None for all of them."""
+    """Numbers of the training rows that a run uses which ends within its first epoch; None for all rows."""
     arguments, rows = trainer.args, trainer.train_dataset
     if rows is None or isinstance(rows, Stream) or arguments.max_steps <= 0 or arguments.world_size > 1:
         return None
@@ -178,7 +177,7 @@ def _rows_taken(trainer: Any) -> list[int] | None:
 
 
 class _Taken:
-    """Some rows of a dataset, under a name of their own: what was computed for them does not depend on the others."""
+    """Some rows of a dataset, with their own fingerprint: values of other rows do not affect theirs."""
 
     def __init__(self, rows: Any, numbers: list[int]) -> None:
         self.rows, self.numbers = rows, numbers
@@ -196,7 +195,7 @@ class _Taken:
 def _values_of(
     trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any, some: list[int] | None
 ) -> Array:
-    """Of all rows, or of some of them and no number for the others."""
+    """Values of all rows, or of some rows with NaN for the others."""
     if some is None:
         return _values(trainer, measure, reference, rows)
     found = _values(trainer, measure, reference, _Taken(rows, some))
@@ -206,7 +205,7 @@ def _values_of(
 
 
 def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> Array:
-    """From the disk, or computed by all processes together and put there by the first one."""
+    """Values from the cache, or computed by all processes and cached by the first one."""
     locking = None if trainer.plan.training.use_file_locking else False
     entry = Entry(REFERENCE, _key(trainer, measure, reference, rows), store_root(), locking)
     with _alone(entry, trainer.args):
@@ -214,7 +213,7 @@ def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: 
         if trainer.args.world_size > 1:
             broadcast_object_list(found)
         if found[0] is not None:
-            trainer.reports.info(f"reference of {len(rows):,} rows: kept from an earlier run in {entry.folder}")
+            trainer.reports.info(f"reference of {len(rows):,} rows: read from {entry.folder}")
             return found[0]
         begun = time.monotonic()
         values = _computed(trainer, measure, reference, rows)
@@ -222,16 +221,16 @@ def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: 
             seconds = time.monotonic() - begun
             about = f"{measure.name}, {len(rows):,} rows, {type(reference.scorer.inner).__name__}"
             written = _write(entry, about, values)
-            kept = f"kept in {entry.folder}" if written else f"{entry.folder} cannot be written: not kept"
+            kept = f"cached in {entry.folder}" if written else f"not cached: {entry.folder} cannot be written"
             trainer.reports.info(f"reference of {len(rows):,} rows: computed in {seconds:.1f} s, {kept}")
     return values
 
 
 @contextmanager
 def _alone(entry: Entry, arguments: Any) -> Iterator[None]:
-    """One run at a time computes; another waits and finds it kept.
+    """Lets one run at a time compute; another waits and then reads the cache.
 
-    Not where several processes compute together: the others would wait for the first for longer than their limit.
+    Runs of several processes do not lock: the other processes would wait for the first beyond their timeout.
     """
     with ExitStack() as stack:
         if arguments.world_size == 1:
@@ -242,7 +241,9 @@ def _alone(entry: Entry, arguments: Any) -> Iterator[None]:
 
 def _computed(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> Array:
     batches = list(_batches(rows, trainer.args.eval_batch_size))[trainer.args.process_index :: trainer.args.world_size]
-    if trainer.pool is not None:  # as many tokens at a time, and rows of like length on both sides
+    if (
+        trainer.pool is not None
+    ):  # half as many rows per batch: the same tokens at a time, rows of similar length for both workers
         batches = [numbers[side::NUM_WORKERS] for numbers in batches for side in range(min(NUM_WORKERS, len(numbers)))]
 
     def measured(numbers: list[int]) -> Array:
@@ -259,7 +260,7 @@ def _computed(trainer: Any, measure: ReferenceMetric, reference: Reference, rows
 
 
 def _batches(rows: Any, size: int) -> Iterator[list[int]]:
-    """Rows of like length together: where a model needs padding, there is little."""
+    """Batches of rows of similar length, which need little padding."""
     lengths = getattr(rows, "lengths", None)
     order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
     for start in range(0, len(order), size):
@@ -268,7 +269,7 @@ def _batches(rows: Any, size: int) -> Iterator[list[int]]:
 
 def _key(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> str:
     how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.args.device.type]
-    how += [repr(reference.collate.shares), trainer.pool is not None]  # other batches, other roundings
+    how += [repr(reference.collate.shares), trainer.pool is not None]  # batches affect rounding
     how += [*(reference.scorer.compiled or ())]
     parts = [measure.name, reference.digest, _fingerprint(rows), how, state.versions()]
     measured = getattr(sys.modules.get(measure.values.__module__), "__file__", None)
@@ -280,13 +281,13 @@ def _fingerprint(rows: Any) -> str:
 
 
 def _described(config: Mapping[str, Any]) -> str:
-    """A configuration as text, the same in each process."""
+    """A configuration as text that is equal in all processes."""
     kept = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
     return json.dumps({name: kept[name] for name in kept if name not in _NAMES}, sort_keys=True, default=str)
 
 
 def _digest(texts: Iterable[str], tensors: Iterable[torch.Tensor]) -> str:
-    """sha256 over texts and over the tensors' shapes and bytes, 1.2 GB a second."""
+    """sha256 over texts, and over shapes and bytes of tensors; 1.2 GB per second."""
     digest = new_digest("\n".join(texts))
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -295,20 +296,20 @@ def _digest(texts: Iterable[str], tensors: Iterable[torch.Tensor]) -> str:
 
 
 def _read(entry: Entry) -> Array | None:
-    """What is kept; None where there is nothing, or where it is damaged."""
+    """The cached values; None where they are missing or damaged."""
     held = entry.open()
     if held is None:
         return None
     with held:
         if not held.is_whole():
-            log.warning("%s is damaged: computed anew", entry.folder)
+            log.warning("%s is damaged and is computed again", entry.folder)
             return None
         with safe_open(entry.folder / _FILE, framework="numpy") as file:
             return file.get_tensor("values")
 
 
 def _write(entry: Entry, about: str, values: Array) -> bool:
-    """Whether the values could be kept."""
+    """Caches the values; returns whether that succeeded."""
     try:
         entry.write(about, None, lambda folder: save_file({"values": values}, folder / _FILE))
     except (OSError, SafetensorError):

@@ -1,4 +1,4 @@
-"""The model as it was before it was trained, for stages that compare with it."""
+"""The model before training, as a reference."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ftcore.api.plan import Plan
 
 
 def reference_of(plan: Plan, model: Any) -> Callable[[], AbstractContextManager[None]]:
-    """Contexts in which the model computes as it does now; the method's own way, else copies of what is trained."""
+    """Contexts in which the model computes as it does now, by the method's way or else a snapshot of its weights."""
     return plan.method.component.reference(plan, model) or snapshot_initial_weights(model)
 
 
 def snapshot_initial_weights(model: Any) -> Callable[[], AbstractContextManager[None]]:
-    """Copies what is trained, and puts the copies in its place where the model is to compute as it does now.
+    """Copies the trained weights, and swaps the copies in where the model is to compute as it does now.
 
-    The copies take as much memory as what is trained. Values are swapped, not parameters: optimizer, gradients and
-    hooks see the same tensors throughout.
+    The copies take as much memory as the trained weights. Data is swapped, not parameters: optimizer, gradients and
+    hooks keep their tensors.
 
     Returns:
-        Makes contexts in which the model computes as it does now; without gradients, which would be of the copies.
+        Creates contexts in which the model computes as it does now, without gradients.
     """
     trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
     start = [tensor.detach().clone() for tensor in trained]
