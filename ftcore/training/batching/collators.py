@@ -1,4 +1,4 @@
-"""Rows of tokens into one batch without padding: sequences end to end, labels already shifted."""
+"""Collates rows into a packed batch: sequences end to end without padding, labels already shifted."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
     """The rows as one batch of N tokens.
 
     Args:
-        rows: ``input_ids`` int32 ``[L]``, ``weights`` float32 ``[L]`` (a token's weight as a target; 0: not trained)
-            and ``index``, the row's number in its dataset; a pack of n rows has ``lengths`` ``[n]`` besides, and their
-            numbers in ``index``.
+        rows: ``input_ids`` int32 ``[L]``, ``weights`` float32 ``[L]`` (the token's weight as a target; 0: not trained)
+            and ``index``, the row's number in its dataset. A pack of n rows also has ``lengths`` ``[n]``, and n numbers
+            in ``index``.
 
     Returns:
-        ``input_ids``, ``position_ids``, ``labels`` int64 ``[1, N]``; ``labels[0, i]`` is the token that follows i in
-        its own sequence, -100 where it is not trained or where the sequence ends. ``weights`` float32 ``[1, N]``,
-        the label's weight. ``positions`` int64 ``[T]``: where labels are. ``cu_seqlens`` int32 ``[rows + 1]``,
+        ``input_ids``, ``position_ids``, ``labels`` int64 ``[1, N]``. ``labels[0, i]`` is the next token of the same
+        sequence, or -100 where that is not trained or the sequence ends. ``weights`` float32 ``[1, N]``: weights of
+        the labels. ``positions`` int64 ``[T]``: indices of the labels. ``cu_seqlens`` int32 ``[rows + 1]``,
         ``max_len`` int, ``index`` list of int.
     """
     rows = [piece for row in rows for piece in _pieces(row)]
@@ -56,7 +56,7 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 def tokens_read(batch: Batch) -> int:
-    """Tokens of the batch's sequences, those that several share once for each."""
+    """Tokens of all sequences; a shared prefix counts once per sequence."""
     shared = (end - start for ranges in batch.get("prefixes", ()) for start, end in ranges)
     return int(batch["input_ids"].numel()) + sum(shared)
 
@@ -68,9 +68,9 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class ImageCollator:
-    """`collate` for rows of which some have images, ``images``; packs have none.
+    """`collate` for rows with ``images``; packs have none.
 
-    A batch with images has ``images`` besides: of each row what `ImageReader.inputs` gives; empty where it has none.
+    A batch with images also has ``images``: for each row what `ImageReader.inputs` returns, or an empty dictionary.
     """
 
     def __init__(self, pictures: ImageReader) -> None:
@@ -91,9 +91,9 @@ class ImageCollator:
 
 
 def collate_joined(rows: Sequence[Mapping[str, Any]]) -> Batch:
-    """The same with each pack as one sequence: its rows see those before them, and their first tokens are predicted.
+    """`collate` with each pack as one sequence: its rows attend to those before, and their first tokens have labels.
 
-    ``index`` has the number of each pack's first row.
+    ``index`` holds the number of each pack's first row.
     """
     return collate(
         [{**row, "lengths": [len(row["input_ids"])], "index": np.atleast_1d(row["index"])[:1]} for row in rows]
@@ -101,7 +101,7 @@ def collate_joined(rows: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 def _pieces(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The rows of a pack; a row that is none is the only one."""
+    """The rows of a pack; another row by itself."""
     if "lengths" not in row:
         yield row
         return
@@ -111,10 +111,11 @@ def _pieces(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def padded(batch: Batch) -> dict[str, torch.Tensor]:
-    """The same batch one sequence a row, padded on the right, for models that cannot take sequences end to end.
+    """The batch with one sequence per row, padded on the right, for models that do not support packed sequences.
 
     Returns:
-        ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``rows`` and ``columns`` ``[T]``, where the labels are.
+        ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``rows`` and ``columns`` ``[T]``, the indices of the
+        labels.
     """
     assert "prefixes" not in batch
     starts, positions = batch["cu_seqlens"].long(), batch["positions"]

@@ -14,7 +14,7 @@ SIDES = ("chosen", "rejected")
 
 
 def answered(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Prompt and answer of a row as one sequence for `collate`; the prompt is no target.
+    """Prompt and answer of a row as one sequence for `collate`; the prompt has no labels.
 
     Args:
         row: ``prompt_ids``, and ``<name>_ids`` and ``<name>_weights`` of the answer.
@@ -29,14 +29,14 @@ def answered(row: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def collate_pairs(rows: Sequence[Mapping[str, Any]]) -> Batch:
-    """Rows of a `PairDataset` as one batch of 2B sequences: all chosen ones, then all rejected ones.
+    """Rows of a `PairDataset` as one batch of 2B sequences: first all chosen ones, then all rejected ones.
 
     Args:
         rows: the pairs.
 
     Returns:
-        What `collate` returns, and ``pair_weights`` float64 ``[B]``, 0 for fillers; ``index`` has B numbers. Where rows
-        have a ``reference`` ``[2, 2]``, all of them as float64 ``[2B, 2]`` (see `PairTrainer`).
+        What `collate` returns, and ``pair_weights`` float64 ``[B]``, 0 for fillers; ``index`` holds B numbers. If rows
+        have a ``reference`` ``[2, 2]``, the batch has it as float64 ``[2B, 2]`` (see `PairTrainer`).
     """
     chosen, rejected = ([answered(row, name) for row in rows] for name in SIDES)
     batch = collate([*chosen, *rejected])

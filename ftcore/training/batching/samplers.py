@@ -1,4 +1,4 @@
-"""Which rows make which batch: a function of seed and epoch alone, so that a resume needs no replay."""
+"""Batch samplers whose order is a function of seed and epoch alone, so that a resume needs no replay."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ftcore.errors import listed
 
 
 class EpochBatches:
-    """Batches of row numbers of one process, in an order that seed and epoch decide.
+    """Batches of row numbers for one process, in an order that seed and epoch decide.
 
-    Where processes share an epoch, every ``size * processes`` consecutive rows are one batch for all; of the last,
-    short one each takes an even share, and a process for which none is left gets a filler (see `Rows`), so that all
-    take the same number of steps.
+    With several processes, ``size * processes`` consecutive rows are one global batch. An incomplete last one is
+    divided evenly. A process without a row gets a filler (see `Rows`), so that all processes take the same number of
+    steps.
 
     Args:
         rows: rows in the dataset.
@@ -25,7 +25,7 @@ class EpochBatches:
         seed: of the order; None keeps the dataset's.
         process: this process's number.
         processes: how many there are.
-        whole: whether the rows are left out that fill no batch for all.
+        whole: whether to drop the rows of an incomplete global batch.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class EpochBatches:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each pass."""
+        """Called by the trainer before each epoch."""
         self.epoch = epoch
 
     def order(self) -> list[int]:
@@ -58,9 +58,9 @@ class EpochBatches:
 
 
 class Rows(Dataset):
-    """The dataset, in which row ``-1 - i`` is row i without a weight: a filler that changes no sum.
+    """A dataset in which row ``-1 - i`` is row i with weights of 0: a filler that changes no sum.
 
-    It is marked by ``filler`` besides: a row may weigh something by itself.
+    Fillers are also marked by ``filler``, for stages in which a row itself has a weight.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -78,18 +78,18 @@ class Rows(Dataset):
 
 
 class EpochLoader(DataLoader):
-    """A DataLoader that passes the epoch on. It draws nothing from the global random state: a resume depends on it."""
+    """A DataLoader that sets the sampler's epoch. It does not use the global random state, as a resume requires."""
 
     def __init__(self, dataset: Any, batches: EpochBatches, **options: Any) -> None:
         super().__init__(Rows(dataset), batch_sampler=batches, generator=torch.Generator().manual_seed(0), **options)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each pass."""
+        """Called by the trainer before each epoch."""
         self.batch_sampler.set_epoch(epoch)
 
 
 def places(dataset: Any, indices: Sequence[int], limit: int = 8) -> str:
-    """Where rows came from, for a message: ``a.jsonl:3, a.jsonl:9 and 2 more``."""
+    """The places of rows, for a message: ``a.jsonl:3, a.jsonl:9 and 2 more``."""
     known = getattr(dataset, "places", None)
     names = [str(known[index]) if known is not None else f"row {index}" for index in indices]
     return listed(names, limit, length=200)  # the line stands behind the path

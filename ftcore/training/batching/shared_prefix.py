@@ -1,9 +1,9 @@
-"""Tokens that several sequences of a batch begin with are computed once: a batch as a tree of sequences.
+"""Shared prefixes: tokens with which several sequences of a batch begin are computed once, as a prefix tree.
 
-A sequence goes on from the longest beginning that it has in common with one before it in the batch, which may itself
-go on from another one: a system prompt that all rows have, and within it the prompt that two answers have. Only tokens
-before the sequence's first label are left out, so that every label keeps a place of its own; the last token of what is
-shared predicts a label, and is there again.
+A sequence shares its longest common prefix with a sequence before it in the batch, which may itself share a prefix: all
+rows may have the same system prompt, and two answers the same prompt. Only tokens before a sequence's first label are
+shared, so that every label keeps its own position. The last shared token before a label is repeated, as it predicts
+the label.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Tokens = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PrefixSharingCollator:
-    """A collator whose batches have common beginnings once.
+    """A collator whose batches hold shared prefixes once.
 
     Args:
-        collate: makes a batch of rows; a batch may have further ones inside, as ``mismatched`` of `collate_feedback`.
-        shares: for which sequences; None for none.
+        collate: makes a batch of rows, which may contain further batches, as ``mismatched`` of `collate_feedback`.
+        shares: decides which sequences share a prefix; None for none.
     """
 
     collate: Callable[[Sequence[Mapping[str, Any]]], Batch]
@@ -43,13 +43,13 @@ class PrefixSharingCollator:
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """Where a sequence is.
+    """A sequence of the prefix tree.
 
     Args:
-        start, end: of its tokens, in the batch as it came.
-        parent: number of the sequence that it goes on from.
-        common: how many of its tokens are that one's.
-        place: where its other tokens begin in the batch that is made.
+        start, end: of its tokens in the original batch.
+        parent: number of the sequence whose prefix it shares.
+        common: number of shared tokens.
+        place: start of its own tokens in the new batch.
     """
 
     start: int
@@ -60,15 +60,15 @@ class _Sequence:
 
 
 def share_prefixes(batch: Batch, shares: Shares) -> Batch:
-    """The batch with common beginnings once, as far as ``shares`` says; the same labels in the same order.
+    """The batch with shared prefixes once, where ``shares`` allows it; the same labels in the same order.
 
     Args:
-        batch: of `collate`. What it has of shape ``[1, N]`` is one number for each token, whatever its name.
-        shares: whether it pays, by the tokens that are shared and those that go on.
+        batch: of `collate`. Every tensor of shape ``[1, N]`` is taken to hold one number per token.
+        shares: decides from the numbers of shared tokens and of a sequence's own.
 
     Returns:
-        Where something is shared, ``prefixes`` besides: for each sequence the ``(start, end)`` of what comes before it,
-        in their order; see `ftcore.training.attention.varlen`. ``position_ids`` go on from the branch.
+        If prefixes are shared, the batch also has ``prefixes``: for each sequence the ranges ``(start, end)`` of its
+        prefix, in order; see `ftcore.training.attention.varlen`. ``position_ids`` continue after the prefix.
     """
     batch = {name: share_prefixes(value, shares) if _is_batch(value) else value for name, value in batch.items()}
     if "images" in batch or "prefixes" in batch:  # sequences with images are computed one by one
@@ -97,10 +97,10 @@ def _is_batch(value: Any) -> bool:
 
 
 def _tree(batch: Batch, shares: Shares) -> list[_Sequence]:
-    """The sequences, each with what it goes on from."""
+    """The sequences with their parents."""
     bounds = list(pairwise(batch["cu_seqlens"].tolist()))
     ids, positions = batch["input_ids"][0].numpy(), batch["positions"].numpy()
-    # the first label's own place is not left out: it stands at the token before
+    # a label is at the position of the token before it, which must not be shared
     labels = np.append(positions, len(ids))[np.searchsorted(positions, [start for start, _ in bounds])]
     limits = [min(int(label), end - 1) - start for label, (start, end) in zip(labels, bounds, strict=True)]
     found = longest_common([ids[start:end] for start, end in bounds])
@@ -117,7 +117,7 @@ def _tree(batch: Batch, shares: Shares) -> list[_Sequence]:
 
 
 def _ranges(sequences: Sequence[_Sequence], number: int, tokens: int) -> list[tuple[int, int]]:
-    """Where in the batch that is made the first tokens of a sequence are."""
+    """The ranges of a sequence's first tokens in the new batch."""
     found: list[tuple[int, int]] = []
     while tokens:
         one = sequences[number]
@@ -129,15 +129,15 @@ def _ranges(sequences: Sequence[_Sequence], number: int, tokens: int) -> list[tu
 
 
 def longest_common(rows: Sequence[Tokens]) -> list[tuple[int, int]]:
-    """For each row the one before it with which it has the longest beginning in common, and its tokens.
+    """For each row the earlier row with the longest common prefix, and the length of the prefix.
 
-    In alphabetical order a row's longest beginning is that of a neighbour, so that not every two rows are compared.
+    In lexicographic order the longest common prefix is that with a neighbour, so not all pairs of rows are compared.
 
     Args:
         rows: of tokens, each ``[L]``.
 
     Returns:
-        ``(row, tokens)``, of equally long ones any; (0, 0) where no row before begins alike.
+        ``(row, tokens)``; any row of equally long prefixes, and (0, 0) for no common prefix.
     """
     order = sorted(range(len(rows)), key=lambda row: rows[row].astype(">u4").tobytes())
     alike = [_common(rows[one], rows[next_]) for one, next_ in pairwise(order)]
@@ -150,7 +150,7 @@ def longest_common(rows: Sequence[Tokens]) -> list[tuple[int, int]]:
 
 
 def _nearest_before(row: int, others: Sequence[int], alike: Sequence[int]) -> tuple[int, int]:
-    """The first of the others that comes before the row in the batch, and what they have in common."""
+    """The first of the others that is before the row in the batch, and the length of their common prefix."""
     common = None
     for other, tokens in zip(others, alike, strict=True):
         common = tokens if common is None else min(common, tokens)
@@ -162,7 +162,7 @@ def _nearest_before(row: int, others: Sequence[int], alike: Sequence[int]) -> tu
 
 
 def _common(one: Tokens, other: Tokens) -> int:
-    """Tokens that both begin with."""
+    """Length of the common prefix."""
     length = min(len(one), len(other))
     different = one[:length] != other[:length]
     return int(different.argmax()) if different.any() else length

@@ -1,4 +1,4 @@
-"""Batches of a stream, numbered from the run's start: the trainer counts them as it counts those of an epoch."""
+"""Batches of a stream, numbered from the run's start, so that the trainer counts them like those of an epoch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ftcore.data.pipeline.streaming import Cursor, Stream
 
 
 class StreamBatches(Dataset):
-    """Batch k is the k-th that many rows of the stream, without regard to where a pass over the data ends.
+    """Batch k holds the k-th group of rows of the stream; a batch may span the end of an epoch.
 
-    They are read in order. A resume says at which cursor the batch begins that comes next; without it, those before
-    are read again.
+    Batches are read in order. A resume sets the cursor at which the next batch begins; without it, earlier batches are
+    read again.
 
     Args:
         stream: the rows.
-        count: batches that will be asked for.
+        count: number of batches of the run.
         size: rows per batch and process.
         process: this process's number.
-        processes: how many there are; each reads all rows and takes its share of every batch.
+        processes: number of processes; each reads all rows and uses its share of every batch.
 
     Attributes:
-        cursor: where the batch after the last one begins.
+        cursor: where the next batch begins.
     """
 
     def __init__(self, stream: Stream, count: int, size: int, process: int = 0, processes: int = 1) -> None:
@@ -35,7 +35,7 @@ class StreamBatches(Dataset):
         self.resume(0, Cursor())
 
     def resume(self, number: int, cursor: Cursor) -> None:
-        """Says that batch ``number`` begins at this cursor."""
+        """Sets the cursor at which batch ``number`` begins."""
         self._known, self._next, self.cursor = (number, cursor), number, cursor
         self._items: Iterator[tuple[dict[str, Any], Cursor]] | None = None
 
@@ -43,12 +43,12 @@ class StreamBatches(Dataset):
         return self.count
 
     def __getitem__(self, number: int) -> Sequence[Mapping[str, Any]]:
-        """The rows of this process in a batch."""
+        """This process's rows of a batch."""
         if not 0 <= number < self.count:
             raise IndexError(f"batch {number} of {self.count}")
         if number < self._next:
             known, cursor = self._known
-            assert known <= number  # nobody goes back behind where a run went on
+            assert known <= number  # batches before a resume are never requested
             self.resume(known, cursor)
         while self._next < number:
             self._batch()
@@ -64,7 +64,7 @@ class StreamBatches(Dataset):
 
 
 class StreamLoader(DataLoader):
-    """Loads in this process: where the stream is must be known at every step."""
+    """Loads in this process, because the stream's cursor must be known after every step."""
 
     def __init__(self, batches: StreamBatches, collate: Callable[[Any], Any], **options: Any) -> None:
         super().__init__(
@@ -77,7 +77,7 @@ class StreamLoader(DataLoader):
 
 
 class _Numbers(Sampler):
-    """One batch's number at a time."""
+    """Yields one batch number at a time."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -90,7 +90,7 @@ class _Numbers(Sampler):
 
 
 class _First:
-    """Collates the one batch that was asked for."""
+    """Collates the single requested batch."""
 
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self._collate = collate

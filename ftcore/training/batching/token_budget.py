@@ -1,4 +1,4 @@
-"""Batches by how many tokens they have, as ``tokens_per_batch`` asks for."""
+"""Batches by number of tokens (``tokens_per_batch``)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Ints = npt.NDArray[np.int64]
 
 
 class TokenBatches(EpochBatches):
-    """Batches of at most so many tokens, of rows in an order that seed and epoch decide.
+    """Batches with a limit on tokens, in an order of rows that seed and epoch decide.
 
-    The rows of an epoch come in their order, as many to a batch as fit; every ``processes`` batches in a row are one
-    for all, so that n processes train what one does that accumulates n times as many. A row that does not fit is a
-    batch of its own. All epochs have as many batches as the one that needs most: in the others batches are divided,
-    those of most tokens first, so that steps, schedule and a resume can be counted in advance.
+    Batches are filled greedily in the order of the epoch. A row above the limit is a batch by itself. ``processes``
+    consecutive batches are one global batch, so n processes train like one process with n times the accumulation. All
+    epochs have as many batches as the one that needs most, so that steps, schedule and resume are known in advance: in
+    the others the batches with most tokens are split.
 
     Args:
         lengths: tokens of each row, ``[R]``.
-        tokens: of a batch, at most.
-        epochs: that the run begins, at most.
+        tokens: most tokens of a batch.
+        epochs: most epochs that the run begins.
         seed, process, processes: see `EpochBatches`.
     """
 
@@ -59,7 +59,7 @@ class TokenBatches(EpochBatches):
         return self.lengths[np.asarray(self.order(), dtype=np.int64)]
 
     def _spans(self) -> list[tuple[int, int]]:
-        """Where in this epoch's order each batch begins and ends, as many as there are in every epoch."""
+        """Start and end of each batch in this epoch's order, with the same number of batches in every epoch."""
         lengths = self._ordered()
         before = np.concatenate([[0], np.cumsum(lengths)])
         starts = [*self._fitting(lengths), len(lengths)]
@@ -80,7 +80,7 @@ class TokenBatches(EpochBatches):
         return sorted(spans)
 
     def _fitting(self, lengths: Ints) -> list[int]:
-        """Where each batch begins when every one takes as many rows as fit."""
+        """The start of each batch, filled greedily."""
         before = np.concatenate([[0], np.cumsum(lengths)])
         starts, start = [], 0
         while start < len(lengths):
@@ -98,7 +98,7 @@ def row_tokens(dataset: Any) -> Ints:
 
 
 def token_batches(dataset: Any, tokens: int, arguments: Any, seed: int | None) -> TokenBatches:
-    """A training run's batches, by its TrainingArguments."""
+    """The batches of a run with these TrainingArguments."""
     lengths = row_tokens(dataset)
     epochs = math.ceil(arguments.num_train_epochs)
     if arguments.max_steps > 0:  # an epoch has at least as many batches as this
