@@ -96,12 +96,12 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
             enable_recomputation(run.model, run.plan.training.gradient_checkpointing_kwargs)
         choose_matmul(self)  # first: all later computations, and keys of caches, depend on the choice
         self.scorer = self.make_scorer(run.model)
-        with self.comparing(self.scorer):
+        with self.comparison_context(self.scorer):
             capability_cache.probe_capabilities(self.scorer)  # before layers change: the reference is the model's own
         fuse_layers(run.model)
         prune_last_layer(self.scorer)  # needs the probed capabilities
         self.noise = self._noise()  # after the probe: results for a model with hooks are not cached
-        self.data_collator = self.sharing(self.scorer)  # depends on the probed capabilities and on noise
+        self.data_collator = self.sharing_collator(self.scorer)  # depends on the probed capabilities and on noise
         self.meters = MetricAccumulator()
         self._measuring = self.meters
         self.start_pool()  # depends on capabilities, collator and noise
@@ -131,12 +131,12 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         scorer.smoothing = self.plan.training.label_smoothing_factor
         return scorer
 
-    def comparing(self, scorer: Any) -> AbstractContextManager[Any]:
+    def comparison_context(self, scorer: Any) -> AbstractContextManager[Any]:
         """The context in which two ways of computing a scorer's model are compared."""
         # mixed dtypes need autocast; all-float32 models are compared without it, as it would round
         return self.accelerator.autocast() if scorer.compute_dtype.itemsize < 4 else nullcontext()
 
-    def sharing(self, scorer: Any, strict: bool = True) -> PrefixSharingCollator:
+    def sharing_collator(self, scorer: Any, strict: bool = True) -> PrefixSharingCollator:
         """The trainer's collator with shared prefixes, as ``share_prompt`` says.
 
         Args:
@@ -146,7 +146,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         own = self.data_collator
         wish = self.plan.training.share_prompt
         wish = "auto" if wish is True and not strict else wish
-        with self.comparing(scorer):
+        with self.comparison_context(scorer):
             shares = sharing_rule(scorer, wish, self.noise is not None)
         return PrefixSharingCollator(own.collate if isinstance(own, PrefixSharingCollator) else own, shares)
 
@@ -351,7 +351,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         """Weighted mean of the losses over all labels of the set."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad(), self.accelerator.autocast():
-            for loss, weight in self.each(self._evaluated, self.passing(dataloader)):
+            for loss, weight in self.each(self._evaluated, self.evaluation_batches(dataloader)):
                 sums += torch.stack([loss, torch.tensor(weight).to(sums)])
         total, weight = self.accelerator.reduce(sums, "sum").tolist()
         if not weight:
@@ -368,7 +368,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
             raise RunError(f"metric_for_best_model: the evaluation has no {wanted!r}; it has {there}")
         return super()._determine_best_metric(metrics, trial)
 
-    def passing(self, dataloader: EpochLoader) -> Iterator[Batch]:
+    def evaluation_batches(self, dataloader: EpochLoader) -> Iterator[Batch]:
         """The loader's batches on the device, for an evaluation; a signal stops the run between them."""
         for batch in self.interruptible(dataloader):
             yield self._prepare_inputs(batch)

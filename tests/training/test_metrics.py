@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.checkpointing import directory
@@ -117,6 +118,14 @@ def test_a_skip_before_a_resume_is_in_no_mean_after_it(trainer_of: Any, tokens: 
         logged[name] = [line["loss"] for line in read_log(tmp_path / name / "trainer_log.jsonl")]
         assert trainer.guard.skipped == 1
     assert logged["whole"] == logged["resumed"]
+
+
+def test_note_logs_a_metric_and_warns_of_its_new_name(trainer_of: Any, tokens: Any) -> None:
+    trainer = trainer_of(tokens([3, 4]))
+    with pytest.warns(DeprecationWarning, match=r"use FtTrainer\.log_metric"):
+        trainer.note("length", torch.tensor([2.0, 4.0]))
+    trainer.log_metric("length", torch.tensor([9.0]), torch.tensor([2.0]))
+    assert trainer.meters.means() == {"length": 6.0}
 
 
 def test_each_loss_reward_and_accuracy_has_its_curve(tmp_path: Path) -> None:

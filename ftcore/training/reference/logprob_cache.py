@@ -158,7 +158,7 @@ def add_reference_logprobs(
         scorer = trainer.make_scorer(model)
         capability_cache.probe_capabilities(scorer)
         compile_layers(trainer, scorer)  # like the trained model: compiled code rounds differently
-        reference = Reference.of(model, scorer, trainer.sharing(scorer, strict=False))
+        reference = Reference.of(model, scorer, trainer.sharing_collator(scorer, strict=False))
     taken = _rows_taken(trainer)
     return [
         None if rows is None else ReferencedRows(rows, _values_of(trainer, measure, reference, rows, some))

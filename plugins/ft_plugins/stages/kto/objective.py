@@ -164,7 +164,7 @@ class FeedbackTrainer(FtTrainer):
     def evaluation_loop(self, dataloader: EpochLoader, *args: Any, **kwargs: Any) -> Any:
         training, self._divergence = self._divergence, 0.0
         with evaluating(self.model), self.accelerator.autocast():
-            self._divergence = self._estimated(self.passing(dataloader))
+            self._divergence = self._estimated(self.evaluation_batches(dataloader))
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         self._divergence = training
         return output
