@@ -129,7 +129,7 @@ def test_what_changed_is_named_and_force_goes_on(
         run(max_samples=7, learning_rate=0.5, template="qwen")
     messages = [str(problem) for problem in caught.value.problems]
     assert messages[0].startswith(f"this run cannot resume from {out / 'checkpoint-4'}; undo the change, write another")
-    assert messages[0].endswith("or go on all the same with ft run --force")
+    assert messages[0].endswith("or resume anyway with ft run --force")
     assert any(message.startswith("learning_rate was 0.001, now it is 0.5") for message in messages)
     (rows,) = [message for message in messages if message.startswith("training rows was")]
     assert "max_samples was null, now it is 7" in rows

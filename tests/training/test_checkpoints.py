@@ -220,7 +220,7 @@ def test_tensors_and_odd_floats_come_back_exactly(tmp_path: Path) -> None:
 
 
 def test_what_json_cannot_hold_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="a set cannot be kept"):
+    with pytest.raises(TypeError, match="a set cannot be saved"):
         save_pytree(tmp_path, "x", {"a": {1}})
 
 

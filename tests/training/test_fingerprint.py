@@ -264,7 +264,7 @@ def test_a_declaration_names_an_option() -> None:
 OLD = Path(__file__).with_name("manifests") / "form_1.json"
 """Written by commit 42ad59d, the last one whose checkpoints list their options in form 1."""
 FORM = (
-    "the checkpoint lists its options in form 1, this version of ft in form 2: options that one of them does not list "
+    "the checkpoint lists its options in form 1, this version of ft in form 2: options that only one of them lists "
     "cannot be compared"
 )
 
