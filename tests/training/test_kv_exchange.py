@@ -240,7 +240,7 @@ def test_an_error_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise MemoryError("while going back")
 
-    monkeypatch.setattr(KVSlice, "owe", fails)
+    monkeypatch.setattr(KVSlice, "add_grad", fails)
     with pytest.raises(MemoryError, match="while going back"):
         made.sum().backward()
 
