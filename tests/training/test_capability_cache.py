@@ -22,7 +22,7 @@ class Asked(CausalLMForward):
 
     times = 0
 
-    def choose(self) -> None:
+    def probe_capabilities(self) -> None:
         Asked.times += 1
         super().probe_capabilities()
 
