@@ -20,7 +20,7 @@ from ftcore.errors import RowError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asking(Stage):
+class _PromptStage(Stage):
     """A stage for the loaders that accepts every kind of sample with a prompt."""
 
     samples: ClassVar[tuple[str, ...]] = ("AnyQuestion",)
@@ -52,13 +52,13 @@ def dataset_prompts(
     specs, problems = resolve(listed, dataset_dir=plan.data.dataset_dir, where="--dataset")
     if problems:
         raise UsageError(problems)
-    asking = replace(plan, stage=replace(plan.stage, component=_Asking(name="ft generate", summary="")))
+    prompt_plan = replace(plan, stage=replace(plan.stage, component=_PromptStage(name="ft generate", summary="")))
     rows: list[Mapping[str, Any]] = []
     prompts: list[Prompt] = []
-    counts = [_read(spec, asking, system, rows, prompts) for spec in specs]
+    counts = [_read(spec, prompt_plan, system, rows, prompts) for spec in specs]
     if refused := bad_rows(counts, plan.data):
         raise refused
-    return rows, prompts, [line for one in counts if one.bad for line in _left_out(one)]
+    return rows, prompts, [line for one in counts if one.bad for line in _skipped(one)]
 
 
 def _read(
@@ -67,7 +67,7 @@ def _read(
     counts = RowCounts(name=spec.name)
     for place, sample, _ in counted(read_samples(spec, plan)):  # one answer per row, also for repeated rows
         try:
-            row, prompt = _asked(place, sample, system)
+            row, prompt = _row_and_prompt(place, sample, system)
         except RowError as error:
             counts.add_bad(row_problem(place, error))
             continue
@@ -77,7 +77,7 @@ def _read(
     return counts
 
 
-def _asked(place: Place, sample: Sample | RowError, system: str | None) -> tuple[Mapping[str, Any], Prompt]:
+def _row_and_prompt(place: Place, sample: Sample | RowError, system: str | None) -> tuple[Mapping[str, Any], Prompt]:
     if isinstance(sample, RowError):
         raise sample
     if media := holds_media(sample):
@@ -109,5 +109,5 @@ def _split(sample: Sample) -> tuple[Chat, Message | None]:
     return replace(chat, messages=chat.messages[:-1]), chat.messages[-1]
 
 
-def _left_out(counts: RowCounts) -> list[str]:
+def _skipped(counts: RowCounts) -> list[str]:
     return [f"{counts.name}: {len(counts.bad):,} of {counts.rows:,} rows skipped", *map(str, counts.bad[:5])]

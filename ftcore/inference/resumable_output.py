@@ -34,7 +34,7 @@ class ResumableOutput:
 
     def write(self, lines: Sequence[str]) -> None:
         """Appends a window of lines and syncs them to disk."""
-        with _telling(partial_of(self.output)):
+        with _file_errors(partial_of(self.output)):
             self.stream.write("".join(f"{line}\n" for line in lines).encode())
             self.stream.flush()
             os.fsync(self.stream.fileno())
@@ -45,7 +45,7 @@ class ResumableOutput:
         for left in leftovers(self.output):  # of a process that was killed here; the partial file is locked
             left.unlink()
         self.stream.seek(self.begin)
-        with _telling(self.output), staged_file(self.output) as staged, staged.open("wb") as target:
+        with _file_errors(self.output), staged_file(self.output) as staged, staged.open("wb") as target:
             shutil.copyfileobj(self.stream, target)
         partial_of(self.output).unlink(missing_ok=True)
 
@@ -74,12 +74,12 @@ def open_partial(
     """
     path = partial_of(output)
     facts = {**facts, WINDOW: window, LINES: count}
-    with _telling(path):
+    with _file_errors(path):
         stream = path.open("a+b")
     with stream:
         _lock(stream, path, locking)
-        with _telling(path):
-            begin, done = _begun(stream, path, facts)
+        with _file_errors(path):
+            begin, done = _resume_or_start(stream, path, facts)
         partial = ResumableOutput(output, stream, begin, done)
         try:
             yield partial
@@ -89,7 +89,7 @@ def open_partial(
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _file_errors(path: Path) -> Iterator[None]:
     """Turns errors of the file system into a one-line RunError."""
     try:
         yield
@@ -105,14 +105,14 @@ def _lock(stream: BinaryIO, path: Path, locking: bool) -> None:
         raise RunError(f"another process is writing {path}; wait for it, or write another --output") from error
 
 
-def _begun(stream: BinaryIO, path: Path, facts: Mapping[str, Any]) -> tuple[int, int]:
+def _resume_or_start(stream: BinaryIO, path: Path, facts: Mapping[str, Any]) -> tuple[int, int]:
     """``(size of the first line in bytes, complete lines after it)``; the rest is truncated."""
     stream.seek(0)
     first = stream.readline()
     done = end = 0
     if first:
         known = _facts(first, path)
-        done, end = _whole(stream, known[WINDOW], known[LINES])
+        done, end = _complete_lines(stream, known[WINDOW], known[LINES])
         if done:
             _check(known, path, facts)
     if done:
@@ -126,7 +126,7 @@ def _begun(stream: BinaryIO, path: Path, facts: Mapping[str, Any]) -> tuple[int,
     return len(head), 0
 
 
-def _whole(stream: BinaryIO, window: int, lines: int) -> tuple[int, int]:
+def _complete_lines(stream: BinaryIO, window: int, lines: int) -> tuple[int, int]:
     """Number of lines in complete windows, and their end in bytes."""
     done = end = 0
     for number, line in enumerate(stream, start=1):
@@ -154,9 +154,9 @@ def _check(known: Mapping[str, Any], path: Path, facts: Mapping[str, Any]) -> No
     names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
     if names:
         hint = f"undo the change, or remove {path.name} to start again"
-        changes = [Problem(f"{name} was {_said(known.get(name))}, is {_said(wanted.get(name))}") for name in names]
+        changes = [Problem(f"{name} was {_shown(known.get(name))}, is {_shown(wanted.get(name))}") for name in names]
         raise UsageError([Problem(f"{path} cannot be resumed", hint=hint), *changes])
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return short(json.dumps(value, ensure_ascii=False), 80)

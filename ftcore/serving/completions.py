@@ -83,7 +83,7 @@ class Completion:
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Server-sent events; closing the iterator stops the answer."""
-        more: dict[str, Any] = {"usage": None} if self._tells_usage() else {}
+        more: dict[str, Any] = {"usage": None} if self._includes_usage() else {}
         try:
             for index in range(len(self.choices)):
                 yield self._event(index, {"role": "assistant", "content": "", "refusal": None}, **more)
@@ -94,7 +94,7 @@ class Completion:
                         yield self._event(chunk.index, _delta(piece), scored=piece.scored, **more)
                     if piece.finish:
                         yield self._event(chunk.index, {}, finish=piece.finish, **more)
-            if self._tells_usage():
+            if self._includes_usage():
                 yield _sse(self._envelope("chat.completion.chunk", []) | {"usage": self._usage()})
         except ApiError as error:
             # the status is already sent: clients treat an event with "error" as an error
@@ -143,13 +143,13 @@ class Completion:
         settings: dict[str, Any] = {}
         if asked.tokens is not None or plan.generation.max_length is None:
             settings["max_new_tokens"] = asked.tokens or min(plan.generation.max_new_tokens, limit)
-        drawn = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
-        drawn = {name: value for name, value in drawn.items() if value is not None}
+        sampling_settings = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
+        sampling_settings = {name: value for name, value in sampling_settings.items() if value is not None}
         settings |= {"repetition_penalty": asked.repetition_penalty} if asked.repetition_penalty else {}
         # sampling options of the request imply sampling
-        return settings | drawn | ({"do_sample": True} if drawn else {})
+        return settings | sampling_settings | ({"do_sample": True} if sampling_settings else {})
 
-    def _tells_usage(self) -> bool:
+    def _includes_usage(self) -> bool:
         return bool(self.asked.stream_options and self.asked.stream_options.include_usage)
 
     def _usage(self) -> dict[str, int]:

@@ -139,12 +139,12 @@ class Worker:
     # the thread's side
 
     def _run(self) -> None:
-        while self._obey(wait=not any(lane.jobs for lane in self._lanes.values())):
+        while self._run_commands(wait=not any(lane.jobs for lane in self._lanes.values())):
             for lane in self._lanes.values():
                 if lane.jobs:
                     self._step(lane)
 
-    def _obey(self, *, wait: bool) -> bool:
+    def _run_commands(self, *, wait: bool) -> bool:
         """Runs queued commands; returns False to stop the thread."""
         while True:
             try:
@@ -162,34 +162,34 @@ class Worker:
             for choice, prompt in enumerate(job.prompts):
                 job.keys[lane.session.add(prompt, job.logprobs)] = choice
         except Exception as error:
-            self._fail(lane, job, self._told(error))
+            self._fail(lane, job, self._logged_error(error))
             return
         lane.jobs |= dict.fromkeys(job.keys, job)
-        self._tell(job, [])
+        self._send(job, [])
 
     def _step(self, lane: _Lane) -> None:
         try:
             chunks = lane.session.step()
         except Exception as error:
-            failure = self._told(error)
+            failure = self._logged_error(error)
             for job in dict.fromkeys(lane.jobs.values()):
                 self._fail(None, job, failure)
             lane.jobs.clear()
             lane.session = lane.open_session()
             return
-        told: dict[Job, list[Chunk]] = {}
+        chunks_of_jobs: dict[Job, list[Chunk]] = {}
         for chunk in chunks:
             if chunk.index not in lane.jobs:
                 continue
             job = lane.jobs[chunk.index]
             if isinstance(chunk, Refused):
-                self._fail(lane, job, self._told(chunk.error))
+                self._fail(lane, job, self._logged_error(chunk.error))
                 continue
-            told.setdefault(job, []).append(replace(chunk, index=job.keys[chunk.index]))
+            chunks_of_jobs.setdefault(job, []).append(replace(chunk, index=job.keys[chunk.index]))
             if chunk.finish:
                 del lane.jobs[chunk.index], job.keys[chunk.index]
-        for job, part in told.items():
-            self._tell(job, part)
+        for job, part in chunks_of_jobs.items():
+            self._send(job, part)
             self._end_if_empty(job)
 
     def _drop(self, job: Job, choice: int | None) -> None:
@@ -206,7 +206,7 @@ class Worker:
                 lane.session.drop(key)
                 lane.jobs.pop(key, None)
         job.keys.clear()
-        self._tell(job, error)
+        self._send(job, error)
         self._end_if_empty(job)
 
     def _end_if_empty(self, job: Job) -> None:
@@ -220,18 +220,18 @@ class Worker:
                 return
             result = function()
         except Exception as error:
-            self._post(_settle, future, None, self._told(error))
+            self._post(_settle, future, None, self._logged_error(error))
         else:
             self._post(_settle, future, result, None)
 
-    def _told(self, error: Exception) -> Exception:
+    def _logged_error(self, error: Exception) -> Exception:
         """The error for the request; errors that are not the user's are logged."""
         if isinstance(error, UsageError):
             return error
         log.error("the model failed", exc_info=error)
         return EngineFailed()
 
-    def _tell(self, job: Job, event: list[Chunk] | Exception) -> None:
+    def _send(self, job: Job, event: list[Chunk] | Exception) -> None:
         self._post(job.events.put_nowait, event)
 
     def _post(self, function: Callable[..., object], *arguments: object) -> None:

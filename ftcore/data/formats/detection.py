@@ -135,8 +135,8 @@ def find_reading(
     """
     offers = _candidates(spec, frozenset(row), plugins)
     wanted = ("Question",) if questions else stage.samples or tuple(NAMES)
-    asks = any(kind in QUESTIONS for kind in wanted)
-    found = [(offer, list(readings(spec, offer.component, row, questions=asks))) for offer in offers]
+    for_prediction = any(kind in QUESTIONS for kind in wanted)
+    found = [(offer, list(readings(spec, offer.component, row, questions=for_prediction))) for offer in offers]
     for kind in wanted:
         fitting = [(offer, reading) for offer, ways in found for reading in ways if reading.kind == kind]
         if not fitting and kind == "Text":
@@ -200,24 +200,26 @@ def _several(
 
 
 def _wrong_kind(spec: DatasetSpec, row: Mapping[str, Any], kinds: set[str], plugins: Registry, stage: Stage) -> Problem:
-    told = [kind for kind in NAMES if kind in kinds and (kind != "Prompt" or len(kinds) == 1)]
-    holds = " and ".join(NAMES[kind] for kind in told) + (" without answers" if told == ["Prompt"] else "")
+    kinds_found = [kind for kind in NAMES if kind in kinds and (kind != "Prompt" or len(kinds) == 1)]
+    holds = " and ".join(NAMES[kind] for kind in kinds_found) + (
+        " without answers" if kinds_found == ["Prompt"] else ""
+    )
     needs = " or ".join((NAMES | QUESTIONS)[kind] for kind in stage.samples)
     message = f"dataset {quoted(spec.name)} (columns {listed(row)}) holds {holds}; stage {stage.name!r} needs {needs}"
-    others = [offer.component.name for offer in plugins.of(Stage) if set(offer.component.samples) & set(told)]
+    others = [offer.component.name for offer in plugins.of(Stage) if set(offer.component.samples) & set(kinds_found)]
     known = f": {', '.join(sorted(others))}" if others else ""
     advice = [f"choose another dataset or a stage that reads it{known}"]
-    if "Feedback" in told and "Chat" in stage.samples:
+    if "Feedback" in kinds_found and "Chat" in stage.samples:
         advice.append('to train on all answers alike, ignore the labels: "columns": {"kto_tag": ""}')
-    if told == ["Prompt"]:
+    if kinds_found == ["Prompt"]:
         advice.append('if a column has the answers, name it in dataset_info.json: "columns": {"response": ...}')
     return Problem(message, str(spec.path or spec.hub_id), "; ".join(advice))
 
 
 def _standard_names(spec: DatasetSpec, chosen: DatasetFormat, columns: frozenset[str]) -> frozenset[str]:
     """The columns; a column assigned to a role has the name that the format uses for it."""
-    told = {chosen.columns[role] for role, column in spec.columns.items() if column in columns}
-    return (columns - set(spec.columns.values())) | told
+    assigned = {chosen.columns[role] for role, column in spec.columns.items() if column in columns}
+    return (columns - set(spec.columns.values())) | assigned
 
 
 def _unknown_roles(spec: DatasetSpec, chosen: DatasetFormat) -> list[Problem]:

@@ -35,7 +35,7 @@ QUESTIONS = {
 """Names of kinds for prediction (see `ftcore.data.preprocessing.questions`): a `Chat` with an optional answer, or any
 prompt."""
 _CLASSES: Mapping[str, type] = {"Text": Text, "Chat": Chat, "Preference": Preference, "Feedback": Feedback}
-_APART = "move such rows to a separate dataset"
+_MOVE_ROWS = "move such rows to a separate dataset"
 _SPECIAL = ("response", "chosen", "rejected", "kto_tag")
 _OF_KIND = {
     "Chat": ("response",),
@@ -93,8 +93,8 @@ def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row, *, questions: b
         kept = {role: column for role, column in columns.items() if role not in _SPECIAL or role in wanted}
         return Reading(format=chosen, kind=kind, columns=kept, tags=tags)
 
-    made = chosen.samples or _made_of(reading("Chat"), row)
-    kinds = list(_kinds(spec, made, columns, row, lambda: _holds_answer(reading("Chat"), row)))
+    sample_kinds = chosen.samples or _kinds_of_row(reading("Chat"), row)
+    kinds = list(_kinds(spec, sample_kinds, columns, row, lambda: _holds_answer(reading("Chat"), row)))
     yield from map(reading, kinds)
     if questions and ("Chat" in kinds or kinds == ["Prompt"]):
         yield reading("Question")
@@ -103,28 +103,32 @@ def readings(spec: DatasetSpec, chosen: DatasetFormat, row: Row, *, questions: b
 
 
 def _kinds(
-    spec: DatasetSpec, made: Sequence[str], columns: Mapping[str, str], row: Row, ends_with_answer: Callable[[], bool]
+    spec: DatasetSpec,
+    sample_kinds: Sequence[str],
+    columns: Mapping[str, str],
+    row: Row,
+    ends_with_answer: Callable[[], bool],
 ) -> Iterator[str]:
-    if "Text" in made:
+    if "Text" in sample_kinds:
         yield "Text"
-    if "Chat" not in made:
-        yield from (kind for kind in made if kind != "Text")
+    if "Chat" not in sample_kinds:
+        yield from (kind for kind in sample_kinds if kind != "Text")
         return
     pair = spec.ranking or all(columns.get(role) in row for role in ("chosen", "rejected"))
     answered = columns["response"] in row if "response" in columns else not pair or ends_with_answer()
-    if pair and "Preference" in made:
+    if pair and "Preference" in sample_kinds:
         yield "Preference"
-    if columns["kto_tag"] and "Feedback" in made:
+    if columns["kto_tag"] and "Feedback" in sample_kinds:
         yield "Feedback"
     elif answered and not spec.ranking:
         yield "Chat"
     yield "Prompt"
 
 
-def named_once(default: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
+def named_once(default: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """Role -> column. A column that is assigned to a role is not the default of another role, which then has none."""
-    taken = set(told.values())
-    return {role: "" if column in taken else column for role, column in default.items()} | dict(told)
+    taken = set(given.values())
+    return {role: "" if column in taken else column for role, column in default.items()} | dict(given)
 
 
 def _named(row: Row) -> Row:
@@ -158,7 +162,7 @@ def as_text(reading: Reading) -> Reading:
     return Reading(format=reading.format, kind="Text", columns=reading.columns, tags=reading.tags)
 
 
-def _made_of(reading: Reading, row: Row) -> tuple[str, ...]:
+def _kinds_of_row(reading: Reading, row: Row) -> tuple[str, ...]:
     """The sample kinds of a format that does not declare them."""
     if set(reading.format.columns) & set(_SPECIAL):
         return tuple(_CLASSES)
@@ -186,7 +190,7 @@ def _as_kind(sample: Sample, kind: str) -> Sample:
     if kind in QUESTIONS or not isinstance(sample, _CLASSES[kind]):
         found = "Prompt" if isinstance(sample, Chat) and kind != "Chat" else type(sample).__name__
         reason = f"the row holds {NAMES[found]}; the first rows hold {NAMES[kind]}"
-        raise RowError(reason, field="the row", cure=_APART)
+        raise RowError(reason, field="the row", cure=_MOVE_ROWS)
     chat = sample.chat if isinstance(sample, Feedback) else sample
     if isinstance(chat, Chat) and chat.messages[-1].role != "assistant":
         reason = f"the conversation ends with {chat.messages[-1].role!r}"
@@ -200,7 +204,7 @@ def _prompt(sample: Sample) -> Chat:
     chat = sample.chat if isinstance(sample, Feedback) else sample
     if not isinstance(chat, Chat):
         reason = f"the row holds {NAMES[type(sample).__name__]}; prompts are needed"
-        raise RowError(reason, field="the row", cure=_APART)
+        raise RowError(reason, field="the row", cure=_MOVE_ROWS)
     if chat.messages[-1].role != "assistant":
         return chat
     return Chat(chat.messages[:-1], chat.tools, chat.images, chat.videos)
@@ -209,7 +213,7 @@ def _prompt(sample: Sample) -> Chat:
 def _only_turn(chat: Chat) -> str:
     if len(chat.messages) != 1:
         raise RowError(
-            f"the row has {len(chat.messages)} turns, and this run reads plain text", field="the row", cure=_APART
+            f"the row has {len(chat.messages)} turns, and this run reads plain text", field="the row", cure=_MOVE_ROWS
         )
     if media := holds_media(chat):
         reason = f"the row has {media}, and this run reads plain text"

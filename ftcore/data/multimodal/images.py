@@ -98,7 +98,7 @@ class ImageReader:
             pictures.try_out()
         except Exception as error:  # processors raise any exception
             name = type(processor).__name__
-            log.warning("%s fails, so rows with images are refused: %s", name, _said(error))
+            log.warning("%s fails, so rows with images are refused: %s", name, _one_line(error))
             return None
         return pictures
 
@@ -109,7 +109,7 @@ class ImageReader:
         images = [Image.new("RGB", (64, 64), "grey")]
         tokenizer = self.processor.tokenizer
         ids = tokenizer(self.frame.replace(self.processor.image_token, self._texts(images)[0])).input_ids
-        self._made(images, np.array(ids), 0)
+        self._processor_outputs(images, np.array(ids), 0)
 
     @cached_property
     def tokens(self) -> npt.NDArray[np.int64]:
@@ -172,28 +172,28 @@ class ImageReader:
         images = [self._opened(picture.path, picture.path) for picture in pictures]
         trained = np.flatnonzero(weights)
         try:
-            return self._made(images, ids, int(trained[0]) if len(trained) else len(ids))
+            return self._processor_outputs(images, ids, int(trained[0]) if len(trained) else len(ids))
         except Exception as error:
             raise self._refusal(images, [picture.path for picture in pictures], error) from error
 
-    def _made(self, images: Sequence[Image], ids: npt.NDArray[Any], answer: int) -> dict[str, Any]:
+    def _processor_outputs(self, images: Sequence[Image], ids: npt.NDArray[Any], answer: int) -> dict[str, Any]:
         """The processor's outputs for a row with these tokens, ``answer`` of which precede the answer."""
         import torch
         from transformers import TensorType
 
         processor = copy.copy(self.processor)
         processor.tokenizer = _Tokenized(self.processor.tokenizer, ids.tolist(), answer)
-        made = processor(text=[self.frame * len(images)], images=list(images), return_tensors=TensorType.PYTORCH)
+        result = processor(text=[self.frame * len(images)], images=list(images), return_tensors=TensorType.PYTORCH)
         of_images = torch.from_numpy(np.isin(ids, self.tokens))[None]
-        return {name: value for name, value in made.items() if name not in _OF_TEXT} | {OF_IMAGES: of_images}
+        return {name: value for name, value in result.items() if name not in _OF_TEXT} | {OF_IMAGES: of_images}
 
     def _texts(self, images: Sequence[Image]) -> list[str]:
         """The text that the processor substitutes for each image token."""
         from transformers import TensorType
 
         own, text = self.processor, self.frame * len(images)
-        asked = {"return_tensors": TensorType.PYTORCH, "return_text_replacement_offsets": True}
-        if replaced := own(text=[text], images=list(images), **asked).get("text_replacement_offsets"):
+        options = {"return_tensors": TensorType.PYTORCH, "return_text_replacement_offsets": True}
+        if replaced := own(text=[text], images=list(images), **options).get("text_replacement_offsets"):
             return [str(one["replacement"]) for one in replaced[0] if one["type"] == "image"]
         # Mllama's processor does not return it
         merged = own._merge_kwargs(tokenizer_init_kwargs=own.tokenizer.init_kwargs, return_tensors=TensorType.PYTORCH)
@@ -207,9 +207,9 @@ class ImageReader:
             try:
                 self._texts([image])
             except Exception as alone:
-                reason = f"the model's processor refuses {path}, {image.width} x {image.height}: {_said(alone)}"
+                reason = f"the model's processor refuses {path}, {image.width} x {image.height}: {_one_line(alone)}"
                 return RowError(reason, field=f"images[{number}]", cure=cure)
-        reason = f"the model's processor refuses the images of this row together: {_said(error)}"
+        reason = f"the model's processor refuses the images of this row together: {_one_line(error)}"
         return RowError(reason, field="images", cure=cure)
 
     def _opened(self, path: str, field: str) -> Image:
@@ -228,7 +228,7 @@ class ImageReader:
         return image
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """The message of a library's exception, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")[:300]
 
@@ -251,11 +251,11 @@ class _Tokenized:
     def __call__(self, text: Any, **kwargs: Any) -> Any:
         from transformers import BatchEncoding
 
-        made = {"input_ids": [self._ids], "attention_mask": [[1] * len(self._ids)]}
+        result = {"input_ids": [self._ids], "attention_mask": [[1] * len(self._ids)]}
         if kwargs.get("return_token_type_ids"):  # the token types of a text pair
-            made["token_type_ids"] = [[int(place >= self._answer) for place in range(len(self._ids))]]
+            result["token_type_ids"] = [[int(place >= self._answer) for place in range(len(self._ids))]]
         # some processors read the offsets; they are the same for the text alone as in the row
-        return BatchEncoding(made, self._tokenizer(text, add_special_tokens=False).encodings)
+        return BatchEncoding(result, self._tokenizer(text, add_special_tokens=False).encodings)
 
 
 def save_processor(processor: Any, folder: Path) -> None:

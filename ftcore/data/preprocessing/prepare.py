@@ -19,7 +19,7 @@ from ftcore.data.tokenization.encoder import Encoded, Encoder, Labelled, label
 from ftcore.data.tokenization.truncation import PROMPT_TOO_LONG, kept_tokens
 from ftcore.errors import RowError
 
-_SEEING = "use a vision model and a stage that trains on images, without streaming; or remove such rows"
+_NEEDS_VISION = "use a vision model and a stage that trains on images, without streaming; or remove such rows"
 ALIKE = "chosen and rejected are the same"
 ALIKE_CUT = "chosen and rejected are the same up to cutoff_len"
 IMAGES_TOO_LONG = "its images do not fit into cutoff_len (a smaller image_max_pixels gives fewer tokens per image)"
@@ -174,9 +174,9 @@ def prepare(
                 yield place, part
             else:
                 assert not isinstance(sample, RowError)
-                row = _finished(sample, part, [next(encoded) for _ in part], renderer, options)
-                asked = questions and isinstance(sample, Chat) and sample.messages[-1].role != "assistant"
-                yield place, _unanswered(row) if asked else row
+                row = _prepared(sample, part, [next(encoded) for _ in part], renderer, options)
+                unanswered = questions and isinstance(sample, Chat) and sample.messages[-1].role != "assistant"
+                yield place, _unanswered(row) if unanswered else row
 
 
 def _unanswered(row: AnyPrepared) -> AnyPrepared:
@@ -219,7 +219,7 @@ def _check_media(sample: Sample, renderer: Renderer) -> None:
         return
     if renderer.pictures is None:
         reason = f"the row has {media}, and this run reads text only"
-        raise RowError(reason, cure=_SEEING)
+        raise RowError(reason, cure=_NEEDS_VISION)
     if not isinstance(sample, Chat) or sample.messages[-1].role != "assistant" or sample.videos:
         reason = f"the row has {media}; only images in conversations that end with an answer are supported"
         raise RowError(reason, cure="remove such rows")
@@ -232,7 +232,7 @@ def _last_only(chat: Chat, renderer: Renderer) -> Rendered:
     return renderer.render(replace(chat, messages=messages))
 
 
-def _finished(
+def _prepared(
     sample: Sample, texts: _Parts, encoded: Sequence[Encoded], renderer: Renderer, options: DataOptions
 ) -> AnyPrepared:
     stop_ids = () if isinstance(sample, Text) else renderer.stop_ids
@@ -247,7 +247,7 @@ def _finished(
             return _pair(sides[0], sides[1])
         case Feedback():
             chat = _cut(texts[0], label(encoded[0], texts[0], stop_ids), options)
-            return PreparedFeedback(chat, sample.good, _before_answer(chat))
+            return PreparedFeedback(chat, sample.good, _prompt_length(chat))
         case Chat() if sample.messages[-1].role != "assistant":
             labelled = label(encoded[0], texts[0], stop_ids)
             length = len(labelled.weights)
@@ -282,7 +282,7 @@ def _with_images(text: Rendered, labelled: Labelled, renderer: Renderer, options
     return Prepared(text, labelled, kept, untrainable)
 
 
-def _before_answer(row: Prepared) -> int:
+def _prompt_length(row: Prepared) -> int:
     """Number of tokens before the first trained token; all tokens if none is trained."""
     trained = np.flatnonzero(row.labelled.weights)
     return int(trained[0]) if len(trained) else len(row.labelled.weights)
@@ -290,7 +290,7 @@ def _before_answer(row: Prepared) -> int:
 
 def _pair(chosen: Prepared, rejected: Prepared) -> PreparedPair:
     left, right = chosen.labelled.encoded.ids, rejected.labelled.encoded.ids
-    most = min(_before_answer(chosen), _before_answer(rejected))
+    most = min(_prompt_length(chosen), _prompt_length(rejected))
     # The first token of an answer may include the last characters of the prompt; then the shared part is shorter.
     different = np.flatnonzero(left[:most] != right[:most])
     prompt = int(different[0]) if len(different) else most

@@ -35,7 +35,7 @@ KEY_TAGS = ("role_tag", "content_tag")
 """Tags that name a key of a turn; the others name a value of its role."""
 _SOURCES = ("file_name", "hf_hub_url")
 """Keys that locate the data; with both, the hub is used."""
-_UNREAD = {
+_UNSUPPORTED = {
     "ms_hub_url": "ModelScope is not supported; write hf_hub_url, or download the dataset and write file_name",
     "om_hub_url": "Openmind is not supported; write hf_hub_url, or download the dataset and write file_name",
     "script_url": "dataset scripts run third-party code and are not supported; write file_name",
@@ -97,9 +97,9 @@ def _entry(name: str, entry: Any, path: Path, text: str) -> Description:
     problems = []
     known = any(entry.get(key) for key in _SOURCES)
     for key, value in entry.items():
-        if problem := _wrong(name, key, value, f"{path}:{_line(text, key, after=line)}", known):
+        if problem := _key_problem(name, key, value, f"{path}:{_line(text, key, after=line)}", known):
             problems.append(problem)
-    problems += _told_twice(name, entry, path, text, line)
+    problems += _assigned_twice(name, entry, path, text, line)
     if not known and not problems:
         problems.append(Problem(f"dataset {quoted(name)} has no source", where, "write file_name or hf_hub_url"))
     if problems:
@@ -107,7 +107,7 @@ def _entry(name: str, entry: Any, path: Path, text: str) -> Description:
     return Description(where=where, **_values(entry))
 
 
-def _told_twice(name: str, entry: Mapping[str, Any], path: Path, text: str, line: int) -> Iterator[Problem]:
+def _assigned_twice(name: str, entry: Mapping[str, Any], path: Path, text: str, line: int) -> Iterator[Problem]:
     """Problems of columns, keys and role names that are assigned twice."""
     for what in ("columns", "tags"):
         given = entry.get(what)
@@ -138,14 +138,14 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
     return values | {"hub_id": entry.get("hf_hub_url") or ""}
 
 
-def _wrong(name: str, key: str, value: Any, where: str, has_source: bool) -> Problem | None:
+def _key_problem(name: str, key: str, value: Any, where: str, has_source: bool) -> Problem | None:
     if key not in _KINDS:
         hint = did_you_mean(key, _KINDS, f"known: {', '.join(_KINDS)}", most=1)
         return Problem(f"dataset {quoted(name)} has an unknown key {quoted(key)}", where, hint)
-    if value in (None, "") or (key in _UNREAD and has_source):
+    if value in (None, "") or (key in _UNSUPPORTED and has_source):
         return None  # a further address of what is read from elsewhere
-    if key in _UNREAD:
-        return Problem(f"dataset {quoted(name)}: {key} is not supported", where, _UNREAD[key])
+    if key in _UNSUPPORTED:
+        return Problem(f"dataset {quoted(name)}: {key} is not supported", where, _UNSUPPORTED[key])
     kind, what = _KINDS[key]
     fits = isinstance(value, kind)
     if isinstance(value, dict):

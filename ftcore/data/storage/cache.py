@@ -87,29 +87,29 @@ class Store:
             RunError: the disk is full, or its file system has no locks.
         """
         if self.root is None or parts is None:
-            return _made_to_go(files, fill, counts)
+            return _temporary_table(files, fill, counts)
         if not self.named:
             entry = Entry(TOKENS, entry_name(dict(parts), SOURCES), self.root, self.locking)
-            with _alone(entry.making(), self.root):
+            with _locked(entry.making(), self.root):
                 held = None if self.overwrite else entry.open()
                 table = None if held is None else _read(entry.folder, parts, files, counts)
                 if table is None:
                     if held is not None:
                         held.close()
-                    table = _made(entry.folder, name, parts, files, fill, counts)
+                    table = _create(entry.folder, name, parts, files, fill, counts)
                     held = entry.open()
             if held is not None:
                 weakref.finalize(table, held.close)  # the table is memory-mapped: pruning must keep it
             return table
         folder = self.root / re.sub(r"[^\w.-]+", "-", name).strip("-")
-        with _alone(_made_in(folder, self.locking), self.root):
+        with _locked(_creating_in(folder, self.locking), self.root):
             if self.overwrite:
-                _refuse_strange(folder, name)
+                _refuse_foreign_files(folder, name)
             table = None if self.overwrite else _read(folder, parts, files, counts)
             if table is None and not self.overwrite:
-                _refuse_others(folder, name, parts)
+                _refuse_mismatch(folder, name, parts)
             return (
-                _made(folder, name, parts, files, fill, counts) if table is None else table
+                _create(folder, name, parts, files, fill, counts) if table is None else table
             )  # a table without rows is falsy
 
 
@@ -130,11 +130,11 @@ def _read(folder: Path, parts: Mapping[str, str], files: Sequence[str], counts: 
     table = read_table(folder, files, manifest["files"])
     if any(picture.changed for pictures in table.images.values() for picture in pictures):
         return None
-    _take_counts(counts, manifest["value"]["counts"], files)
+    _restore_counts(counts, manifest["value"]["counts"], files)
     return table
 
 
-def _made(
+def _create(
     folder: Path, name: str, parts: Mapping[str, str], files: Sequence[str], fill: Fill, counts: RowCounts
 ) -> MappedTable:
     """Creates the table in a temporary folder and renames it when complete."""
@@ -156,7 +156,7 @@ def _made(
     return read_table(folder, files, digests)
 
 
-def _made_to_go(files: Sequence[str], fill: Fill, counts: RowCounts) -> MappedTable:
+def _temporary_table(files: Sequence[str], fill: Fill, counts: RowCounts) -> MappedTable:
     """A table in a temporary folder that is removed with it."""
     folder = Path(tempfile.mkdtemp(prefix="ft-"))
     try:
@@ -170,7 +170,7 @@ def _made_to_go(files: Sequence[str], fill: Fill, counts: RowCounts) -> MappedTa
     return table
 
 
-def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
+def _refuse_mismatch(folder: Path, name: str, parts: Mapping[str, str]) -> None:
     if not folder.exists():
         return
     manifest = read_manifest(folder) or {}
@@ -182,7 +182,7 @@ def _refuse_others(folder: Path, name: str, parts: Mapping[str, str]) -> None:
     raise UsageError(Problem(message, hint=hint))
 
 
-def _refuse_strange(folder: Path, name: str) -> None:
+def _refuse_foreign_files(folder: Path, name: str) -> None:
     """Raises an error for foreign files: recreating the dataset replaces the whole folder."""
     if not folder.is_dir():
         return
@@ -193,7 +193,7 @@ def _refuse_strange(folder: Path, name: str) -> None:
 
 
 @contextmanager
-def _made_in(folder: Path, locking: bool) -> Iterator[None]:
+def _creating_in(folder: Path, locking: bool) -> Iterator[None]:
     """Lets one process at a time create a dataset in ``tokenized_path``; see `Entry.making`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with made_under(making_lock(folder), locking=locking) as alone:
@@ -204,7 +204,7 @@ def _made_in(folder: Path, locking: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(lock: AbstractContextManager[Any], root: Path) -> Iterator[None]:
+def _locked(lock: AbstractContextManager[Any], root: Path) -> Iterator[None]:
     """Holds a file lock; a folder that is not writable is a `UsageError`."""
     with ExitStack() as stack:
         try:
@@ -226,7 +226,7 @@ def _counts(counts: RowCounts, files: Sequence[str]) -> dict[str, Any]:
     return {**numbers, "bad": bad, "untrainable": untrainable, "thoughtless_places": thoughtless}
 
 
-def _take_counts(counts: RowCounts, content: Mapping[str, Any], files: Sequence[str]) -> None:
+def _restore_counts(counts: RowCounts, content: Mapping[str, Any], files: Sequence[str]) -> None:
     for field in fields(counts):
         if field.type == "int":
             setattr(counts, field.name, content[field.name])

@@ -67,13 +67,14 @@ class Encoder:
         self._backend.no_padding()
         self._backend.encode_special_tokens = False
         self._cutter: CachedBPE | None = None
-        self._asked = False
+        self._cutter_checked = False
 
     def __call__(self, rendered: Sequence[Rendered]) -> list[Encoded]:
         """The tokens of each text."""
         plain = [one.text for one in rendered if not one.literal]
-        if len(plain) >= self._MANY and not self._asked:
-            self._asked, self._cutter = True, self._checked(CachedBPE.of(self._backend), plain[: self._CHECKED])
+        if len(plain) >= self._MANY and not self._cutter_checked:
+            self._cutter_checked = True
+            self._cutter = self._checked(CachedBPE.of(self._backend), plain[: self._CHECKED])
         encoded = iter(self._encode(plain))
         return [_in_pieces(self._backend, one) if one.literal else next(encoded) for one in rendered]
 

@@ -98,8 +98,8 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
     kwargs = kwargs | {"num_labels": 1} if scores else kwargs
     kwargs = hub_kwargs(plan) | {"use_safetensors": True, "output_loading_info": True} | kwargs
     try:
-        with _no_report() if scores else nullcontext(), reading(quantized_by(plan)) as told:
-            model, found = automatic.from_pretrained(source, **kwargs, **told)
+        with _no_report() if scores else nullcontext(), reading(quantized_by(plan)) as quantization_kwargs:
+            model, found = automatic.from_pretrained(source, **kwargs, **quantization_kwargs)
     except (*UNREADABLE, ImportError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

@@ -111,16 +111,16 @@ class ContinuousSession(Session):
         except Exception as error:
             return [Refused(row.task.index, error) for row in same]
         self._rows += same
-        return self._told(same, [out.logits[0, -1].float()] * len(same))
+        return self._sample(same, [out.logits[0, -1].float()] * len(same))
 
     def _decode(self) -> list[Chunk | Refused]:
         """The next token of all rows. If the batch fails, each row is computed alone, and ends if it fails again."""
         rows = list(self._rows)
-        passed = isolated(self._passed, range(len(rows)))
+        results = isolated(self._forward, range(len(rows)))
         scores: list[torch.Tensor] = []
         refused: list[Chunk | Refused] = []
         going, memory = list[_Row](), BatchKVCache(self.model.config)
-        for row, found in zip(rows, passed, strict=True):
+        for row, found in zip(rows, results, strict=True):
             if isinstance(found, Exception):
                 refused.append(Refused(row.task.index, found))
                 continue
@@ -131,9 +131,9 @@ class ContinuousSession(Session):
             going.append(row)
             scores.append(found[1])
         self.memory, self._rows = memory, going
-        return refused + self._told(going, scores)
+        return refused + self._sample(going, scores)
 
-    def _passed(self, numbers: Sequence[int]) -> list[tuple[BatchKVCache, torch.Tensor]]:
+    def _forward(self, numbers: Sequence[int]) -> list[tuple[BatchKVCache, torch.Tensor]]:
         """A forward pass over some rows: the cache and the logits ``[vocabulary]`` of each."""
         memory = self.memory if len(numbers) == len(self._rows) else self.memory.part(numbers)
         device = self.model.device
@@ -151,19 +151,19 @@ class ContinuousSession(Session):
         memory.grow()
         return [(memory, row) for row in scores]
 
-    def _told(self, rows: list[_Row], scores: Sequence[torch.Tensor]) -> list[Chunk | Refused]:
+    def _sample(self, rows: list[_Row], scores: Sequence[torch.Tensor]) -> list[Chunk | Refused]:
         """Samples the next token of these rows, and removes finished rows.
 
         Args:
             rows: the rows, in the order of the scores.
             scores: logits of each row, float32 ``[vocabulary]``.
         """
-        chunks = [self._tried(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)]
+        chunks = [self._next_or_error(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)]
         ended = {chunk.index for chunk in chunks if isinstance(chunk, Refused) or chunk.finish}
         self._keep([row for row in self._rows if row.task.index not in ended])
         return chunks
 
-    def _tried(self, row: _Row, scores: torch.Tensor) -> Chunk | Refused:
+    def _next_or_error(self, row: _Row, scores: torch.Tensor) -> Chunk | Refused:
         """The next chunk of a row; an exception ends only this row."""
         try:
             return self._next(row, scores)
@@ -175,17 +175,17 @@ class ContinuousSession(Session):
         token = row.chooser.choose([*task.ids, *row.ids], scores)
         row.ids.append(token)
         hidden = generator.hidden(task, token)
-        text, told = "", tuple[ScoredToken, ...]()
+        text, scored = "", tuple[ScoredToken, ...]()
         if not hidden:
             text = row.detokenizer.add(token)
             if row.logprobs is not None:
-                told = (scored_token(generator.tokenizer, scores, token, row.logprobs),)
+                scored = (scored_token(generator.tokenizer, scores, token, row.logprobs),)
         stopped = token in generator.stop_ids
         if not stopped and len(row.ids) < task.new_tokens:
-            return Chunk(task.index, text, "", len(task.ids), len(row.ids), told)
+            return Chunk(task.index, text, "", len(task.ids), len(row.ids), scored)
         finish = "stop" if stopped else "length"
         text += row.detokenizer.rest()
-        return Chunk(task.index, text, finish, len(task.ids), len(row.ids), told)
+        return Chunk(task.index, text, finish, len(task.ids), len(row.ids), scored)
 
     def _keep(self, rows: list[_Row]) -> None:
         if len(rows) != len(self._rows):

@@ -32,8 +32,8 @@ class Settings:
     def of(cls, plan: Plan, overrides: Mapping[str, Any] | None) -> Settings:
         """The settings; raises UsageError with all unknown or invalid settings."""
         options = override_options(plan.generation, overrides)
-        said = {name for name, value in (overrides or {}).items() if value is not None}
-        return cls(options, _total(plan, options, said))
+        given = {name for name, value in (overrides or {}).items() if value is not None}
+        return cls(options, _total(plan, options, given))
 
     @property
     def samples(self) -> bool:
@@ -79,7 +79,7 @@ class Settings:
 def _total(plan: Plan, options: GenerationOptions, overridden: Collection[str]) -> int | None:
     """``max_length``, unless ``max_new_tokens`` is set, which has priority."""
     bound = plan.options.get("max_new_tokens")
-    said = "max_new_tokens" in overridden or (bound is not None and bound.origin not in ("default", "family"))
+    given = "max_new_tokens" in overridden or (bound is not None and bound.origin not in ("default", "family"))
     if "max_length" in overridden and "max_new_tokens" not in overridden:
-        said = False
-    return None if said else options.max_length
+        given = False
+    return None if given else options.max_length
