@@ -1,4 +1,4 @@
-"""What stands before the application: authentication, size and time limits."""
+"""Checks requests before the application: authentication, size and time limits."""
 
 from __future__ import annotations
 

@@ -34,39 +34,39 @@ def _thought(opening: str, closing: str) -> re.Pattern[str]:
 
 
 def tags_between(before: str, after: str) -> tuple[Tags, ...]:
-    """The tags that a template writes around a thought, ``<think>`` among them in any case.
+    """The reasoning tags of a template; ``<think>`` is always included.
 
-    The second has to close the first, as ``[/THINK]`` does ``[THINK]``.
+    The second tag must close the first, as ``[/THINK]`` closes ``[THINK]``.
 
     Args:
-        before, after: what it writes before and after the thought.
+        before, after: text of the template before and after reasoning.
     """
     opening, closing = _LAST_TAG.search(before), _FIRST_TAG.match(after)
     own = (opening[1], closing[1]) if opening and closing else THINK
-    # tokens that also stand elsewhere, as gpt-oss' <|message|> and <|end|>, are no tags of thoughts: text may hold them
+    # unpaired tokens such as gpt-oss' <|message|> and <|end|> are not reasoning tags: they also occur elsewhere
     paired = own[1].replace("/", "", 1) == own[0] != own[1]
     return (THINK, own) if paired and own != THINK else (THINK,)
 
 
 def with_reasoning(messages: Iterable[Message], tags: Sequence[Tags] = (THINK,)) -> tuple[Message, ...]:
-    """Answers with their thoughts in ``reasoning``, for templates that write ``reasoning_content``.
+    """Moves the reasoning of answers to ``reasoning``, for templates that render ``reasoning_content``.
 
-    Other templates get the text as it is: the thought is then part of the answer, and nothing is lost.
+    For other templates, the text is unchanged: the reasoning is then part of the answer.
     """
     return tuple(_parted(message, tags) for message in messages)
 
 
 def without_thoughts(messages: Iterable[Message], tags: Sequence[Tags] = (THINK,)) -> tuple[Message, ...]:
-    """Answers without their thoughts, wherever these stand.
+    """Removes reasoning from answers.
 
     Raises:
-        RowError: nothing is left of an answer that is to be trained.
+        RowError: a trained answer contains only reasoning.
     """
     return tuple(_bare(number, message, tags) for number, message in enumerate(messages))
 
 
 def thought_of(message: Message, tags: Sequence[Tags] = (THINK,)) -> str:
-    """What is thought before an answer; empty where nothing is."""
+    """The reasoning of an answer; empty without any."""
     if message.role != "assistant":
         return ""
     thought = parted(message.content, tags)[0] if message.reasoning is None else message.reasoning

@@ -119,7 +119,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """The value with every text in it changed."""
+    """The value with ``change`` applied to all strings."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -128,10 +128,10 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def control_tokens(tokenizer: Any, source: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What matches control tokens in what the model reads, and in what it says.
+    """Patterns of control tokens in other messages and in the assistant's messages.
 
-    The tokenizer's special tokens are control in both. Its other added tokens are when the template writes them, but
-    only in what the model reads: the model itself says ``<think>`` or ``<tool_call>``, and says them as tokens.
+    Special tokens of the tokenizer are control tokens in both. Other added tokens are control tokens if the template
+    writes them, but not in the assistant's messages: the model generates ``<think>`` or ``<tool_call>`` as tokens.
     """
     added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
     special = [token.content for token in added if token.special]

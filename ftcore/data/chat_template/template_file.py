@@ -21,14 +21,14 @@ def is_template_file(name: Any) -> bool:
 
 
 def read_template_file(name: str, where: str) -> RegisteredComponent[ChatTemplate]:
-    """The file as an offer of its own, ``file:<name>``; its stop token is found from what it writes.
+    """Registers the file as the component ``file:<name>``; its stop tokens are detected.
 
     Args:
         name: the path as written, relative to the working directory.
         where: the place of the option, for errors.
 
     Raises:
-        UsageError: there is no such file, or it is no Jinja template.
+        UsageError: the file does not exist, or is not a Jinja template.
     """
     path = Path(name).expanduser()
     if not path.is_file():
@@ -41,7 +41,7 @@ def read_template_file(name: str, where: str) -> RegisteredComponent[ChatTemplat
     except OSError as error:
         raise UsageError(Problem(f"{name} cannot be read: {error.strerror}", where)) from error
     _check_syntax(text, name, where)
-    template = ChatTemplate(name=name, summary="a file of the user's", text=text)
+    template = ChatTemplate(name=name, summary="template file", text=text)
     return RegisteredComponent(template, "file", "", "file")
 
 
@@ -53,7 +53,7 @@ def _check_syntax(text: str, name: str, where: str) -> None:
     if not text.strip():
         raise UsageError(Problem(f"{name} is empty", where, "write a Jinja template into it"))
     try:
-        # with its checks: Jinja works out what is constant, such as 'a' * 10**10, when it compiles
+        # with the checks: Jinja evaluates constants such as 'a' * 10**10 when it compiles
         compiled(_environment(), text, Guard())
     except TemplateSyntaxError as error:
         message = (error.message or "syntax error").rstrip(".")
@@ -61,11 +61,11 @@ def _check_syntax(text: str, name: str, where: str) -> None:
         raise UsageError(Problem(reason, f"{name}:{error.lineno}")) from error
     except (TemplateError, RecursionError, SyntaxError, MemoryError, OverflowError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
-        raise UsageError(Problem(f"the template has a syntax error: {reason or type(error).__name__}", name)) from error
+        raise UsageError(Problem(f"the template is invalid: {reason or type(error).__name__}", name)) from error
 
 
 def _environment() -> Environment:
-    """Knows the tags of transformers' environment, which takes seconds to import."""
+    """An environment with the tags of transformers' environment, which takes seconds to import."""
     from jinja2 import Environment, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser

@@ -127,7 +127,7 @@ class _Words(dict[str, int]):
         return number
 
     def _spell(self, word: str) -> bool:
-        """Adds the word's tokens; false where a byte was left out."""
+        """Adds the tokens of a word; returns False if a byte is missing in the vocabulary."""
         content = word.encode()
         tokens = self._model.tokenize("".join(map(_BYTES.__getitem__, content)))
         of_byte = range(len(content)) if len(content) == len(word) else _characters(word)
@@ -149,7 +149,7 @@ class _Words(dict[str, int]):
     def spell(
         self, words: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], lengths: Sequence[int]
     ) -> list[tuple[Ints, Ints, Ints] | None]:
-        """The tokens of texts that have so many words each, and so many characters; see `CachedBPE.encode`."""
+        """The tokens of texts with ``counts`` words and ``lengths`` characters each; see `CachedBPE.encode`."""
         first = np.array(self._first)
         sizes = np.array(self._sizes)[words].astype(np.int64)
         ends_of_words = np.concatenate([[0], np.cumsum(sizes)])

@@ -38,8 +38,8 @@ def read_turn(turn: object, place: str, tags: Mapping[str, str]) -> Message:
     """One turn as a message.
 
     Args:
-        turn: what stands in the list.
-        place: its path in the row, such as ``messages[2]``.
+        turn: the element of the list.
+        place: path of the turn in the row, such as ``messages[2]``.
         tags: names of the keys and of the roles.
 
     Raises:
@@ -73,15 +73,17 @@ def read_turn(turn: object, place: str, tags: Mapping[str, str]) -> Message:
 
 
 def _beside(turn: Mapping[str, Any], tags: Mapping[str, str]) -> Mapping[str, Any]:
-    """The turn without the keys of role and text: one of them may be called ``thinking`` or ``weight``."""
+    """The turn without its role and content keys, which may be named ``thinking`` or ``weight``."""
     return {key: value for key, value in turn.items() if key not in (tags["role_tag"], tags["content_tag"])}
 
 
 def check_turns(messages: Sequence[Message], column: str, tags: Mapping[str, str]) -> None:
-    """An optional system message, then user and assistant strictly in turn; tool results follow the assistant.
+    """Checks the order of turns: an optional system message, then alternating user and assistant turns.
+
+    Tool results follow the assistant.
 
     Raises:
-        RowError: at the first turn that is out of order.
+        RowError: for the first turn that is out of order.
     """
     if not any(message.role != "system" for message in messages):
         cure = "write at least a question and its answer"
@@ -138,7 +140,7 @@ def _part(part: object, field: str) -> str:
         kind = part.get("type")
         if kind == "text":
             return text(part.get("text"), f"{field}.text")
-        # TRL's way of images: the part says where, the column has the file. Arrow fills other keys with nulls.
+        # TRL's format: the part marks the position of an image, the column has the file. Arrow adds keys with null.
         if isinstance(kind, str) and kind in _MEDIA and not any(value for key, value in part.items() if key != "type"):
             return _MEDIA[kind]
     cure = 'supported: {"type": "text", "text": ...}, and {"type": "image"} with the file in images'

@@ -1,4 +1,4 @@
-"""``bos_token``, ``eos_token`` and ``pad_token``: the tokenizer's own, replaced by the user's."""
+"""Replaces ``bos_token``, ``eos_token`` and ``pad_token`` of the tokenizer by options."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def replace_tokens(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the tokenizer the plan's tokens, in place.
+    """Sets the plan's special tokens in place.
 
     Raises:
-        UsageError: naming each that the vocabulary does not hold: a new one would have no weights.
+        UsageError: with all tokens that the vocabulary lacks; a new token would have no weights.
     """
     wanted = {name: getattr(plan.model, name) for name in ("bos_token", "eos_token", "pad_token")}
     tokens = {name: token for name, token in wanted.items() if token is not None}
@@ -33,5 +33,5 @@ def replace_tokens(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
     if missing:
         raise UsageError(missing)
     if tokens:
-        # As special tokens, so that they are read as one token also where they stand in the vocabulary as mere words.
+        # As special tokens they are encoded as one token, even if they are ordinary words of the vocabulary.
         tokenizer.add_special_tokens(tokens)
