@@ -171,9 +171,9 @@ class DataOptions(OptionGroup):
     """With ``streaming``: size of the shuffle buffer, in rows."""
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
     """How several datasets are combined. ``concat``: one after the other. The others take rows in turn, by
-    ``interleave_probs`` if set. ``interleave_under`` stops when the first dataset is used up, ``interleave_over`` when
-    each has been used up once (smaller ones repeat), ``interleave_once`` when every row was taken once. Evaluation data
-    is always used in full."""
+    ``interleave_probs`` if set. ``interleave_under``: until the first dataset is used up. ``interleave_over``: until
+    each has been used up once; smaller ones repeat. ``interleave_once``: until every row was taken once. Evaluation
+    data is always used in full."""
     interleave_probs: Probabilities | None = None
     """With an interleave strategy: probability of each dataset, in order. They sum to 1."""
     packing: bool | None = None
@@ -241,8 +241,8 @@ class TrainingOptions(OptionGroup):
         "gradient_checkpointing_kwargs": _RECOMPUTES,
         "auto_find_batch_size": Harmless("it has no effect"),
         **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _COMPILER),
-        "cache_frozen_prefix": Harmless("whether it is false is compared; a resume goes on as the checkpoint was made"),
-        "frozen_prefix_size": Harmless("a resume goes on as the checkpoint was made"),
+        "cache_frozen_prefix": Harmless("only false is compared; a resume continues with the checkpoint's way"),
+        "frozen_prefix_size": Harmless("a resume continues with the checkpoint's way"),
         **dict.fromkeys(("logging_dir", "plot_loss", "report_to"), _LOGS),
         "dataloader_num_workers": _LOADS,
     }

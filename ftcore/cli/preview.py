@@ -98,9 +98,9 @@ def _rows(
 
     sampling = sampling_of(spec, plan)
     counts.of = sampling.of if sampling else 0
-    read, beside = tee(islice(counted(read_samples(spec, plan, sampling, questions=questions)), most or None))
+    read, rows = tee(islice(counted(read_samples(spec, plan, sampling, questions=questions)), most or None))
     prepared = prepare(((place, sample) for place, sample, _ in read), renderer, uncut(plan), questions=questions)
-    for (place, row), (*_, times) in zip(prepared, beside, strict=True):
+    for (place, row), (*_, times) in zip(prepared, rows, strict=True):
         if isinstance(row, RowError):
             counts.add_bad(row_problem(place, row), times)
         else:

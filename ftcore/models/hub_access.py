@@ -194,13 +194,13 @@ def check(plan: Plan) -> None:
         UsageError: with everything that can neither be downloaded nor read from the cache.
     """
     named = list(dict.fromkeys(names(plan)))
-    _ask_all(name for _, name in named)
+    _contact_all(name for _, name in named)
     if problems := [problem for where, name in named if (problem := name.problem(where))]:
         raise UsageError(problems)
 
 
-def _ask_all(asked: Iterable[HubName]) -> None:
-    threads = [threading.Thread(target=contact, args=(name,), daemon=True) for name in dict.fromkeys(asked)]
+def _contact_all(names: Iterable[HubName]) -> None:
+    threads = [threading.Thread(target=contact, args=(name,), daemon=True) for name in dict.fromkeys(names)]
     for thread in threads:
         thread.start()
     for thread in threads:

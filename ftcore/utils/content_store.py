@@ -1,7 +1,7 @@
 """The content store: cached entries are named by a digest of their inputs, written atomically, locked and checked.
 
-An entry is a folder ``<cache>/v2/<kind>/<name>``. Its name is a digest of its inputs and of the source code that
-computed it, so a changed input or line of code gives a new entry. Its ``manifest.json``, which contains a digest of
+An entry is a folder ``<cache>/v2/<kind>/<name>``. Its name is a digest of its inputs and of the code that computed
+it. A changed input or line of code gives a new entry. Its ``manifest.json``, which contains a digest of
 itself, holds its purpose, the version of ft and the sha256 of its files. An entry is written under a temporary name,
 flushed to the disk and renamed, so every entry is complete. The manifest's mtime is the time of its last use.
 

@@ -67,7 +67,7 @@ def sealed_manifest(folder: Path) -> dict[str, Any] | None:
 def not_ours(path: Path) -> str:
     """Why a path named like a checkpoint must not be deleted or replaced; empty if it may be.
 
-    It may be if a manifest of ft lists all its files, or, without a manifest, if it has the state files that only ft
+    It may be if a manifest of ft lists all its files. Without a manifest, it must have the state files that only ft
     writes. An empty folder may be replaced too.
     """
     if path.is_symlink():
