@@ -151,7 +151,7 @@ def test_a_signal_ends_it_with_a_line(
         patch.setattr(TransformersGenerator, "_generate", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(InterruptedRunError) as error:
             predicted(tiny_model_dir, tmp_path / "stopped", **options)
-    saved = f"; what was trained is in {tmp_path}/stopped/out" if trains else ""
+    saved = f"; the trained weights are in {tmp_path}/stopped/out" if trains else ""
     assert str(error.value) == f"stopped by SIGTERM while predicting{saved}; the same command repeats this"
     assert error.value.exit_code == 143
     assert not (tmp_path / "stopped" / "out" / "generated_predictions.jsonl").exists()
