@@ -255,7 +255,7 @@ def test_a_strangers_options_are_compared_unless_declared(plan_of: Callable[...,
 
 
 def test_a_declaration_names_an_option() -> None:
-    with pytest.raises(TypeError, match=r"Wrong\.resume_harmless names no option of it: decoy"):
+    with pytest.raises(TypeError, match=r"Wrong\.resume_harmless names options that it does not have: decoy"):
         type("Wrong", (Own,), {"resume_harmless": {"decoy": Harmless("it is none"), EVERY: Harmless("all are")}})
 
 
