@@ -51,7 +51,7 @@ def test_plugins_list_as_json(ft) -> None:
         ("dataset_format", "instruction"), ("dataset_format", "messages"), ("chat_template", "chatml"),
         ("chat_template", "llama3"), ("chat_template", "qwen"), ("chat_template", "chatglm"), ("method", "lora"),
         ("method", "full"), ("stage", "sft"), ("optimizer", "adamw"), ("launcher", "local"),
-        ("inference_engine", "huggingface"), ("model_family", "llama3"), ("plugin", "vocabulary"),
+        ("inference_engine", "huggingface"), ("model_family", "llama3"), ("plugin", "llamafactory_options"),
     }  # fmt: skip
     assert wanted <= own
     assert {row["full_name"] for row in rows if row["name"] == "adamw"} == {"ftcore:adamw"}
