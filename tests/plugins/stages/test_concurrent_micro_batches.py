@@ -33,7 +33,7 @@ def test_the_same_as_one_at_a_time(
     cuts: list[Any] = []
     monkeypatch.setattr(split_forward, "split_row", lambda *given: cuts.append(given) or split_row(*given))
     if rows == "cut":
-        monkeypatch.setattr(micro_batching, "even", lambda sizes, share: False)
+        monkeypatch.setattr(micro_batching, "is_balanced", lambda sizes, share: False)
     found = []
     for wish in (False, "auto"):
         folder = tmp_path / str(wish)
