@@ -114,14 +114,14 @@ def test_lora_trains_on_it(
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("gptq", "reading it needs gptqmodel and optimum; pip install gptqmodel optimum"),
-        ("awq", "reading it needs gptqmodel; pip install gptqmodel"),
-        ("compressed-tensors", "reading it needs compressed_tensors; pip install compressed-tensors"),
-        ("hqq", "reading it needs hqq; pip install hqq"),
-        ("quanto", "reading it needs optimum.quanto; pip install optimum-quanto"),
-        ("torchao", "reading it needs torchao; pip install torchao"),
-        ("bitsandbytes", r"reading it needs bitsandbytes; pip install 'ftcore\[qlora\]'"),
-        ("fbgemm_fp8", "transformers reads such models on a GPU only; take the model as it was before"),
+        ("gptq", "loading it requires gptqmodel and optimum; pip install gptqmodel optimum"),
+        ("awq", "loading it requires gptqmodel; pip install gptqmodel"),
+        ("compressed-tensors", "loading it requires compressed_tensors; pip install compressed-tensors"),
+        ("hqq", "loading it requires hqq; pip install hqq"),
+        ("quanto", "loading it requires optimum.quanto; pip install optimum-quanto"),
+        ("torchao", "loading it requires torchao; pip install torchao"),
+        ("bitsandbytes", r"loading it requires bitsandbytes; pip install 'ftcore\[qlora\]'"),
+        ("fbgemm_fp8", "transformers loads such models on a GPU only; use the unquantised model"),
     ],
 )
 def test_what_is_missing_is_said_by_the_plan(
@@ -148,5 +148,7 @@ def test_layers_without_gradients_are_refused(plan_of: Any, base: Any, rows_file
     plan = plan_of(do_train=True, dataset=str(rows_file), template="chatml")
     model = base()
     model.hf_quantizer = SimpleNamespace(is_trainable=False)
-    with pytest.raises(UsageError, match="transformers cannot train adapters on such layers; take the model as it was"):
+    with pytest.raises(
+        UsageError, match="transformers cannot train adapters on such layers; use the unquantised model"
+    ):
         plan.method.component.apply(plan, model)

@@ -156,4 +156,4 @@ def test_what_is_no_limit_is_refused(value: Any, plan_of: Any) -> None:
     with pytest.raises(UsageError) as caught:
         plan_of(tokens_per_pass=value)
     found = [problem.message for problem in caught.value.problems]
-    assert found == [f"tokens_per_pass: write auto, a number of tokens from 1 on, or false, found {value!r}"]
+    assert found == [f"tokens_per_pass: write auto, a number of tokens (1 or more), or false, found {value!r}"]
