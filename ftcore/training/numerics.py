@@ -37,7 +37,7 @@ def equivalent(found: Any, expected: Any, tolerance: float, *, norm: bool = Fals
 
 def fixed_random(*shape: int) -> torch.Tensor:
     """Normal random numbers, float32, the same at every call; the random state of the run stays as it is."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 @contextmanager

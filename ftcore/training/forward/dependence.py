@@ -12,7 +12,7 @@ import torch
 
 from ftcore.errors import Problem, UsageError
 from ftcore.training.batching.collators import Batch
-from ftcore.training.numerics import equivalent
+from ftcore.training.numerics import equivalent, fixed_random
 
 COMPARED = 8
 """Number of labels of a row with images at which outputs are compared, counted from the end."""
@@ -97,8 +97,7 @@ def _after(scorer: ProbedModel, inputs: dict[str, Any], at: torch.Tensor, of_ima
 
 def _noise(value: torch.Tensor) -> torch.Tensor:
     """Random numbers of the same shape, equal at every call; the run's random state does not change."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(value.shape, generator=generator).to(value)
+    return fixed_random(*value.shape).to(value)
 
 
 def _moved(logits: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:

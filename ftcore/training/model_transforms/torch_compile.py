@@ -30,7 +30,7 @@ from ftcore.training.batching.collators import Batch, collate
 from ftcore.training.forward.causal_lm import ATTENTION_KWARGS, CausalLMForward
 from ftcore.training.model_transforms.frozen_layers import first_trainable_layer
 from ftcore.training.model_transforms.fused_layers import has_fused_layers
-from ftcore.training.numerics import TOLERANCE, equivalent
+from ftcore.training.numerics import TOLERANCE, equivalent, fixed_random
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
@@ -220,7 +220,7 @@ class _Call:
         wanted = [one for one in wanted if isinstance(one, torch.Tensor) and one.requires_grad]
         found = [out.detach()]
         if out.requires_grad and wanted:
-            random = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
+            random = fixed_random(*out.shape).to(out)
             gradients = torch.autograd.grad(out, wanted, random, allow_unused=True)
             found += [one for one in gradients if one is not None]
         return found

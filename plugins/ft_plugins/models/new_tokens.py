@@ -105,11 +105,13 @@ def _begin(weight: Tensor, new: list[int]) -> None:
     """Initialises new rows in place."""
     import torch
 
+    from ftcore.training.numerics import fixed_random
+
     if not new:
         return
     old = torch.ones(len(weight), dtype=torch.bool)
     old[new] = False
     mean = weight.data[old.to(weight.device)].float().mean(0)
     size = weight.shape[1]
-    noise = torch.randn(len(new), size, generator=torch.Generator().manual_seed(0)) / math.sqrt(size)
+    noise = fixed_random(len(new), size) / math.sqrt(size)
     weight.data[new] = (mean + noise.to(mean.device)).to(weight.dtype)
