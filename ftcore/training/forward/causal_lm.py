@@ -14,6 +14,7 @@ from torch import nn
 from ftcore.data.multimodal.images import OF_IMAGES
 from ftcore.errors import UsageError
 from ftcore.training.attention import varlen
+from ftcore.training.backend import REFERENCE, BackendRuntime
 from ftcore.training.batching.collators import Batch, collate, on_device, padded
 from ftcore.training.batching.shared_prefix import share_prefixes
 from ftcore.training.cost_model.prefix import AlwaysShare
@@ -36,6 +37,7 @@ class CausalLMForward:
 
     Args:
         model: a transformers model with a vocabulary head, or a PeftModel around one.
+        backend: the run's; None for plain torch.
 
     Attributes:
         packed: sequences are packed end to end, with ``ft_varlen`` attention; else padded, with the model's attention.
@@ -57,8 +59,8 @@ class CausalLMForward:
     reads_vocabulary = True
     """Whether each label needs a product with the vocabulary head."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, backend: BackendRuntime | None = None) -> None:
+        self.model, self.backend = model, REFERENCE if backend is None else backend
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.packed = self.shares = self.plain = False
         self.frozen_layer_cache: FrozenLayerCache | None = None

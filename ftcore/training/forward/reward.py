@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ftcore.training.backend import BackendRuntime
 from ftcore.training.batching.collators import Batch
 from ftcore.training.forward.causal_lm import CausalLMForward
 
@@ -19,8 +20,8 @@ class RewardForward(CausalLMForward):
 
     reads_vocabulary = False
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, backend: BackendRuntime | None = None) -> None:
+        super().__init__(model, backend)
         self.fused = hasattr(self.inner, "score")
 
     def rewards(self, batch: Batch) -> torch.Tensor:
