@@ -84,6 +84,7 @@ def test_the_core_names_no_built_in(built_in) -> None:
     Names that are also words of English or of transformers' own (model types, whose shapes the memory estimate knows)
     are no sign of anything.
     """
+    from ftcore.api.components import Backend
     from ftcore.cli.env import PACKAGES
     from ftcore.export.gguf_vocabulary import SPLITS
     from ftcore.resources import experts
@@ -102,6 +103,8 @@ def test_the_core_names_no_built_in(built_in) -> None:
         "index",
         "huggingface",
         "hf",
+        "reference",
+        *(device for offer in built_in.of(Backend) for device in offer.component.devices),  # torch's names
         *LAYOUTS,
         *experts.LAYOUTS,
         *PACKAGES,

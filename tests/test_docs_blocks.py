@@ -51,6 +51,7 @@ def test_plugins_page_shows_one_component_of_every_kind(with_plugins: Callable[.
         ("stage", "focal"),
         ("launcher", "nice"),
         ("inference_engine", "echo"),
+        ("backend", "plain"),
     }
 
 

@@ -1,4 +1,4 @@
-"""The eight kinds of component that a plugin registers: frozen dataclasses with a name, a summary and options.
+"""The nine kinds of component that a plugin registers: frozen dataclasses with a name, a summary and options.
 
 A component describes; it never holds the state of a run. Nothing here imports torch: components are listed and their
 options checked in a fraction of a second, and a component's methods import what they need when they are called.
@@ -15,6 +15,7 @@ from ftcore.api.dataset_format import DatasetFormat as DatasetFormat
 from ftcore.api.foreign_option import ForeignOption as ForeignOption
 from ftcore.api.model_family import ModelFamily as ModelFamily
 from ftcore.api.model_family import ModelSource as ModelSource
+from ftcore.api.plan import Backend as Backend
 from ftcore.api.plan import Generator as Generator
 from ftcore.api.plan import InferenceEngine as InferenceEngine
 from ftcore.api.plan import Judge as Judge
@@ -32,4 +33,5 @@ KINDS: tuple[type[Component], ...] = (
     Optimizer,
     Launcher,
     InferenceEngine,
+    Backend,
 )

@@ -33,7 +33,7 @@ def ft_commands() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def ft_dataset_formats() -> Iterable[c.DatasetFormat]:  # type: ignore[empty-body]
-    """Dataset formats. Called when plugins are loaded, as are the seven hooks that follow."""
+    """Dataset formats. Called when plugins are loaded, as are the eight hooks that follow."""
 
 
 @hookspec
@@ -69,6 +69,11 @@ def ft_launchers() -> Iterable[c.Launcher]:  # type: ignore[empty-body]
 @hookspec
 def ft_inference_engines() -> Iterable[c.InferenceEngine]:  # type: ignore[empty-body]
     """Inference engines."""
+
+
+@hookspec
+def ft_backends() -> Iterable[c.Backend]:  # type: ignore[empty-body]
+    """Backends: what runs compute with on a device."""
 
 
 @hookspec

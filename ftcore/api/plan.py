@@ -1,4 +1,4 @@
-"""The plan, the six kinds of component whose methods take a plan, and the state of a run.
+"""The plan, the seven kinds of component whose methods take a plan, and the state of a run.
 
 Their signatures name each other, so they share one file. Nothing here imports torch: a component describes, it never
 holds the state of a run, and its methods import what they need when they are called.
@@ -150,6 +150,7 @@ class Plan:
     optimizer: Selected[Optimizer]
     launcher: Selected[Launcher]
     engine: Selected[InferenceEngine]
+    backend: Selected[Backend]
     family: Selected[ModelFamily] | None
     template: Selected[ChatTemplate] | None
     """None: the tokenizer's own."""
@@ -166,6 +167,8 @@ class Plan:
     transformers: Mapping[str, Any]
 
     plugins: Registry
+    device: str = "cpu"
+    """torch's name of the type of device that the run uses, such as ``cuda``; chosen together with the backend."""
     source: ModelSource | None = None
     """Set when ``model_name_or_path`` is a plugin's model."""
     config: Mapping[str, Any] | None = None
@@ -198,7 +201,8 @@ class Plan:
     @property
     def components(self) -> dict[str, Selected[Any]]:
         """Kind -> the component that this run uses."""
-        found = (self.stage, self.method, self.optimizer, self.launcher, self.engine, self.family, self.template)
+        training = (self.stage, self.method, self.optimizer, self.launcher)
+        found = (*training, self.engine, self.backend, self.family, self.template)
         return {selected.component.kind: selected for selected in found if selected is not None}
 
     def where(self, option: str) -> str:
@@ -458,6 +462,47 @@ class InferenceEngine(Component, ABC):
         raise UsageError(Problem(reason))
 
 
+def _is_not_the_devices_own(plan: Plan) -> bool:
+    """Whether another backend than the plan's would be used, or none, if the file named none."""
+    own = [offer.full_name for offer in plan.plugins.of(Backend) if plan.device in offer.component.devices]
+    return own != [plan.backend.full_name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend(Component, ABC):
+    """What a run computes with on its device: kernels, transforms of the model, execution of micro-batches.
+
+    Args:
+        devices: torch's names of the types of device for which it is used if the file names no backend, such as
+            ``cuda``. Empty: it is used only by name.
+    """
+
+    kind = "backend"
+    option = "backend"
+    resume_harmless = Harmless(
+        "a run may resume on another device, where results differ in the last bits", unless=_is_not_the_devices_own
+    )
+
+    devices: tuple[str, ...] = ()
+
+    @abstractmethod
+    def runtime(self, plan: Plan) -> Any:
+        """What the run computes with: a `ftcore.training.backend.BackendRuntime`. Imports torch; called once a run."""
+
+    def present(self, device: str) -> bool:
+        """Whether this machine has a device of this type, one of `devices`. Called for every plan, without torch."""
+        from ftcore.resources import hardware
+
+        return device in hardware.devices()
+
+    def unsupported(self, device: str) -> str:
+        """Why it cannot be used on a type of device; empty if it can. By default it can be used on all `devices`, or
+        anywhere if there are none."""
+        if not self.devices or device in self.devices:
+            return ""
+        return f"it is for {' and '.join(self.devices)}"
+
+
 class Generator(ABC):
     """A loaded model that generates answers."""
 
@@ -512,6 +557,8 @@ class Run:
     """The result of the stage's ``datasets``: ``train``, ``eval`` and ``accounting``."""
     pictures: Any = None
     """Reads images (`ftcore.data.multimodal.images.ImageReader`); None if stage or model does not support them."""
+    backend: Any = None
+    """What the plan's backend computes with (`ftcore.training.backend.BackendRuntime`); None before the model."""
     phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
     """``with run.phase("evaluating"):`` records the current phase in ``ft_run.json``."""
 

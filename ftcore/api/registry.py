@@ -16,6 +16,7 @@ import pluggy
 
 from ftcore.api import hookspecs
 from ftcore.api.components import (
+    Backend,
     ChatTemplate,
     Component,
     DatasetFormat,
@@ -43,6 +44,7 @@ HOOKS: Mapping[type[Component], str] = {
     Optimizer: "ft_optimizers",
     Launcher: "ft_launchers",
     InferenceEngine: "ft_inference_engines",
+    Backend: "ft_backends",
 }
 """Kind -> the hook that registers components of it."""
 
@@ -112,6 +114,22 @@ class Plugins:
         if found:
             raise UsageError(_clash(f"a default {label} is registered by", found, where))
         raise UsageError(Problem(f"no default {label} is installed", where, self._broken_hint()))
+
+    def for_devices(self, devices: Sequence[str], where: str = "") -> RegisteredComponent[Backend]:
+        """The backend that is used on one of these types of device if the file names none.
+
+        Raises:
+            UsageError: if no plugin, or more than one, registers one.
+        """
+        offers, label = self.of(Backend), f"a backend for {' or '.join(devices)}"
+        found = [offer for offer in offers if set(devices).intersection(offer.component.devices)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UsageError(_clash(f"{label} is registered by", found, where))
+        named = sorted(o.full_name for o in offers if not all(o.component.unsupported(device) for device in devices))
+        parts = [f"write backend: {' or '.join(named)}" if named else "", self._broken_hint()]
+        raise UsageError(Problem(f"{label} is not installed", where, "; ".join(part for part in parts if part)))
 
     def commands(self) -> dict[str, list[tuple[str, str]]]:
         """Command name -> ``(plugin id, module:attribute)`` of each plugin that registers it."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ftcore.api.components import KINDS, ChatTemplate, Component, DatasetFormat, ModelFamily, OptionGroup
+from ftcore.api.components import KINDS, Backend, ChatTemplate, Component, DatasetFormat, ModelFamily, OptionGroup
 from ftcore.api.option_groups import GROUPS, ModelOptions, TrainingOptions
 from ftcore.api.plan import Bound, Plan, RegisteredComponent, Selected
 from ftcore.api.registry import Plugins, load
+from ftcore.config import backend_selection
 from ftcore.config.binding import (
     TRANSFORMERS,
     Binding,
@@ -81,6 +82,7 @@ class _Planner:
     settings: dict[str, Setting]
     problems: list[Problem] = field(default_factory=list)
     _located: ResolvedModel = field(default_factory=ResolvedModel)
+    _device: str = backend_selection.CPU
 
     def plan(self) -> Plan | None:
         self.settings, problems = rename(self.settings, self.plugins)
@@ -151,9 +153,12 @@ class _Planner:
         if kind is ChatTemplate and is_template_file(name):
             return self._template_file(name)
         if name is not None:
-            return self._find(kind, name)
+            found = self._find(kind, name)
+            return self._backend(found) if kind is Backend and found else found
         if claims := self._claims(kind):
             return self._claimed(kind, claims)
+        if kind is Backend:
+            return self._backend(None)
         if kind is ChatTemplate:
             name = family.component.template if family else None
             return self._find(kind, name) if name else None
@@ -163,6 +168,18 @@ class _Planner:
             self.problems += error.problems
             return None
         return self._find(kind, offer.full_name)
+
+    def _backend(self, named: RegisteredComponent[Backend] | None) -> RegisteredComponent[Backend] | None:
+        on_cpu, where = bool(self._raw("use_cpu")), self._where(Backend.option)
+        try:
+            if named is None:
+                offer, self._device = backend_selection.by_device(self.plugins, on_cpu=on_cpu, where=where)
+            else:
+                offer, self._device = backend_selection.by_name(self.plugins, named, on_cpu=on_cpu, where=where)
+        except UsageError as error:
+            self.problems += error.problems
+            return None
+        return offer
 
     def _template_file(self, name: str) -> RegisteredComponent[ChatTemplate] | None:
         try:
@@ -230,6 +247,7 @@ class _Planner:
             optimizer=selected("optimizer"),
             launcher=selected("launcher"),
             engine=selected("inference_engine"),
+            backend=selected("backend"),
             family=selected("model_family"),
             template=selected("chat_template"),
             **core,
@@ -239,6 +257,7 @@ class _Planner:
                 if setting.value is not None
             },
             plugins=self.plugins,
+            device=self._device,
             source=located.source,
             config=located.config,
             options=self._options(chosen, groups | core, binding),

@@ -54,6 +54,11 @@ def detect() -> Hardware:
     return Hardware(memory=_machine_memory(), cpu_bf16=_cpu_bf16())
 
 
+def devices() -> tuple[str, ...]:
+    """The types of device that are detected here, by torch's names, the one that a run prefers first."""
+    return ("cuda", "cpu") if detect().cuda else ("cpu",)
+
+
 def machine(on_cpu: bool) -> Hardware:
     """The hardware that a run uses, which may leave out the GPU."""
     found = detect()

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from ftcore.api import registry as plugin_module
 from ftcore.api.components import (
+    Backend,
     DatasetFormat,
     ForeignOption,
     InferenceEngine,
@@ -132,6 +133,7 @@ def test_a_plugins_loader_comes_before_the_built_in(run_file: Path, with_plugins
         ("ft_optimizers", Optimizer),
         ("ft_launchers", Launcher),
         ("ft_inference_engines", InferenceEngine),
+        ("ft_backends", Backend),
     ],
 )
 def test_every_kind_is_offered_through_its_hook(hook: str, kind: type, built_in, with_plugins, hooks) -> None:

@@ -52,6 +52,7 @@ def test_plugins_list_as_json(ft) -> None:
         ("chat_template", "llama3"), ("chat_template", "qwen"), ("chat_template", "chatglm"), ("method", "lora"),
         ("method", "full"), ("stage", "sft"), ("optimizer", "adamw"), ("launcher", "local"),
         ("inference_engine", "huggingface"), ("model_family", "llama3"), ("plugin", "llamafactory_options"),
+        ("backend", "cpu"), ("backend", "cuda"), ("backend", "reference"),
     }  # fmt: skip
     assert wanted <= own
     assert {row["full_name"] for row in rows if row["name"] == "adamw"} == {"ftcore:adamw"}

@@ -37,6 +37,7 @@ def test_a_whole_plan(write_config: Write, built_in: Plugins) -> None:
         "optimizer": "ftcore:adamw",
         "launcher": "ftcore:local",
         "inference_engine": "ftcore:huggingface",
+        "backend": "ftcore:cpu",
         "model_family": plan.family.full_name,
         "chat_template": "ftcore:chatml",
     }

@@ -13,7 +13,7 @@ import pytest
 from transformers import TrainerCallback
 
 from ftcore.api.component import why_harmless
-from ftcore.api.components import EVERY, Harmless, Optimizer, OptionGroup
+from ftcore.api.components import EVERY, Backend, Harmless, Optimizer, OptionGroup
 from ftcore.api.option_groups import GROUPS, SCHEDULES_BY_METRIC
 from ftcore.api.plan import Plan, Precision, Selected
 from ftcore.api.registry import Plugins
@@ -199,6 +199,21 @@ def test_dtypes_are_compared_rather_than_their_options(plan_of: Callable[..., Pl
     assert refusal(plan, replace(plan, precision=Precision("bfloat16", "bfloat16"))) == [
         'compute dtype was "float32", now it is "bfloat16"',
         'trained dtype was "float32", now it is "bfloat16"',
+    ]
+
+
+def test_another_device_may_resume_and_another_backend_may_not(plan_of: Callable[..., Plan], built_in: Plugins) -> None:
+    """The device's own backend is not compared, as ``use_cpu`` is not; what the file names instead of it is."""
+    plan, offers = plan_of(), {offer.component.name: offer for offer in built_in.of(Backend)}
+    assert plan.backend.component.name == plan.device == "cpu"
+    cuda = replace(selected(plan, offers["cuda"]), device="cuda")
+    reference = selected(plan, offers["reference"])
+    version = reference.backend.version
+    assert refusal(plan, cuda) == []
+    assert refusal(plan, reference) == [f'backend was not compared, now it is "ftcore:reference {version}"']
+    assert refusal(reference, replace(reference, device="cuda")) == []
+    assert refusal(plan, selected(plan, offers["cuda"])) == [
+        f'backend was not compared, now it is "ftcore:cuda {version}"'
     ]
 
 
