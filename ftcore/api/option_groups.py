@@ -390,10 +390,14 @@ class TrainingOptions(OptionGroup):
         compiles = configured if self.torch_compile is None else self.torch_compile
         return (self.torch_compile_backend or INDUCTOR, self.torch_compile_mode) if compiles else None
 
-    def pass_tokens(self, cpu: bool) -> int | None:
-        """Maximum tokens per forward pass; None for whole batches, the default on a GPU."""
+    def pass_tokens(self, auto: int | None) -> int | None:
+        """Maximum tokens per forward pass; None for whole batches.
+
+        Args:
+            auto: the maximum with ``tokens_per_pass: auto`` (`ftcore.resources.device_traits.DeviceTraits`).
+        """
         if self.tokens_per_pass == "auto":
-            return 2048 if cpu else None
+            return auto
         return self.tokens_per_pass or None
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ftcore.api.inference_types import Chunk, Prompt
     from ftcore.api.samples import Chat
     from ftcore.resources.coverage import Coverage
+    from ftcore.resources.device_traits import DeviceTraits
     from ftcore.resources.memory_model import Architecture, Depth, Estimate
 
 C = TypeVar("C", bound=Component)
@@ -191,6 +192,11 @@ class Plan:
     def on_cpu(self) -> bool:
         """Whether the run uses the CPU even if there is a GPU."""
         return bool(self.transformers.get("use_cpu"))
+
+    @property
+    def traits(self) -> DeviceTraits:
+        """The traits of the run's device, as the backend states them for this plan."""
+        return self.backend.component.traits(self)
 
     @property
     def output_dir(self) -> Path:
@@ -488,6 +494,18 @@ class Backend(Component, ABC):
     @abstractmethod
     def runtime(self, plan: Plan) -> Any:
         """What the run computes with: a `ftcore.training.backend.BackendRuntime`. Imports torch; called once a run."""
+
+    def traits(self, plan: Plan) -> DeviceTraits:
+        """The traits of the run's device, for planning, the memory estimate and the trainer. Imports no torch.
+
+        By default those of plain torch: float32 and what ft detects, whole batches, one micro-batch at a time.
+
+        Args:
+            plan: with its options; precision and memory estimate are computed with the traits.
+        """
+        from ftcore.resources.device_traits import plain
+
+        return plain(plan.device)
 
     def present(self, device: str) -> bool:
         """Whether this machine has a device of this type, one of `devices`. Called for every plan, without torch."""

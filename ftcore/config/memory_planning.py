@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ftcore.resources import hardware
-from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.resources.memory_model import BYTES, Architecture, Depth, Estimate, Need, estimate
 from ftcore.utils.units import in_units
 
@@ -28,9 +27,10 @@ def estimate_plan(plan: Plan) -> Estimate | None:
         return _without_training(plan, architecture)
     options = method.effective(plan)
     weights, trainable = method.count(architecture, options, BYTES[plan.precision.compute])
-    stage, heap = plan.stage.component, hardware.machine(plan.on_cpu).cuda is None
+    stage, traits = plan.stage.component, plan.traits
     splits = stage.loss_is_additive(plan) and int(os.environ.get("WORLD_SIZE") or 1) == 1
     parameters = weights / BYTES[plan.precision.compute]
+    together = traits.concurrent(threads=hardware.threads(), trained=trainable, parameters=parameters)
     found = estimate(
         architecture,
         Need(
@@ -43,14 +43,14 @@ def estimate_plan(plan: Plan) -> Estimate | None:
             trained=plan.precision.trained,
             rows=training.per_device_train_batch_size,
             batch_tokens=training.tokens_per_batch,
-            pass_tokens=training.pass_tokens(heap) if splits else None,
-            together=NUM_WORKERS if splits and heap and _side_by_side(plan, 4 * trainable <= parameters) else 1,
+            device=traits,
+            pass_tokens=training.pass_tokens(traits.pass_tokens) if splits else None,
+            together=together if splits else 1,
             cutoff_len=stage.max_seq_len(plan),
             sequences_per_row=stage.planned_sequences(plan),
             gradient_checkpointing=plan.gradient_checkpointing,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             adapter_dropout=method.drops_inputs(options),
-            heap=heap,
         ),
     )
     auxiliary = stage.memory(plan)
@@ -88,18 +88,18 @@ def _forward(plan: Plan, architecture: Architecture, *, answers: bool) -> Estima
             adapter=True,  # nothing is trained
             depth=Depth(layers=0, head=False),
             state_bytes=0,
+            device=plan.traits,
             compute=compute,
             rows=rows,
             cutoff_len=longest,
             sequences_per_row=1 if answers else plan.stage.component.planned_sequences(plan),
-            heap=hardware.detect().cuda is None,
         ),
     )
     left_out = ("trained parameters", "gradients", "optimizer state")
     terms = {name: size for name, size in found.terms.items() if name not in left_out}
     terms |= {"adapters": found.terms["trained parameters"], **plan.stage.component.memory(plan)}
     # measured: 135 M parameters and 4 rows of 1024 tokens in float32 peaked at 1.36 GB, of which 1.23 GB were live
-    terms["heap holes"] = terms["activations"] if hardware.detect().cuda is None else 0
+    terms["heap holes"] = terms["activations"] if plan.traits.heap else 0
     note = f"evaluating {found.note}"
     if answers:
         terms["keys and values"] = (
@@ -109,15 +109,6 @@ def _forward(plan: Plan, architecture: Architecture, *, answers: bool) -> Estima
         terms["logits chunk"] = max(terms["logits chunk"], 3 * 4 * rows * architecture.vocab_size)
         note = f"generating at most {new} tokens for {rows} prompt{'s' * (rows != 1)} of {longest} tokens"
     return Estimate(terms, sum(terms.values()), note)
-
-
-def _side_by_side(plan: Plan, trains_little: bool) -> bool:
-    """Whether `ftcore.training.step.executor` will compute two passes of a step in parallel, as far as is known now."""
-    method = plan.method.component
-    noise = plan.transformers.get("neftune_noise_alpha") or method.drops_inputs(method.effective(plan))
-    return (
-        hardware.threads() >= NUM_WORKERS and plan.training.tokens_per_pass is not False and trains_little and not noise
-    )
 
 
 def advice(plan: Plan) -> str:

@@ -41,7 +41,6 @@ from ftcore.config.validation import (
 from ftcore.data.chat_template.template_file import is_template_file, read_template_file
 from ftcore.errors import Problem, UsageError, quoted
 from ftcore.models.resolve import ResolvedModel, choose_family, resolve_model
-from ftcore.resources import hardware
 
 SELECTED_KINDS = [kind for kind in KINDS if kind not in (DatasetFormat, ModelFamily)]
 
@@ -301,11 +300,10 @@ class _Planner:
             data.eval_dataset, dataset_dir=data.dataset_dir, where=self._where("eval_dataset"), evaluation=True
         )
         self.problems += problems
-        machine = hardware.machine(plan.on_cpu)
-        precision, problems = checks.precision(plan, machine)
+        precision, problems = checks.precision(plan)
         self.problems += problems
         plan = replace(plan, datasets=datasets, eval_datasets=evaluation, precision=precision)
-        plan = checks.with_memory(plan, machine)
+        plan = checks.with_memory(plan)
         plan = replace(plan, warnings=tuple(checks.warnings(plan)))
         plan = replace(plan, ignored=(*plan.ignored, *training_checks.notes(plan)))
         for check in (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 NUM_WORKERS = 2
@@ -108,7 +110,10 @@ def _cpu_has(*flags: str) -> bool:
 
 
 def _cuda() -> tuple[tuple[int, int], int] | None:
-    """Compute capability and memory in bytes of the first device, from the CUDA driver; None without one."""
+    """Compute capability and memory in bytes of the first device, from the CUDA driver; None without one.
+
+    None too if the installed torch was built without CUDA, since it then computes on the CPU.
+    """
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").exists():
         return None
     try:
@@ -124,4 +129,13 @@ def _cuda() -> tuple[tuple[int, int], int] | None:
         lambda: int(driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)),
         lambda: int(driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)),
     )
+    if torch_is_without_cuda():
+        return None
     return ((major.value, minor.value), total.value) if not any(call() for call in calls) else None
+
+
+def torch_is_without_cuda() -> bool:
+    """Whether the installed torch was built without CUDA, by its file ``version.py``: torch is not imported."""
+    found = find_spec("torch")
+    file = Path(found.origin).with_name("version.py") if found and found.origin else None
+    return bool(file and file.is_file() and re.search(r"^cuda\b[^=]*= None$", file.read_text("utf-8"), re.MULTILINE))

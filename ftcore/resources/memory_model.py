@@ -17,20 +17,20 @@ adapters of rank r                  ``r * linear layers * b``; with dropout also
 experts, ``a`` of them per token    ``a * (h + 3i) * b`` in place of SwiGLU's, and ``a * (h + i) * b`` where trained
 ==================================  ======================================================================
 
-On a CPU, if trained parameters need no cast, `ftcore.training.model_transforms.fused_layers` saves less. The input of
-each norm is saved once, trained or not. The attention output is saved once, for itself and for the next matrix product.
+Fused layers (`DeviceTraits.fused_dtypes`) save less; they apply if trained parameters need no cast. The input of each
+norm is saved once, trained or not. The attention output is saved once, for itself and for the next matrix product.
 Inputs of other linear layers are not saved, since the outputs of norms and SwiGLU are recomputed. Without a norm before
 the linear layers ``2h`` are added. SwiGLU saves ``2i * b`` if gate and up are two layers.
 
 Attention scores (tokens x tokens) and logits (tokens x vocabulary) are never saved. With gradient checkpointing
 ``h * b`` is saved per layer, and one layer at a time in full. Layers below the first trainable one save nothing.
 
-On a CPU the process needs more memory. torch requests aligned blocks, and glibc 2.36 cannot reuse a freed block for an
-aligned request of the same size. The forward pass therefore leaves holes between saved tensors, more holes with more
-temporaries. `HOLES` fits the peaks of nine runs, less live memory, to 7%: 32 to 57 M parameters, 350 to 2,024 tokens,
-float32, adapters and full, with and without checkpointing. Blocks of 32 MiB or more are mapped one by one and leave no
-holes. With M_MMAP_THRESHOLD at 1 MiB there were no holes, but a step cost 40% more CPU time in page faults; at 4 MiB
-there was no effect.
+With tensors on its heap (`DeviceTraits.heap`) the process needs more memory. torch requests aligned blocks, and glibc
+2.36 cannot reuse a freed block for an aligned request of the same size. The forward pass therefore leaves holes between
+saved tensors, more holes with more temporaries. `HOLES` fits the peaks of nine runs, less live memory, to 7%: 32 to 57
+M parameters, 350 to 2,024 tokens, float32, adapters and full, with and without checkpointing. Blocks of 32 MiB or more
+are mapped one by one and leave no holes. With M_MMAP_THRESHOLD at 1 MiB there were no holes, but a step cost 40% more
+CPU time in page faults; at 4 MiB there was no effect.
 """
 
 from __future__ import annotations
@@ -39,18 +39,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ftcore.resources.device_traits import DeviceTraits
 from ftcore.resources.model_shapes import Architecture
 from ftcore.utils.units import in_units
 
 __all__ = ["Architecture", "Depth", "Estimate", "Need", "estimate"]
 
 BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-CHUNK_BYTES = 64 << 20
-"""Float32 logits of one chunk of positions (`ftcore.training.losses.linear_cross_entropy.CHUNK_BYTES`, which a test
-keeps equal)."""
-TILE = (1536, 1024)
-"""Positions and tokens of a tile of a frozen head's logits on a CPU
-(`ftcore.training.losses.linear_cross_entropy.TILE`, likewise)."""
 RUNTIME_BYTES = 540 << 20
 """Resident memory of a process that trains a tiny model (470 MB), and the buffers of larger matrix products."""
 HOLES = {(True, False): 1.25, (False, False): 0.6, (True, True): 0.85, (False, True): 0.5}
@@ -101,7 +96,7 @@ class Need:
         gradient_checkpointing: whether activations are recomputed in the backward pass.
         gradient_accumulation_steps: from 2 on, gradients are in memory during forward passes.
         adapter_dropout: whether adapters have dropout on their inputs.
-        heap: whether tensors are on the process's heap: true on a CPU, false on a GPU.
+        device: traits of the device.
         runtime: bytes of the process itself.
     """
 
@@ -110,6 +105,7 @@ class Need:
     adapter: bool
     depth: Depth
     state_bytes: float
+    device: DeviceTraits
     rows: int
     cutoff_len: int
     batch_tokens: int | None = None
@@ -122,14 +118,13 @@ class Need:
     gradient_checkpointing: bool = False
     gradient_accumulation_steps: int = 1
     adapter_dropout: bool = False
-    heap: bool = True
     runtime: int = RUNTIME_BYTES
 
     @property
     def lean(self) -> bool:
-        """Whether `ftcore.training.model_transforms.fused_layers` applies."""
+        """Whether norms and SwiGLU are fused."""
         as_stored = self.compute == self.trained or self.adapter  # else autocast casts trained parameters
-        return self.heap and self.compute != "float16" and as_stored
+        return self.compute in self.device.fused_dtypes and as_stored
 
     @property
     def row(self) -> float:
@@ -197,7 +192,7 @@ def estimate(architecture: Architecture, need: Need) -> Estimate:
     ends = 4.0 * architecture.hidden_size * (3 - need.adapter) * need.tokens
     kept = layers * layer + ends if layers else 0.0
     share = (LEAN_HOLES if need.lean else HOLES)[need.adapter, need.gradient_checkpointing]
-    holes = share * kept * _small(architecture, need) if need.heap else 0.0
+    holes = share * kept * _small(architecture, need) if need.device.heap else 0.0
     if need.gradient_checkpointing and layers:
         kept = layers * architecture.hidden_size * BYTES[need.compute] * need.tokens + layer
     casts = 0.0
@@ -262,10 +257,10 @@ def _small(arch: Architecture, need: Need) -> float:
 
 def _logits(arch: Architecture, need: Need) -> float:
     """Bytes of one chunk or tile of logits, and of the head's accumulated gradient."""
-    rows = min(need.tokens, max(16, CHUNK_BYTES // (4 * arch.vocab_size)))
+    rows = min(need.tokens, max(16, need.device.chunk_bytes // (4 * arch.vocab_size)))
     chunk = rows * arch.vocab_size * (4 if need.compute == "float32" else 8)
-    if need.heap and need.compute == "float32" and not need.depth.head:
-        chunk = min(need.tokens, TILE[0]) * min(arch.vocab_size, TILE[1]) * 4
+    if (tile := need.device.head_tile) and need.compute == "float32" and not need.depth.head:
+        chunk = min(need.tokens, tile[0]) * min(arch.vocab_size, tile[1]) * 4
     hidden = need.tokens * arch.hidden_size * 4 * 2
     return chunk + hidden + (arch.vocab_size * arch.hidden_size * 4 if need.depth.head else 0)
 

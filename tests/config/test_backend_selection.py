@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ftcore.config.planner import make_plan
 from ftcore.config.serialization import as_dict
 from ftcore.errors import UsageError
 from ftcore.resources import hardware
+from ftcore.resources.device_traits import DeviceTraits, plain
 from ftcore.resources.hardware import Hardware
 
 Write = Callable[..., Path]
@@ -27,9 +28,13 @@ class Acme(Backend):
     """A stranger's; ``found`` is the device that it finds on this machine."""
 
     found: str = ""
+    own: DeviceTraits | None = None
 
     def present(self, device: str) -> bool:
         return device == self.found
+
+    def traits(self, plan: Plan) -> DeviceTraits:
+        return self.own or Backend.traits(self, plan)
 
     def runtime(self, plan: Plan) -> Any:
         raise NotImplementedError
@@ -163,3 +168,86 @@ def test_a_device_without_a_backend(
     assert refusals(write_config(), bare) == ["run.yaml: a backend for cuda is not installed; write backend: acme:fast"]
     none = plugins(disabled=["ftcore/backends"])
     assert refusals(write_config(), none) == ["run.yaml: a backend for cuda is not installed"]
+
+
+# ---- what a backend states of its device ----
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "name", "fast", "heap"),
+    [
+        (CPU, "cpu", "this CPU", {"float32"}, True),
+        (Hardware(1 << 36, cpu_bf16=True), "cpu", "this CPU", {"float32", "bfloat16"}, True),
+        (GPU, "cuda", "the GPU (compute capability 9.0)", {"float32", "bfloat16", "float16", "tf32"}, False),
+        (
+            Hardware(1 << 36, cuda=(7, 0)),
+            "cuda",
+            "the GPU (compute capability 7.0)",
+            {"float32", "float16"},
+            False,
+        ),
+        (CPU, "npu", "device npu", {"float32"}, False),
+    ],
+)
+def test_traits_of_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, machine: Hardware, device: str, name: str, fast: set[str], heap: bool
+) -> None:
+    monkeypatch.setattr(hardware, "detect", lambda: machine)
+    assert plain(device) == DeviceTraits(name=name, memory=1 << 36, fast_dtypes=frozenset(fast), heap=heap)
+
+
+def test_concurrent_micro_batches() -> None:
+    """A thread for each of them at least, and gradients of a quarter of the parameters at most."""
+    two = DeviceTraits(name="x", memory=1, workers=2)
+    assert two.concurrent(threads=2, trained=25, parameters=100) == 2
+    assert two.concurrent(threads=4, trained=0, parameters=100) == 2
+    assert two.concurrent(threads=1, trained=25, parameters=100) == 1
+    assert two.concurrent(threads=2, trained=26, parameters=100) == 1
+    assert DeviceTraits(name="x", memory=1).concurrent(threads=9, trained=0, parameters=1) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "workers"),
+    [
+        ("", 2),
+        ("tokens_per_pass: 64\n", 2),
+        ("tokens_per_pass: false\n", 1),
+        ("neftune_noise_alpha: 5\n", 1),
+        ("lora_dropout: 0.1\n", 1),
+        ("finetuning_type: full\n", 2),  # whether gradients fit is not known from options alone
+        ("backend: reference\n", 1),
+    ],
+)
+def test_options_decide_whether_a_cpu_runs_two_at_a_time(
+    write_config: Write, built_in: Plugins, monkeypatch: pytest.MonkeyPatch, text: str, workers: int
+) -> None:
+    monkeypatch.setattr(hardware, "detect", lambda: CPU)
+    assert make_plan(write_config(text), plugins=built_in).traits.workers == workers
+
+
+def test_a_strangers_traits_decide_precision_memory_and_passes(
+    write_config: Write, plugins: Callable[..., Plugins], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "detect", lambda: CPU)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    roomy = DeviceTraits(
+        name="the NPU", memory=1 << 40, fast_dtypes=frozenset({"float32", "bfloat16"}), pass_tokens=1024, workers=3
+    )
+    text = "backend: fast\nper_device_train_batch_size: 8\ncutoff_len: 512\n"
+
+    def planned(traits: DeviceTraits | None, *overrides: str) -> Plan:
+        return make_plan(write_config(text), overrides, plugins=plugins(acme(own=traits)))
+
+    plan = planned(roomy)
+    assert (plan.precision.compute, plan.gradient_checkpointing) == ("bfloat16", False)
+    assert plan.memory.note == "8 rows of 512 tokens, 1536 tokens at a time"  # a row for each of three
+    assert plan.memory.terms["heap holes"] == 0
+    assert planned(replace(roomy, workers=1)).memory.note == "8 rows of 512 tokens, 1024 tokens at a time"
+    assert planned(replace(roomy, memory=1 << 20)).gradient_checkpointing
+    with pytest.raises(UsageError) as error:
+        planned(roomy, "fp16=true", "strict_precision=true")
+    assert str(error.value) == (
+        "command line: the NPU only emulates float16, many times slower; "
+        "remove fp16, or remove strict_precision to train in float32"
+    )
+    assert planned(None).memory.note == "8 rows of 512 tokens"

@@ -19,7 +19,7 @@ NEW_CPU = Hardware(memory=16 << 30, cpu_bf16=True)
 V100 = Hardware(memory=32 << 30, cuda=(7, 0))
 H100 = Hardware(memory=80 << 30, cuda=(9, 0))
 EMULATED = "float32 instead of bfloat16: this CPU only emulates bfloat16, many times slower"
-NO_FP16 = "float32 instead of float16: this CPU computes float16 only on CUDA"
+NO_FP16 = "float32 instead of float16: this CPU only emulates float16, many times slower"
 V100_EMULATES = "the GPU (compute capability 7.0) only emulates bfloat16, many times slower"
 
 
@@ -69,7 +69,11 @@ def test_dtypes(machine: Hardware, options: Any, compute: str, trained: str, rea
             "remove pure_bf16, or remove strict_precision to train in fl",
         ),
         (V100, {"bf16": True, "strict_precision": True}, V100_EMULATES),
-        (OLD_CPU, {"fp16": True, "strict_precision": True}, "this CPU computes float16 only on CUDA; remove fp16, or"),
+        (
+            OLD_CPU,
+            {"fp16": True, "strict_precision": True},
+            "this CPU only emulates float16, many times slower; remove fp16",
+        ),
         (H100, {"fp16": True, "bf16": True}, "bf16 and fp16 are both true; keep one"),
         (H100, {"fp16": True, "pure_bf16": True}, "pure_bf16 and fp16 are both true; keep one"),
         (H100, {"bf16": False, "pure_bf16": True}, "pure_bf16 is true and bf16 false; keep one"),

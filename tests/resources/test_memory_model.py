@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from ftcore.resources.memory_model import CHUNK_BYTES, RUNTIME_BYTES, TILE, Depth, Need, _kept_by_layer, estimate
+from ft_plugins.backends.cpu.traits import FUSED, TILE
+from ftcore.resources.device_traits import CHUNK_BYTES, DeviceTraits
+from ftcore.resources.memory_model import RUNTIME_BYTES, Depth, Need, _kept_by_layer, estimate
 from ftcore.resources.model_shapes import Architecture
 
 SMOLLM2: dict[str, Any] = {
@@ -33,6 +35,8 @@ def architecture(**config: Any) -> Architecture:
 
 
 ARCH = architecture()
+CPU = DeviceTraits(name="this CPU", memory=1 << 36, heap=True, fused_dtypes=FUSED, head_tile=TILE)
+GPU = DeviceTraits(name="the GPU", memory=1 << 36)
 TRAINED = 8 * sum((size_in + size_out) * count for _, size_in, size_out, count in ARCH.linears)
 LORA = Need(
     weight_bytes=4.0 * ARCH.parameters,
@@ -40,6 +44,7 @@ LORA = Need(
     adapter=True,
     depth=Depth(layers=30, head=False, rank=8),
     state_bytes=8,
+    device=CPU,
     rows=2,
     cutoff_len=512,
 )
@@ -84,7 +89,7 @@ def test_what_changes_it() -> None:
     assert megabytes(replace(LORA, sequences_per_row=2))["activations"] == pytest.approx(2 * base["activations"], abs=1)
     assert megabytes(replace(LORA, tokens_per_row=128))["activations"] == pytest.approx(base["activations"] / 4, abs=1)
     assert megabytes(replace(LORA, tokens_per_row=9999)) == base  # cutoff_len is the longest
-    assert megabytes(replace(LORA, heap=False))["heap holes"] == 0
+    assert megabytes(replace(LORA, device=GPU))["heap holes"] == 0
     half = replace(LORA, depth=replace(LORA.depth, layers=15))
     assert megabytes(half)["activations"] == pytest.approx(base["activations"] * 16 / 31, rel=0.01)
     recomputed = megabytes(replace(LORA, gradient_checkpointing=True))
@@ -98,7 +103,7 @@ def test_what_changes_it() -> None:
 
 
 def test_what_it_says() -> None:
-    found = estimate(ARCH, replace(LORA, sequences_per_row=2, tokens_per_row=100, heap=False))
+    found = estimate(ARCH, replace(LORA, sequences_per_row=2, tokens_per_row=100, device=GPU))
     assert str(found) == (
         "1.73 GB for 2 rows, 2 sequences each, of 100 tokens on average: weights 538 MB, trained parameters 9.77 MB, "
         "gradients 9.77 MB, optimizer state 19.5 MB, activations 529 MB, logits chunk 68.9 MB, runtime 566 MB"
@@ -117,7 +122,7 @@ def test_what_it_says() -> None:
 
 def test_a_larger_batch_never_takes_less() -> None:
     for need in (LORA, FULL):
-        sizes = [estimate(ARCH, replace(need, heap=False, rows=rows)).total for rows in (1, 2, 4, 8, 64)]
+        sizes = [estimate(ARCH, replace(need, device=GPU, rows=rows)).total for rows in (1, 2, 4, 8, 64)]
         assert sizes == sorted(sizes)
 
 

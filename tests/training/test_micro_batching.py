@@ -95,7 +95,7 @@ def test_the_step_is_that_of_the_whole_batch(
 def test_auto_is_2048_on_a_cpu(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     long = tokens([500, 400, 300, 200, 100, 50, 600, 30], untrained=())
     trainer = trainer_of(long, per_device_train_batch_size=8, max_steps=1, disable_shuffling=True, cutoff_len=600)
-    assert [trainer.plan.training.pass_tokens(cpu) for cpu in (True, False)] == [2048, None]
+    assert trainer.plan.training.pass_tokens(trainer.plan.traits.pass_tokens) == 2048
     assert done(trainer, tmp_path / "out")[2] == [(3, 1200), (5, 980)]
 
 

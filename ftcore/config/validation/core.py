@@ -11,19 +11,18 @@ from ftcore.config.validation import output_folder
 from ftcore.errors import Problem
 from ftcore.models.resolve import cached_file
 from ftcore.resources.compilers import INDUCTOR, backends, cpp_compiler
-from ftcore.resources.hardware import Hardware
 from ftcore.utils.json_files import read_object
 
 MEMORY_SHARE = 0.9
 """Share of the memory above which activations are recomputed instead of kept."""
 
 
-def precision(plan: Plan, machine: Hardware) -> tuple[Precision, list[Problem]]:
-    """The dtypes of the run: those of the file if the hardware supports them, else float32.
+def precision(plan: Plan) -> tuple[Precision, list[Problem]]:
+    """The dtypes of the run: those of the file if they are fast on the device, else float32.
 
     Trainable parameters are float32 unless ``pure_bf16`` is true.
     """
-    training = plan.training
+    training, traits = plan.training, plan.traits
     option = "fp16" if training.fp16 else "pure_bf16" if training.pure_bf16 else "bf16"
     if training.fp16 and (training.bf16 or training.pure_bf16):
         other = "bf16" if training.bf16 else "pure_bf16"
@@ -31,14 +30,14 @@ def precision(plan: Plan, machine: Hardware) -> tuple[Precision, list[Problem]]:
     if training.pure_bf16 and training.bf16 is False:
         return Precision(), [Problem("pure_bf16 is true and bf16 false", plan.where("pure_bf16"), "keep one")]
     if training.fp16:
-        dtype, supported, reason = "float16", machine.cuda is not None, f"{machine.name} computes float16 only on CUDA"
-    elif training.bf16 or training.pure_bf16 or (training.bf16 is None and machine.bf16):
-        dtype, supported = "bfloat16", machine.bf16
-        reason = f"{machine.name} only emulates bfloat16, many times slower"
+        dtype = "float16"
+    elif training.bf16 or training.pure_bf16 or (training.bf16 is None and "bfloat16" in traits.fast_dtypes):
+        dtype = "bfloat16"
     else:
         return Precision(), []
-    if supported:
+    if dtype in traits.fast_dtypes:
         return Precision(compute=dtype, trained=dtype if training.pure_bf16 else "float32"), []
+    reason = f"{traits.name} only emulates {dtype}, many times slower"
     if training.strict_precision:
         hint = f"remove {option}, or remove strict_precision to train in float32"
         return Precision(), [Problem(reason, plan.where(option), hint)]
@@ -275,7 +274,7 @@ def unknown(plan: Plan) -> Iterable[str]:
             yield f"dataset {spec.name} is on the hub; whether it exists was not checked"
 
 
-def with_memory(plan: Plan, machine: Hardware) -> Plan:
+def with_memory(plan: Plan) -> Plan:
     """The plan with its memory estimate; activations are recomputed if they would not fit."""
     from ftcore.config.memory_planning import estimate_plan
 
@@ -284,7 +283,7 @@ def with_memory(plan: Plan, machine: Hardware) -> Plan:
     plan = replace(plan, memory=estimate_plan(plan))
     if not plan.training.do_train:
         return plan
-    if recomputes is None and plan.memory and plan.memory.total > MEMORY_SHARE * machine.memory:
+    if recomputes is None and plan.memory and plan.memory.total > MEMORY_SHARE * plan.traits.memory:
         plan = replace(plan, gradient_checkpointing=True)
         plan = replace(plan, memory=estimate_plan(plan))
     return plan

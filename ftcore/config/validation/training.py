@@ -10,7 +10,6 @@ from typing import Any
 
 from ftcore.api.plan import Plan
 from ftcore.errors import Problem
-from ftcore.resources import hardware
 
 _OF_CHECKPOINTS = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 _OF_ACCELERATE: Mapping[str, tuple[Any, ...]] = {
@@ -181,19 +180,19 @@ def _device(plan: Plan) -> Iterable[Problem]:
     if given.get("torch_empty_cache_steps", 1) < 1:
         message = f"torch_empty_cache_steps: {given['torch_empty_cache_steps']} is not a positive number of steps"
         yield Problem(message, plan.where("torch_empty_cache_steps"), "write torch_empty_cache_steps: 1 or more")
-    machine = hardware.machine(plan.on_cpu)
-    if given.get("tf32") and (machine.cuda is None or machine.cuda < (8, 0)):
-        yield Problem(f"tf32 is true, and {machine.name} does not support TF32", plan.where("tf32"), "remove tf32")
+    traits = plan.traits
+    if given.get("tf32") and "tf32" not in traits.fast_dtypes:
+        yield Problem(f"tf32 is true, and {traits.name} does not support TF32", plan.where("tf32"), "remove tf32")
     for option, dtype, short in (
         ("bf16_full_eval", "bfloat16", "bf16"),
         ("fp16_full_eval", "float16", "fp16"),
     ):
-        supported = machine.bf16 if short == "bf16" else machine.cuda is not None
+        supported = dtype in traits.fast_dtypes
         if given.get(option) and supported and plan.precision.compute != dtype:
             message = (
                 f"{option} is true, and an evaluation uses the precision of training, here {plan.precision.compute}"
             )
             yield Problem(message, plan.where(option), f"write {short}: true, or remove {option}")
         elif given.get(option) and not supported and plan.training.strict_precision:
-            message = f"{option} is true, and {machine.name} does not support {dtype}"
+            message = f"{option} is true, and {traits.name} does not support {dtype}"
             yield Problem(message, plan.where(option), f"remove {option} or strict_precision")

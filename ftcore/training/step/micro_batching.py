@@ -47,7 +47,7 @@ def micro_batch_tokens(trainer: TrainingContext) -> int | None:
     alone = trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled
     if not (alone and trainer.loss_is_additive and getattr(trainer.scorer, "packed", False)):
         return None
-    return trainer.plan.training.pass_tokens(trainer.args.device.type == "cpu")
+    return trainer.plan.training.pass_tokens(trainer.plan.traits.pass_tokens)
 
 
 def split_micro_batches(trainer: TrainingContext, batch: Batch, most: int | None) -> Split:

@@ -121,7 +121,8 @@ def load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel:
         settle(model)
     # transformers and adapters save this name of the base model.
     model.config.name_or_path = (plan.source.hub_id if plan.source else "") or str(plan.model.model_name_or_path)
-    return model.to("cuda") if torch.cuda.is_available() and not getattr(model, "hf_device_map", None) else model
+    placed = plan.device == "cpu" or getattr(model, "hf_device_map", None)
+    return model if placed else model.to(plan.device)
 
 
 @contextmanager

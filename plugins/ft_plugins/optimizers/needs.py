@@ -8,7 +8,6 @@ from importlib.util import find_spec
 
 from ftcore.api.plan import Plan
 from ftcore.errors import Problem
-from ftcore.resources import hardware
 
 INSTEAD = {"paged_adamw_32bit": "adamw", "paged_ademamix_32bit": "ademamix"}
 """The optimizer to use without a GPU, where it is not the name without ``paged_``."""
@@ -38,7 +37,7 @@ def problems(plan: Plan) -> Iterable[Problem]:
     """Missing packages and a missing GPU of the plan's optimizer, and states that a checkpoint cannot hold."""
     optimizer = plan.optimizer.component
     name, where = optimizer.name, plan.where("optim")
-    gpu = hardware.machine(plan.on_cpu).cuda is not None
+    gpu = plan.device == "cuda"
     for package in getattr(optimizer, "packages", ()):
         if package.missing and not (gpu and package.cpu_only):
             hint = f"pip install {package.pip or package.module}"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.errors import Problem, UsageError
-from ftcore.resources import hardware
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,4 +58,4 @@ def infer_dtype(plan: Plan) -> str:
     """The dtype; ``auto`` is resolved for this machine."""
     if plan.model.infer_dtype != "auto":
         return plan.model.infer_dtype
-    return "bfloat16" if hardware.detect().bf16 else "float32"
+    return "bfloat16" if "bfloat16" in plan.traits.fast_dtypes else "float32"

@@ -1,0 +1,1 @@
+"""The CPU's kernels: blocked attention, tiles of the vocabulary, products by MKL or oneDNN, fused layers."""
