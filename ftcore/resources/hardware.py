@@ -134,8 +134,13 @@ def _cuda() -> tuple[tuple[int, int], int] | None:
     return ((major.value, minor.value), total.value) if not any(call() for call in calls) else None
 
 
-def torch_is_without_cuda() -> bool:
-    """Whether the installed torch was built without CUDA, by its file ``version.py``: torch is not imported."""
-    found = find_spec("torch")
-    file = Path(found.origin).with_name("version.py") if found and found.origin else None
-    return bool(file and file.is_file() and re.search(r"^cuda\b[^=]*= None$", file.read_text("utf-8"), re.MULTILINE))
+def torch_is_without_cuda(version_file: Path | None = None) -> bool:
+    """Whether torch was built without CUDA, by its file ``version.py``; torch is not imported.
+
+    Args:
+        version_file: unset, that of the installed torch. One that does not exist says nothing, and the result is false.
+    """
+    if version_file is None:
+        found = find_spec("torch")
+        version_file = Path(found.origin if found and found.origin else "torch").with_name("version.py")
+    return version_file.is_file() and bool(re.search(r"(?m)^cuda\b[^=]*= None$", version_file.read_text("utf-8")))
