@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from ftcore.api import components as c
+    from ftcore.api.model_transform import ModelTransform
     from ftcore.api.plan import Plan, Result
     from ftcore.errors import Problem
 
@@ -113,6 +114,11 @@ def ft_load_model(plan: Plan, kwargs: dict[str, Any]) -> PreTrainedModel | None:
 @hookspec
 def ft_model_ready(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Called after the method was applied and before the trainer is created; may change the model in place."""
+
+
+@hookspec
+def ft_model_transforms(plan: Plan) -> Iterable[ModelTransform]:  # type: ignore[empty-body]
+    """Changes of the loaded model that keep what it computes. Called when the trainer is created."""
 
 
 @hookspec

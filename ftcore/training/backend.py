@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ftcore.api.model_transform import ModelTransform
+
 
 class BackendRuntime:
     """A run's use of its backend (`ftcore.api.components.Backend`). This base class is plain torch on any device.
@@ -47,6 +49,10 @@ class BackendRuntime:
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether an error is this backend's sign that memory ran out, besides torch's own signs."""
         return False
+
+    def transforms(self) -> Sequence[ModelTransform]:
+        """Changes of a loaded model that are faster or smaller on this device. Called once a run."""
+        return ()
 
 
 REFERENCE = BackendRuntime()
