@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ft_plugins.backends.cpu import matmul_autotune
 from ft_plugins.optimizers.blockwise import BlockwiseAdamW
 from ftcore.config.planner import make_plan
 from ftcore.testing import tiny_model
 from ftcore.training.batching.collators import collate
 from ftcore.training.forward.causal_lm import CausalLMForward
-from ftcore.training.kernels import matmul_autotune
 
 sys.path.insert(0, str(Path(__file__).parent))
 from template_writers import writers

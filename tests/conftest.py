@@ -48,7 +48,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def torchs_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """No product by oneDNN, which torch's FLOP counter does not know."""
-    from ftcore.training.kernels import matmul
+    from ft_plugins.backends.cpu import matmul
 
     monkeypatch.setattr(matmul, "SMALL", 1 << 62)
 

@@ -143,6 +143,7 @@ def load_model(state: Run) -> None:
     set_seed(plan.training.seed)
     method = plan.method.component
     kwargs = {"dtype": getattr(torch, plan.precision.compute)} | method.load_kwargs(plan)
+    state.backend = plan.backend.component.runtime(plan)
     state.model = method.apply(plan, hook.ft_load_model(plan=plan, kwargs=kwargs))
     set_ends(state)
     hook.ft_model_ready(plan=plan, model=state.model, tokenizer=state.tokenizer)

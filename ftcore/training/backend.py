@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ftcore.api.model_transform import ModelTransform
+from ftcore.api.plan import Run
+from ftcore.training.attention.kernel import AttentionKernel
+from ftcore.training.losses.linear_cross_entropy import LinearCrossEntropy
 
 
 class BackendRuntime:
@@ -15,10 +20,15 @@ class BackendRuntime:
     A backend's own runtime overrides what its device does better. One object serves one run.
 
     Attributes:
-        name: the backend's, in messages and in keys of caches.
+        name: the backend's, in messages, in checkpoints and in keys of caches.
+        attention: kernels in order of preference: the first one that supports a call computes it. Where none does, it
+            is the core's plain one (`ftcore.training.attention.plain`).
+        linear_cross_entropy: the same, for losses of the vocabulary head.
     """
 
-    name = "reference"
+    name: str = "reference"
+    attention: tuple[AttentionKernel, ...] = ()
+    linear_cross_entropy: tuple[LinearCrossEntropy, ...] = ()
 
     def prepare(self, kept: Mapping[str, Any] | None, *, locking: bool) -> None:
         """Chooses what has to be chosen before anything is computed, such as the fastest of several kernels.
@@ -53,6 +63,32 @@ class BackendRuntime:
     def transforms(self) -> Sequence[ModelTransform]:
         """Changes of a loaded model that are faster or smaller on this device. Called once a run."""
         return ()
+
+    @property
+    def attention_cost(self) -> float:
+        """Time of attention per operation, relative to a linear layer's; decides where rows are split."""
+        return 2.4
+
+    @property
+    def masks_prefixes(self) -> bool:
+        """Whether plain attention to a shared prefix computes the full rectangle of scores, under a mask; decides when
+        a prefix is shared."""
+        return True
+
+    def fuse_layers(self, model: Any) -> None:
+        """Replaces modules of a loaded model by the backend's own, in place."""
+
+    def has_fused_layers(self, module: nn.Module) -> bool:
+        """Whether a module contains such replaced ones."""
+        return False
+
+
+def backend_of(run: Run) -> BackendRuntime:
+    """The runtime of a run's backend, made when first asked for."""
+    if run.backend is None:
+        run.backend = run.plan.backend.component.runtime(run.plan)
+    found: BackendRuntime = run.backend
+    return found
 
 
 REFERENCE = BackendRuntime()

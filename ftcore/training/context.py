@@ -12,6 +12,7 @@ class TrainingContext(Protocol):
 
     Attributes:
         plan: the run's plan.
+        backend: its backend's runtime; see `ftcore.training.backend`.
         model: the trained model, without wrappers.
         args: TrainingArguments.
         accelerator: accelerate's Accelerator.
@@ -31,6 +32,7 @@ class TrainingContext(Protocol):
     """
 
     plan: Plan
+    backend: Any
     model: Any
     args: Any
     accelerator: Any

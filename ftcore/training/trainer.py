@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, speed_metric
 from ftcore.api.plan import Run
 from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, RunError, UsageError
+from ftcore.training.backend import BackendRuntime, backend_of
 from ftcore.training.batching.collators import Batch, collate, tokens_read
 from ftcore.training.batching.samplers import EpochBatches, EpochLoader
 from ftcore.training.batching.shared_prefix import PrefixSharingCollator
@@ -24,12 +25,11 @@ from ftcore.training.callbacks.neftune import NeftuneNoise
 from ftcore.training.callbacks.progress import ProgressCallback
 from ftcore.training.callbacks.signals import StopSignals
 from ftcore.training.checkpointing.resume import ResumableTrainer
-from ftcore.training.checkpointing.state import choose_matmul
+from ftcore.training.checkpointing.state import prepare_backend
 from ftcore.training.cost_model.prefix import sharing_rule
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.model_transforms import capability_cache
 from ftcore.training.model_transforms.frozen_layers import choose_frozen_layer_cache
-from ftcore.training.model_transforms.fused_layers import fuse_layers
 from ftcore.training.model_transforms.last_layer_pruning import prune_last_layer
 from ftcore.training.model_transforms.torch_compile import compile_layers
 from ftcore.training.step.executor import MicroBatchExecutor
@@ -73,6 +73,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.plan, self.tokenizer, self.phase = run.plan, run.tokenizer, run.phase
+        self.backend: BackendRuntime = backend_of(run)
         cached = run.model.config.use_cache if hasattr(run.model.config, "use_cache") else None
         plugins = [callback for found in run.plan.plugins.hook.ft_callbacks(plan=run.plan) for callback in found]
         self.reports = ProgressCallback(run.plan.output_dir, bar=not run.plan.transformers.get("disable_tqdm"))
@@ -94,11 +95,11 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         # The order of these calls matters: each check compares with the model as the calls before it left it.
         if run.plan.gradient_checkpointing:
             enable_recomputation(run.model, run.plan.training.gradient_checkpointing_kwargs)
-        choose_matmul(self)  # first: all later computations, and keys of caches, depend on the choice
+        prepare_backend(self)  # first: all later computations, and keys of caches, depend on its choices
         self.scorer = self.make_scorer(run.model)
         with self.comparison_context(self.scorer):
             capability_cache.probe_capabilities(self.scorer)  # before layers change: the reference is the model's own
-        fuse_layers(run.model)
+        self.backend.fuse_layers(run.model)
         prune_last_layer(self.scorer)  # needs the probed capabilities
         self.noise = self._noise()  # after the probe: results for a model with hooks are not cached
         self.data_collator = self.sharing_collator(self.scorer)  # depends on the probed capabilities and on noise
@@ -127,7 +128,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
 
     def make_scorer(self, model: Any) -> Any:
         """The forward pass of a model."""
-        scorer = CausalLMForward(model)
+        scorer = CausalLMForward(model, self.backend)
         scorer.smoothing = self.plan.training.label_smoothing_factor
         return scorer
 
@@ -162,7 +163,7 @@ class FtTrainer(MicroBatchExecutor, ResumableTrainer):
         try:
             output = super().train(*args, **kwargs)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error, self.backend):
                 raise
             raise self.guard.too_large("outside the forward and backward passes") from error
         self._show_averages()

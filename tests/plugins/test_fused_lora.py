@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from ft_plugins.backends.cpu import matmul, recompute
+from ft_plugins.backends.cpu.fused_layers import fuse_layers
+from ft_plugins.backends.cpu.matmul import MatmulChoice
 from ft_plugins.methods.fused import Frozen, _Adapted, _Fused, fuse
-from ftcore.training.kernels import matmul, recompute
-from ftcore.training.kernels.matmul import MatmulChoice
-from ftcore.training.model_transforms.fused_layers import fuse_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ft_plugins.backends.cpu.traits import FUSED, TILE
-from ftcore.resources.device_traits import CHUNK_BYTES, DeviceTraits
+from ftcore.resources.device_traits import DeviceTraits
 from ftcore.resources.memory_model import RUNTIME_BYTES, Depth, Need, _kept_by_layer, estimate
 from ftcore.resources.model_shapes import Architecture
 
@@ -126,12 +126,6 @@ def test_a_larger_batch_never_takes_less() -> None:
         assert sizes == sorted(sizes)
 
 
-def test_chunk_and_tile_are_the_engines() -> None:
-    from ftcore.training.losses import linear_cross_entropy
-
-    assert (linear_cross_entropy.CHUNK_BYTES, linear_cross_entropy.TILE) == (CHUNK_BYTES, TILE)
-
-
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, ftcore.resources.memory_model\n"
@@ -149,10 +143,11 @@ def saved_bytes(config: dict[str, Any], adapter: bool, dtype: str, dropout: floa
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+    from ft_plugins.backends.cpu.fused_layers import fuse_layers
+    from ft_plugins.backends.cpu.runtime import CpuRuntime
     from ft_plugins.methods.fused import fuse
     from ftcore.training.batching.collators import collate
     from ftcore.training.forward.causal_lm import CausalLMForward
-    from ftcore.training.model_transforms.fused_layers import fuse_layers
 
     special: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]](**config | special))
@@ -164,7 +159,7 @@ def saved_bytes(config: dict[str, Any], adapter: bool, dtype: str, dropout: floa
         for tensor in model.parameters():
             tensor.data = tensor.data.float() if tensor.requires_grad else tensor.data
         fuse(model)
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     assert scorer.packed
     fuse_layers(model)
@@ -238,7 +233,8 @@ import numpy as np, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 import ftcore.training.trainer
 from ftcore.training.batching.collators import collate
-from ftcore.training.model_transforms.fused_layers import fuse_layers
+from ft_plugins.backends.cpu.fused_layers import fuse_layers
+from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.training.forward.causal_lm import CausalLMForward
 model = LlamaForCausalLM(LlamaConfig(**config))
 if adapter:
@@ -248,7 +244,7 @@ if adapter:
     fuse(model)
 if recompute:
     (model.get_base_model() if adapter else model).gradient_checkpointing_enable({"use_reentrant": False})
-scorer = CausalLMForward(model)
+scorer = CausalLMForward(model, CpuRuntime())
 scorer.probe_capabilities()
 fuse_layers(model)
 model.train()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.training.attention import varlen
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.model_transforms import capability_cache
@@ -36,7 +37,7 @@ def asks(small_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         torch.manual_seed(0)
         model = small_models[family].make()
         change(model)
-        before, scorer = Asked.times, Asked(model)
+        before, scorer = Asked.times, Asked(model, CpuRuntime())
         capability_cache.probe_capabilities(scorer)
         assert (scorer.packed, scorer.fused, scorer.shares) == (True, True, True)
         assert model.config._attn_implementation == varlen.NAME
@@ -137,7 +138,7 @@ def test_less_than_everything_is_not_kept(
 
 def test_what_is_kept_says_no_more_than_the_way(asks: Any) -> None:
     way = json.loads(_kept().read_text())["content"]["value"]
-    assert way == {"packed": True, "shares": True, "plain": True, "fused": True}
+    assert way == {"packed": True, "shares": True, "splits_rows": True, "fused": True}
 
 
 def test_tensors_without_numbers_have_no_name(small_models: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.training.batching.collators import collate
 from ftcore.training.forward.causal_lm import CausalLMForward
 
@@ -31,7 +32,7 @@ def test_packed_equals_padded(family: str, small_models: Any, tokens: Any, plain
     expected.backward()
     expected_norm = gradient_norm(model)
     model.zero_grad()
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     batch = collate(rows)
     loss = scorer.weighted_nll(batch) / batch["weights"].sum()
@@ -53,7 +54,7 @@ def test_packed_equals_padded_in_float32(
     expected.backward()
     expected_norm = gradient_norm(model)
     model.zero_grad()
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     flat = collate(batch)
     loss = scorer.weighted_nll(flat) / flat["weights"].sum()
@@ -69,7 +70,7 @@ def test_every_way_gives_the_same(packed: bool, fused: bool, small_models: Any, 
     rows = [data[number] for number in range(len(data))]
     model = small_models["llama"].make(torch.float64).eval()
     expected = plain_loss(model, rows).item()
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     scorer.fused = fused
     if not packed:
@@ -87,7 +88,7 @@ def test_packing_isolates(family: str, small_models: Any, tokens: Any) -> None:
     data = tokens((8, 11, 9), vocabulary=96, untrained=())
     for weights in data.weights:
         weights[:] = 1
-    scorer = CausalLMForward(small_models[family].make().eval())
+    scorer = CausalLMForward(small_models[family].make().eval(), CpuRuntime())
     scorer.probe_capabilities()
     with torch.no_grad():
         before = scorer.logits(collate([data[number] for number in range(3)]))
@@ -106,7 +107,7 @@ def test_a_model_with_position_biases_is_padded(
     data = tokens(LENGTHS, vocabulary=96)
     rows = [data[number] for number in range(len(data))]
     model = small_models["bloom"].make().eval()
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     batch = collate(rows)
     assert scorer.packed is False
@@ -123,7 +124,7 @@ def test_a_head_with_an_adapter_goes_through_the_model(small_models: Any, tokens
     model = get_peft_model(small_models["mistral"].make(torch.float64), config).to(torch.float64).eval()
     data = tokens(LENGTHS, vocabulary=96)
     rows = [data[number] for number in range(len(data))]
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     batch = collate(rows)
     assert (scorer.packed, scorer.fused) == (True, False)
@@ -142,7 +143,7 @@ def test_a_head_saved_whole_is_fused(small_models: Any, tokens: Any, plain_loss:
         copy.weight.mul_(1.5)
     data = tokens(LENGTHS, vocabulary=96)
     rows = [data[number] for number in range(len(data))]
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     batch = collate(rows)
     loss = scorer.weighted_nll(batch) / batch["weights"].sum()
@@ -155,7 +156,7 @@ def test_a_head_saved_whole_is_fused(small_models: Any, tokens: Any, plain_loss:
 def test_a_batch_without_a_label_has_a_zero_gradient(small_models: Any) -> None:
     """A micro-batch whose rows train nothing."""
     model = small_models["llama"].make()
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     ids = np.arange(5, 12, dtype=np.int32)
     loss = scorer.weighted_nll(collate([{"input_ids": ids, "weights": np.zeros(7, np.float32), "index": 0}]))
@@ -170,7 +171,7 @@ def test_generation_still_works(small_models: Any) -> None:
     prompt = {"input_ids": torch.tensor([[0, 0, 5, 6, 7], [9, 10, 11, 12, 13]])}
     prompt["attention_mask"] = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     expected = model.generate(**prompt, max_new_tokens=12, do_sample=False)
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     assert scorer.packed
     assert torch.equal(model.generate(**prompt, max_new_tokens=12, do_sample=False), expected)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ftcore.training.losses import linear_cross_entropy as head_module
+from ft_plugins.backends.cpu import linear_cross_entropy as head_module
 
 pytestmark = pytest.mark.usefixtures("torchs_products")
 

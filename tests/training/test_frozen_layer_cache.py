@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.errors import UsageError
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.checkpointing import directory
@@ -192,7 +193,7 @@ def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
 
     batch = collate([tokens([7, 4, 11], vocabulary=90)[row] for row in range(3)])
     for name, model in small_models.items():
-        scorer = CausalLMForward(model.make().eval())
+        scorer = CausalLMForward(model.make().eval(), CpuRuntime())
         scorer.probe_capabilities()
         if not scorer.packed:
             assert name == "bloom"

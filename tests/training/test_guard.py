@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.errors import RunError, UsageError
 from ftcore.testing import tiny_model
 from ftcore.training.callbacks.progress import read_log
@@ -306,7 +307,7 @@ def test_dropout_is_that_of_rows_that_fit(trainer_of: Any, tokens: Any, tmp_path
     ],
 )
 def test_what_is_out_of_memory(error: Exception, answer: bool) -> None:
-    assert out_of_memory(error) is answer
+    assert out_of_memory(error, CpuRuntime()) is answer
 
 
 @pytest.mark.parametrize("message", ["mat1 and mat2 shapes cannot be multiplied"])

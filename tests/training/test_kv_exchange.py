@@ -16,13 +16,14 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ft_plugins.backends.cpu.fused_layers import fuse_layers
+from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.training.batching.collators import Batch, collate
 from ftcore.training.batching.shared_prefix import share_prefixes
 from ftcore.training.cost_model.prefix import AlwaysShare
 from ftcore.training.cost_model.tokens import visible
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.forward.reward import RewardForward
-from ftcore.training.model_transforms.fused_layers import fuse_layers
 from ftcore.training.parallel.cpu_threads import split_forward
 from ftcore.training.parallel.cpu_threads.kv_exchange import KVChannel, KVSlice, split_row
 from ftcore.training.parallel.cpu_threads.pool import MIN_TOKENS, ThreadPool
@@ -75,10 +76,10 @@ def scorer(kind: str = "lora", classes: bool = False) -> CausalLMForward:
     elif kind == "freeze":
         for name, tensor in model.named_parameters():
             tensor.requires_grad_("layers.2" in name)
-    made = (RewardForward if classes else CausalLMForward)(model)
+    made = (RewardForward if classes else CausalLMForward)(model, CpuRuntime())
     made.probe_capabilities()
     fuse_layers(model)
-    assert (made.packed, made.fused, made.shares, made.plain) == (True,) * 4
+    assert (made.packed, made.fused, made.shares, made.splits_rows) == (True,) * 4
     return made
 
 
@@ -209,7 +210,7 @@ def test_what_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         split.window = window
         assert split.accepts(long) is taken
     split.window = None
-    for name in ("plain", "shares", "fused"):
+    for name in ("splits_rows", "shares", "fused"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(one, name, False)
             assert not split.accepts(long)

@@ -14,11 +14,14 @@ from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
 from transformers.trainer_pt_utils import LabelSmoother
 
+from ft_plugins.backends.cpu import linear_cross_entropy as tiled
+from ft_plugins.backends.cpu.linear_cross_entropy import TiledLinearCrossEntropy
 from ft_plugins.stages.sft.token_accuracy import AccuracyTrainer
 from ftcore.training.callbacks.progress import read_log
-from ftcore.training.losses import linear_cross_entropy as module
-from ftcore.training.losses.linear_cross_entropy import LMHead, nll_and_hits, weighted_nll
+from ftcore.training.losses import linear_cross_entropy as chunked
+from ftcore.training.losses.linear_cross_entropy import CHUNKED, LMHead
 
+TILED = TiledLinearCrossEntropy()
 SHARE = 0.1
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 5]
 
@@ -51,7 +54,7 @@ def test_the_head_gives_the_formula_and_its_gradient(data: st.DataObject) -> Non
     """By tiles and by chunks, in float64 and float32: losses, gradients and hits."""
     count, vocabulary = data.draw(st.integers(0, 9)), data.draw(st.integers(2, 40))
     tile = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 41))
-    tiled, share = data.draw(st.booleans()), data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    kernel, share = data.draw(st.sampled_from([TILED, CHUNKED])), data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
     scale, softcap = data.draw(st.sampled_from([1.0, 0.25])), data.draw(st.sampled_from([None, 5.0]))
     dtype = data.draw(st.sampled_from([torch.float64, torch.float32]))
     make = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
@@ -73,14 +76,12 @@ def test_the_head_gives_the_formula_and_its_gradient(data: st.DataObject) -> Non
     ]
     mine = [own[0].requires_grad_()] + ([one.requires_grad_() for one in own[1:] if one is not None] if trained else [])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TILE", tile)
-        patch.setattr(module, "CHUNK_BYTES", tile[0])
-        if not tiled:
-            patch.setattr(module, "_tiled", lambda head, hidden: False)
+        patch.setattr(tiled, "TILE", tile)
+        patch.setattr(chunked, "CHUNK_BYTES", tile[0])
         head = LMHead(own[1], own[2], scale, softcap)
-        total = weighted_nll(own[0], head, labels, weights.to(dtype), share)
+        total = kernel.weighted_nll(own[0], head, labels, weights.to(dtype), share)
         found = torch.autograd.grad(total, mine)
-        losses, hits = nll_and_hits(own[0], head, labels, share)
+        losses, hits = kernel.nll_and_hits(own[0], head, labels, share)
     near = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-5}
     assert torch.allclose(total.double(), (each * weights).sum(), **near)
     assert torch.allclose(losses.double(), each, **near)
@@ -93,14 +94,14 @@ def test_the_head_gives_the_formula_and_its_gradient(data: st.DataObject) -> Non
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, 2.0)])
 def test_gradcheck(trained: bool, scale: float, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TILE", (3, 2))
-    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(tiled, "TILE", (3, 2))
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1)
     torch.manual_seed(0)
     hidden = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, 4, dtype=torch.float64, requires_grad=trained)
     labels, weights = torch.randint(0, 5, (7,)), torch.rand(7, dtype=torch.float64)
     assert gradcheck(
-        lambda h, w: weighted_nll(h, LMHead(w, None, scale, softcap), labels, weights, 0.2), (hidden, weight)
+        lambda h, w: TILED.weighted_nll(h, LMHead(w, None, scale, softcap), labels, weights, 0.2), (hidden, weight)
     )
 
 
@@ -147,7 +148,7 @@ def test_half_precision_sums_in_float32() -> None:
     labels = torch.randint(0, 300, (50,))
     z = hidden.double() @ weight.double().T
     exact = cross_entropy(z, labels, label_smoothing=SHARE, reduction="sum")
-    found = weighted_nll(hidden, LMHead(weight), labels, torch.ones(50), SHARE)
+    found = TILED.weighted_nll(hidden, LMHead(weight), labels, torch.ones(50), SHARE)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(exact.item(), rel=1e-3)
 

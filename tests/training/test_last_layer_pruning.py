@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ft_plugins.backends.cpu.fused_layers import fuse_layers
+from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.training.batching.collators import collate
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.forward.reward import RewardForward
-from ftcore.training.model_transforms.fused_layers import fuse_layers
 from ftcore.training.model_transforms.last_layer_pruning import PrunedLastLayer, prune_last_layer
 
 pytestmark = [
@@ -45,7 +46,7 @@ def model_of(kind: str, **options: Any) -> Any:
 
 
 def scorer_of(model: Any, kind: type[CausalLMForward] = CausalLMForward) -> CausalLMForward:
-    scorer = kind(model)
+    scorer = kind(model, CpuRuntime())
     scorer.probe_capabilities()
     return scorer
 

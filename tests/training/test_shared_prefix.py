@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
+from ft_plugins.backends.cpu import attention as blocked
+from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.errors import UsageError
-from ftcore.training.attention import blocked
 from ftcore.training.attention import varlen as attention
+from ftcore.training.backend import BackendRuntime
 from ftcore.training.batching.collators import IGNORED, Batch, collate, tokens_read
 from ftcore.training.batching.pairs import collate_pairs
 from ftcore.training.batching.shared_prefix import PrefixSharingCollator, longest_common, share_prefixes
@@ -159,95 +158,6 @@ def test_rows_with_images_stay_whole() -> None:
     assert share_prefixes(batch, AlwaysShare()) == batch
 
 
-# ---- attention ----
-
-ROW = ([9, 4, 6, 3], [(), (), ((0, 7),), ((0, 2), (9, 12))])
-
-
-def tensors(dtype: torch.dtype = torch.float64, heads: int = 4) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    sizes = (heads, 2, 2)
-    return [
-        torch.randn(1, 22, size, 8, generator=generator, dtype=dtype).transpose(1, 2).requires_grad_() for size in sizes
-    ]
-
-
-def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int = 99) -> torch.Tensor:
-    """Attention under a dense mask, by torch's own function."""
-    mask, start = torch.zeros(22, 22, dtype=torch.bool), 0
-    for length, ranges in zip(*ROW, strict=True):
-        places = [*(place for some in ranges for place in range(*some)), *range(start, start + length)]
-        band = attention.Rule(True, 0.0, None, window, None, None).band(length, len(places), mask.device)
-        mask[start : start + length, places] = band
-        start += length
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
-
-
-def ours(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
-    starts = torch.tensor([0, *ROW[0]]).cumsum(0).int()
-    module = SimpleNamespace(is_causal=True)
-    found, _ = attention.varlen_attention(
-        module, query, key, value, None, cu_seq_lens_q=starts, prefixes=ROW[1], **options
-    )
-    return found
-
-
-@pytest.mark.parametrize("way", ["two parts", "mask", "window"])
-def test_attention_and_its_gradients(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each way against a dense mask, in float64."""
-    if way == "mask":
-        monkeypatch.setattr(attention, "serves", lambda *tensors: False)
-    options = {"sliding_window": 5} if way == "window" else {}
-    given = tensors()
-    expected = plain(*given, *options.values())
-    found = ours(*given, **options)
-    weights = torch.randn(expected.shape, dtype=torch.float64)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    pairs_of = zip(*(torch.autograd.grad(out, given, weights) for out in (found, expected)), strict=True)
-    for mine, theirs in pairs_of:
-        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
-
-
-def test_gradcheck() -> None:
-    assert torch.autograd.gradcheck(ours, tensors(), fast_mode=True)
-
-
-def test_attention_in_bfloat16_under_autocast() -> None:
-    """Queries in float32, as rotary embeddings leave them in some models."""
-    given = [tensor.detach() for tensor in tensors(torch.float32)]
-    expected = plain(*given)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = ours(*given)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
-
-
-def test_attention_that_looks_ahead_is_refused() -> None:
-    with pytest.raises(attention.UnsupportedAttentionError, match="is not causal"):
-        ours(*tensors(), is_causal=False)
-
-
-def test_flash_attention_gets_the_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """flash-attn's varlen call, computed here by its documentation: causal, the last query at the last key."""
-
-    def varlen(q: Any, k: Any, v: Any, starts_q: Any, starts_k: Any, most_q: int, most_k: int, **options: Any) -> Any:
-        assert options["causal"]
-        assert (most_q, most_k) == (9, 13)
-        groups, parts = q.shape[1] // k.shape[1], []
-        for (a, b), (c, d) in zip(pairwise(starts_q.tolist()), pairwise(starts_k.tolist()), strict=True):
-            mask = attention.Rule(True, 0.0, None, None, None, None).band(b - a, d - c, q.device)
-            keys, values = (part[c:d].transpose(0, 1).repeat_interleave(groups, 0) for part in (k, v))
-            parts.append(scaled_dot_product_attention(q[a:b].transpose(0, 1), keys, values, attn_mask=mask))
-        return torch.cat(parts, 1).transpose(0, 1)
-
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=varlen))
-    monkeypatch.setattr(attention, "_flash_serves", lambda query, rule: True)
-    given = tensors()
-    torch.testing.assert_close(ours(*given), plain(*given), rtol=1e-12, atol=1e-12)
-
-
 # ---- models ----
 
 FAMILIES = ["llama", "llama_tied", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "gpt_oss", "cohere2", "granite"]
@@ -262,7 +172,7 @@ def test_shared_equals_alone(family: str, small_models: Any, gradient_norm: Any)
     """
     dtype, exact = (torch.float32, 1e-5) if family in ("gemma2", "gpt_oss") else (torch.float64, 1e-7)
     model = small_models[family].make(dtype)
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     assert scorer.shares
     found = []
@@ -280,7 +190,7 @@ def test_with_activations_computed_again(small_models: Any, gradient_norm: Any) 
     norms = []
     for again in (False, True):
         model = small_models["qwen3"].make(torch.float64).train()
-        scorer = CausalLMForward(model)
+        scorer = CausalLMForward(model, CpuRuntime())
         scorer.probe_capabilities()
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -296,7 +206,7 @@ def test_models_whose_tokens_see_more_than_attention_shows(small_models: Any) ->
     shape = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
     for model in (small_models["bloom"].make(), t.Lfm2ForCausalLM(t.Lfm2Config(**shape))):
-        scorer = CausalLMForward(model)
+        scorer = CausalLMForward(model, CpuRuntime())
         scorer.probe_capabilities()
         assert not scorer.shares
         assert sharing_rule(scorer, "auto") is None
@@ -312,7 +222,7 @@ def test_a_model_that_drops_the_prefixes_is_found_out(small_models: Any, monkeyp
         return honest(*args, **options)
 
     monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, forgetful)
-    scorer = CausalLMForward(small_models["llama"].make())
+    scorer = CausalLMForward(small_models["llama"].make(), CpuRuntime())
     scorer.probe_capabilities()
     assert scorer.packed
     assert not scorer.shares
@@ -326,7 +236,7 @@ def test_scores_are_read_at_the_same_tokens() -> None:
     config.num_attention_heads, config.num_key_value_heads, config.num_labels = 4, 4, 1
     torch.manual_seed(0)
     model = t.LlamaForSequenceClassification(config).double().eval()
-    scorer = RewardForward(model)
+    scorer = RewardForward(model, CpuRuntime())
     scorer.probe_capabilities()
     assert scorer.shares
     rows = pairs()
@@ -348,10 +258,10 @@ def test_scores_are_read_at_the_same_tokens() -> None:
 def test_the_prompt_is_counted_once(small_models: Any) -> None:
     """Operations of the matrix products, forward and backward, against those of so many tokens."""
     model = small_models["llama"].make()
-    scorer = CausalLMForward(model)
+    scorer = CausalLMForward(model, CpuRuntime())
     scorer.probe_capabilities()
     rows = pairs([(40, 5, 7), (30, 8, 3)])
-    linear, counted = 3 * 2 * PrefixCost.of(model).weights, []
+    linear, counted = 3 * 2 * PrefixCost.of(model, CpuRuntime()).weights, []
     for shares in (None, AlwaysShare()):
         batch = PrefixSharingCollator(collate_pairs, shares)(rows)
         with FlopCounterMode(display=False) as counter:
@@ -395,17 +305,17 @@ def test_the_cost_is_the_models(small_models: Any) -> None:
     expected = sum(
         tensor.numel() for name, tensor in model.model.named_parameters() if tensor.dim() == 2 and "embed" not in name
     )
-    cost = PrefixCost.of(model)
+    cost = PrefixCost.of(model, CpuRuntime())
     assert cost == PrefixCost(weights=expected, width=32, layers=3, masked=False)
     adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=4))
-    assert PrefixCost.of(adapted.get_base_model()) == cost
+    assert PrefixCost.of(adapted.get_base_model(), CpuRuntime()) == cost
     model.config.attention_dropout = 0.1
-    assert PrefixCost.of(model).masked
+    assert PrefixCost.of(model, CpuRuntime()).masked
 
 
-def test_branches_need_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another torch may not have it: attention goes under a mask then."""
+def test_plain_attention_masks_prefixes(small_models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference's does, and the CPU's where another torch does not have the kernel."""
+    model = small_models["llama"].make()
+    assert PrefixCost.of(model, BackendRuntime()).masked
     monkeypatch.setattr(blocked, "_BACKWARD", None)
-    assert not blocked.available(torch.device("cpu"))
-    given = tensors()
-    torch.testing.assert_close(ours(*given), plain(*given), rtol=1e-12, atol=1e-12)
+    assert PrefixCost.of(model, CpuRuntime()).masked

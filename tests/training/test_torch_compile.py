@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.config.validation import core
 from ftcore.training.batching.shared_prefix import PrefixSharingCollator
 from ftcore.training.cost_model.prefix import AlwaysShare
@@ -36,7 +37,7 @@ def _fresh() -> Iterator[None]:
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are compiled in float32 on a CPU too, where results can be compared to the last digits."""
-    monkeypatch.setattr(torch_compile, "has_fused_layers", lambda layer: False)
+    monkeypatch.setattr(CpuRuntime, "has_fused_layers", lambda runtime, layer: False)
 
 
 def rows_of(tokens: Any) -> Any:
@@ -203,7 +204,7 @@ def test_families(
     request.getfixturevalue("in_float32")
     results = []
     for compile_it in (False, True):
-        scorer = CausalLMForward(small_models[name].make())
+        scorer = CausalLMForward(small_models[name].make(), CpuRuntime())
         scorer.probe_capabilities()
         if compile_it:
             torch_compile.compile_layers(host, scorer)

@@ -18,12 +18,12 @@ import pytest
 
 import ft_plugins
 import ftcore
+from ft_plugins.backends.cpu import matmul, matmul_autotune
 from ftcore.cli import main
 from ftcore.data import fingerprint
 from ftcore.data.storage.arrays import ARRAYS
 from ftcore.errors import RunError
 from ftcore.testing import tiny_model
-from ftcore.training.kernels import matmul, matmul_autotune
 from ftcore.training.model_transforms import capability_cache, frozen_layers
 from ftcore.training.reference import logprob_cache
 from ftcore.utils import file_digests, hashing

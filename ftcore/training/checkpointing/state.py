@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from ftcore.data.fingerprint import data_hashes
 from ftcore.data.pipeline.streaming import Cursor
 from ftcore.errors import RunError
 from ftcore.models.files import model_files
+from ftcore.training.backend import BackendRuntime
 from ftcore.training.checkpointing import directory
 from ftcore.training.checkpointing.directory import RunFingerprint
 from ftcore.training.checkpointing.fingerprint import compared_options
 from ftcore.training.checkpointing.safe_serialization import load_pytree, save_pytree
-from ftcore.training.kernels import matmul, matmul_autotune
 from ftcore.utils.hashing import new_digest, sha256_of
 from ftcore.utils.ownership import sealed_manifest
 
@@ -105,7 +104,7 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
     progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
     progress["meters"], progress["guard"] = trainer.meters.sums, trainer.guard.state()
     progress["prefix"] = trainer.scorer.frozen_layer_cache is not None and trainer.scorer.frozen_layer_cache.enabled
-    progress["products"] = asdict(matmul.get_choice())
+    progress["backend"] = {"name": trainer.backend.name, "state": trainer.backend.state_dict()}
     if trainer.streamed is not None:
         progress["cursor"] = tuple(trainer.streamed.cursor)
     save_pytree(folder, "progress", progress)
@@ -140,7 +139,8 @@ def load_progress(trainer: Any, folder: Path) -> bool:
     trainer._tr_loss = progress["loss"].to(trainer.args.device)
     trainer.meters.sums.update(progress["meters"])
     trainer.guard.load(progress["guard"])
-    matmul.set_choice(_products_of(progress))
+    if (kept := _backend_state(progress, trainer.backend)) is not None:
+        trainer.backend.load_state_dict(kept)
     trainer._globalstep_last_logged = progress["logged"]
     restore_frozen_layers(trainer, progress.get("prefix", False))
     if trainer.streamed is not None:
@@ -167,13 +167,14 @@ def restore_frozen_layers(trainer: Any, used: bool) -> None:
     trainer.reports.info(f"frozen layers are computed {how}, as before the checkpoint")
 
 
-def _products_of(progress: Mapping[str, Any]) -> matmul.MatmulChoice:
-    """The choice in a checkpoint; torch's products where it has none."""
-    return matmul.MatmulChoice(**progress.get("products", {}))
+def _backend_state(progress: Mapping[str, Any], backend: BackendRuntime) -> dict[str, Any] | None:
+    """The backend's state in a checkpoint; None where another backend wrote it."""
+    kept = progress.get("backend", {})
+    return kept["state"] if kept.get("name") == backend.name else None
 
 
-def saved_matmul(plan: Plan) -> matmul.MatmulChoice | None:
-    """The choice of matrix products in the checkpoint from which a run will resume, read before it is loaded.
+def saved_backend_state(plan: Plan, backend: BackendRuntime) -> dict[str, Any] | None:
+    """The backend's state in the checkpoint from which a run will resume, read before it is loaded; None for none.
 
     Results that are computed before the checkpoint is loaded, such as reference log-probabilities, then agree too.
     """
@@ -184,19 +185,19 @@ def saved_matmul(plan: Plan) -> matmul.MatmulChoice | None:
     elif wanted not in (None, False, "never"):
         folders = [Path(str(wanted))]
     try:
-        return _products_of(load_pytree(folders[-1], "progress")) if folders else None
+        return _backend_state(load_pytree(folders[-1], "progress"), backend) if folders else None
     except (OSError, ValueError, TypeError):
         return None  # a damaged checkpoint is reported when the run resumes from it
 
 
-def choose_matmul(trainer: Any) -> None:
-    """Chooses the checkpoint's matrix products, or the fastest on this machine; the same in all processes."""
-    locking = trainer.plan.training.use_file_locking
-    matmul_autotune.autotune(trainer.args.device.type, saved_matmul(trainer.plan), locking=locking)
+def prepare_backend(trainer: Any) -> None:
+    """Prepares the backend as it was at the checkpoint, or anew; its state is the same in all processes."""
+    plan, backend = trainer.plan, trainer.backend
+    backend.prepare(saved_backend_state(plan, backend), locking=plan.training.use_file_locking)
     if trainer.args.world_size > 1:
-        chosen = [matmul.get_choice()]
+        chosen = [backend.state_dict()]
         broadcast_object_list(chosen)
-        matmul.set_choice(chosen[0])
+        backend.load_state_dict(chosen[0])
 
 
 def _digest(content: bytes) -> str:

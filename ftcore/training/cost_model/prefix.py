@@ -6,13 +6,12 @@ and its queries see the prompt's keys. The last prompt token occurs twice, becau
 answers, and a position has one label.
 
 Sharing saves the linear layers' work on the prompt, and the prompt's attention to itself. It adds work to the attention
-of the rejected answer: its keys lie in two places, are concatenated, and their gradients are distributed
-(`ftcore.training.attention.blocked`), or a mask is used. The constants are measured on one thread of an AMD EPYC with
-AVX-512 (torch 2.13, forward and backward of one layer, three shapes, smollm2's among them, prompts of 2 to 700 tokens,
-answers of 4 to 700). Their unit is the time of one multiply-add of the linear layers, forward and backward. The
-measurement merged two parts by their logsumexps. Blocked attention agrees on when sharing saves time. On a Zen 3, added
-ms of attention and saved ms of linear layers: 7 tokens before 701, 10.7 and 1.3; 7 before 17, 0.1 and 1.3; 30 before
-400, 2.3 and 5.5.
+of the rejected answer: its keys lie in two places, are concatenated, and their gradients are distributed by the
+backend's kernel, or a mask is used. The constants are measured on one thread of an AMD EPYC with AVX-512 (torch 2.13,
+forward and backward of one layer, three shapes, smollm2's among them, prompts of 2 to 700 tokens, answers of 4 to 700).
+Their unit is the time of one multiply-add of the linear layers, forward and backward. The measurement merged two parts
+by their logsumexps. Blocked attention agrees on when sharing saves time. On a Zen 3, added ms of attention and saved ms
+of linear layers: 7 tokens before 701, 10.7 and 1.3; 7 before 17, 0.1 and 1.3; 30 before 400, 2.3 and 5.5.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ftcore.errors import Problem, UsageError
-from ftcore.training.attention.blocked import available
+from ftcore.training.backend import BackendRuntime
 
 ShareOption = bool | Literal["auto"]
 """The option ``share_prompt``."""
@@ -57,12 +56,12 @@ class PrefixCost:
     masked: bool
 
     @classmethod
-    def of(cls, model: Any) -> PrefixCost:
+    def of(cls, model: Any, backend: BackendRuntime) -> PrefixCost:
         """The cost model of a transformers model."""
         config, decoder = model.config.get_text_config(), model.get_decoder()
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        exact = available(model.device) and not getattr(config, "attention_dropout", 0)
-        return cls(_weights(decoder), config.num_attention_heads * size, config.num_hidden_layers, not exact)
+        masked = backend.masks_prefixes or bool(getattr(config, "attention_dropout", 0))
+        return cls(_weights(decoder), config.num_attention_heads * size, config.num_hidden_layers, masked)
 
     def __call__(self, shared: int, queries: int) -> bool:
         """Whether sharing ``shared`` tokens before ``queries`` own ones takes less time."""
@@ -96,7 +95,7 @@ def sharing_rule(scorer: Any, wish: ShareOption, noise: bool = False) -> Shares 
     if wish is False:
         return None
     if not noise and scorer.shares:
-        return AlwaysShare() if wish is True else PrefixCost.of(scorer.inner)
+        return AlwaysShare() if wish is True else PrefixCost.of(scorer.inner, scorer.backend)
     if wish is True:
         why = "neftune_noise_alpha is set" if noise else "the model does not reproduce its logits with shared prefixes"
         raise UsageError(Problem(f"share_prompt is true, and {why}", hint="write share_prompt: auto"))

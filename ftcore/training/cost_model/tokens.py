@@ -12,11 +12,6 @@ import numpy.typing as npt
 
 from ftcore.training.batching.collators import Batch
 from ftcore.training.cost_model.prefix import PrefixCost
-from ftcore.training.kernels import matmul
-
-PAIR = {False: 2.4, True: 3.6}
-"""Time of attention per operation, relative to a linear layer. False: torch's kernel with MKL (Zen 3). True: oneDNN's
-products (Zen 5: 67 ns for 9 heads of 64 forward and backward, 4 ps per operation of a linear layer)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +20,7 @@ class CostModel:
 
     Args:
         token: operations of a token in the linear layers.
-        pair: operations of a query and one key.
+        pair: operations of a query and one key, weighted by the backend's ``attention_cost``.
         label: operations of the vocabulary head for a label.
     """
 
@@ -39,17 +34,18 @@ class CostModel:
         (`ftcore.training.frozen_layer_cache.cache`)."""
         config, cost, prefix = (
             scorer.inner.config.get_text_config(),
-            PrefixCost.of(scorer.inner),
+            PrefixCost.of(scorer.inner, scorer.backend),
             scorer.frozen_layer_cache,
         )
         kept = prefix.first_trainable / len(prefix.layers) if prefix is not None and prefix.enabled else 0.0
         label = 2.0 * config.vocab_size * config.hidden_size if scorer.reads_vocabulary else 0.0
         pair = 4.0 * cost.width * cost.layers
-        return cls(2.0 * cost.weights * (1 - kept), pair * (1 - kept), label)
+        pair = scorer.backend.attention_cost * (pair * (1 - kept))
+        return cls(2.0 * cost.weights * (1 - kept), pair, label)
 
     def __call__(self, batch: Batch) -> npt.NDArray[np.floating[Any]]:
         """The cost of each token, ``[N]``."""
-        found = self.token + PAIR[matmul.get_choice().attention] * self.pair * visible(batch)
+        found = self.token + self.pair * visible(batch)
         found[batch["positions"].numpy()] += self.label
         return found
 

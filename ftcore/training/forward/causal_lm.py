@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,13 +14,15 @@ from torch import nn
 from ftcore.data.multimodal.images import OF_IMAGES
 from ftcore.errors import UsageError
 from ftcore.training.attention import varlen
+from ftcore.training.attention.kernel import AttentionKernel, UnsupportedAttentionError
 from ftcore.training.backend import REFERENCE, BackendRuntime
 from ftcore.training.batching.collators import Batch, collate, on_device, padded
 from ftcore.training.batching.shared_prefix import share_prefixes
 from ftcore.training.cost_model.prefix import AlwaysShare
 from ftcore.training.forward.dependence import check_causal, check_images
 from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
-from ftcore.training.losses.linear_cross_entropy import LMHead, nll_and_hits, token_logps, weighted_nll
+from ftcore.training.losses import linear_cross_entropy as losses
+from ftcore.training.losses.linear_cross_entropy import LMHead
 from ftcore.training.numerics import TOLERANCE, equivalent, evaluating
 
 if TYPE_CHECKING:
@@ -28,7 +30,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTENTION_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes", "kv_part")
+ATTENTION_KWARGS = (
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "prefixes",
+    "kv_part",
+    "attention_kernels",
+)
 """Keyword arguments that a decoder passes through to attention over a packed row."""
 
 
@@ -48,7 +58,8 @@ class CausalLMForward:
         trained.
         shares: sequences may share a prefix; packed only.
         prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
-        plain: attention in all layers is causal over a sequence and its prefix, without window, softcap or sinks.
+        attention: the backend's kernels for packed sequences.
+        splits_rows: kernels compute the attention of all layers for a row that is one part of a longer one too.
         sequence_split: computes one batch in two concurrent parts; None where batches are computed whole.
         last: the pruned last layer (`ftcore.training.model_transforms.last_layer_pruning`); packed only.
         compiled: backend and mode of compiled layers (`ftcore.training.model_transforms.torch_compile`); None for none.
@@ -62,7 +73,8 @@ class CausalLMForward:
     def __init__(self, model: Any, backend: BackendRuntime | None = None) -> None:
         self.model, self.backend = model, REFERENCE if backend is None else backend
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.packed = self.shares = self.plain = False
+        self.attention: tuple[AttentionKernel, ...] = self.backend.attention
+        self.packed = self.shares = self.splits_rows = False
         self.frozen_layer_cache: FrozenLayerCache | None = None
         self.sequence_split: SequenceSplit | None = None
         self.last: nn.Module | None = None
@@ -80,7 +92,9 @@ class CausalLMForward:
     def _weighted_nll(self, batch: Batch) -> torch.Tensor:
         labels, weights = self._labels(batch), batch["weights"][0, batch["positions"]]
         if self.fused:
-            return weighted_nll(self.hidden(batch), self.head(), labels, weights, self.smoothing)[None]
+            kernels = self.backend.linear_cross_entropy
+            hidden, head = self.hidden(batch), self.head()
+            return losses.weighted_nll(hidden, head, labels, weights, self.smoothing, kernels=kernels)[None]
         return (self._own_losses(self._own_logits(batch), labels) * weights).sum()[None]
 
     def logps(self, batch: Batch) -> torch.Tensor:
@@ -89,7 +103,11 @@ class CausalLMForward:
 
     def _logps(self, batch: Batch) -> torch.Tensor:
         labels = self._labels(batch)
-        return token_logps(self.hidden(batch), self.head(), labels) if self.fused else self._own_logps(batch, labels)
+        return self.token_logps(self.hidden(batch), labels) if self.fused else self._own_logps(batch, labels)
+
+    def token_logps(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities ``[T]`` of labels ``[T]``, given the decoder's output ``[T, H]`` there; where `fused`."""
+        return losses.token_logps(hidden, self.head(), labels, kernels=self.backend.linear_cross_entropy)
 
     def run(self, batch: Batch, outputs: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
         """The outputs of a batch, in two concurrent parts where `sequence_split` accepts it."""
@@ -104,7 +122,8 @@ class CausalLMForward:
         gradients."""
         labels = self._labels(batch)
         if self.fused:
-            return nll_and_hits(self.hidden(batch), self.head(), labels, self.smoothing)
+            kernels = self.backend.linear_cross_entropy
+            return losses.nll_and_hits(self.hidden(batch), self.head(), labels, self.smoothing, kernels=kernels)
         logits = self._own_logits(batch)
         return self._own_losses(logits, labels), logits.argmax(-1) == labels
 
@@ -124,7 +143,12 @@ class CausalLMForward:
             return torch.cat(kept)
         if self.frozen_layer_cache is not None:
             return self.frozen_layer_cache.run(batch, self.last is not None)
-        return hidden_states(self.inner.get_decoder(), batch, packed=self.packed, trimmed=self.last is not None)
+        trimmed = self.last is not None
+        return hidden_states(self.inner.get_decoder(), batch, self.attention, packed=self.packed, trimmed=trimmed)
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """A batch as keyword arguments of the decoder; packed only."""
+        return flat_inputs(batch, self.attention)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits ``[T, V]`` at the positions that have a label, by the chosen way; for small batches."""
@@ -171,7 +195,7 @@ class CausalLMForward:
                 ]
             )
         elif self.packed:
-            logits = self.model(**flat_inputs(batch), logits_to_keep=batch["positions"]).logits[0]
+            logits = self.model(**self.inputs(batch), logits_to_keep=batch["positions"]).logits[0]
         else:
             inputs = padded(batch)
             rows, columns = inputs.pop("rows"), inputs.pop("columns")
@@ -261,9 +285,13 @@ class CausalLMForward:
         if self.packed:
             self.inner.set_attn_implementation(varlen.NAME)
             batch = self.placed(share_prefixes(_probe(self.inner), AlwaysShare())) if shares else short
-            with varlen.record_plain_calls() as plain:
+            calls: list[AttentionKernel] = []
+            self.attention = varlen.recording(self.backend.attention, calls)
+            try:
                 self.packed = equivalent(_tried(self, batch), expected, TOLERANCE[self.compute_dtype])
-            self.plain = self.packed and all(plain)
+            finally:
+                self.attention = self.backend.attention
+            self.splits_rows = self.packed and all(kernel.splits_rows for kernel in calls)
         self.shares = self.packed and shares
         return self.packed
 
@@ -292,30 +320,35 @@ class CausalLMForward:
         return kinds <= {"full_attention", "sliding_attention"} and not getattr(config, "attention_chunk_size", None)
 
 
-def hidden_states(decoder: Any, batch: Batch, *, packed: bool, trimmed: bool = False) -> torch.Tensor:
+def hidden_states(
+    decoder: Any, batch: Batch, kernels: Sequence[AttentionKernel] = (), *, packed: bool, trimmed: bool = False
+) -> torch.Tensor:
     """A decoder's last hidden states ``[T, H]`` at the positions that have a label.
 
     Args:
         decoder: what ``get_decoder`` returns; with ``ft_varlen`` attention if packed.
         batch: on its device.
+        kernels: a backend's, for the attention of packed sequences.
         packed: whether sequences are packed; else padded.
         trimmed: whether its last layer is pruned to these positions.
     """
     if packed and trimmed:
-        return cast("torch.Tensor", decoder(**flat_inputs(batch), labelled=batch["positions"]).last_hidden_state[0])
+        found = decoder(**flat_inputs(batch, kernels), labelled=batch["positions"])
+        return cast("torch.Tensor", found.last_hidden_state[0])
     if packed:
-        states = decoder(**flat_inputs(batch)).last_hidden_state
+        states = decoder(**flat_inputs(batch, kernels)).last_hidden_state
         return states[0, batch["positions"]]
     inputs = padded(batch)
     rows, columns = inputs.pop("rows"), inputs.pop("columns")
     return decoder(**inputs, use_cache=False).last_hidden_state[rows, columns]
 
 
-def flat_inputs(batch: Batch) -> dict[str, Any]:
-    """A batch as keyword arguments of a decoder with ``ft_varlen`` attention."""
+def flat_inputs(batch: Batch, kernels: Sequence[AttentionKernel] = ()) -> dict[str, Any]:
+    """A batch as keyword arguments of a decoder with ``ft_varlen`` attention by these kernels."""
     starts, longest = batch["cu_seqlens"], batch["max_len"]
     told = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
     told |= {name: batch[name] for name in ("prefixes", "kv_part") if name in batch}
+    told |= {"attention_kernels": kernels} if kernels else {}
     return {**told, "input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
 
 
@@ -352,6 +385,6 @@ def _tried(scorer: CausalLMForward, batch: Batch) -> torch.Tensor | None:
     """The logits; None where the model's code raises an error."""
     try:
         return scorer.logits(batch)
-    except (varlen.UnsupportedAttentionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         log.warning("%s: %s", type(error).__name__, error)
         return None

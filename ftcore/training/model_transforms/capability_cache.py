@@ -18,12 +18,11 @@ from torch import nn
 
 from ftcore.training.attention import varlen
 from ftcore.training.checkpointing.state import versions
-from ftcore.training.kernels import matmul
 from ftcore.utils.content_store import CAPABILITY_PROBES, Entry, entry_name, store_root
 from ftcore.utils.hashing import package_of
 
 SOURCES = (package_of(__name__),)
-"""Packages whose sources are part of the key, besides those of the model's classes."""
+"""Packages whose sources are part of the key, besides those of the backend and of the model's classes."""
 _NAMES = ("_name_or_path", "name_or_path")
 _SAMPLED = 32
 """Numbers of each tensor that are part of the key. They differ between trained weights and between seeds. Few
@@ -63,10 +62,10 @@ def key(scorer: Any) -> str | None:
             [_config(one) for one in getattr(scorer.model, "peft_config", {}).values()],
             [f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, modules)],
             [_tensor(*named) for named in _tensors(scorer.model)],
-            [scorer.model.training, repr(_way(scorer)), repr(matmul.get_choice())],
+            [scorer.model.training, repr(_way(scorer)), scorer.backend.numerics_key()],
             _machine(scorer.inner.device),
         ]
-        return entry_name(parts, [*SOURCES, *_sources(scorer, modules)])
+        return entry_name(parts, [*SOURCES, *scorer.backend.sources(), *_sources(scorer, modules)])
     except (OSError, RuntimeError, NotImplementedError):
         return None  # tensors without numbers, as on the device "meta"; or missing source files
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +13,8 @@ from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, RunError, UsageError
 from ftcore.training.batching.token_budget import row_tokens
 from ftcore.training.checkpointing import state
-from ftcore.training.forward.causal_lm import flat_inputs
 from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
 from ftcore.training.frozen_layer_cache.row_store import RowStore, make_room
-from ftcore.training.kernels import matmul
 from ftcore.training.model_transforms.capability_cache import files_of_classes
 from ftcore.training.numerics import TOLERANCE, equivalent
 from ftcore.utils.content_store import FROZEN_LAYERS, Entry, entry_name, store_root
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
 
 SOURCES = (package_of(__name__),)
-"""Packages whose sources are part of the cache's key, besides those of the layers' classes."""
+"""Packages whose sources are part of the cache's key, besides those of the backend and of the layers' classes."""
 
 
 class _ImpossibleError(Exception):
@@ -94,7 +91,7 @@ def _proven(trainer: TrainingContext) -> FrozenLayerCache:
         raise _ImpossibleError("the first layer is trained")
     if any(hasattr(module, "disable_adapters") for layer in layers[:first_trainable] for module in layer.modules()):
         raise _ImpossibleError("layers before the first trainable one have adapters")
-    cache = FrozenLayerCache(scorer.inner.get_decoder(), layers, first_trainable, flat_inputs, pool=trainer.pool)
+    cache = FrozenLayerCache(scorer.inner.get_decoder(), layers, first_trainable, scorer.inputs, pool=trainer.pool)
     training = trainer.model.training
     try:
         with trainer.accelerator.autocast():
@@ -136,7 +133,7 @@ def _prove(trainer: TrainingContext, cache: FrozenLayerCache) -> None:
 def _name(trainer: TrainingContext, cache: FrozenLayerCache) -> str:
     """Digest of everything that decides the outputs of the frozen layers, bit for bit.
 
-    It covers weights, versions, number of threads, processor, and the choice of matrix products. It also covers the
+    It covers weights, versions, number of threads, processor, and the backend with its choices. It also covers the
     outputs for two short sequences, which depend on state besides the weights, such as scales of quantised ones.
     """
     above = {id(tensor) for layer in cache.layers[cache.first_trainable :] for tensor in layer.state_dict().values()}
@@ -145,9 +142,12 @@ def _name(trainer: TrainingContext, cache: FrozenLayerCache) -> str:
     device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else capability
     threads = torch.get_num_threads() if cache.pool is None else cache.pool.threads_per_worker
     how = [cache.first_trainable, str(cache.dtype), device, threads, state.versions()]
-    how += [asdict(matmul.get_choice()), *(trainer.scorer.compiled or ())]
+    backend = trainer.scorer.backend
+    how += [backend.numerics_key(), *(trainer.scorer.compiled or ())]
     classes = [module for layer in cache.layers[: cache.first_trainable] for module in layer.modules()]
-    digest = new_digest(entry_name(how, [*SOURCES, *files_of_classes([cache.decoder, *classes])]), cache.proof)
+    digest = new_digest(
+        entry_name(how, [*SOURCES, *backend.sources(), *files_of_classes([cache.decoder, *classes])]), cache.proof
+    )
     for name, tensor in (*cache.decoder.named_parameters(), *cache.decoder.named_buffers()):
         if id(tensor) not in above and not tensor.requires_grad:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

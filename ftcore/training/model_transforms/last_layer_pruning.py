@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from ftcore.training.forward.causal_lm import CausalLMForward, flat_inputs
+from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.numerics import TOLERANCE, equivalent, evaluating, fixed_random
 
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -60,7 +60,7 @@ def prune_last_layer(scorer: CausalLMForward) -> None:
 
 def _made(layer: Any, decoder: Any, scorer: CausalLMForward, **asked: Any) -> torch.Tensor | None:
     """The layer's output for two sequences of random numbers; None where it takes other arguments."""
-    inputs = flat_inputs(scorer.probe())
+    inputs = scorer.inputs(scorer.probe())
     ids = inputs.pop("input_ids")
     size = scorer.inner.config.get_text_config().hidden_size
     x = fixed_random(*ids.shape, size).to(ids.device, scorer.compute_dtype)

@@ -3,8 +3,8 @@
 30 layers take as long to compile as one, about 10 s, for batches of any length. Attention is excluded
 (`ftcore.training.attention.varlen`), and so is generation. On a Zen 5 in bfloat16 a step of sft takes 0.89 of the CPU
 time with all of smollm2-135m trained, and 0.95 with LoRA, whose layers are ft's own (docs/performance.md). In float32
-on a CPU nothing is compiled: `ftcore.training.model_transforms.fused_layers` took 0.59 of the CPU time of compiled
-layers with MKL's products, and 0.93 of that with oneDNN's.
+on a CPU nothing is compiled: the backend's fused layers took 0.59 of the CPU time of compiled layers with MKL's
+products, and 0.93 of that with oneDNN's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from ftcore.training.attention import varlen
 from ftcore.training.batching.collators import Batch, collate
 from ftcore.training.forward.causal_lm import ATTENTION_KWARGS, CausalLMForward
 from ftcore.training.model_transforms.frozen_layers import first_trainable_layer
-from ftcore.training.model_transforms.fused_layers import has_fused_layers
 from ftcore.training.numerics import TOLERANCE, equivalent, fixed_random
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def compile_layers(trainer: TrainingContext, scorer: Any) -> None:
     began = time.perf_counter()
     if layers is None:
         why = "the decoder is not a plain stack of layers"
-    elif exact and trainer.args.device.type == "cpu" and any(map(has_fused_layers, layers)):
+    elif exact and trainer.args.device.type == "cpu" and any(map(scorer.backend.has_fused_layers, layers)):
         why = "in float32 on a CPU ft's fused layers are faster than compiled ones"
     else:
         compiling = partial(_compiled, trainer, scorer, layers, *wish)

@@ -43,7 +43,7 @@ from ftcore.utils.hashing import new_digest, package_of, sha256_of
 log = logging.getLogger(__name__)
 
 SOURCES = (package_of(__name__),)
-"""Packages whose sources are part of the key, besides those of the model's classes and of the metric."""
+"""Packages whose sources are part of the key, besides those of the backend, the model's classes and the metric."""
 _NAMES = ("_name_or_path", "name_or_path", "_attn_implementation", "transformers_version")
 """Fields of a model's configuration that do not affect its outputs."""
 
@@ -273,7 +273,10 @@ def _key(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any
     how += [*(reference.scorer.compiled or ())]
     parts = [measure.name, reference.digest, _fingerprint(rows), how, state.versions()]
     measured = getattr(sys.modules.get(measure.values.__module__), "__file__", None)
-    return entry_name(parts, [*SOURCES, *reference.sources, *([Path(measured)] if measured else [])])
+    return entry_name(
+        parts,
+        [*SOURCES, *reference.scorer.backend.sources(), *reference.sources, *([Path(measured)] if measured else [])],
+    )
 
 
 def _fingerprint(rows: Any) -> str:

@@ -11,10 +11,10 @@ import torch
 from ftcore.config.memory_planning import advice
 from ftcore.errors import RunError
 from ftcore.resources.hardware import NUM_WORKERS
+from ftcore.training.backend import BackendRuntime
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.samplers import places
 from ftcore.training.checkpointing.state import random_state, set_random_state
-from ftcore.training.kernels import matmul
 from ftcore.training.step.micro_batching import ROWS, parts, split_micro_batches
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class StepGuard:
         try:
             losses = [loss for batch in batches for loss in run(parts(self.trainer, batch, self.max_rows))]
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error, self.trainer.backend):
                 raise
             return None
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.trainer.args.device)
@@ -233,11 +233,11 @@ def _without(logs: dict[str, float], name: str, steps: int, untrained: int) -> N
         logs[name] *= steps / (steps - untrained)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means out of memory, on the CPU or a GPU."""
+def out_of_memory(error: BaseException, backend: BackendRuntime) -> bool:
+    """Whether an error means out of memory, by torch's signs or the backend's own."""
     signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
     told = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
-    return told or str(error) in matmul.NO_MEMORY
+    return told or backend.is_out_of_memory(error)
 
 
 def something_to_train(dataset: Any, collator: Callable[..., Batch], weight: Callable[[Batch], float]) -> bool:

@@ -7,7 +7,7 @@ stay the same. CPU ms on one Zen 4 core for 1600 tokens, 576 to 1536, rank 8; th
 - the gradient of B as ``(x A).T dY``: 0.7, as ``dY.T (x A)`` 4.5;
 - ``dY B`` with a transposed copy of B: 1.0, without 2.8.
 
-Autograd stores ``x A``, and the input or the tensors it is recomputed from (`ftcore.training.kernels.recompute`). It
+Autograd stores ``x A``, and the input or the tensors it is recomputed from (`ft_plugins.backends.cpu.recompute`). It
 stores nothing for W, which has no gradient.
 
 Layers are fused on a CPU, in the dtype of the frozen weights. On other devices and in float16 peft's layers compute.
@@ -28,7 +28,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ftcore.training.kernels import matmul, recompute
+from ft_plugins.backends.cpu import matmul, recompute
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linear layers of one module that usually get the same input tensor; each call checks that they do."""

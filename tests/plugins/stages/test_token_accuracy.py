@@ -10,10 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ft_plugins.backends.cpu import linear_cross_entropy as tiled
+from ft_plugins.backends.cpu.linear_cross_entropy import TiledLinearCrossEntropy
 from ftcore.config.planner import make_plan
 from ftcore.runner.run import run
-from ftcore.training.losses import linear_cross_entropy as head_module
-from ftcore.training.losses.linear_cross_entropy import LMHead, nll_and_hits
+from ftcore.training.losses import linear_cross_entropy as chunked
+from ftcore.training.losses.linear_cross_entropy import CHUNKED, LinearCrossEntropy, LMHead
 
 ROWS = [
     ("hello world", "one two three"),
@@ -23,16 +25,17 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("kernel", [TiledLinearCrossEntropy(), CHUNKED], ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("tile", [(3, 2), (1536, 1024)])
-def test_hits_against_argmax(tiled: bool, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", tile[0])
-    monkeypatch.setattr(head_module, "TILE", tile)
-    monkeypatch.setattr(head_module, "_tiled", lambda head, hidden: tiled)
+def test_hits_against_argmax(
+    kernel: LinearCrossEntropy, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", tile[0])
+    monkeypatch.setattr(tiled, "TILE", tile)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (40, 5))
     labels = torch.randint(0, 5, (40,), generator=generator)
-    losses, hits = nll_and_hits(hidden, LMHead(weight), labels)
+    losses, hits = kernel.nll_and_hits(hidden, LMHead(weight), labels)
     z = hidden @ weight.T
     assert 0 < hits.sum() < 40
     assert torch.equal(hits, z.argmax(-1) == labels)

@@ -34,7 +34,7 @@ class SequenceSplit:
 
     Args:
         pool: the workers.
-        scorer: of a model that takes packed sequences and shared prefixes, with plain attention.
+        scorer: of a model that takes packed sequences and shared prefixes.
         can_run_concurrent: whether two sets of gradients may be in memory at once.
     """
 
@@ -47,7 +47,7 @@ class SequenceSplit:
     def supported(self) -> bool:
         """Whether the model's rows can be split."""
         scorer = self.scorer
-        return bool(scorer.fused and scorer.shares and scorer.plain and scorer.frozen_layer_cache is None)
+        return bool(scorer.fused and scorer.shares and scorer.splits_rows and scorer.frozen_layer_cache is None)
 
     def accepts(self, batch: Batch) -> bool:
         """Whether to split this batch: it must be long enough, and not a part already."""

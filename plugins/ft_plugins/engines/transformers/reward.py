@@ -33,7 +33,8 @@ class TransformersJudge(Judge):
         config = model.config.get_text_config()
         if config.pad_token_id is None:  # as in stage rm: the score is that of the last token that is not padding
             config.pad_token_id = renderer.tokenizer.pad_token_id
-        self.plan, self.renderer, self.scorer = plan, renderer, RewardForward(model)
+        self.plan, self.renderer = plan, renderer
+        self.scorer = RewardForward(model, plan.backend.component.runtime(plan))
         capability_cache.probe_capabilities(self.scorer)
         self.device = model.device
         self._lock = threading.Lock()

@@ -164,6 +164,7 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
         RunError: the sizes of the vocabularies differ.
     """
     from ft_plugins.stages.ppo.rollout import answered
+    from ftcore.training.backend import backend_of
     from ftcore.training.batching.collators import collate, on_device
     from ftcore.training.forward.reward import RewardForward
     from ftcore.training.model_transforms import capability_cache
@@ -173,7 +174,7 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
     judged = reward_models.reward_plan(run.plan)
     model = load_frozen(judged, run.model, "reward_model").to(run.model.device)
     check_head(judged, model, run.plan.where("reward_model"), reward_models.HINT, "reward_model")
-    scorer = RewardForward(model)
+    scorer = RewardForward(model, backend_of(run))
     capability_cache.probe_capabilities(scorer)
     tail = after_answers(renderer)
 

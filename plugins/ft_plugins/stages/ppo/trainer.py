@@ -20,7 +20,6 @@ from ftcore.api.plan import Run
 from ftcore.errors import RunError
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.samplers import EpochLoader
-from ftcore.training.losses.linear_cross_entropy import token_logps
 from ftcore.training.numerics import evaluating
 from ftcore.training.reference.start_weights import reference_of
 from ftcore.training.step.micro_batching import ROWS
@@ -104,7 +103,9 @@ class PolicyTrainer(FtTrainer):
         size = run.model.config.get_text_config().hidden_size
         if backbone is not None and run.plan.gradient_checkpointing:
             enable_recomputation(backbone, run.plan.training.gradient_checkpointing_kwargs)
-        self.value_head = ValueHead(size, backbone, packed=self.scorer.packed).to(self.args.device)
+        self.value_head = ValueHead(size, backbone, self.scorer.attention, packed=self.scorer.packed).to(
+            self.args.device
+        )
         run.model.add_module(VALUE_HEAD, self.value_head)
         run.model.register_state_dict_post_hook(_without_head)
         self.coefficient = options.coefficient
@@ -256,7 +257,7 @@ class PolicyTrainer(FtTrainer):
         values = self.value_head(batch, hidden)
         if not self.scorer.fused:
             return torch.stack([self.scorer.logps(batch), values], 1)
-        logps = token_logps(hidden, self.scorer.head(), batch["labels"][0, batch["positions"]])
+        logps = self.scorer.token_logps(hidden, batch["labels"][0, batch["positions"]])
         return torch.stack([logps, values], 1)
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ftcore.errors import RunError
 from ftcore.training.attention import varlen
+from ftcore.training.attention.kernel import AttentionKernel
 from ftcore.training.batching.collators import Batch
 from ftcore.training.forward.causal_lm import hidden_states
 
@@ -20,21 +21,24 @@ class ValueHead(torch.nn.Linear):
     Args:
         size: hidden size H.
         backbone: a decoder trained with the head, whose hidden states it reads; None for the policy's hidden states.
+        kernels: the backend's, for the attention of the backbone.
         packed: whether the backbone takes sequences end to end, as the policy does.
     """
 
-    def __init__(self, size: int, backbone: Any = None, *, packed: bool = False) -> None:
+    def __init__(
+        self, size: int, backbone: Any = None, kernels: Sequence[AttentionKernel] = (), *, packed: bool = False
+    ) -> None:
         super().__init__(size, 1)
         torch.nn.init.zeros_(self.weight)
         torch.nn.init.zeros_(self.bias)
-        self.backbone, self.packed = backbone, packed
+        self.backbone, self.kernels, self.packed = backbone, kernels, packed
         if backbone is not None and packed:
             backbone.set_attn_implementation(varlen.NAME)
 
     def forward(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
         """Values of a batch on the device, given the policy's hidden states ``[T, H]``."""
         if self.backbone is not None:
-            hidden = hidden_states(self.backbone, batch, packed=self.packed)
+            hidden = hidden_states(self.backbone, batch, self.kernels, packed=self.packed)
         with torch.autocast(hidden.device.type, enabled=False):
             return super().forward(hidden.to(self.weight.dtype))[:, 0]
 

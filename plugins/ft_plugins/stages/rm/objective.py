@@ -30,7 +30,7 @@ class RewardTrainer(FtTrainer):
         super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
 
     def make_scorer(self, model: Any) -> RewardForward:
-        return RewardForward(model)
+        return RewardForward(model, self.backend)
 
     def weight(self, batch: Batch) -> float:
         return float(batch["pair_weights"].sum())

@@ -1,7 +1,7 @@
 """Causal attention by explicit matrix products, for CPUs on which oneDNN is much faster than MKL.
 
 torch's flash kernel for the CPU multiplies by MKL. Here the scores of a block of queries are one product for all heads
-that share their keys, by `ftcore.training.kernels.matmul`. They are recomputed in the backward pass. Milliseconds of
+that share their keys, by `ft_plugins.backends.cpu.matmul`. They are recomputed in the backward pass. Milliseconds of
 forward and backward on one thread of a Zen 5 (torch 2.13, 9 query and 3 key heads of 64, float32):
 
 ======  ============  ========
@@ -21,7 +21,7 @@ from functools import cache
 
 import torch
 
-from ftcore.training.kernels import matmul
+from ft_plugins.backends.cpu import matmul
 
 LEAST = 12 << 20
 """Fewest floating point operations of a sequence's last block of scores: 256 tokens of the heads above, where products

@@ -20,7 +20,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ftcore.training.kernels import matmul, recompute
+from ft_plugins.backends.cpu import matmul, recompute
 from ftcore.training.numerics import KERNEL_TOLERANCE, equivalent, evaluating, fixed_random
 
 BLOCK = 1 << 17

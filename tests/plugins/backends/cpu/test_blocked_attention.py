@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from ftcore.training.attention import blocked, gemm
-from ftcore.training.attention.blocked import BLOCK, blocked_attention
-from ftcore.training.attention.layout import Span
-from ftcore.training.kernels import matmul
-from ftcore.training.kernels.matmul import MatmulChoice
+from ft_plugins.backends.cpu import attention as blocked
+from ft_plugins.backends.cpu import attention_gemm as gemm
+from ft_plugins.backends.cpu import matmul
+from ft_plugins.backends.cpu.attention import BLOCK, blocked_attention
+from ft_plugins.backends.cpu.matmul import MatmulChoice
+from ftcore.training.attention.kernel import AttentionCall, Rule
+from ftcore.training.attention.layout import RowLayout, Span
 
 EDGES = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK * 5 // 4 - 1, 2 * BLOCK - 1, 2 * BLOCK, 3 * BLOCK + 7)
 
@@ -194,6 +196,14 @@ def test_work(length: int, before: int, size: int) -> None:
     needed = length * before + length * (length + 1) // 2
     # the first block may be nearly two of the others
     assert needed <= pairs <= needed + length * size // 2 + size * size
+
+
+def test_it_needs_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another torch may not have it: attention is plain then."""
+    call = AttentionCall(*tensors(9), Rule(True, 0.0, None, None, None, None), RowLayout(torch.tensor([0, 9])))
+    assert blocked.BlockedAttention().supports(call)
+    monkeypatch.setattr(blocked, "_BACKWARD", None)
+    assert not blocked.BlockedAttention().supports(call)
 
 
 def test_masks_are_made_once_and_grow() -> None:

@@ -17,8 +17,8 @@ tokens  one causal call  blocks
 ======  ===============  ======
 
 Blocks of 32 and of 128 queries were slower. Computing triangle and rectangle apart, merged by their logsumexps, was
-slower too. Where oneDNN's products are much faster than MKL's, `ftcore.training.attention.gemm` replaces torch's
-kernel.
+slower too. Where oneDNN's products are much faster than MKL's, `ft_plugins.backends.cpu.attention_gemm` replaces
+torch's kernel.
 """
 
 from __future__ import annotations
@@ -26,17 +26,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from ftcore.training.attention import gemm
-from ftcore.training.attention.layout import Span, add_parts
-
-if TYPE_CHECKING:
-    from ftcore.training.parallel.cpu_threads.kv_exchange import KVPart, KVSlice
-
+from ft_plugins.backends.cpu import attention_gemm as gemm
+from ftcore.training.attention.kernel import AttentionCall
+from ftcore.training.attention.layout import KVPart, KVSlice, Span, add_parts
 
 BLOCK = 64
 """Queries per block for torch's kernel; a multiple of it where there are more threads than heads."""
@@ -44,15 +41,29 @@ _FORWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"
 _BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
-def available(device: torch.device) -> bool:
-    """Whether torch's kernel exists for this device."""
-    return device.type == "cpu" and _FORWARD is not None and _BACKWARD is not None
+def available() -> bool:
+    """Whether this torch has the kernel."""
+    return _FORWARD is not None and _BACKWARD is not None
 
 
-def serves(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether torch's kernel supports these tensors."""
-    same = query.shape[-1] == key.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
-    return available(query.device) and same and {query.stride(-1), key.stride(-1), value.stride(-1)} == {1}
+class BlockedAttention:
+    """Plain causal attention in blocks of queries, also over shared prefixes and over a part of a row."""
+
+    name = "blocked"
+    splits_rows = True
+
+    def supports(self, call: AttentionCall) -> bool:
+        """Plain causal attention on the CPU; query, key and value of one size and dtype."""
+        query, key, value = call.query, call.key, call.value
+        same = query.shape[-1] == key.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
+        contiguous = {query.stride(-1), key.stride(-1), value.stride(-1)} == {1}
+        return query.device.type == "cpu" and available() and same and contiguous and call.is_plain_causal
+
+    def forward(self, call: AttentionCall) -> torch.Tensor:
+        """See `ftcore.training.attention.kernel.AttentionKernel.forward`."""
+        # one autograd function stores its output once; with a call per sequence autograd would store each part as well
+        layout = call.layout
+        return blocked_attention(call.query, call.key, call.value, call.rule.scale, layout.spans(), layout.kv_part)
 
 
 def blocked_attention(
@@ -178,7 +189,7 @@ def _add_grads(
 
 
 def _way(query: torch.Tensor, keys: torch.Tensor) -> tuple[bool, int]:
-    """Whether a sequence is computed by `ftcore.training.attention.gemm`, and the size of its blocks."""
+    """Whether a sequence is computed by `ft_plugins.backends.cpu.attention_gemm`, and the size of its blocks."""
     if gemm.serves(query, keys):
         return True, gemm.block()
     return False, BLOCK * -(-torch.get_num_threads() // query.shape[1])

@@ -10,8 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from ftcore.training.losses import linear_cross_entropy as module
-from ftcore.training.losses.linear_cross_entropy import LMHead, nll_and_hits, token_logps, weighted_nll
+from ft_plugins.backends.cpu import linear_cross_entropy as tiled
+from ft_plugins.backends.cpu.linear_cross_entropy import TiledLinearCrossEntropy
+from ftcore.training.losses import linear_cross_entropy as chunked
+from ftcore.training.losses.linear_cross_entropy import CHUNKED, LinearCrossEntropy, LMHead
+
+TILED = TiledLinearCrossEntropy()
+both = pytest.mark.parametrize("kernel", [CHUNKED, TILED], ids=lambda kernel: kernel.name)
 
 
 @pytest.fixture
@@ -20,8 +25,8 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     Three tiles of the vocabulary, the last one smaller.
     """
-    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(module, "TILE", (16, 3))
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(tiled, "TILE", (16, 3))
 
     def make(count: int, bias: bool) -> tuple[Any, ...]:
         torch.manual_seed(0)
@@ -34,17 +39,20 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.slow
+@both
 @pytest.mark.parametrize("count", [0, 1, 5, 20])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, 2.0)])
-def test_gradcheck(parts: Any, count: int, bias: bool, scale: float, softcap: float | None) -> None:
+def test_gradcheck(
+    kernel: LinearCrossEntropy, parts: Any, count: int, bias: bool, scale: float, softcap: float | None
+) -> None:
     hidden, weight, offset, labels, weights = parts(count, bias)
 
     def loss(hidden: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
-        return weighted_nll(hidden, LMHead(weight, offset, scale, softcap), labels, weights)
+        return kernel.weighted_nll(hidden, LMHead(weight, offset, scale, softcap), labels, weights)
 
     def logps(hidden: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
-        return token_logps(hidden, LMHead(weight, offset, scale, softcap), labels)
+        return kernel.token_logps(hidden, LMHead(weight, offset, scale, softcap), labels)
 
     assert gradcheck(loss, (hidden, weight, offset))
     assert gradcheck(logps, (hidden, weight, offset))
@@ -53,37 +61,41 @@ def test_gradcheck(parts: Any, count: int, bias: bool, scale: float, softcap: fl
     assert gradcheck(logps, frozen)
 
 
-def test_gradcheck_of_hidden_states_that_are_not_contiguous(parts: Any) -> None:
+@both
+def test_gradcheck_of_hidden_states_that_are_not_contiguous(kernel: LinearCrossEntropy, parts: Any) -> None:
     _, weight, _, _, _ = parts(0, False)
     hidden = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([1, 0, 6, 3, 3, 2])
-    assert gradcheck(lambda h: weighted_nll(h.T, LMHead(weight.detach()), labels, labels.double()), (hidden,))
-    assert gradcheck(lambda h: token_logps(h.T, LMHead(weight.detach()), labels), (hidden,))
+    assert gradcheck(lambda h: kernel.weighted_nll(h.T, LMHead(weight.detach()), labels, labels.double()), (hidden,))
+    assert gradcheck(lambda h: kernel.token_logps(h.T, LMHead(weight.detach()), labels), (hidden,))
 
 
-def test_values_are_those_of_cross_entropy(parts: Any) -> None:
+@both
+def test_values_are_those_of_cross_entropy(kernel: LinearCrossEntropy, parts: Any) -> None:
     hidden, weight, offset, labels, weights = parts(20, True)
     expected = torch.nn.functional.cross_entropy(hidden @ weight.T + offset, labels, reduction="none")
     head = LMHead(weight, offset)
-    assert torch.allclose(-token_logps(hidden, head, labels), expected, rtol=1e-12)
-    assert torch.allclose(weighted_nll(hidden, head, labels, weights), (expected * weights).sum(), rtol=1e-12)
+    assert torch.allclose(-kernel.token_logps(hidden, head, labels), expected, rtol=1e-12)
+    assert torch.allclose(kernel.weighted_nll(hidden, head, labels, weights), (expected * weights).sum(), rtol=1e-12)
 
 
-def test_a_frozen_head_gets_no_gradient(parts: Any) -> None:
+@both
+def test_a_frozen_head_gets_no_gradient(kernel: LinearCrossEntropy, parts: Any) -> None:
     hidden, weight, _, labels, weights = parts(5, False)
     weight.requires_grad_(False)
-    weighted_nll(hidden, LMHead(weight), labels, weights).backward()
+    kernel.weighted_nll(hidden, LMHead(weight), labels, weights).backward()
     assert weight.grad is None
     assert hidden.grad.shape == (5, 4)
 
 
-def test_half_precision_sums_in_float32() -> None:
+@both
+def test_half_precision_sums_in_float32(kernel: LinearCrossEntropy) -> None:
     """bfloat16 logits, float32 losses: within bfloat16's rounding of the logits of the exact value."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(50, 16, dtype=torch.bfloat16), torch.randn(300, 16, dtype=torch.bfloat16)
     labels, weights = torch.randint(0, 300, (50,)), torch.ones(50)
     exact = torch.nn.functional.cross_entropy((hidden.double() @ weight.double().T), labels, reduction="sum")
-    found = weighted_nll(hidden, LMHead(weight), labels, weights)
+    found = kernel.weighted_nll(hidden, LMHead(weight), labels, weights)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(exact.item(), rel=1e-3)
 
@@ -110,14 +122,14 @@ def test_tiles_are_the_formula(data: st.DataObject) -> None:
 
     head, own = LMHead(weight, bias, scale, softcap), hidden.clone().requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TILE", tile)
-        total = weighted_nll(own, head, labels, weights)
+        patch.setattr(tiled, "TILE", tile)
+        total = TILED.weighted_nll(own, head, labels, weights)
         (gradient,) = torch.autograd.grad(total, own)
-        logps = token_logps(own, head, labels)
+        logps = TILED.token_logps(own, head, labels)
         (of_logps,) = torch.autograd.grad(-(logps * weights).sum(), own)
         with torch.no_grad():
-            assert torch.equal(token_logps(hidden, head, labels), logps)
-        losses, hits = nll_and_hits(hidden, head, labels)
+            assert torch.equal(TILED.token_logps(hidden, head, labels), logps)
+        losses, hits = TILED.nll_and_hits(hidden, head, labels)
     # tanh near its ends and a sum of logits are float32's, of their own size
     near = {"rtol": 1e-5, "atol": 2e-6 * max(1.0, 0.0 if softcap is None else softcap)}
     assert torch.allclose(losses.double(), loss, **near)
@@ -140,13 +152,14 @@ def test_of_labels_that_are_certain_the_gradient_is_exact(softcap: float | None)
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
     loss = torch.nn.functional.cross_entropy(z, labels, reduction="sum")
     (expected,) = torch.autograd.grad(loss, exact)
-    found = -token_logps(hidden, LMHead(weight, softcap=softcap), labels).sum()
+    found = -TILED.token_logps(hidden, LMHead(weight, softcap=softcap), labels).sum()
     (gradient,) = torch.autograd.grad(found, hidden)
     assert found.item() == pytest.approx(loss.item(), rel=1e-4)
     assert (gradient.double() - expected).norm() <= 1e-4 * expected.norm()
 
 
-def test_a_hidden_state_that_is_no_number_shows() -> None:
+@both
+def test_a_hidden_state_that_is_no_number_shows(kernel: LinearCrossEntropy) -> None:
     hidden = torch.tensor([[1.0, float("nan")], [1.0, 2.0]])
-    logps = token_logps(hidden, LMHead(torch.randn(5, 2)), torch.tensor([1, 1]))
+    logps = kernel.token_logps(hidden, LMHead(torch.randn(5, 2)), torch.tensor([1, 1]))
     assert logps.isnan().tolist() == [True, False]

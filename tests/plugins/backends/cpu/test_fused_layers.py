@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ftcore.training.kernels import matmul, recompute
-from ftcore.training.kernels.matmul import MatmulChoice
-from ftcore.training.model_transforms import fused_layers
-from ftcore.training.model_transforms.fused_layers import (
+from ft_plugins.backends.cpu import fused_layers, matmul, recompute
+from ft_plugins.backends.cpu.fused_layers import (
     Activation,
     FusedLinear,
     FusedRMSNorm,
@@ -22,6 +20,7 @@ from ftcore.training.model_transforms.fused_layers import (
     _Norm,
     fuse_layers,
 )
+from ft_plugins.backends.cpu.matmul import MatmulChoice
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ftcore.training.attention import blocked, layout
-from ftcore.training.kernels import matmul
-from ftcore.training.kernels.matmul import MatmulChoice
+from ft_plugins.backends.cpu import attention, matmul
+from ft_plugins.backends.cpu.matmul import MatmulChoice
+from ftcore.training.attention.layout import Span
 from ftcore.training.numerics import TOLERANCE, equivalent
 from ftcore.utils.content_store import MATMUL_CHOICE, Entry
 from ftcore.utils.hashing import package_of
@@ -37,10 +37,14 @@ _HEADS = (9, 3, 64, 512)
 """Query heads, key heads, head size and tokens of the measured attention: 10 to 15 ms on a fast core."""
 
 
-def autotune(device: str, kept: MatmulChoice | None = None, *, locking: bool = True) -> None:
-    """Sets a checkpoint's choice, or else the fastest products of this machine, from the cache or measured now."""
-    if device != "cpu" or matmul.onednn() is None or kept is not None:
-        matmul.set_choice(kept or MatmulChoice())
+def autotune(*, locking: bool = True) -> None:
+    """Sets the fastest products of this machine, from the cache or measured now.
+
+    Args:
+        locking: whether file locks work where the cache folder is.
+    """
+    if matmul.onednn() is None:
+        matmul.set_choice(MatmulChoice())
         return
     machine = _machine()
     entry = Entry.of(MATMUL_CHOICE, machine, SOURCES, locking=None if locking else False)
@@ -88,10 +92,10 @@ def _measured() -> MatmulChoice:
             backward = _faster(
                 lambda: matmul.linear_backward_input(gradient, weight), MatmulChoice(), MatmulChoice(backward=True)
             )
-        by_torch, by_products = (MatmulChoice(forward, backward, attention=taken) for taken in (False, True))
-        possible = forward and backward and blocked.available(x.device)
-        attention = possible and _faster(_attended(), by_torch, by_products)
-        return by_products if attention else by_torch
+        by_torch, by_products = (MatmulChoice(forward, backward, one) for one in (False, True))
+        possible = forward and backward and attention.available()
+        taken = possible and _faster(_attended(), by_torch, by_products)
+        return by_products if taken else by_torch
     except RuntimeError as error:
         log.warning("oneDNN is not used for matrix products: %s", error)
         return MatmulChoice()
@@ -105,10 +109,10 @@ def _attended() -> Callable[[], torch.Tensor]:
         for tensor in _random(*((1, tokens, count, size) for count in (heads, key_heads, key_heads, heads)))
     )
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
-    sequence = layout.Span(slice(0, tokens))
+    sequence = Span(slice(0, tokens))
 
     def compute() -> torch.Tensor:
-        out = blocked.blocked_attention(query, key, value, None, [sequence])
+        out = attention.blocked_attention(query, key, value, None, [sequence])
         return torch.cat([part.flatten() for part in torch.autograd.grad(out, leaves, gradient.transpose(1, 2))])
 
     return compute

@@ -1,0 +1,1 @@
+"""Plain torch on any device, against which tests hold the kernels of the other backends."""
