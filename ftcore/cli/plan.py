@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -15,16 +16,50 @@ from ftcore.config.serialization import SECRETS, _coverage, as_dict, batch_line
 @click.command(name="plan")
 @file_and_overrides
 @click.option("--all", "everything", is_flag=True, help="Show options at their defaults too.")
+@click.option("--verbose", is_flag=True, help="Show the transforms of the model too. Imports torch.")
 @json_option
-def command(file: Path, overrides: tuple[str, ...], everything: bool, as_json: bool) -> None:
+def command(file: Path, overrides: tuple[str, ...], everything: bool, verbose: bool, as_json: bool) -> None:
     """Shows what a run would do: components, options with their origins, precision, memory. Does not import torch."""
     from ftcore.config.planner import make_plan
 
     plan = make_plan(file, overrides)
+    transforms = model_transforms(plan) if verbose else None
     if as_json:
-        echo_json(as_dict(plan))
-    else:
-        print_plan(plan, everything)
+        echo_json(as_dict(plan) | ({} if transforms is None else {"model_transforms": transforms}))
+        return
+    print_plan(plan, everything)
+    if transforms is not None:
+        print_transforms(transforms)
+
+
+def model_transforms(plan: Plan) -> list[dict[str, str]]:
+    """The transforms of the run's model in their order; ``ruled_out`` is why one will not be applied, or empty.
+
+    Imports torch, to ask the backend.
+    """
+    from ftcore.runner.run import silence_libraries
+
+    silence_libraries()
+    from ftcore.training.model_transforms.apply import planned_transforms
+
+    return [
+        {
+            "name": one.transform.name,
+            "distribution": one.distribution,
+            "summary": one.transform.summary,
+            "ruled_out": reason,
+        }
+        for one, reason in planned_transforms(plan, plan.backend.component.runtime(plan))
+    ]
+
+
+def print_transforms(transforms: Sequence[Mapping[str, str]]) -> None:
+    """Prints a line for each transform; the loaded model has the last word on those that are not ruled out."""
+    click.secho("model transforms", bold=True)
+    for one in transforms:
+        text = f"not applied: {one['ruled_out']}" if one["ruled_out"] else one["summary"]
+        source = click.style(f" ({one['distribution']})", dim=True)
+        click.echo(f"  {one['name']:<21} {text}{source}")
 
 
 def print_plan(plan: Plan, everything: bool = False) -> None:
