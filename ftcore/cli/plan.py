@@ -60,6 +60,8 @@ def print_transforms(transforms: Sequence[Mapping[str, str]]) -> None:
         text = f"not applied: {one['ruled_out']}" if one["ruled_out"] else one["summary"]
         source = click.style(f" ({one['distribution']})", dim=True)
         click.echo(f"  {one['name']:<21} {text}{source}")
+    if not transforms:
+        click.echo("  none")
 
 
 def print_plan(plan: Plan, everything: bool = False) -> None:

@@ -79,6 +79,8 @@ def test_transforms_of_a_stranger(
         "  faster adapters       adapters with fewer products (other)",
         "  folded layers         not applied: it is for float32 (acme)",
     ]
+    print_transforms([])
+    assert capsys.readouterr().out == "model transforms\n  none\n"
 
 
 def test_the_built_in_transforms(write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,6 +93,6 @@ def test_the_built_in_transforms(write_config: Callable[..., Path], capsys: pyte
     plain, verbose = printed(), printed("--verbose")
     assert verbose.startswith(plain + "model transforms\n")
     listed = json.loads(printed("--verbose", "--json"))["model_transforms"]
-    assert len(listed) == verbose.removeprefix(plain).count("\n") - 1
+    assert max(1, len(listed)) == verbose.removeprefix(plain).count("\n") - 1
     assert all(one["name"] and one["summary"] and one["distribution"] for one in listed)
     assert "model_transforms" not in json.loads(printed("--json"))

@@ -251,3 +251,25 @@ def test_a_strangers_traits_decide_precision_memory_and_passes(
         "remove fp16, or remove strict_precision to train in float32"
     )
     assert planned(None).memory.note == "8 rows of 512 tokens"
+
+
+def test_a_gpu_that_torch_cannot_use(write_config: Write, built_in: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(hardware, "detect", lambda: GPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = write_config()
+    plan = make_plan(file, plugins=built_in)
+    with pytest.raises(UsageError) as error:
+        plan.backend.component.runtime(plan)
+    assert str(error.value) == (
+        f"{file}: this machine has the GPU (compute capability 9.0), and torch {torch.__version__} cannot use it; "
+        "write use_cpu: true, or install a torch built for the GPU's driver"
+    )
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_a_runtime_has_its_backends_name(write_config: Write, built_in: Plugins, name: str) -> None:
+    """It is in checkpoints and in keys of caches."""
+    plan = make_plan(write_config(backend=name, use_cpu=True), plugins=built_in)
+    assert plan.backend.component.runtime(plan).name == name
