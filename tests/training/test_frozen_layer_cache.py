@@ -96,10 +96,10 @@ def test_flops_under_the_border_are_spent_once(trainer_of: Any, tokens: Any) -> 
 
 def _flops(trainer: Any) -> int:
     """Of an epoch's forward and backward passes; the epochs' batches are not the same ones, their sum is."""
-    loader = trainer.get_train_dataloader()
+    loader = trainer.train_loader()
     with FlopCounterMode(display=False) as counter:
         for batch in loader:
-            trainer.loss_sum({name: value for name, value in batch.items() if name != "rows"}).backward()
+            trainer.objective.loss_sum({name: value for name, value in batch.items() if name != "rows"}).backward()
     return int(counter.get_total_flops())
 
 
@@ -164,12 +164,13 @@ def test_what_cannot_be_kept_is_refused_or_left(options: Any, why: str, trainer_
 
 
 def test_dropout_under_the_border_is_seen(run_of: Any, tokens: Any) -> None:
-    from ftcore.training.trainer import FtTrainer
+    from ft_plugins.stages.sft.objective import NextToken
+    from ftcore.training.trainer import Trainer
 
     run = run_of(**FREEZE, cache_frozen_prefix=True)
     run.model.model.layers[0].self_attn.attention_dropout = 0.5
     with pytest.raises(UsageError, match="dropout or another random operation comes before the first trainable layer"):
-        FtTrainer(run, train=tokens(LENGTHS))
+        Trainer(run, NextToken(), train=tokens(LENGTHS))
 
 
 @pytest.mark.slow
@@ -181,9 +182,9 @@ def test_one_epoch_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> No
     assert trainer_of(tokens(LENGTHS), **one, cache_frozen_prefix=True).scorer.frozen_layer_cache.enabled
 
 
-def test_a_gpu_keeps_nothing_unless_told(trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> None:
     trainer = trainer_of(tokens(LENGTHS), **FREEZE)
-    monkeypatch.setattr(type(trainer.args), "device", torch.device("cuda"))
+    trainer.strategy.device = torch.device("cuda")
     assert choose_frozen_layer_cache(trainer) is None
 
 

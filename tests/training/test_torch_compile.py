@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ftcore.training.cost_model.prefix import AlwaysShare
 from ftcore.training.model_transforms import torch_compile
 from ftcore.training.model_transforms.torch_compile import CompiledLayer
 from ftcore.training.reference.logprob_cache import Reference, ReferenceMetric, _key
+from ftcore.training.step.executor import add_gradients, loss_and_gradients
 
 pytestmark = [
     pytest.mark.slow,  # dynamo takes seconds for the smallest layer
@@ -57,8 +59,8 @@ def step(
     batch = PrefixSharingCollator(trainer.data_collator.collate, AlwaysShare() if shared else None)(rows)
     trainer.model.train()
     trainer.model.zero_grad()
-    with trainer.accelerator.autocast():
-        loss = trainer.loss_sum(batch)
+    with trainer.autocast():
+        loss = trainer.objective.loss_sum(batch)
     loss.backward()
     return loss.detach(), [one.grad.clone() for one in trainer.model.parameters() if one.grad is not None]
 
@@ -225,13 +227,14 @@ def test_halves_side_by_side(in_float32: None, trainer_of: Any, tokens: Any) -> 
         results = []
         for options in ({}, TRACED):
             trainer = trainer_of(rows, **options)
-            assert trainer.pool is not None
+            assert trainer.executor.workers == 2
             apart = [trainer.data_collator([rows[number]]) for number in range(2)]
-            count = torch.tensor(1.0, dtype=torch.float64)
-            losses = trainer.run_concurrently(trainer.model, apart, count)
+            trained = [tensor for tensor in trainer.model.parameters() if tensor.requires_grad]
+            job = partial(loss_and_gradients, trainer.objective.loss_sum, trained)
+            losses = add_gradients(trainer.each(job, apart), trained)
             halves = trainer.data_collator([rows[3]])
             assert trainer.scorer.sequence_split.accepts(halves)
-            losses.append(trainer.loss_sum(halves))
+            losses.append(trainer.objective.loss_sum(halves))
             losses[-1].backward()
             gradients = [one.grad.clone() for one in trainer.model.parameters() if one.grad is not None]
             results.append((torch.stack([one.detach().double() for one in losses]).sum(), gradients))

@@ -24,7 +24,7 @@ from torch import nn
 
 from ftcore.training.batching.collators import Batch
 from ftcore.training.frozen_layer_cache.row_store import RowStore
-from ftcore.training.parallel.cpu_threads.pool import ThreadPool
+from ftcore.training.step.executor import MicroBatchExecutor, SequentialExecutor
 from ftcore.utils.hashing import new_digest
 
 
@@ -83,7 +83,7 @@ class FrozenLayerCache:
         store: of the cached rows; None computes them each time, in the same way.
         dtype, width: of the first trainable layer's input, and its bytes per token.
         proof: the bytes that the frozen layers compute for a probe.
-        pool: computes rows with the same number of threads for every caller; None for the caller's thread.
+        executor: computes rows with the same number of threads for every caller.
     """
 
     decoder: nn.Module
@@ -95,7 +95,7 @@ class FrozenLayerCache:
     dtype: torch.dtype = torch.float32
     width: int = 0
     proof: bytes = b""
-    pool: ThreadPool | None = None
+    executor: MicroBatchExecutor = field(default_factory=SequentialExecutor)
     _calls: dict[int, _Call] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=Lock, repr=False)
 
@@ -177,7 +177,7 @@ class FrozenLayerCache:
 
     def alone(self, ids: torch.Tensor) -> torch.Tensor:
         """Computes the first trainable layer's input of one sequence of L tokens, ``[L, H]``; no gradients."""
-        return self._alone(ids) if self.pool is None else self.pool.run_one(partial(self._alone, ids))
+        return self.executor.run_one(partial(self._alone, ids))
 
     def _alone(self, ids: torch.Tensor) -> torch.Tensor:
         length, device = len(ids), ids.device

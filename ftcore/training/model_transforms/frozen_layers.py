@@ -42,7 +42,7 @@ def choose_frozen_layer_cache(trainer: TrainingContext) -> FrozenLayerCache | No
     """
     wish = trainer.plan.training.cache_frozen_prefix
     # auto is off on a GPU: rows are computed one at a time there, which reads all weights for each row
-    unasked = wish == "auto" and (trainer.args.device.type != "cpu" or _passes(trainer) <= 1)
+    unasked = wish == "auto" and (trainer.strategy.device.type != "cpu" or _passes(trainer) <= 1)
     if wish is False or trainer.train_dataset is None or unasked:
         return None
     cache: FrozenLayerCache | None = None
@@ -69,7 +69,7 @@ def _passes(trainer: TrainingContext) -> float:
     arguments, constant = trainer.args, trainer.plan.stage.component.deterministic_rows
     if arguments.max_steps <= 0 or isinstance(trainer.train_dataset, Stream) or not constant:
         return float(arguments.num_train_epochs)
-    return arguments.max_steps * arguments.gradient_accumulation_steps / max(len(trainer.get_train_dataloader()), 1)
+    return arguments.max_steps * arguments.gradient_accumulation_steps / max(len(trainer.train_loader()), 1)
 
 
 def _proven(trainer: TrainingContext) -> FrozenLayerCache:
@@ -91,10 +91,12 @@ def _proven(trainer: TrainingContext) -> FrozenLayerCache:
         raise _ImpossibleError("the first layer is trained")
     if any(hasattr(module, "disable_adapters") for layer in layers[:first_trainable] for module in layer.modules()):
         raise _ImpossibleError("layers before the first trainable one have adapters")
-    cache = FrozenLayerCache(scorer.inner.get_decoder(), layers, first_trainable, scorer.inputs, pool=trainer.pool)
+    cache = FrozenLayerCache(
+        scorer.inner.get_decoder(), layers, first_trainable, scorer.inputs, executor=trainer.executor
+    )
     training = trainer.model.training
     try:
-        with trainer.accelerator.autocast():
+        with trainer.autocast():
             _prove(trainer, cache)
     finally:
         trainer.model.train(training)
@@ -139,8 +141,8 @@ def _name(trainer: TrainingContext, cache: FrozenLayerCache) -> str:
     above = {id(tensor) for layer in cache.layers[cache.first_trainable :] for tensor in layer.state_dict().values()}
     above |= {id(tensor) for layer in cache.layers[cache.first_trainable :] for tensor in layer.parameters()}
     capability = torch.backends.cpu.get_cpu_capability()
-    device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else capability
-    threads = torch.get_num_threads() if cache.pool is None else cache.pool.threads_per_worker
+    device = torch.cuda.get_device_name() if trainer.strategy.device.type == "cuda" else capability
+    threads = cache.executor.threads
     how = [cache.first_trainable, str(cache.dtype), device, threads, state.versions()]
     backend = trainer.scorer.backend
     how += [backend.numerics_key(), *(trainer.scorer.compiled or ())]

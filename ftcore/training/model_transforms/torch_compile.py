@@ -137,12 +137,12 @@ def compile_layers(trainer: TrainingContext, scorer: Any) -> None:
     began = time.perf_counter()
     if layers is None:
         why = "the decoder is not a plain stack of layers"
-    elif exact and trainer.args.device.type == "cpu" and any(map(scorer.backend.has_fused_layers, layers)):
+    elif exact and trainer.strategy.device.type == "cpu" and any(map(scorer.backend.has_fused_layers, layers)):
         why = "in float32 on a CPU ft's fused layers are faster than compiled ones"
     else:
         compiling = partial(_compiled, trainer, scorer, layers, *wish)
         # in a worker of the pool, if there is one: code is compiled for its number of threads
-        why = compiling() if trainer.pool is None else trainer.pool.run_one(compiling)
+        why = trainer.executor.run_one(compiling)
         scorer.compiled = None if why else wish
     done = "" if layers is None else f"{len(layers)} layers are compiled, {time.perf_counter() - began:.0f} s"
     trainer.reports.info(f"torch_compile: {f'no layer is compiled: {why}' if why else done}")
@@ -155,7 +155,7 @@ def _compiled(
     computed = getattr(torch, trainer.plan.precision.compute)
     close = max(TOLERANCE[scorer.compute_dtype], TOLERANCE[computed])
     own: list[Any] = [type(layer) for layer in layers]
-    with torch.random.fork_rng(), trainer.accelerator.autocast(), torch.enable_grad():
+    with torch.random.fork_rng(), trainer.autocast(), torch.enable_grad():
         calls = _calls(scorer, layers)
         if not calls:
             return "the model does not call its layers one after the other"
