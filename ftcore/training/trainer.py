@@ -55,7 +55,6 @@ from ftcore.training.numerics import evaluating
 from ftcore.training.objective import Objective
 from ftcore.training.optimization import Schedule, create_optimizer
 from ftcore.training.parallel.accelerated import strategy_of
-from ftcore.training.parallel.cpu_threads.executor import cpu_executor
 from ftcore.training.reference.logprob_cache import add_reference_logprobs
 from ftcore.training.step.executor import MicroBatchExecutor, SequentialExecutor, add_gradients, loss_and_gradients
 from ftcore.training.step.guard import NotFiniteError, StepGuard, out_of_memory, something_to_train
@@ -168,7 +167,7 @@ class Trainer:
         if alpha is not None:  # after the probe: results for a model with hooks are not cached
             self.noise = NeftuneNoise(model.get_input_embeddings(), alpha)
         self.data_collator = self.sharing_collator(self.scorer)  # depends on the probed capabilities and on noise
-        self.executor = cpu_executor(self)  # depends on capabilities, collator and noise
+        self.executor = self.backend.executor(self)  # depends on capabilities, collator and noise
         compile_layers(self, self.scorer)  # in a worker: code is compiled for its number of threads
         # last: the key of cached rows covers executor, compiler and matrix products
         self.scorer.frozen_layer_cache = choose_frozen_layer_cache(self)

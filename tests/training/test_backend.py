@@ -11,12 +11,12 @@ import torch
 from ft_plugins.backends.cpu import matmul
 from ft_plugins.backends.cpu.matmul import MatmulChoice
 from ft_plugins.backends.cpu.runtime import CpuRuntime
+from ft_plugins.stages.sft.objective import NextToken
 from ftcore.training.backend import REFERENCE, BackendRuntime
 from ftcore.training.batching.collators import collate
 from ftcore.training.checkpointing.state import saved_backend_state
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.step.guard import out_of_memory
-from ft_plugins.stages.sft.objective import NextToken
 from ftcore.training.trainer import Trainer
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from ft_plugins.backends.cpu import split_forward
+from ft_plugins.backends.cpu.kv_exchange import split_row
+from ft_plugins.backends.cpu.split_forward import SequenceSplit
+from ft_plugins.backends.cpu.thread_pool import ThreadPool, in_pool
 from ft_plugins.stages.ppo.rollout import collate_responses
 from ftcore.training.callbacks.progress import read_log
-from ftcore.training.parallel.cpu_threads import split_forward
-from ftcore.training.parallel.cpu_threads.kv_exchange import split_row
-from ftcore.training.parallel.cpu_threads.pool import ThreadPool, in_pool
-from ftcore.training.parallel.cpu_threads.split_forward import SequenceSplit
 from ftcore.training.step import micro_batching
 
 CLOCK = ("throughput", "elapsed_time", "remaining_time")

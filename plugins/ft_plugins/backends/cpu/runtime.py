@@ -11,10 +11,13 @@ from torch import nn
 
 from ft_plugins.backends.cpu import attention, fused_layers, matmul, matmul_autotune
 from ft_plugins.backends.cpu.attention import BlockedAttention
+from ft_plugins.backends.cpu.executor import cpu_executor
 from ft_plugins.backends.cpu.linear_cross_entropy import TiledLinearCrossEntropy
 from ft_plugins.backends.cpu.matmul import MatmulChoice
 from ftcore.api.plan import Plan
 from ftcore.training.backend import BackendRuntime
+from ftcore.training.context import TrainingContext
+from ftcore.training.step.executor import MicroBatchExecutor
 
 ATTENTION_COST = {False: 2.4, True: 3.6}
 """`BackendRuntime.attention_cost`. False: torch's kernel with MKL (Zen 3). True: oneDNN's products (Zen 5: 67 ns for 9
@@ -61,6 +64,10 @@ class CpuRuntime(BackendRuntime):
     def masks_prefixes(self) -> bool:
         """False where torch has the kernel of blocked attention."""
         return not attention.available()
+
+    def executor(self, context: TrainingContext) -> MicroBatchExecutor:
+        """Two micro-batches at a time, where results do not depend on the timing of threads."""
+        return cpu_executor(context)
 
     def fuse_layers(self, model: Any) -> None:
         """See `ft_plugins.backends.cpu.fused_layers`."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ftcore.resources.hardware import NUM_WORKERS
-from ftcore.training.forward.causal_lm import CausalLMForward
-from ftcore.training.parallel.cpu_threads.pool import (
+from ft_plugins.backends.cpu.split_forward import SequenceSplit
+from ft_plugins.backends.cpu.thread_pool import (
     MIN_TOKENS,
     ThreadPool,
     has_dynamic_rope,
     swaps_parameters,
     uses_random_numbers,
 )
-from ftcore.training.parallel.cpu_threads.split_forward import SequenceSplit
+from ftcore.resources.hardware import NUM_WORKERS
+from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.step.executor import MicroBatchExecutor, SequentialExecutor
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MAX_SHARE = 0.62
 about 1.6 times the tokens per second of one worker. A step of `rm` with a share of 0.72 took 12.0 s (15 CPU s)."""
 
 MAX_SHARE_SPLIT = 0.55
-"""The same where the packed row can be split in two instead (`ftcore.training.parallel.cpu_threads.split_forward`).
+"""The same where the packed row can be split in two instead (`ft_plugins.backends.cpu.split_forward`).
 Six steps of `rm` with unequal pairs, alternating: the split took 0.85 of the CPU time and 0.86 of the wall time of all
 threads together. At a share of 0.59 the split took 0.85 of the wall time of whole rows."""
 
@@ -79,24 +79,21 @@ class ThreadPoolExecutor:
 def cpu_executor(context: TrainingContext) -> MicroBatchExecutor:
     """A thread pool if one process runs on several CPU threads and results do not depend on their timing."""
     model, scorer, strategy = context.model, context.scorer, context.strategy
+    traits, threads = context.plan.traits, torch.get_num_threads()
     alone = strategy.splits_batches and strategy.device.type == "cpu"
-    threads, whole = torch.get_num_threads(), context.plan.training.tokens_per_pass is False
-    if not alone or threads < NUM_WORKERS or whole or not getattr(scorer, "packed", False):
+    if not alone or threads < NUM_WORKERS or traits.workers < NUM_WORKERS or not getattr(scorer, "packed", False):
         return SequentialExecutor()
     sees = context.objective.reads_images  # such models store positions on themselves
     alike = not (uses_random_numbers(model) or has_dynamic_rope(model) or swaps_parameters(model))
     if sees or context.noise is not None or not alike:
         return SequentialExecutor()
-    pool, little = ThreadPool(threads), _trains_little(model)
+    sizes = [(tensor.numel(), tensor.requires_grad) for tensor in model.parameters()]
+    trained, every = (sum(size for size, counts in sizes if counts >= least) for least in (True, False))
+    little = traits.concurrent(threads=threads, trained=trained, parameters=every) > 1
+    pool = ThreadPool(threads)
     # autocast's cache of cast weights is shared by all threads
     strategy.share_autocast_cache(False)
     # not with gradient checkpointing: a recomputed layer would receive keys and values a second time
     if isinstance(scorer, CausalLMForward) and not context.plan.gradient_checkpointing:
         scorer.sequence_split = SequenceSplit(pool, scorer, little)
     return ThreadPoolExecutor(pool, little, getattr(scorer, "sequence_split", None))
-
-
-def _trains_little(model: Any) -> bool:
-    """Whether at most a quarter of the parameters is trained, so that further gradients take little memory."""
-    sizes = [(tensor.numel(), tensor.requires_grad) for tensor in model.parameters()]
-    return 4 * sum(size for size, trained in sizes if trained) <= sum(size for size, _ in sizes)

@@ -13,18 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcore.resources import hardware
-from ftcore.resources.hardware import NUM_WORKERS
-from ftcore.training.batching.loaders import ROWS
-from ftcore.training.callbacks.progress import read_log
-from ftcore.training.parallel.cpu_threads.executor import MAX_SHARE, ThreadPoolExecutor
-from ftcore.training.parallel.cpu_threads.pool import (
+from ft_plugins.backends.cpu.executor import MAX_SHARE, ThreadPoolExecutor
+from ft_plugins.backends.cpu.thread_pool import (
     MIN_TOKENS,
     ThreadPool,
     has_dynamic_rope,
     in_pool,
     uses_random_numbers,
 )
+from ftcore.resources import hardware
+from ftcore.resources.hardware import NUM_WORKERS
+from ftcore.training.batching.loaders import ROWS
+from ftcore.training.callbacks.progress import read_log
 from ftcore.training.step.executor import add_gradients, loss_and_gradients
 from ftcore.training.step.micro_batching import is_balanced, parts, regroup, split_concurrent
 
