@@ -20,9 +20,8 @@ from typing import Any
 
 from real_runs import differences, ended, forked, options_of, write_inputs
 
-from ft_plugins.stages.sft.objective import NextToken
 from ftcore.training.checkpointing import directory
-from ftcore.training.step.guard import StepGuard
+from ftcore.training.trainer import FtTrainer
 
 STOPS = [(number, place, 1) for number in (signal.SIGTERM, signal.SIGINT) for place in ("step", "save", "evaluation")]
 STOPS += [(signal.SIGHUP, "step", 1), (signal.SIGHUP, "evaluation", 1)]
@@ -31,7 +30,7 @@ STOPS += [(signal.SIGTERM, place, 2) for place in ("step", "save", "evaluation")
 
 def stopping(number: int, place: str, times: int, note: Path) -> Callable[[], None]:
     """What a fork does first: it arms a signal to itself at the third micro-batch, save, or batch of an evaluation."""
-    target: Any = {"step": NextToken, "save": directory, "evaluation": NextToken}[place]
+    target: Any = {"step": FtTrainer, "save": directory, "evaluation": FtTrainer}[place]
     name = {"step": "loss_sum", "save": "commit", "evaluation": "loss_sum"}[place]
 
     def prepare() -> None:
@@ -39,7 +38,7 @@ def stopping(number: int, place: str, times: int, note: Path) -> Callable[[], No
         state = {"calls": 0}
 
         def instead(*arguments: Any, **options: Any) -> Any:
-            if place == "save" or arguments[0].context.model.training is (place == "step"):
+            if place == "save" or arguments[0].model.training is (place == "step"):
                 state["calls"] += 1
                 if state["calls"] == 3:
                     for _ in range(times):
@@ -54,14 +53,14 @@ def stopping(number: int, place: str, times: int, note: Path) -> Callable[[], No
 
 def stop_once() -> None:
     """Arms a signal in the first step of this process."""
-    real = StepGuard.micro_batch
+    real = FtTrainer.training_step
 
-    def instead(*arguments: Any) -> Any:
-        StepGuard.micro_batch = real
+    def instead(*arguments: Any, **options: Any) -> Any:
+        FtTrainer.training_step = real
         os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
+        return real(*arguments, **options)
 
-    StepGuard.micro_batch = instead
+    FtTrainer.training_step = instead
 
 
 def stop_after_every_step(case: str, folder: Path) -> dict[str, Any]:

@@ -45,8 +45,7 @@ class TokenBatches(EpochBatches):
     def __len__(self) -> int:
         return self.count
 
-    def lists(self) -> Iterator[list[int]]:
-        """See `EpochBatches`."""
+    def __iter__(self) -> Iterator[list[int]]:
         order = self.order()
         parts = [order[start:end] for start, end in self._spans()]
         for number in range(self.count):

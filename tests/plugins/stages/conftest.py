@@ -18,7 +18,6 @@ from transformers import TrainerCallback
 from ftcore.api.plan import Run
 from ftcore.api.registry import Plugins
 from ftcore.config.planner import make_plan
-from ftcore.runner.run import new_trainer
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.callbacks.signals import InterruptedRunError
 from ftcore.training.checkpointing import directory
@@ -100,7 +99,7 @@ def trainer_of(stage_run: Any) -> Callable[..., Any]:
 
     def make(*args: Any, **options: Any) -> Any:
         run = stage_run(*args, **options)
-        return new_trainer(run)
+        return run.plan.stage.component.trainer(run)
 
     return make
 
@@ -179,7 +178,7 @@ def own_loss(gradient: Any) -> Callable[..., tuple[float, float]]:
 
     def measure(trainer: Any, rows: Sequence[int]) -> tuple[float, float]:
         batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])
-        return gradient(trainer.model, trainer.objective.loss_sum(batch) / trainer.objective.weight(batch))
+        return gradient(trainer.model, trainer.loss_sum(batch) / trainer.weight(batch))
 
     return measure
 

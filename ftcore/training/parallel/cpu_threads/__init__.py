@@ -1,0 +1,1 @@
+"""One step on two groups of CPU threads."""
