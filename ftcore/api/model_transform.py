@@ -47,10 +47,6 @@ class TransformContext(Protocol):
         """The run's plan."""
 
     @property
-    def args(self) -> Any:
-        """transformers' TrainingArguments."""
-
-    @property
     def model(self) -> Any:
         """The loaded model with its method applied, without wrappers."""
 
@@ -84,9 +80,6 @@ class TransformContext(Protocol):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the run's forward passes."""
-
-    def train_loader(self) -> Any:
-        """The loader of the training rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +168,10 @@ class ModelTransform(ABC):
         """
 
     def describe(self, kept: Sequence[Change]) -> str:
-        """What was applied, for the run's report: by default the name, and how many changes of each kind, sorted by kind.
+        """What was applied, for the run's report: by default the name, and how many changes of each kind.
 
         Args:
             kept: the changes that were not undone, at least one.
         """
         counts = Counter(change.kind for change in kept if change.kind)
-        return f"{self.name} ({', '.join(f'{n} {kind}' for kind, n in sorted(counts.items()))})" if counts else self.name
+        return f"{self.name} ({', '.join(f'{n} {kind}' for kind, n in counts.items())})" if counts else self.name

@@ -33,7 +33,7 @@ from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ftcore.api.inference_types import Chunk, Prompt
     from ftcore.api.samples import Chat
@@ -309,7 +309,7 @@ class Method(Component, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Component, ABC):
-    """Makes a dataset of samples, and the trainer."""
+    """Makes a dataset of samples, and the objective of training."""
 
     kind = "stage"
     option = "stage"
@@ -351,9 +351,13 @@ class Stage(Component, ABC):
     learns_from_answers: ClassVar[bool] = True
     """Whether it may train on answers that the model generates. A resume then compares the generation options too."""
 
-    @abstractmethod
-    def trainer(self, run: Run) -> Trainer:
-        """The trainer for the run's model, tokenizer and datasets (see `ftcore.training.trainer`)."""
+    def objective(self, run: Run) -> Any:
+        """What the run's model is trained on (`ftcore.training.objective.Objective`).
+
+        Called when tokenizer, data and model are loaded. The trainer gives it batches; accumulation, evaluation,
+        checkpoints and logs are the trainer's.
+        """
+        raise NotImplementedError(f"stage {self.name} has no objective(run)")
 
     @abstractmethod
     def datasets(self, run: Run) -> Any:
@@ -368,8 +372,10 @@ class Stage(Component, ABC):
         return self.sequences_per_row
 
     def loss_is_additive(self, plan: Plan) -> bool:
-        """Whether a micro-batch may be computed in several passes
-        (`ftcore.training.trainer.FtTrainer.loss_is_additive`)."""
+        """Whether the sum of the losses of a batch is that of its rows, so that a batch may be computed in parts.
+
+        The memory estimate, the micro-batches and the retry after an out-of-memory error all ask this.
+        """
         return True
 
     def memory(self, plan: Plan) -> Mapping[str, int]:
@@ -386,7 +392,7 @@ class Stage(Component, ABC):
         """
         return {}
 
-    def predict(self, run: Run, trainer: Trainer) -> Mapping[str, float]:
+    def predict(self, run: Run, trainer: Any) -> Mapping[str, float]:
         """Carries out ``do_predict``: writes predictions on the evaluation data into the run's folder.
 
         Called only if `supports_prediction` is true, after training if there is any.
@@ -406,6 +412,8 @@ class Optimizer(Component, ABC):
 
     state_bytes: float = 8.0
     """Bytes of state per trained parameter, for the memory estimate (AdamW: two float32)."""
+    steps_in_backward: bool = False
+    """Whether it updates weights inside the backward pass, as accelerate supports it, and so needs the rate there."""
 
     @abstractmethod
     def create(self, plan: Plan, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:

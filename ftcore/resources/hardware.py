@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 NUM_WORKERS = 2
-"""Parallel workers (`ftcore.training.parallel.cpu_threads.pool`), which share the threads of the process evenly."""
+"""Workers of a backend that computes on several CPU threads, which share the threads of the process evenly."""
 _M_ARENA_MAX = -8
 """glibc, malloc.h."""
 

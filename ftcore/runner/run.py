@@ -13,9 +13,10 @@ from ftcore.errors import RunError
 from ftcore.utils.ownership import RUN_LOG
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel
 
     from ftcore.runner.run_record import RunRecord
+    from ftcore.training.trainer import Trainer
 
 
 def run(plan: Plan) -> int:
@@ -57,8 +58,16 @@ def _run_locked(state: Run) -> None:
         state.phase = record.during
         with relaxed_gc():
             load_model(state)
-            trainer = plan.stage.component.trainer(state)
+            trainer = new_trainer(state)
         execute(state, trainer, record)
+
+
+def new_trainer(state: Run) -> Trainer:
+    """The trainer of a run whose tokenizer, data and model are loaded, on the stage's objective."""
+    from ftcore.training.trainer import Trainer
+
+    objective = state.plan.stage.component.objective(state)
+    return Trainer(state, objective, train=state.data.train, evaluation=state.data.eval)
 
 
 def prepare(plan: Plan) -> Run:
@@ -230,19 +239,17 @@ def execute(state: Run, trainer: Trainer, record: RunRecord) -> None:
     click.echo(f"written to {folder}")
     result = Result(output_dir=folder, metrics=metrics, counts=accounting.as_dict())
     plan.plugins.hook.ft_run_finished(plan=plan, result=result)
-    if plan.training.do_train and trainer.args.should_save and (uploads := getattr(trainer, "uploads", None)):
-        uploads.finish()
+    if plan.training.do_train and trainer.strategy.is_main and trainer.uploads is not None:
+        trainer.uploads.finish()
 
 
 def _save(state: Run, trainer: Trainer, record: RunRecord) -> None:
     """Saves the trained weights in the run's folder, then deletes an earlier run's checkpoints."""
     from ftcore.training.checkpointing.disk_space import save_trained
-    from ftcore.training.checkpointing.resume import ResumableTrainer
 
     foreign = record.value["foreign_files"]
     save_trained(state.plan, state.model, state.tokenizer, state.pictures, foreign=foreign)
-    if isinstance(trainer, ResumableTrainer):
-        trainer.drop_replaced()
+    trainer.checkpointer.drop_replaced()
 
 
 def _after_training(plan: Plan) -> str:

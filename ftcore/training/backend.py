@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,6 +12,10 @@ from ftcore.api.model_transform import ModelTransform
 from ftcore.api.plan import Run
 from ftcore.training.attention.kernel import AttentionKernel
 from ftcore.training.losses.linear_cross_entropy import LinearCrossEntropy
+from ftcore.training.step.executor import MicroBatchExecutor, SequentialExecutor
+
+if TYPE_CHECKING:
+    from ftcore.training.context import TrainingContext
 
 
 class BackendRuntime:
@@ -75,8 +79,15 @@ class BackendRuntime:
         a prefix is shared."""
         return True
 
+    def executor(self, context: TrainingContext) -> MicroBatchExecutor:
+        """How the micro-batches of a run run; called when the forward pass is probed and the collator made."""
+        return SequentialExecutor()
+
+    def fuse_layers(self, model: Any) -> None:
+        """Replaces modules of a loaded model by the backend's own, in place."""
+
     def has_fused_layers(self, module: nn.Module) -> bool:
-        """Whether a module contains layers of `transforms` that are faster than compiled ones in float32."""
+        """Whether a module contains such replaced ones."""
         return False
 
 

@@ -1,30 +1,37 @@
-"""The attributes of the trainer that parts of the training engine use."""
+"""What the parts of the training engine use of the trainer."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
 
 from ftcore.api.plan import Plan
 
+T = TypeVar("T")
+U = TypeVar("U")
+
 
 class TrainingContext(Protocol):
-    """The trainer of a run; `ftcore.training.trainer.FtTrainer` implements it.
+    """The trainer of a run; `ftcore.training.trainer.Trainer` implements it.
 
     Attributes:
         plan: the run's plan.
         backend: its backend's runtime; see `ftcore.training.backend`.
         model: the trained model, without wrappers.
         args: TrainingArguments.
-        accelerator: accelerate's Accelerator.
+        strategy: how the run is divided among processes; see `ftcore.training.parallel.strategy`.
+        executor: how micro-batches run; see `ftcore.training.step.executor`.
+        objective: the stage's; see `ftcore.training.objective`.
+        scorer: the model's forward pass; see `ftcore.training.forward.causal_lm`.
         state: transformers' TrainerState.
         optimizer: None until the first step.
-        scorer: the model's forward pass; see `ftcore.training.forward.causal_lm`.
         noise: NEFTune's noise; None without.
-        meters: metrics logged since the last log line.
+        metrics: takes the metrics of micro-batches.
+        running_loss: the loss since the last log line.
         reports: prints lines and progress.
         cost_model: the cost of a micro-batch by its rows; see `ftcore.training.cost_model.tokens`.
-        pool: the CPU thread pool; None where work is sequential.
-        runs_concurrently: whether the micro-batches of a step run two at a time.
+        runs_concurrently: whether the micro-batches of a step run at a time.
         loss_is_additive: whether the loss of a micro-batch is the sum of its parts' losses.
         data_collator: makes batches of rows.
         train_dataset: None where the run only evaluates.
@@ -35,23 +42,19 @@ class TrainingContext(Protocol):
     backend: Any
     model: Any
     args: Any
-    accelerator: Any
+    strategy: Any
+    executor: Any
+    objective: Any
+    scorer: Any
     state: Any
     optimizer: Any
-    scorer: Any
     noise: Any
-    meters: Any
+    metrics: Any
+    running_loss: Any
     reports: Any
-    pool: Any
-    loss_is_additive: bool
     data_collator: Any
     train_dataset: Any
     eval_dataset: Any
-    callback_handler: Any
-    is_deepspeed_enabled: bool
-    # transformers' attributes, which the guard corrects when it skips a step
-    _tr_loss: Any
-    _initial_global_step: int
 
     @property
     def cost_model(self) -> Any: ...
@@ -59,6 +62,73 @@ class TrainingContext(Protocol):
     @property
     def runs_concurrently(self) -> bool: ...
 
-    def _get_learning_rate(self) -> Any: ...
+    @property
+    def loss_is_additive(self) -> bool: ...
 
-    def get_train_dataloader(self) -> Any: ...
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of forward passes."""
+
+    def on_device(self, batch: Any) -> Any:
+        """The batch with its tensors on the device of this process."""
+
+    def each(self, job: Callable[[T], U], parts: Iterable[T]) -> Iterator[U]:
+        """The results of a job for each part, in order; several at a time where the executor does that."""
+
+    def interruptible(self, parts: Iterable[T]) -> Iterator[T]:
+        """The parts of an evaluation; a signal stops the run between them."""
+
+    def sharing_collator(self, scorer: Any, strict: bool = True) -> Any:
+        """The run's collator with shared prefixes, as ``share_prompt`` says."""
+
+    def train_loader(self) -> Any:
+        """The loader of the training rows."""
+
+
+class CheckpointedTrainer(TrainingContext, Protocol):
+    """What checkpoints hold besides.
+
+    Attributes:
+        tokenizer: saved with the weights.
+        callback_handler, control: of transformers.
+        phase: records the run's phase.
+        evaluating: whether an evaluation is running; a resume from a checkpoint of that moment evaluates first.
+        streamed: the batches of a stream; None for other data.
+        rollouts: the rows made during training; None for other objectives.
+        schedule: the learning rate schedule; None before training.
+        guard: of the steps.
+    """
+
+    tokenizer: Any
+    callback_handler: Any
+    control: Any
+    phase: Callable[[str], AbstractContextManager[Any]]
+    evaluating: bool
+    streamed: Any
+    rollouts: Any
+    schedule: Any
+    guard: Any
+
+
+class EvaluatedTrainer(CheckpointedTrainer, Protocol):
+    """What evaluations use besides.
+
+    Attributes:
+        loaders: makes loaders; see `ftcore.training.batching.loaders`.
+    """
+
+    loaders: Any
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluates the run's evaluation data."""
+
+    def show_averages(self) -> None:
+        """Switches schedule-free optimizers to the averaged weights."""
+
+    def means(self, metrics: Any) -> dict[str, float]:
+        """Means of the metrics of all processes, and what the objective derives from them."""
+
+    def log(self, logs: dict[str, float], began: float | None = None) -> None:
+        """Logs a line."""

@@ -1,417 +1,627 @@
-"""The trainer that all stages share: exact means over the global batch, atomic checkpoints, logs."""
+"""The training loop of all stages: exact means over the global batch, atomic checkpoints, logs.
+
+It uses the vocabulary that users have: transformers' TrainingArguments, TrainerState, TrainerControl and
+TrainerCallback, and its trackers. Processes and mixed precision are accelerate's. It is a loop of its own because
+transformers' Trainer offers no public way to write checkpoints atomically, to resume within an evaluation, to skip a
+step, or to divide a step among workers (docs/development/training-loop.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, speed_metrics
+from transformers import TrainerCallback, enable_full_determinism, set_seed
+from transformers.debug_utils import DebugOption, DebugUnderflowOverflow
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
+from transformers.utils import logging as transformers_logging
 
-from ftcore.api.model_transform import Slot
 from ftcore.api.plan import Run
 from ftcore.data.pipeline.streaming import Stream
-from ftcore.errors import Problem, RunError, UsageError
+from ftcore.errors import Problem, UsageError
 from ftcore.training.backend import BackendRuntime, backend_of
-from ftcore.training.batching.collators import Batch, collate, tokens_read
-from ftcore.training.batching.samplers import EpochBatches, EpochLoader
+from ftcore.training.batching.collators import Batch, tokens_read
+from ftcore.training.batching.loaders import ROWS, Loaders
+from ftcore.training.batching.rollouts import RolloutBuffer
+from ftcore.training.batching.samplers import EpochLoader
 from ftcore.training.batching.shared_prefix import PrefixSharingCollator
 from ftcore.training.batching.streaming_loader import StreamBatches, StreamLoader
-from ftcore.training.batching.token_budget import token_batches
 from ftcore.training.callbacks.early_stopping import early_stopping_callbacks, stopped_early
 from ftcore.training.callbacks.hub_upload import HubUploadCallback
 from ftcore.training.callbacks.neftune import NeftuneNoise
 from ftcore.training.callbacks.progress import ProgressCallback
-from ftcore.training.callbacks.signals import StopSignals
-from ftcore.training.checkpointing.resume import ResumableTrainer
+from ftcore.training.callbacks.signals import InterruptedRunError, StopSignals, shown
+from ftcore.training.checkpointing import state as snapshots
+from ftcore.training.checkpointing.checkpointer import Checkpointer, refuse_occupied
 from ftcore.training.checkpointing.state import prepare_backend
 from ftcore.training.cost_model.prefix import sharing_rule
+from ftcore.training.cost_model.tokens import CostModel
+from ftcore.training.evaluation import Evaluator
 from ftcore.training.forward.causal_lm import CausalLMForward
-from ftcore.training.model_transforms.apply import ModelTransforms, registered_transforms
-from ftcore.training.parallel.cpu_threads.pool import CallersThread, ThreadPool
-from ftcore.training.step.executor import MicroBatchExecutor
-from ftcore.training.step.guard import KeepRowsCollator, NotFiniteError, StepGuard, out_of_memory, something_to_train
-from ftcore.training.step.metrics import MetricAccumulator, merged
-from ftcore.training.step.micro_batching import regroup
+from ftcore.training.model_transforms import capability_cache
+from ftcore.training.model_transforms.frozen_layers import choose_frozen_layer_cache
+from ftcore.training.model_transforms.last_layer_pruning import prune_last_layer
+from ftcore.training.model_transforms.torch_compile import compile_layers
+from ftcore.training.numerics import evaluating
+from ftcore.training.objective import Objective
+from ftcore.training.optimization import Schedule, create_optimizer
+from ftcore.training.parallel.accelerated import strategy_of
+from ftcore.training.reference.logprob_cache import add_reference_logprobs
+from ftcore.training.step.executor import MicroBatchExecutor, SequentialExecutor, add_gradients, loss_and_gradients
+from ftcore.training.step.guard import NotFiniteError, StepGuard, out_of_memory, something_to_train
+from ftcore.training.step.metrics import MetricAccumulator, MetricLog, RunningLoss
+from ftcore.training.step.micro_batching import parts, regroup
 from ftcore.training.training_arguments import tensorboard_folder, training_arguments
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
-class FtTrainer(MicroBatchExecutor, ResumableTrainer):
-    """Trains on the weighted mean of the losses over the labels of each global batch.
+class Trainer:
+    """Trains a model on a stage's objective: the weighted mean of the losses over each global batch.
 
-    A stage with another loss overrides `loss_sum` and `weight`, and `make_scorer` where the model has another head.
-    Mean, accumulation, evaluation, checkpoints, logs and signals stay. A log line holds the mean of each `log_metric`
-    since the line before; an evaluation holds the mean over its set.
+    A log line holds the mean of each metric since the line before; an evaluation holds the mean over its set.
 
     Args:
         run: plan, tokenizer and the model to which the method has been applied.
-        train: rows for `collate`, with ``places``; None where the run only evaluates.
+        objective: of the stage.
+        train: rows for the objective's ``collate``, with ``places``; None where the run only evaluates.
         evaluation: the same; None for none.
-        collator: instead of `collate`.
         callbacks: further callbacks, besides those of plugins (``ft_callbacks``).
     """
-
-    loss_is_scaled_for_ga = True
-    neftune_noise_alpha: float | None
-    optimizer: Any
-    control: Any
-    leaves_out = 0
-    """Rows per epoch that fill no batch, as last reported."""
 
     def __init__(
         self,
         run: Run,
+        objective: Objective,
         *,
-        train: Any,
+        train: Any = None,
         evaluation: Any = None,
-        collator: Any = collate,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self.plan, self.tokenizer, self.phase = run.plan, run.tokenizer, run.phase
+        plan = run.plan
+        self.plan, self.tokenizer, self.objective, self.model = plan, run.tokenizer, objective, run.model
         self.backend: BackendRuntime = backend_of(run)
-        cached = run.model.config.use_cache if hasattr(run.model.config, "use_cache") else None
-        plugins = [callback for found in run.plan.plugins.hook.ft_callbacks(plan=run.plan) for callback in found]
-        self.reports = ProgressCallback(run.plan.output_dir, bar=not run.plan.transformers.get("disable_tqdm"))
-        self.uploads = HubUploadCallback(run.plan, self.reports.info) if run.plan.hub.push_to_hub else None
-        uploads = [] if self.uploads is None else [self.uploads]
-        with tensorboard_folder(run.plan):
-            super().__init__(
-                model=run.model,
-                args=training_arguments(run.plan),
-                data_collator=collator,
-                train_dataset=train,
-                eval_dataset=evaluation,
-                callbacks=[self.reports, *early_stopping_callbacks(run.plan), *uploads, *callbacks, *plugins],
+        self.phase: Callable[[str], AbstractContextManager[Any]] = run.phase
+        self.args = args = training_arguments(plan)
+        enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+        self.strategy = strategy_of(args, plan.gradient_checkpointing)
+        self._memory = TrainerMemoryTracker(args.skip_memory_metrics)
+        self._memory.start()
+        transformers_logging.set_verbosity(args.get_process_log_level())
+        if (
+            getattr(self.model, "quantization_method", None) != "bitsandbytes"
+        ):  # its weights stay where they were loaded
+            self.model.to(self.strategy.device)
+        self._start_callbacks(callbacks)
+        self.metrics, self.running_loss = MetricLog(), RunningLoss(self.strategy.device, 0)
+        self.optimizer: Any = None
+        self.schedule: Schedule | None = None
+        self.executor: MicroBatchExecutor = SequentialExecutor()
+        self.evaluating = self.training = False
+        self._flops = 0.0
+        self._tokens_before = 0
+        self.rollouts: RolloutBuffer | None = None
+        self.streamed: StreamBatches | None = None
+        self.loaders = Loaders(plan, args, self.reports.info)
+        objective.before_transforms(self.model)
+        self.train_dataset, self.eval_dataset = train, evaluation
+        self._transform()
+        self.guard, self.signals, self.checkpointer = StepGuard(self), StopSignals(), Checkpointer(self)
+        self.evaluator = Evaluator(self)
+        self.train_dataset, self.eval_dataset = objective.datasets(train, evaluation)
+        if objective.rollouts is not None and self.train_dataset is not None:
+            self.rollouts = RolloutBuffer(objective, self.train_dataset, args, self.loaders.order)
+        objective.bind(self)
+        if objective.reference_metric is not None:
+            sets = (self.train_dataset, self.eval_dataset)
+            self.train_dataset, self.eval_dataset = add_reference_logprobs(
+                self, objective.reference_metric, sets, objective.load_reference
             )
-        self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True  # transformers then leaves the division of the loss to `compute_loss`
-        if cached is not None:
-            run.model.config.use_cache = cached  # Trainer changes it, and the change would be saved with the model
+        self._memory.stop_and_update_metrics()
+
+    # ---- set-up ----
+
+    def _start_callbacks(self, callbacks: Sequence[TrainerCallback]) -> None:
+        plan, args = self.plan, self.args
+        plugins = [callback for found in plan.plugins.hook.ft_callbacks(plan=plan) for callback in found]
+        self.reports = ProgressCallback(plan.output_dir, bar=not plan.transformers.get("disable_tqdm"))
+        self.uploads = HubUploadCallback(plan, self.reports.info) if plan.hub.push_to_hub else None
+        uploads = [] if self.uploads is None else [self.uploads]
+        with tensorboard_folder(plan):
+            trackers = [kind() for kind in get_reporting_integration_callbacks(args.report_to)]
+        own = [self.reports, *early_stopping_callbacks(plan), *uploads, *callbacks, *plugins]
+        every = [DefaultFlowCallback(), *trackers, *own]
+        self.callback_handler = CallbackHandler(every, self.model, self.tokenizer, None, None)
+        if args.should_save:
+            plan.output_dir.mkdir(parents=True, exist_ok=True)
+        self.control = TrainerControl()
+        self.state = TrainerState(is_local_process_zero=args.local_process_index == 0)
+        self.state.is_world_process_zero = self.strategy.rank == 0
+        self.control = self.callback_handler.on_init_end(args, self.state, self.control)
+
+    def _transform(self) -> None:
+        """Replaces parts of the model. The order matters: each check compares with the model as the calls before it
+        left it."""
+        plan, model = self.plan, self.model
+        self.noise: NeftuneNoise | None = None
+        if plan.gradient_checkpointing:
+            enable_recomputation(model, plan.training.gradient_checkpointing_kwargs)
         prepare_backend(self)  # first: all later computations, and keys of caches, depend on its choices
-        self.scorer = self.make_scorer(run.model)
-        self.transforms = ModelTransforms(self, registered_transforms(run.plan, self.backend))
-        self.transforms.apply(until=Slot.CAPABILITIES)
-        self.noise = self._noise()  # after the probe: results for a model with hooks are not cached
+        self.scorer = self.objective.forward_of(model, self.backend)
+        self.scorer.smoothing = plan.training.label_smoothing_factor
+        with self.comparison_context(self.scorer):
+            capability_cache.probe_capabilities(self.scorer)  # before layers change: the reference is the model's own
+        self.backend.fuse_layers(model)
+        prune_last_layer(self.scorer)  # needs the probed capabilities
+        alpha = self.args.neftune_noise_alpha
+        if alpha is not None:  # after the probe: results for a model with hooks are not cached
+            self.noise = NeftuneNoise(model.get_input_embeddings(), alpha)
         self.data_collator = self.sharing_collator(self.scorer)  # depends on the probed capabilities and on noise
-        self.meters = MetricAccumulator()
-        self._measuring = self.meters
-        self.start_pool()  # depends on capabilities, collator and noise
-        self.transforms.apply()
-        self.reports.info(f"model transforms: {self.transforms.line}")
-        self.signals = StopSignals()
-        self.guard = StepGuard(self)
-
-    # ---- what model transforms ask ----
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of forward passes."""
-        context: AbstractContextManager[Any] = self.accelerator.autocast()
-        return context
-
-    @property
-    def executor(self) -> ThreadPool | CallersThread:
-        """Runs jobs with a worker's number of threads."""
-        return CallersThread() if self.pool is None else self.pool
-
-    def train_loader(self) -> EpochLoader | StreamLoader:
-        """The loader of the training rows."""
-        return self.get_train_dataloader()
-
-    # ---- methods that a stage may override ----
-
-    def loss_sum(self, batch: Batch) -> torch.Tensor:
-        """Weighted sum of the losses of a micro-batch, a scalar with a gradient."""
-        return self.scorer.weighted_nll(batch)
-
-    def eval_loss_sum(self, batch: Batch) -> torch.Tensor:
-        """The same in an evaluation, where a stage may log further metrics."""
-        return self.loss_sum(batch)
-
-    def weight(self, batch: Batch) -> float:
-        """The total weight of the terms of `loss_sum`."""
-        return float(batch["weights"].sum(dtype=torch.float64))
-
-    def make_scorer(self, model: Any) -> Any:
-        """The forward pass of a model."""
-        scorer = CausalLMForward(model, self.backend)
-        scorer.smoothing = self.plan.training.label_smoothing_factor
-        return scorer
+        self.executor = self.backend.executor(self)  # depends on capabilities, collator and noise
+        compile_layers(self, self.scorer)  # in a worker: code is compiled for its number of threads
+        # last: the key of cached rows covers executor, compiler and matrix products
+        self.scorer.frozen_layer_cache = choose_frozen_layer_cache(self)
 
     def comparison_context(self, scorer: Any) -> AbstractContextManager[Any]:
         """The context in which two ways of computing a scorer's model are compared."""
         # mixed dtypes need autocast; all-float32 models are compared without it, as it would round
-        return self.accelerator.autocast() if scorer.compute_dtype.itemsize < 4 else nullcontext()
+        return self.autocast() if scorer.compute_dtype.itemsize < 4 else nullcontext()
 
     def sharing_collator(self, scorer: Any, strict: bool = True) -> PrefixSharingCollator:
-        """The trainer's collator with shared prefixes, as ``share_prompt`` says.
+        """The objective's collator with shared prefixes, as ``share_prompt`` says.
 
         Args:
             scorer: of the trainer's model, or of an auxiliary model.
             strict: whether ``share_prompt: true`` is an error where the scorer's model cannot share prefixes.
         """
-        own = self.data_collator
         wish = self.plan.training.share_prompt
         wish = "auto" if wish is True and not strict else wish
         with self.comparison_context(scorer):
             shares = sharing_rule(scorer, wish, self.noise is not None)
-        return PrefixSharingCollator(own.collate if isinstance(own, PrefixSharingCollator) else own, shares)
+        return PrefixSharingCollator(self.objective.collate, shares)
 
-    def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """Further values to log, computed from the means of the metrics."""
-        return {}
+    def add_callback(self, callback: TrainerCallback) -> None:
+        """Adds a callback after all others."""
+        self.callback_handler.add_callback(callback)
 
-    # ---- the loss ----
+    # ---- what the parts ask ----
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """See `ResumableTrainer.train`; data without labels is refused before the first step."""
+    @property
+    def loss_is_additive(self) -> bool:
+        """Whether the loss of a micro-batch is the sum of its parts' losses; the stage says it."""
+        return self.plan.stage.component.loss_is_additive(self.plan)
+
+    @property
+    def runs_concurrently(self) -> bool:
+        """Whether the micro-batches of a step run several at a time."""
+        return self.executor.workers > 1 and self.loss_is_additive and self.executor.concurrent_training
+
+    @cached_property
+    def cost_model(self) -> CostModel | None:
+        """The cost of tokens; None for a plugin's own scorer."""
+        return CostModel.of(self.scorer) if isinstance(self.scorer, CausalLMForward) else None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of forward passes."""
+        return self.strategy.autocast()
+
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return 0.0 if self.schedule is None else self.schedule.rate()
+
+    def on_device(self, batch: Any) -> Any:
+        """The batch with its tensors on the device of this process."""
+        if isinstance(batch, dict):
+            return {name: self.on_device(value) for name, value in batch.items()}
+        if isinstance(batch, tuple | list):
+            return type(batch)(self.on_device(value) for value in batch)
+        return batch.to(self.strategy.device) if isinstance(batch, torch.Tensor) else batch
+
+    def each(self, job: Callable[[T], U], parts: Iterable[T]) -> Iterator[U]:
+        """The results of a job for each part, in order; several at a time where the executor does that.
+
+        Metrics that the job logs are added in the order of the parts.
+        """
+        if self.executor.workers == 1:
+            yield from self.executor.map(job, parts)
+            return
+
+        def noting(part: T) -> tuple[U, MetricAccumulator]:
+            with self.metrics.apart() as own:
+                return job(part), own
+
+        for result, own in self.executor.map(noting, parts):
+            self.metrics.take(own)
+            yield result
+
+    # ---- training ----
+
+    def train(self, resume_from_checkpoint: Path | str | None = None) -> TrainOutput:
+        """Trains, resuming from the checkpoint that the plan selects.
+
+        Args:
+            resume_from_checkpoint: instead of the plan's ``resume_from_checkpoint``.
+
+        Raises:
+            InterruptedRunError: after SIGTERM or Ctrl-C, once the checkpoint is written.
+            RunError: a loss or gradient is not finite, memory does not suffice, or a checkpoint cannot be written.
+            UsageError: the checkpoint is that of another run, or no token has a label.
+        """
+        self._memory.start()
         self._check_labels()
+        resumed = self.checkpointer.start(resume_from_checkpoint or self.plan.training.resume_from_checkpoint)
+        self.training = True
         try:
-            output = super().train(*args, **kwargs)
+            with self.signals:
+                metrics = self._train(resumed)
+                self._memory.stop_and_update_metrics(metrics)  # which goes by the name of this function
+                self._finish(metrics)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error, self.backend):
                 raise
             raise self.guard.too_large("outside the forward and backward passes") from error
-        self._show_averages()
-        if (line := stopped_early(self)) and self.args.should_save:
+        finally:
+            self.training = False
+            self.reports.close()
+        if "train_loss" not in metrics and self.strategy.is_main:
+            self.reports.info(f"{resumed} is the last step of this run: nothing left to train")
+        if (line := stopped_early(self)) and self.strategy.is_main:
             self.reports.info(line)
-        return output
+        return TrainOutput(self.state.global_step, metrics.get("train_loss", 0.0), metrics)
 
     def _check_labels(self) -> None:
+        """Data without labels is refused before the first step."""
+        if self.rollouts is not None:
+            return  # its rows do not exist yet
         wanted = {"training": self.train_dataset}
         if self.args.eval_strategy != "no" and not isinstance(self.eval_dataset, dict):
             wanted["evaluation"] = self.eval_dataset
         for name, dataset in wanted.items():
             if dataset is None or isinstance(dataset, Stream):
                 continue
-            if not something_to_train(dataset, self.data_collator, self.weight):
+            if not something_to_train(dataset, self.data_collator, self.objective.weight):
                 hint = "raise cutoff_len, or check the rows with ft preview"
                 raise UsageError(Problem(f"no token of the {name} data has a label, so it has no loss", hint=hint))
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        batches, total = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = regroup(self, batches)
-        self.guard.begin(batches, float(total))
-        return batches, total
+    def train_loader(self) -> EpochLoader | StreamLoader:
+        """The loader of the training rows."""
+        return self.loaders.training(self.train_dataset, self.data_collator, self.rollouts)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
-        total = torch.tensor(sum(self.weight(batch) for batch in batch_samples), dtype=torch.float64, device=device)
-        return self.accelerator.gather(total).sum()
+    def _train(self, resumed: Path | None) -> dict[str, float]:
+        """The run from its first step, or from the step of the checkpoint; returns its means."""
+        args = self.args
+        if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
+            DebugUnderflowOverflow(self.model)
+        loader = self.train_loader()
+        self.streamed = loader.batches if isinstance(loader, StreamLoader) else None
+        length = _Length.of(args, len(loader))
+        self._start_state(resumed, length)
+        self._start_optimizer(resumed, length.steps)
+        handler = self.callback_handler
+        handler.model, handler.optimizer, handler.train_dataloader = self.model, self.optimizer, loader
+        handler.lr_scheduler = None if self.schedule is None else self.schedule.scheduler
+        began = time.time()
+        self.running_loss = RunningLoss(self.strategy.device, self.state.global_step)
+        self._tokens_before = self.state.num_input_tokens_seen
+        self.model.zero_grad()
+        refuse_occupied(self.plan.output_dir, args, self.state)
+        self.control = handler.on_train_begin(args, self.state, self.control)
+        if resumed is not None and snapshots.load_progress(self, resumed):
+            self.evaluator.evaluate_in_training()
+        elif resumed is None and args.eval_on_start:
+            self.evaluate()
+        for epoch in range(self.state.global_step // length.steps_per_epoch, length.epochs):
+            self.control = handler.on_epoch_begin(args, self.state, self.control)
+            if self.state.global_step >= length.steps or self.control.should_training_stop:
+                break  # a resumed finished run takes no further step
+            self._run_epoch(loader, epoch, length, began)
+            if self.control.should_training_stop:
+                break
+        done = self.state.global_step - self.running_loss.first_step
+        # the guard replaces the number of rows by that of the rows that were read
+        metrics: dict[str, float] = speed_metrics("train", began, num_samples=done, num_steps=done)
+        self._store_flops()
+        metrics["total_flos"] = self.state.total_flos
+        metrics["train_loss"] = self.running_loss.mean(self.state.global_step)
+        return metrics
 
-    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
-        once = super().training_step
+    def _start_state(self, resumed: Path | None, length: _Length) -> None:
+        """The trainer state, of a new run or of the checkpoint, whose weights are loaded."""
+        local, world = self.state.is_local_process_zero, self.state.is_world_process_zero
+        if resumed is None:
+            self.state = TrainerState()
+        else:
+            self.checkpointer.load_weights(resumed)
+            self.state = self.checkpointer.load_state(resumed)
+        state = self.state
+        state.train_batch_size = self.args.per_device_train_batch_size
+        state.compute_steps(self.args, length.steps)  # anew: a resume may have other logging_steps
+        state.max_steps, state.num_train_epochs = length.steps, length.epochs
+        state.is_local_process_zero, state.is_world_process_zero = local, world
 
-        def done(parts: Sequence[Batch]) -> list[torch.Tensor]:
-            if len(parts) > 1 and self.runs_concurrently:
-                return self.run_concurrently(model, parts, num_items_in_batch)
-            return [once(model, part, num_items_in_batch) for part in parts]
+    def _start_optimizer(self, resumed: Path | None, steps: int) -> None:
+        created = create_optimizer(self.plan, self.model, self.args)
+        self.optimizer = self.strategy.prepare(self.model, created)
+        self.schedule = Schedule(self.args, self.optimizer, steps)
+        if resumed is not None:
+            snapshots.load_snapshot(self, resumed)
 
-        return self.guard.micro_batch(inputs, done)
+    def _run_epoch(self, loader: EpochLoader | StreamLoader, epoch: int, length: _Length, began: float) -> None:
+        """The steps of an epoch, after those that the checkpoint had done."""
+        accumulated, done = self.args.gradient_accumulation_steps, self.state.global_step % length.steps_per_epoch
+        loader.set_epoch(epoch, done * accumulated)
+        batches = iter(()) if self.rollouts is not None else iter(loader)
+        if self.state.global_step == self.running_loss.first_step:
+            self.checkpointer.load_random_state()  # after what loading and the evaluation have drawn
+        norm, rate, saves = None, None, False
+        for step in range(done, length.steps_per_epoch):
+            last = step == length.steps_per_epoch - 1
+            count = length.batches - step * accumulated if last else accumulated
+            norm, rate = self._step(self._micro_batches(batches, count))
+            self.state.epoch = epoch + min((step + 1) * accumulated, length.batches) / length.batches
+            self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+            self._log_step(norm, rate, began)
+            self._evaluate_if_due()
+            if last or self.state.global_step >= length.steps or self.control.should_epoch_stop:
+                # written after the evaluation that may follow at the end of the epoch: a checkpoint from before it
+                # would, after a kill, resume behind the evaluation, which would be lost
+                saves, self.control.should_save = self.control.should_save, False
+                break
+            self._save_if_due()
+            if self.control.should_training_stop:
+                break
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        self.control.should_save |= saves
+        self._log_step(norm, rate, began)
+        self._evaluate_if_due()
+        self._save_if_due()
 
-    def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        total = self._sum_through(model, inputs)
-        if not torch.isfinite(total) and self.guard.stops_at_losses:
-            raise NotFiniteError("loss", total.item(), inputs["index"])
-        # DDP averages gradients over processes, and the loss is a sum over them: hence the factor
-        return total * self.accelerator.num_processes / num_items_in_batch.to(total.dtype)
+    def _micro_batches(self, batches: Iterator[Batch], count: int) -> list[Batch]:
+        """This process's batches of the next optimizer step, with their rows."""
+        if self.rollouts is not None:
+            rows = self.rollouts.step(self.state.global_step)
+            return [{**self.data_collator(some), ROWS: list(some)} for some in rows]
+        return regroup(self, list(islice(batches, count)))
 
-    def _sum_through(self, model: Any, batch: Batch) -> torch.Tensor:
-        """`loss_sum` inside the wrapper (DDP), if there is one: the wrapper's forward prepares the gradient
-        reduction."""
+    def _step(self, batches: list[Batch]) -> tuple[Any, float]:
+        """One optimizer step; returns the norm of the gradients (None where it was skipped) and the learning rate."""
+        args, handler, strategy = self.args, self.callback_handler, self.strategy
+        assert self.schedule is not None
+        weight = torch.tensor(
+            sum(self.objective.weight(batch) for batch in batches), dtype=torch.float64, device=strategy.device
+        )
+        weight = strategy.sum(weight)
+        self.guard.begin(batches, float(weight))
+        with evaluating(self.model), self.autocast():
+            self.objective.begin_step(self.on_device(part) for batch in batches for part in parts(self, batch))
+        for number, batch in enumerate(batches):
+            if number == 0:
+                self.control = handler.on_step_begin(args, self.state, self.control)
+            else:
+                self.control = handler.on_substep_end(args, self.state, self.control)
+            with strategy.no_sync(last=number == len(batches) - 1):
+                self.running_loss.sum += self.guard.micro_batch(batch, partial(self._losses, weight))
+            self._count(batch)
+        limit = args.max_grad_norm if args.max_grad_norm > 0 else math.inf
+        norm = self.guard.check(strategy.clip_gradients(self.model.parameters(), limit))
+        self.control = handler.on_pre_optimizer_step(args, self.state, self.control)
+        self.optimizer.step()
+        self.control = handler.on_optimizer_step(args, self.state, self.control)
+        rate = self.schedule.rate()  # before the schedule's step: the rate of this step
+        if not strategy.step_was_skipped():
+            self.schedule.step()
+        self.model.zero_grad()
+        self.state.global_step += 1
+        return norm, rate
+
+    def _losses(self, weight: torch.Tensor, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """The losses of micro-batches, whose gradients are added."""
+        self.model.train()
+        if callable(switch := getattr(self.optimizer, "train", None)):  # schedule-free optimizers
+            switch()
+
+        def loss_of(batch: Batch) -> torch.Tensor:
+            return self._loss(self.on_device(batch), weight)
+
+        if len(batches) > 1 and self.runs_concurrently:
+            trained = [tensor for tensor in self.model.parameters() if tensor.requires_grad]
+            return add_gradients(self.each(partial(loss_and_gradients, loss_of, trained), batches), trained)
+        return [self._backward(loss_of(batch)) for batch in batches]
+
+    def _loss(self, batch: Batch, weight: torch.Tensor) -> torch.Tensor:
+        """The part of the step's mean loss that a micro-batch has."""
         if self.noise is not None:
             self.noise.expect(batch)
-        with self.accelerator.autocast():
-            if model is self.model:
-                return self.loss_sum(batch)
-            own = self.model.forward
+        with self.autocast():
+            total = self.strategy.forward(self.objective.loss_sum, batch)
+        if not torch.isfinite(total) and self.guard.stops_at_losses:
+            raise NotFiniteError("loss", total.item(), batch["index"])
+        # DDP averages gradients over processes, and the loss is a sum over them: hence the factor
+        return total * self.strategy.world_size / weight.to(total.dtype)
 
-            def through(batch: Batch) -> torch.Tensor:
-                self.model.forward = own
-                return self.loss_sum(batch)
+    def _backward(self, loss: torch.Tensor) -> torch.Tensor:
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0 and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        rate = self.learning_rate() if self.plan.optimizer.component.steps_in_backward else None
+        self.strategy.backward(loss, rate)
+        return loss.detach()
 
-            self.model.forward = through
-            return model(batch)
+    def _count(self, batch: Batch) -> None:
+        """Counts floating point operations, and the tokens of all sequences; a shared prefix once per sequence."""
+        self._flops += 6.0 * batch["input_ids"].numel() * self._dense
+        count = torch.tensor(tokens_read(batch), device=self.strategy.device)
+        self.state.num_input_tokens_seen += int(self.strategy.sum(count))
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return self.guard.check(super()._get_grad_norm(model, grad_norm))
+    @cached_property
+    def _dense(self) -> int:
+        """Parameters without the embeddings."""
+        return int(self.model.num_parameters(exclude_embeddings=True))
 
-    def _noise(self) -> NeftuneNoise | None:
-        """NEFTune by ft's hook instead of transformers', which is off with ``neftune_noise_alpha`` None."""
-        alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
-        return None if alpha is None else NeftuneNoise(self.model.get_input_embeddings(), alpha)
+    def _finish(self, metrics: dict[str, float]) -> None:
+        """Logs the means of the run, and loads the best checkpoint if the plan wants that."""
+        self.log(metrics)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self.checkpointer.load_best()
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.show_averages()
 
-    # ---- data ----
+    def _store_flops(self) -> None:
+        self.state.total_flos += sum(self.strategy.gather_object(self._flops))
+        self._flops = 0.0
 
-    def get_train_dataloader(self) -> EpochLoader | StreamLoader:
-        if isinstance(self.train_dataset, Stream):
-            count = self.args.max_steps * self.args.gradient_accumulation_steps
-            share = (self._train_batch_size, self.args.process_index, self.args.world_size)
-            self.streamed = StreamBatches(self.train_dataset, count, *share)
-            return StreamLoader(self.streamed, KeepRowsCollator(self.data_collator), pin_memory=self._pins())
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        order = None if self.plan.data.disable_shuffling else seed
-        share = (order, self.args.process_index, self.args.world_size)
-        drops = self.args.dataloader_drop_last
-        batches = EpochBatches(len(self.train_dataset), self._train_batch_size, *share, whole=drops)
-        if (tokens := self.plan.training.tokens_per_batch) is not None:
-            batches = token_batches(self.train_dataset, tokens, self.args, order)
-        self._say_left_out(batches)
-        return self._loading(self.train_dataset, batches, KeepRowsCollator(self.data_collator))
+    # ---- after a step ----
 
-    def _say_left_out(self, batches: EpochBatches) -> None:
-        """Reports rows that fill no batch (``dataloader_drop_last``)."""
-        together = batches.size * batches.processes
-        if not batches.used:
-            message = f"dataloader_drop_last is true, and {batches.rows} rows fill no batch of {together}"
-            hint = "lower per_device_train_batch_size, or remove dataloader_drop_last"
-            raise UsageError(Problem(message, self.plan.where("dataloader_drop_last"), hint))
-        left, told = batches.rows - batches.used, self.leaves_out
-        self.leaves_out = left
-        if left and told != left and self.args.should_save:
-            self.reports.info(f"dataloader_drop_last: {left} of {batches.rows} rows are not used in each epoch")
+    def _log_step(self, norm: Any, rate: float | None, began: float) -> None:
+        """Writes a log line if one is due."""
+        step = self.state.global_step
+        if not self.control.should_log or step <= self.running_loss.logged_step:
+            return
+        logs: dict[str, float] = {"loss": self.running_loss.drain(self.strategy, step)}
+        if norm is not None:
+            logs["grad_norm"] = norm.item() if isinstance(norm, torch.Tensor) else norm
+        logs["learning_rate"] = self.learning_rate() if rate is None else rate
+        self._store_flops()
+        self.log(logs, began)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        return self._loader(
-            self.eval_dataset if eval_dataset is None else eval_dataset, self.args.eval_batch_size, None
+    def _evaluate_if_due(self) -> None:
+        if self.control.should_evaluate:
+            best = self.evaluator.evaluate_in_training()
+            if self.args.save_strategy == SaveStrategy.BEST:
+                self.control.should_save = best
+
+    def _save_if_due(self) -> None:
+        if self.control.should_save:
+            self.save_checkpoint()
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.stop_if_asked()
+
+    def save_checkpoint(self) -> None:
+        """Writes a checkpoint of the current step."""
+        self._store_flops()
+        self.checkpointer.save()
+
+    def save_model(self, folder: Path | str | None = None) -> None:
+        """Saves the trained weights, and the tokenizer with its chat template; in the first process only.
+
+        Args:
+            folder: None for the run's.
+        """
+        self.checkpointer.save_model(Path(folder or self.plan.output_dir))
+
+    def stop_if_asked(self) -> None:
+        """Writes a checkpoint and ends the run if any process has received a signal."""
+        number = int(self.signals.received or 0)
+        if self.strategy.world_size > 1:
+            number = self.strategy.max(number)
+        if not number:
+            return
+        step, name = self.state.global_step, shown(number)
+        folder = self.plan.output_dir / f"checkpoint-{step}"
+        if folder in self.checkpointer.left:
+            return  # a foreign folder has this name: the run stops one step later, or ends
+        if step and self.checkpointer.saved != step:
+            self.save_checkpoint()
+        written = f"{folder} is written" if step else "no checkpoint was written yet"
+        raise InterruptedRunError(
+            f"stopped by {name} at step {step}; {written}; run the same command to resume", number
         )
 
-    def _loader(self, dataset: Any, size: int, seed: int | None) -> EpochLoader:
-        batches = EpochBatches(len(dataset), size, seed, self.args.process_index, self.args.world_size)
-        return self._loading(dataset, batches, self.data_collator)
+    def log(self, logs: dict[str, float], began: float | None = None) -> None:
+        """Adds epoch, speed and metrics to a log line, in place, and gives it to the callbacks.
 
-    def _loading(self, dataset: Any, batches: EpochBatches, collator: Any) -> EpochLoader:
-        return EpochLoader(
-            dataset,
-            batches,
-            collate_fn=collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self._pins(),
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-        )
-
-    def _pins(self) -> bool:
-        return self.args.dataloader_pin_memory and torch.cuda.is_available()
-
-    # ---- optimizer ----
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            decayed = set(self.get_decay_parameter_names(self.model))
-            method = self.plan.method
-            found: dict[tuple[bool, float], dict[str, Any]] = {}
-            for name, tensor in self.model.named_parameters():
-                if tensor.requires_grad:
-                    decay = self.args.weight_decay if name in decayed else 0.0
-                    rate = method.component.learning_rate(method.options, name, tensor, self.args.learning_rate)
-                    key = (name not in decayed, rate)
-                    found.setdefault(key, {"params": [], "weight_decay": decay, "lr": rate})["params"].append(tensor)
-            # groups with the run's learning rate first: the first group's rate is logged
-            first = sorted(found, key=lambda key: (key[0], key[1] != self.args.learning_rate))
-            groups = [found[key] for key in first]
-            self.optimizer = self.plan.optimizer.component.create_for(self.plan, self.model, groups)
-            # schedules with a final rate read the initial rate here, not from the groups
-            self.optimizer.defaults["lr"] = self.args.learning_rate
-        return self.optimizer
-
-    def _track_num_input_tokens(self, inputs: Batch) -> None:
-        """Counts the tokens of all sequences; a shared prefix counts once per sequence."""
-        count = torch.tensor(tokens_read(inputs), device=self.args.device)
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(count).sum())
-
-    def floating_point_ops(self, inputs: Batch) -> float:
-        if not hasattr(self, "_dense"):
-            self._dense = self.model.num_parameters(exclude_embeddings=True)
-        return 6.0 * inputs["input_ids"].numel() * self._dense
+        Args:
+            logs: with ``loss`` in training, ``train_loss`` at its end, ``eval_loss`` of an evaluation.
+            began: when training started, in seconds since 1970, for the throughput.
+        """
+        state = self.state
+        if state.epoch is not None:
+            # a stream is trained as one epoch of max_steps; its cursor counts the real epochs
+            logs["epoch"] = self.streamed.cursor.epoch if self.streamed is not None else round(state.epoch, 6)
+        if began is not None:
+            tokens = state.num_input_tokens_seen - self._tokens_before
+            logs["throughput"] = speed_metrics("train", began, num_tokens=tokens)["train_tokens_per_second"]
+            logs["num_input_tokens_seen"] = state.num_input_tokens_seen
+        if "loss" in logs:
+            logs |= self.means(self.metrics.training)
+            self.metrics.training.clear()
+        self.guard.correct(logs)
+        state.log_history.append({**logs, "step": state.global_step})
+        self.control = self.callback_handler.on_log(self.args, state, self.control, logs)
 
     # ---- evaluation ----
 
-    def _show_averages(self) -> None:
-        """Switches schedule-free optimizers to the averaged weights, which are those to evaluate and to save."""
-        if callable(switch := getattr(self.optimizer, "eval", None)):
-            switch()
-
-    def evaluation_loop(
-        self,
-        dataloader: EpochLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """`eval_loss`, and the means of the metrics that it logs."""
-        self.model.eval()
-        self._show_averages()
-        self._measuring = MetricAccumulator()
-        with self.phase("evaluating"):
-            loss = self.eval_loss(dataloader)
-        measured, self._measuring = self._means(self._measuring), self.meters
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **measured}.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
-
-    def eval_loss(self, dataloader: EpochLoader) -> float:
-        """Weighted mean of the losses over all labels of the set."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        with torch.no_grad(), self.accelerator.autocast():
-            for loss, weight in self.each(self._evaluated, self.evaluation_batches(dataloader)):
-                sums += torch.stack([loss, torch.tensor(weight).to(sums)])
-        total, weight = self.accelerator.reduce(sums, "sum").tolist()
-        if not weight:
-            raise RunError("no token of the evaluation data has a label, so it has no loss")
-        return float(total / weight)
-
-    def _evaluated(self, batch: Batch) -> tuple[torch.Tensor, float]:
-        return self.eval_loss_sum(batch).double(), self.weight(batch)
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        wanted = self.args.metric_for_best_model
-        if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
-            there = ", ".join(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
-            raise RunError(f"metric_for_best_model: the evaluation has no {wanted!r}; it has {there}")
-        return super()._determine_best_metric(metrics, trial)
-
-    def evaluation_batches(self, dataloader: EpochLoader) -> Iterator[Batch]:
-        """The loader's batches on the device, for an evaluation; a signal stops the run between them."""
-        for batch in self.interruptible(dataloader):
-            yield self._prepare_inputs(batch)
+    def evaluate(self, dataset: Any = None, prefix: str = "eval") -> dict[str, float]:
+        """See `ftcore.training.evaluation.Evaluator.evaluate`."""
+        return self.evaluator.evaluate(self.eval_dataset if dataset is None else dataset, prefix)
 
     def interruptible(self, parts: Iterable[T]) -> Iterator[T]:
         """The parts of an evaluation; a signal stops the run between them."""
         for part in parts:
             yield part
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-            if self.is_in_train:
+            if self.training:
                 self.evaluating = True
                 self.stop_if_asked()
         self.evaluating = False
 
-    def _means(self, meters: MetricAccumulator) -> dict[str, float]:
-        """Means of the metrics of all processes."""
-        means = merged(meters, self.args.world_size).means()
-        return means | self.derived(means)
+    def show_averages(self) -> None:
+        """Switches schedule-free optimizers to the averaged weights, which are those to evaluate and to save."""
+        if callable(switch := getattr(self.optimizer, "eval", None)):
+            switch()
 
-    # ---- logs ----
+    def means(self, metrics: MetricAccumulator) -> dict[str, float]:
+        """Means of the metrics of all processes, and what the objective derives from them."""
+        found = metrics.means(self.strategy)
+        return found | self.objective.derived(found)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.state.epoch is not None:
-            # for transformers a stream is one epoch of max_steps; its cursor counts the real epochs
-            logs["epoch"] = self.streamed.cursor.epoch if self.streamed is not None else round(self.state.epoch, 6)
-        if start_time is not None:
-            tokens = self.state.num_input_tokens_seen - self._initial_num_input_tokens_seen
-            speed = speed_metrics("train", start_time, num_tokens=tokens)
-            logs["throughput"] = speed["train_tokens_per_second"]
-            logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
-        if "loss" in logs:
-            logs |= self._means(self.meters)
-            self.meters.clear()
-        self.guard.correct(logs)
-        self.state.log_history.append({**logs, "step": self.state.global_step})
-        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+class _Length:
+    """The length of a run.
+
+    Attributes:
+        batches: micro-batches of an epoch and process.
+        steps_per_epoch: optimizer steps of an epoch; the last one may have fewer micro-batches.
+        steps: optimizer steps of the run.
+        epochs: epochs that the run begins.
+    """
+
+    def __init__(self, batches: int, accumulated: int, epochs: float, most: int) -> None:
+        self.batches, self.steps_per_epoch = batches, max(-(-batches // accumulated), 1)
+        self.steps = most if most > 0 else math.ceil(epochs * self.steps_per_epoch)
+        self.epochs = -(-self.steps // self.steps_per_epoch) if most > 0 else math.ceil(epochs)
+
+    @classmethod
+    def of(cls, args: Any, batches: int) -> _Length:
+        """From TrainingArguments and the length of the loader."""
+        return cls(batches, args.gradient_accumulation_steps, args.num_train_epochs, args.max_steps)
+
+
+def enable_recomputation(model: Any, arguments: Mapping[str, Any] | None = None) -> None:
+    """Enables gradient checkpointing, non-reentrant: frozen inputs, as with LoRA, need that.
+
+    Args:
+        model: of transformers.
+        arguments: further ones of ``torch.utils.checkpoint``.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({**(arguments or {}), "use_reentrant": False})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FtTrainer":
+        raise ImportError(
+            "ftcore.training.trainer.FtTrainer went in ftcore 0.2: a stage returns an Objective from objective(run), "
+            "with loss_sum and weight; see docs/plugins.md"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

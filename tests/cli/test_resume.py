@@ -16,11 +16,11 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
+from ft_plugins.stages.sft.objective import NextToken
 from ftcore.cli import group
 from ftcore.errors import RunError, UsageError
 from ftcore.training.callbacks.signals import InterruptedRunError
 from ftcore.training.checkpointing import directory
-from ftcore.training.trainer import FtTrainer
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_an_earlier_runs_checkpoints_stay_until_there_is_a_whole_one(
         raise RunError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FtTrainer, "loss_sum", failing)
+        patch.setattr(NextToken, "loss_sum", failing)
         with pytest.raises(RunError):
             run(**anew)
     assert {name: content for name, content in lying(out).items() if name.startswith("checkpoint-")} == before
@@ -326,15 +326,15 @@ def test_a_signal_does_not_write_over_what_others_wrote(
 ) -> None:
     """It is heeded one step later."""
     theirs = another_trainers(out / "checkpoint-1")
-    real, calls = FtTrainer.loss_sum, []
+    real, calls = NextToken.loss_sum, []
 
-    def stopping(self: FtTrainer, batch: Any) -> Any:
+    def stopping(self: NextToken, batch: Any) -> Any:
         if not calls:
             os.kill(os.getpid(), signal.SIGTERM)
         calls.append(1)
         return real(self, batch)
 
-    monkeypatch.setattr(FtTrainer, "loss_sum", stopping)
+    monkeypatch.setattr(NextToken, "loss_sum", stopping)
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM at step 2"):
         run(overwrite_output_dir=True, save_steps=4)
     assert steps(out) == ["checkpoint-1", "checkpoint-2"]

@@ -22,7 +22,7 @@ from ftcore.cli import group
 from ftcore.config.planner import make_plan
 from ftcore.data.multimodal.images import ImageReader, ReadImage, frame_of
 from ftcore.errors import RunError, UsageError
-from ftcore.runner.run import load_model, run
+from ftcore.runner.run import load_model, new_trainer, run
 from ftcore.training.batching.collators import collate
 from ftcore.training.forward.causal_lm import CausalLMForward
 
@@ -117,7 +117,7 @@ def _texts(name: str) -> list[str]:
 def test_tokens_loss_and_gradients_are_those_of_transformers(name: str, smoothing: float, prepared: Any) -> None:
     state = prepared(name, finetuning_type="full", label_smoothing_factor=smoothing)
     load_model(state)
-    trainer = state.plan.stage.component.trainer(state)
+    trainer = new_trainer(state)
     rows = [state.data.train[n] for n in range(3)]
     model, total, expected = state.model.eval(), 0.0, []
     for row, text in zip(rows, _texts(name), strict=True):
@@ -132,7 +132,7 @@ def test_tokens_loss_and_gradients_are_those_of_transformers(name: str, smoothin
     assert expected == ["A bird.<|im_end|>", "I see.<|im_end|>Another one.<|im_end|>", "Good day.<|im_end|>"]
     gradients = {key: tensor.grad.clone() for key, tensor in model.named_parameters() if tensor.grad is not None}
     model.zero_grad()
-    loss = trainer.loss_sum(trainer.data_collator(rows))
+    loss = trainer.objective.loss_sum(trainer.data_collator(rows))
     loss.backward()
     assert loss.item() == pytest.approx(total, rel=1e-5)
     assert gradients
@@ -145,7 +145,7 @@ def test_paligemma_reads_a_prompt_in_both_directions_and_an_answer_in_one(prepar
     """transformers' own: ``suffix`` is the answer, of token type 1, and all of the loss."""
     state = prepared("paligemma", finetuning_type="full", template="paligemma")
     load_model(state)
-    trainer = state.plan.stage.component.trainer(state)
+    trainer = new_trainer(state)
     row, processor = state.data.train[0], state.pictures.processor
     images = [state.pictures._opened(picture.path, "") for picture in row["images"]]
     own = processor(text=["<image>What is it?"], suffix=["A bird."], images=images, return_tensors="pt")
@@ -157,7 +157,7 @@ def test_paligemma_reads_a_prompt_in_both_directions_and_an_answer_in_one(prepar
     ids = torch.from_numpy(row["input_ids"]).long()[None]
     given = {**own, "input_ids": ids, "labels": ids.masked_fill(kinds == 0, -100)}
     loss = state.model.eval()(**given).loss.item() * int(kinds.sum())
-    assert trainer.loss_sum(trainer.data_collator([row])).item() == pytest.approx(loss, rel=1e-5)
+    assert trainer.objective.loss_sum(trainer.data_collator([row])).item() == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -301,7 +301,7 @@ def test_tokens_are_kept_until_an_image_changes(prepared: Any, data: Path) -> No
 def test_an_image_that_changes_during_the_run_ends_it(prepared: Any, data: Path) -> None:
     state = prepared("qwen2_vl")
     load_model(state)
-    trainer = state.plan.stage.component.trainer(state)
+    trainer = new_trainer(state)
     Image.new("RGB", (28, 28)).save(data.parent / "wide.png")
     with pytest.raises(RunError, match=r"wide.png was changed or removed during the run"):
         trainer.data_collator([state.data.train[0]])

@@ -21,7 +21,7 @@ from ftcore.api.plan import Run
 from ftcore.api.registry import load
 from ftcore.config.planner import make_plan
 from ftcore.errors import UsageError
-from ftcore.runner.run import load_model, use_template
+from ftcore.runner.run import load_model, new_trainer, use_template
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`:FutureWarning",  # peft 0.21's own
@@ -102,8 +102,8 @@ def trained(tiny_model_dir: Path, rows: Path, tmp_path: Path) -> Callable[..., A
         use_template(state)
         load_model(state)
         before = tensors(state.model)
-        trainer = plan.stage.component.trainer(state)
-        order = [batch["index"] for batch in trainer.get_train_dataloader()][:3]
+        trainer = new_trainer(state)
+        order = [batch["index"] for batch in trainer.train_loader()][:3]
         batches = [[state.data.train[row] for row in rows] for rows in order]
         trainer.train()
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]

@@ -11,6 +11,7 @@ import torch
 
 from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
+from ftcore.runner.run import new_trainer
 from ftcore.training.callbacks.progress import read_log
 
 
@@ -45,7 +46,7 @@ def run(tiny_model_dir: Path, tmp_path: Path) -> Run:
 def test_sft_learns_the_answers(run: Run, tmp_path: Path) -> None:
     """It is the default, trains on answers alone, evaluates each epoch, and its loss falls."""
     assert (run.plan.stage.full_name, run.plan.stage.component.samples) == ("ftcore:sft", ("Chat",))
-    trainer = run.plan.stage.component.trainer(run)
+    trainer = new_trainer(run)
     output = trainer.train()
     lines = read_log(tmp_path / "out" / "trainer_log.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -57,7 +58,7 @@ def test_sft_learns_the_answers(run: Run, tmp_path: Path) -> None:
 
 def test_sft_loss_is_over_the_answers_tokens(run: Run) -> None:
     """By hand: the mean over exactly the tokens of what the assistants say, end of turn included."""
-    trainer = run.plan.stage.component.trainer(run)
+    trainer = new_trainer(run)
     total, count = 0.0, 0
     with torch.no_grad():
         for row in (run.data.eval[0], run.data.eval[1]):

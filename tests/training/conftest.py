@@ -90,10 +90,11 @@ def run_of(plan_of: Callable[..., Plan]) -> Callable[..., Any]:
 @pytest.fixture
 def trainer_of(run_of: Callable[..., Any]) -> Callable[..., Any]:
     """``trainer_of(train, evaluation=None, **options)``."""
-    from ftcore.training.trainer import FtTrainer
+    from ft_plugins.stages.sft.objective import NextToken
+    from ftcore.training.trainer import Trainer
 
-    def make(train: Any, evaluation: Any = None, **values: Any) -> FtTrainer:
-        return FtTrainer(run_of(**values), train=train, evaluation=evaluation)
+    def make(train: Any, evaluation: Any = None, **values: Any) -> Trainer:
+        return Trainer(run_of(**values), NextToken(), train=train, evaluation=evaluation)
 
     return make
 

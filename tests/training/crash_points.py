@@ -22,7 +22,7 @@ from real_runs import ended, forked, options_of, write_inputs
 
 from ftcore.errors import RunError
 from ftcore.training.checkpointing import directory
-from ftcore.training.checkpointing.resume import ResumableTrainer
+from ftcore.training.checkpointing.checkpointer import Checkpointer
 
 EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 SIZES = (0, 1, 100, 1000, 5000, 20_000, 40_000, 80_000)
@@ -121,18 +121,18 @@ def main() -> None:
     folder = Path(sys.argv[1])
     write_inputs(folder)
     options = options_of("lora", folder, folder / "out") | {"save_total_limit": 1, "lora_rank": 16}
-    real, report = ResumableTrainer._save_checkpoint, folder / "report.json"
+    real, report = Checkpointer.save, folder / "report.json"
 
-    def instead(self: ResumableTrainer, model: Any, trial: Any) -> None:
-        if self.state.global_step == 2:
-            found = crash_everywhere(lambda: real(self, model, trial), self.plan.output_dir, self.setting)
+    def instead(self: Checkpointer) -> None:
+        if self.trainer.state.global_step == 2:
+            found = crash_everywhere(lambda: real(self), self.plan.output_dir, self.setting)
             report.write_text(json.dumps(found))
             os._exit(0)
-        real(self, model, trial)
+        real(self)
 
-    ResumableTrainer._save_checkpoint = instead
+    Checkpointer.save = instead
     assert ended(forked(options)) == 0, (folder / "out.txt").read_text()
-    ResumableTrainer._save_checkpoint = real
+    Checkpointer.save = real
     assert ended(forked(options)) == 0, (folder / "out.txt").read_text()
     print(report.read_text())
 

@@ -19,9 +19,9 @@ from typing import Any
 from real_runs import ended, forked, options_of, write_inputs
 
 import ftcore.runner.run
+from ft_plugins.stages.sft.objective import NextToken
 from ftcore.config.planner import make_plan
 from ftcore.training.checkpointing import directory
-from ftcore.training.trainer import FtTrainer
 
 Before = Callable[[], None]
 
@@ -30,15 +30,15 @@ def in_step(call: Callable[[], object], number: int = 3) -> Before:
     """Calls something before a micro-batch of this process."""
 
     def prepare() -> None:
-        real, state = FtTrainer.loss_sum, {"calls": 0}
+        real, state = NextToken.loss_sum, {"calls": 0}
 
-        def instead(self: FtTrainer, batch: Any) -> Any:
+        def instead(self: NextToken, batch: Any) -> Any:
             state["calls"] += 1
             if state["calls"] == number:
                 call()
             return real(self, batch)
 
-        FtTrainer.loss_sum = instead  # type: ignore[method-assign]
+        NextToken.loss_sum = instead  # type: ignore[method-assign]
 
     return prepare
 

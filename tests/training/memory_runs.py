@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ft_plugins.stages.sft.objective import NextToken
 from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
 from ftcore.errors import RunError
-from ftcore.training.trainer import FtTrainer
+from ftcore.training.trainer import Trainer
 
 
 class Tokens:
@@ -47,10 +48,10 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     run = Run(plan=plan, tokenizer=tokenizer, model=plan.method.component.apply(plan, model), data=None)
-    trainer = FtTrainer(run, train=Tokens(rows))
+    trainer = Trainer(run, NextToken(), train=Tokens(rows))
     short = {name: value[:10] if name != "index" else value for name, value in trainer.train_dataset[0].items()}
     warm = trainer.data_collator([short])
-    trainer.loss_sum(warm).backward()  # what libraries set up at their first use is there
+    trainer.objective.loss_sum(warm).backward()  # what libraries set up at their first use is there
     trainer.model.zero_grad()
     if megabytes >= 0:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ft_plugins.stages.sft.objective import NextToken
 from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
 from ftcore.runner.run import destroy_process_group
-from ftcore.training.trainer import FtTrainer
+from ftcore.training.trainer import Trainer
 
 
 class Tokens:
@@ -37,7 +38,7 @@ def train(options: dict[str, Any], folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(options["model_name_or_path"])
     model = plan.method.component.apply(plan, model)
     tokenizer = AutoTokenizer.from_pretrained(options["model_name_or_path"])
-    trainer = FtTrainer(Run(plan=plan, tokenizer=tokenizer, model=model, data=None), train=Tokens(13))
+    trainer = Trainer(Run(plan=plan, tokenizer=tokenizer, model=model, data=None), NextToken(), train=Tokens(13))
     trainer.train()
     trainer.save_model()
     destroy_process_group()

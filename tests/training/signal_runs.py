@@ -20,8 +20,9 @@ from typing import Any
 
 from real_runs import differences, ended, forked, options_of, write_inputs
 
+from ft_plugins.stages.sft.objective import NextToken
 from ftcore.training.checkpointing import directory
-from ftcore.training.trainer import FtTrainer
+from ftcore.training.step.guard import StepGuard
 
 STOPS = [(number, place, 1) for number in (signal.SIGTERM, signal.SIGINT) for place in ("step", "save", "evaluation")]
 STOPS += [(signal.SIGHUP, "step", 1), (signal.SIGHUP, "evaluation", 1)]
@@ -30,7 +31,7 @@ STOPS += [(signal.SIGTERM, place, 2) for place in ("step", "save", "evaluation")
 
 def stopping(number: int, place: str, times: int, note: Path) -> Callable[[], None]:
     """What a fork does first: it arms a signal to itself at the third micro-batch, save, or batch of an evaluation."""
-    target: Any = {"step": FtTrainer, "save": directory, "evaluation": FtTrainer}[place]
+    target: Any = {"step": NextToken, "save": directory, "evaluation": NextToken}[place]
     name = {"step": "loss_sum", "save": "commit", "evaluation": "loss_sum"}[place]
 
     def prepare() -> None:
@@ -38,7 +39,7 @@ def stopping(number: int, place: str, times: int, note: Path) -> Callable[[], No
         state = {"calls": 0}
 
         def instead(*arguments: Any, **options: Any) -> Any:
-            if place == "save" or arguments[0].model.training is (place == "step"):
+            if place == "save" or arguments[0].context.model.training is (place == "step"):
                 state["calls"] += 1
                 if state["calls"] == 3:
                     for _ in range(times):
@@ -53,14 +54,14 @@ def stopping(number: int, place: str, times: int, note: Path) -> Callable[[], No
 
 def stop_once() -> None:
     """Arms a signal in the first step of this process."""
-    real = FtTrainer.training_step
+    real = StepGuard.micro_batch
 
-    def instead(*arguments: Any, **options: Any) -> Any:
-        FtTrainer.training_step = real
+    def instead(*arguments: Any) -> Any:
+        StepGuard.micro_batch = real
         os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments, **options)
+        return real(*arguments)
 
-    FtTrainer.training_step = instead
+    StepGuard.micro_batch = instead
 
 
 def stop_after_every_step(case: str, folder: Path) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import torch
 from ft_plugins.backends.cpu import matmul
 from ft_plugins.backends.cpu.matmul import MatmulChoice
 from ft_plugins.backends.cpu.runtime import CpuRuntime
+from ft_plugins.stages.sft.objective import NextToken
 from ftcore.training.backend import REFERENCE, BackendRuntime
 from ftcore.training.batching.collators import collate
 from ftcore.training.checkpointing.state import saved_backend_state
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.step.guard import out_of_memory
-from ftcore.training.trainer import FtTrainer
+from ftcore.training.trainer import Trainer
 
 
 class Choosing(BackendRuntime):
@@ -45,10 +46,10 @@ class Choosing(BackendRuntime):
 def trained(run_of: Any, tokens: Any) -> Any:
     """``trained(backend)``: a trainer of a run with this backend, before its first step."""
 
-    def make(backend: BackendRuntime | None, **options: Any) -> FtTrainer:
+    def make(backend: BackendRuntime | None, **options: Any) -> Trainer:
         run = run_of(max_steps=1, save_steps=1, save_strategy="steps", **options)
         run.backend = backend
-        return FtTrainer(run, train=tokens([5, 6, 7, 8]))
+        return Trainer(run, NextToken(), train=tokens([5, 6, 7, 8]))
 
     return make
 

@@ -41,7 +41,7 @@ def step(trainer: Any, rows: list[int]) -> tuple[int, int]:
     spent: list[int] = []
     batch = batch_of(trainer, rows)
     with counted(spent):
-        loss = trainer.loss_sum(batch)
+        loss = trainer.objective.loss_sum(batch)
     with counted(spent):
         loss.backward()
     return spent[0], spent[1]
@@ -141,7 +141,7 @@ def test_logits_are_never_there_in_full(trainer_of: Any, tokens: Any, monkeypatc
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Largest() as largest:
-        trainer.loss_sum(batch).backward()
+        trainer.objective.loss_sum(batch).backward()
     weights = max(tensor.numel() for tensor in trainer.model.parameters())
     assert max(kept) <= largest.numbers <= max(weights, 16 * vocabulary, 180 * 128)
     assert len(batch["positions"]) * vocabulary > 1.5 * largest.numbers

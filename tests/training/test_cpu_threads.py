@@ -13,22 +13,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcore.resources import hardware
-from ftcore.resources.hardware import NUM_WORKERS
-from ftcore.training.callbacks.progress import read_log
-from ftcore.training.parallel.cpu_threads.pool import (
+from ft_plugins.backends.cpu.executor import MAX_SHARE, ThreadPoolExecutor
+from ft_plugins.backends.cpu.thread_pool import (
     MIN_TOKENS,
     ThreadPool,
     has_dynamic_rope,
     in_pool,
     uses_random_numbers,
 )
-from ftcore.training.step.micro_batching import MAX_SHARE, ROWS, is_balanced, parts, split_concurrent
+from ftcore.resources import hardware
+from ftcore.resources.hardware import NUM_WORKERS
+from ftcore.training.batching.loaders import ROWS
+from ftcore.training.callbacks.progress import read_log
+from ftcore.training.step.executor import add_gradients, loss_and_gradients
+from ftcore.training.step.micro_batching import is_balanced, parts, regroup, split_concurrent
 
 LENGTHS = [90, 170, 60, 130, 120, 30, 210, 40]
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
 HANGING = 60
 """Seconds after which a test fails rather than hangs."""
+TWO = ThreadPoolExecutor(ThreadPool(2), concurrent_training=True, split=None)
 
 
 # ---- the pool ----
@@ -92,7 +96,7 @@ def test_an_error_waits_for_what_is_under_way() -> None:
     sizes=st.lists(st.integers(1, 900), min_size=2, max_size=20), limit=st.integers(1, 2000), most=st.integers(1, 20)
 )
 def test_every_row_is_in_one_half(sizes: list[int], limit: int, most: int) -> None:
-    found = split_concurrent(sizes, limit, most)
+    found = split_concurrent(sizes, limit, most, TWO)
     assert sorted(row for rows in found for row in rows) == list(range(len(sizes)))
     assert all(rows == sorted(rows) for rows in found)
     assert all(found)
@@ -106,22 +110,22 @@ def test_every_row_is_in_one_half(sizes: list[int], limit: int, most: int) -> No
 
 
 def test_halves_of_a_batch() -> None:
-    assert split_concurrent([100, 90, 80, 70, 60, 50], 1536, 6) == [[1, 2, 5], [0, 3, 4]][::-1]
-    assert split_concurrent([400, 300, 200, 100], 1536, 4) == [[0, 3], [1, 2]]
-    assert split_concurrent([400] * 8, 1600, 8) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert split_concurrent([100, 90, 80, 70, 60, 50], 1536, 6, TWO) == [[1, 2, 5], [0, 3, 4]][::-1]
+    assert split_concurrent([400, 300, 200, 100], 1536, 4, TWO) == [[0, 3], [1, 2]]
+    assert split_concurrent([400] * 8, 1600, 8, TWO) == [[0, 4], [1, 5], [2, 6], [3, 7]]
     # four alike would be 500, 402, 338, 262: one of two with 762 then, the other with 740
-    assert split_concurrent([500, 402, 284, 54, 262], 1000, 5) == [[0], [1], [2, 3], [4]]
-    assert split_concurrent([2000, 10, 10], 1024, 3) == [[0], [1], [2]]
-    assert split_concurrent([1, 1, 191, 191], 1, 1) == [[1, 3], [2], [0]]
+    assert split_concurrent([500, 402, 284, 54, 262], 1000, 5, TWO) == [[0], [1], [2, 3], [4]]
+    assert split_concurrent([2000, 10, 10], 1024, 3, TWO) == [[0], [1], [2]]
+    assert split_concurrent([1, 1, 191, 191], 1, 1, TWO) == [[1, 3], [2], [0]]
 
 
 def test_halves_that_are_none() -> None:
     """A row that outweighs the others is computed by all threads."""
-    assert is_balanced([620, 380], MAX_SHARE)
-    assert not is_balanced([630, 370], MAX_SHARE)
-    assert is_balanced([742, 537, 342, 141], 0.5017)
-    assert not is_balanced([742, 537, 342, 141], 0.5)
-    assert not is_balanced([1000], MAX_SHARE)
+    assert is_balanced([620, 380], MAX_SHARE, NUM_WORKERS)
+    assert not is_balanced([630, 370], MAX_SHARE, NUM_WORKERS)
+    assert is_balanced([742, 537, 342, 141], 0.5017, NUM_WORKERS)
+    assert not is_balanced([742, 537, 342, 141], 0.5, NUM_WORKERS)
+    assert not is_balanced([1000], MAX_SHARE, NUM_WORKERS)
 
 
 # ---- a run ----
@@ -129,14 +133,14 @@ def test_halves_that_are_none() -> None:
 
 def done(trainer: Any, folder: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], list[bool]]:
     """Log lines, what was trained, and for each pass whether a member of the pool did it."""
-    honest, members = trainer.loss_sum, []
+    honest, members = trainer.objective.loss_sum, []
 
     def watched(batch: Any) -> torch.Tensor:
         if torch.is_grad_enabled():
             members.append(in_pool())
         return honest(batch)
 
-    trainer.loss_sum = watched
+    trainer.objective.loss_sum = watched
     trainer.train()
     lines = [{k: v for k, v in line.items() if k not in CLOCK} for line in read_log(folder / "trainer_log.jsonl")]
     trained = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
@@ -163,7 +167,7 @@ def test_the_step_is_that_of_the_whole_batch(
     for name, wish in (("whole", {"tokens_per_pass": False}), ("halves", {}), ("again", {})):
         values = {"per_device_train_batch_size": 8, "max_steps": 2, "output_dir": str(tmp_path / name)} | options | wish
         trainer = trainer_of(tokens(LENGTHS), dtype=torch.float64, **values)
-        trainer.can_run_concurrent = trainer.pool is not None  # of a tiny model adapters are a large part
+        trainer.executor.concurrent_training = True  # of a tiny model adapters are a large part
         found.append(done(trainer, tmp_path / name))
     (lines, trained, whole), (halves_lines, halves, members), (_, again, _) = found
     assert not any(whole)
@@ -187,7 +191,7 @@ def test_in_bfloat16(
     for name, wish in (("whole", {"tokens_per_pass": False}), ("halves", {}), ("again", {})):
         values = {"per_device_train_batch_size": 8, "max_steps": 4, "output_dir": str(tmp_path / name), "bf16": True}
         trainer = trainer_of(tokens(LENGTHS), **(values | options | wish))
-        trainer.can_run_concurrent = trainer.pool is not None
+        trainer.executor.concurrent_training = True
         found.append(done(trainer, tmp_path / name))
     (lines, _, whole), (halves_lines, halves, members), (_, again, _) = found
     assert not any(whole)
@@ -204,11 +208,11 @@ def test_in_bfloat16(
 def test_gradients_lie_as_weights_do(two_threads: None, trainer_of: Any, tokens: Any) -> None:
     """torch's fused AdamW reads both in one order; a transposed gradient would train other numbers unseen."""
     trainer = trainer_of(tokens(LENGTHS), per_device_train_batch_size=8)
-    batch = next(iter(trainer.get_train_dataloader()))
-    trainer.can_run_concurrent = True
-    found = trainer.run_concurrently(trainer.model, parts(trainer, batch), torch.tensor(100.0))
-    assert len(found) == 2
+    batch = next(iter(trainer.train_loader()))
+    trainer.executor.concurrent_training = True
     trained = [tensor for tensor in trainer.model.parameters() if tensor.requires_grad]
+    job = partial(loss_and_gradients, trainer.objective.loss_sum, trained)
+    assert len(add_gradients(trainer.each(job, parts(trainer, batch)), trained)) == 2
     assert all(tensor.grad.stride() == tensor.stride() for tensor in trained)
     assert any(tensor.grad.norm() > 0 for tensor in trained)
 
@@ -217,15 +221,15 @@ def test_memory_that_runs_out(
     two_threads: None, trainer_of: Any, tokens: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = trainer_of(tokens([70] * 8), per_device_train_batch_size=8, max_steps=1)
-    trainer.can_run_concurrent = True
-    honest = trainer.loss_sum
+    trainer.executor.concurrent_training = True
+    honest = trainer.objective.loss_sum
 
     def small(batch: Any) -> torch.Tensor:
         if len(batch["index"]) > 2:
             raise MemoryError
         return honest(batch)
 
-    trainer.loss_sum = small
+    trainer.objective.loss_sum = small
     _, _, members = done(trainer, tmp_path / "out")
     assert "with 8 rows at a time: this step and all later ones use micro-batches of 4 rows" in capsys.readouterr().out
     assert members[-4:] == [True] * 4
@@ -235,8 +239,8 @@ def test_one_row_at_a_time_goes_two_at_a_time(two_threads: None, trainer_of: Any
     """Accumulated rows are done side by side up to the limit; what is counted of each micro-batch stays."""
     values = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "disable_shuffling": True}
     trainer = trainer_of(tokens([200, 300, 400, 100]), tokens_per_pass=600, **values)
-    trainer.can_run_concurrent = True
-    batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 4, torch.device("cpu"))
+    trainer.executor.concurrent_training = True
+    batches = regroup(trainer, list(trainer.train_loader()))
     assert [len(batch[ROWS]) for batch in batches] == [2, 0, 2, 0]
     assert [batch["input_ids"].numel() for batch in batches] == [200, 300, 400, 100]
 
@@ -244,13 +248,13 @@ def test_one_row_at_a_time_goes_two_at_a_time(two_threads: None, trainer_of: Any
 @pytest.mark.slow
 def test_where_nobody_works_side_by_side(two_threads: None, trainer_of: Any, tokens: Any) -> None:
     rows = tokens(LENGTHS)
-    assert trainer_of(rows).pool is not None
-    assert trainer_of(rows, finetuning_type="full").pool is not None
+    assert trainer_of(rows).executor.workers == 2
+    assert trainer_of(rows, finetuning_type="full").executor.workers == 2
     assert not trainer_of(rows, finetuning_type="full").runs_concurrently
     for options in ({"tokens_per_pass": False}, {"lora_dropout": 0.1}, {"neftune_noise_alpha": 5}):
-        assert trainer_of(rows, **options).pool is None
+        assert trainer_of(rows, **options).executor.workers == 1
     torch.set_num_threads(1)
-    assert trainer_of(rows).pool is None
+    assert trainer_of(rows).executor.workers == 1
 
 
 def test_what_a_model_draws(small_models: Any) -> None:
@@ -272,7 +276,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(
     for name, stops in (("whole", False), ("stopped", True), ("stopped", False)):
         values = {"max_steps": 4, "per_device_train_batch_size": 5, "output_dir": str(tmp_path / name)}
         trainer = trainer_of(tokens(LENGTHS), save_strategy="steps", save_steps=500, **values)
-        trainer.can_run_concurrent = True
+        trainer.executor.concurrent_training = True
         if stops:
             trainer.add_callback(stops_after(2))
         trainer.train()

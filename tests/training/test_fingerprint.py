@@ -410,5 +410,5 @@ def test_a_checkpoint_of_the_version_before_is_refused_and_forced(
     trainer = trainer_of(tokens(LENGTHS), tokens([7, 9, 4]), **OPTIONS | {"output_dir": str(tmp_path / "old")})
     trainer.plan = replace(trainer.plan, force=True)
     trainer.train()
-    assert trainer.resumed == folder
+    assert trainer.checkpointer.resumed == folder
     assert f"resuming from {folder} because of --force: {FORM}" in caplog.text

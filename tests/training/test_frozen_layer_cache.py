@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ftcore.training.callbacks.progress import read_log
 from ftcore.training.checkpointing import directory
 from ftcore.training.forward.causal_lm import CausalLMForward, flat_inputs
 from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
-from ftcore.training.model_transforms.frozen_layers import FrozenLayers
+from ftcore.training.model_transforms.frozen_layers import choose_frozen_layer_cache
 
 pytestmark = pytest.mark.usefixtures("torchs_products")
 
@@ -97,10 +96,10 @@ def test_flops_under_the_border_are_spent_once(trainer_of: Any, tokens: Any) -> 
 
 def _flops(trainer: Any) -> int:
     """Of an epoch's forward and backward passes; the epochs' batches are not the same ones, their sum is."""
-    loader = trainer.get_train_dataloader()
+    loader = trainer.train_loader()
     with FlopCounterMode(display=False) as counter:
         for batch in loader:
-            trainer.loss_sum({name: value for name, value in batch.items() if name != "rows"}).backward()
+            trainer.objective.loss_sum({name: value for name, value in batch.items() if name != "rows"}).backward()
     return int(counter.get_total_flops())
 
 
@@ -165,12 +164,13 @@ def test_what_cannot_be_kept_is_refused_or_left(options: Any, why: str, trainer_
 
 
 def test_dropout_under_the_border_is_seen(run_of: Any, tokens: Any) -> None:
-    from ftcore.training.trainer import FtTrainer
+    from ft_plugins.stages.sft.objective import NextToken
+    from ftcore.training.trainer import Trainer
 
     run = run_of(**FREEZE, cache_frozen_prefix=True)
     run.model.model.layers[0].self_attn.attention_dropout = 0.5
     with pytest.raises(UsageError, match="dropout or another random operation comes before the first trainable layer"):
-        FtTrainer(run, train=tokens(LENGTHS))
+        Trainer(run, NextToken(), train=tokens(LENGTHS))
 
 
 @pytest.mark.slow
@@ -182,14 +182,10 @@ def test_one_epoch_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> No
     assert trainer_of(tokens(LENGTHS), **one, cache_frozen_prefix=True).scorer.frozen_layer_cache.enabled
 
 
-def test_a_gpu_keeps_nothing_unless_told(plan_of: Any) -> None:
-    on_gpu = [replace(plan_of(**FREEZE, cache_frozen_prefix=wish), device="cuda") for wish in ("auto", True, False)]
-    assert [FrozenLayers().planned(plan) for plan in on_gpu] == [
-        "on a GPU it is used only with cache_frozen_prefix: true",
-        "",
-        "cache_frozen_prefix is false",
-    ]
-    assert FrozenLayers().planned(plan_of(**FREEZE)) == ""
+def test_a_gpu_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> None:
+    trainer = trainer_of(tokens(LENGTHS), **FREEZE)
+    trainer.strategy.device = torch.device("cuda")
+    assert choose_frozen_layer_cache(trainer) is None
 
 
 def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
@@ -207,13 +203,9 @@ def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
         with torch.no_grad():
             expected = scorer.hidden(batch)
             prefix = FrozenLayerCache(decoder, decoder.layers, 2, flat_inputs)
-            whole: list[torch.Tensor] = []
-            hook = decoder.layers[1].register_forward_hook(lambda *call, whole=whole: whole.append(call[2]))
-            decoder(**scorer.inputs(batch))
-            hook.remove()
-            prefix.attach()
+            whole, _ = prefix.run_recording(batch)
             scorer.frozen_layer_cache = prefix
-            assert torch.equal(prefix.run_trainable(batch, whole[0])[0, batch["positions"]], expected), name
+            assert torch.equal(prefix.run_trainable(batch, whole)[0, batch["positions"]], expected), name
             prefix.enabled = True
             torch.testing.assert_close(scorer.hidden(batch), expected, rtol=1e-4, atol=1e-5, msg=name)
 

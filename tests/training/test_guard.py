@@ -39,9 +39,21 @@ class Watch(TrainerCallback):
         self.weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
 
+class BeforeSteps(TrainerCallback):
+    """Calls something before each step that the optimizer really does."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        optimizer.optimizer.register_step_pre_hook(self.call)
+
+
 def poison_loss(trainer: Any, step: int) -> None:
-    honest = trainer.loss_sum
-    trainer.loss_sum = lambda batch: honest(batch) * (math.nan if trainer.state.global_step + 1 == step else 1.0)
+    honest = trainer.objective.loss_sum
+    trainer.objective.loss_sum = lambda batch: (
+        honest(batch) * (math.nan if trainer.state.global_step + 1 == step else 1.0)
+    )
 
 
 def poison_gradient(trainer: Any, step: int) -> None:
@@ -91,8 +103,7 @@ def test_no_step_on_what_is_not_a_number(
         stepped.append(trainer.state.global_step + 1)
 
     POISONS[poison](trainer, 3)
-    original = trainer.create_optimizer
-    trainer.create_optimizer = lambda *a: (original(*a), trainer.optimizer.register_step_pre_hook(note))[0]
+    trainer.add_callback(BeforeSteps(note))
     with pytest.raises(RunError) as caught:
         trainer.train()
     what = "loss" if poison == "weight" else poison
@@ -132,8 +143,8 @@ def test_a_skipped_step_changes_nothing(
 
 def test_skipping_ends(trainer_of: Any, tokens: Any) -> None:
     trainer = trainer_of(tokens(LENGTHS, untrained=()), **PLAIN, on_nonfinite="skip", max_skipped_steps=2)
-    honest = trainer.loss_sum
-    trainer.loss_sum = lambda batch: honest(batch) * math.inf
+    honest = trainer.objective.loss_sum
+    trainer.objective.loss_sum = lambda batch: honest(batch) * math.inf
     with pytest.raises(RunError, match=r"the loss is inf at step 3, .*weights were not updated .skipped before: 2."):
         trainer.train()
 
@@ -146,14 +157,14 @@ def test_a_batch_without_labels_is_never_logged_as_0(
     options = PLAIN | {"max_steps": 3, "logging_steps": every}
     trainer = trainer_of(tokens(LENGTHS, untrained=(2, 3)), **options)
     alone: list[float] = []
-    honest = trainer.loss_sum
+    honest = trainer.objective.loss_sum
 
     def keep(batch: Any) -> torch.Tensor:
         loss = honest(batch)
-        alone.append(loss.item() / trainer.weight(batch))
+        alone.append(loss.item() / trainer.objective.weight(batch))
         return loss
 
-    trainer.loss_sum = keep
+    trainer.objective.loss_sum = keep
     output = trainer.train()
     lines = [line for line in read_log(tmp_path / "out" / "trainer_log.jsonl") if "loss" in line]
     steps = [line["current_steps"] for line in lines]
@@ -187,8 +198,8 @@ class Small:
 
     def __init__(self, trainer: Any, rows: int, at: int | None = None) -> None:
         self.trainer, self.rows, self.at, self.calls = trainer, rows, at, 0
-        self.honest = trainer.loss_sum
-        trainer.loss_sum = self
+        self.honest = trainer.objective.loss_sum
+        trainer.objective.loss_sum = self
 
     def __call__(self, batch: Any) -> torch.Tensor:
         self.calls += 1
@@ -199,16 +210,17 @@ class Small:
 
 
 def gradients(trainer: Any) -> dict[str, torch.Tensor]:
-    """Those of the first step, before they are clipped."""
+    """Those of the first step, of a run that does not clip them."""
     found: dict[str, torch.Tensor] = {}
 
-    def keep(model: Any, grad_norm: Any = None) -> Any:
-        if not found:
-            found.update({name: tensor.grad.clone() for name, tensor in model.named_parameters()})
-        return type(trainer)._get_grad_norm(trainer, model, grad_norm)
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+            if not found:
+                found.update({name: tensor.grad.clone() for name, tensor in model.named_parameters()})
 
-    trainer._get_grad_norm = keep
+    trainer.add_callback(Keep())
     trainer.train()
+    assert found
     return found
 
 
@@ -266,13 +278,13 @@ def test_notes_are_not_counted_twice(trainer_of: Any, tokens: Any, tmp_path: Pat
     means = []
     for rows in (9, 2):
         trainer = trainer_of(tokens(LENGTHS), output_dir=str(tmp_path / str(rows)), per_device_train_batch_size=4)
-        honest = trainer.loss_sum
+        honest = trainer.objective.loss_sum
 
         def noting(batch: Any, trainer: Any = trainer, honest: Any = honest) -> torch.Tensor:
-            trainer.log_metric("length", batch["cu_seqlens"].diff().float())
+            trainer.objective.log_metric("length", batch["cu_seqlens"].diff().float())
             return honest(batch)
 
-        trainer.loss_sum = noting
+        trainer.objective.loss_sum = noting
         Small(trainer, rows=rows)
         trainer.train()
         means.append([line["length"] for line in read_log(tmp_path / str(rows) / "trainer_log.jsonl")])
@@ -317,7 +329,7 @@ def test_other_errors_are_not_hidden(message: str, trainer_of: Any, tokens: Any)
     def broken(batch: Any) -> torch.Tensor:
         raise RuntimeError(message)
 
-    trainer.loss_sum = broken
+    trainer.objective.loss_sum = broken
     with pytest.raises(RuntimeError, match=message):
         trainer.train()
 

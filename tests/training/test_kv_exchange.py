@@ -16,18 +16,18 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ft_plugins.backends.cpu import split_forward
 from ft_plugins.backends.cpu.fused_layers import fuse_layers
+from ft_plugins.backends.cpu.kv_exchange import KVChannel, KVSlice, split_row
 from ft_plugins.backends.cpu.runtime import CpuRuntime
+from ft_plugins.backends.cpu.split_forward import NEAR, SequenceSplit
+from ft_plugins.backends.cpu.thread_pool import MIN_TOKENS, ThreadPool
 from ftcore.training.batching.collators import Batch, collate
 from ftcore.training.batching.shared_prefix import share_prefixes
 from ftcore.training.cost_model.prefix import AlwaysShare
 from ftcore.training.cost_model.tokens import visible
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.forward.reward import RewardForward
-from ftcore.training.parallel.cpu_threads import split_forward
-from ftcore.training.parallel.cpu_threads.kv_exchange import KVChannel, KVSlice, split_row
-from ftcore.training.parallel.cpu_threads.pool import MIN_TOKENS, ThreadPool
-from ftcore.training.parallel.cpu_threads.split_forward import NEAR, SequenceSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
 

@@ -16,10 +16,11 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from ft_plugins.backends.cpu import linear_cross_entropy as tiled
 from ft_plugins.backends.cpu.linear_cross_entropy import TiledLinearCrossEntropy
-from ft_plugins.stages.sft.token_accuracy import AccuracyTrainer
+from ft_plugins.stages.sft.objective import NextToken
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.losses import linear_cross_entropy as chunked
 from ftcore.training.losses.linear_cross_entropy import CHUNKED, LMHead
+from ftcore.training.trainer import Trainer
 
 TILED = TiledLinearCrossEntropy()
 SHARE = 0.1
@@ -132,7 +133,7 @@ def test_a_step_is_the_mean_over_the_global_batchs_labels(
         trainer.scorer.packed = trainer.scorer.shares = False
         trainer.scorer.last = trainer.scorer.sequence_split = None
     trainer.scorer.fused = trainer.scorer.fused and way != "own logits"
-    rows = [data[number] for number in trainer.get_train_dataloader().batch_sampler.order()[: size * accumulated]]
+    rows = [data[number] for number in trainer.train_loader().batch_sampler.order()[: size * accumulated]]
     expected = smoothed(trainer.model, rows)
     expected.backward()
     norm = gradient_norm(trainer.model)
@@ -171,13 +172,14 @@ def test_packs_and_the_evaluation(trainer_of: Any, run_of: Any, tokens: Any, tmp
             return whole | {"lengths": np.array(LENGTHS), "index": np.arange(len(rows))}
 
     options = {"label_smoothing_factor": SHARE, "dtype": torch.float64, "finetuning_type": "full", "max_steps": 1}
-    trainer = AccuracyTrainer(run_of(**options), train=Packs(), evaluation=data)
+    trainer = Trainer(run_of(**options), NextToken(accuracy=True), train=Packs(), evaluation=data)
     expected = smoothed(trainer.model, [data[number] for number in range(len(data))]).item()
     batch = trainer.data_collator([trainer.train_dataset[0]])
-    assert (trainer.loss_sum(batch) / trainer.weight(batch)).item() == pytest.approx(expected, rel=1e-9)
+    loss = trainer.objective.loss_sum(batch) / trainer.objective.weight(batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
     found = trainer.evaluate()
-    plain = AccuracyTrainer(
-        run_of(**options | {"label_smoothing_factor": 0.0}), train=Packs(), evaluation=data
+    plain = Trainer(
+        run_of(**options | {"label_smoothing_factor": 0.0}), NextToken(accuracy=True), train=Packs(), evaluation=data
     ).evaluate()
     assert found["eval_loss"] == pytest.approx(expected, rel=1e-9)
     assert found["eval_accuracy"] == plain["eval_accuracy"]

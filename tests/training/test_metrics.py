@@ -106,12 +106,12 @@ def test_a_skip_before_a_resume_is_in_no_mean_after_it(trainer_of: Any, tokens: 
         for again in (False, True)[: 1 + (name == "resumed")]:
             options = OPTIONS | {"on_nonfinite": "skip", "output_dir": str(tmp_path / name)}
             trainer = trainer_of(tokens(LENGTHS, untrained=()), **options)
-            honest = trainer.loss_sum
+            honest = trainer.objective.loss_sum
 
             def broken(batch: Any, trainer: Any = trainer, honest: Any = honest) -> Any:
                 return honest(batch) * (math.nan if trainer.state.global_step == 2 else 1)
 
-            trainer.loss_sum = broken
+            trainer.objective.loss_sum = broken
             trainer.train()
             if name == "resumed" and not again:
                 back_to(tmp_path / name, 3)
@@ -120,12 +120,11 @@ def test_a_skip_before_a_resume_is_in_no_mean_after_it(trainer_of: Any, tokens: 
     assert logged["whole"] == logged["resumed"]
 
 
-def test_note_logs_a_metric_and_warns_of_its_new_name(trainer_of: Any, tokens: Any) -> None:
+def test_metrics_are_weighted_means(trainer_of: Any, tokens: Any) -> None:
     trainer = trainer_of(tokens([3, 4]))
-    with pytest.warns(DeprecationWarning, match=r"use FtTrainer\.log_metric"):
-        trainer.note("length", torch.tensor([2.0, 4.0]))
-    trainer.log_metric("length", torch.tensor([9.0]), torch.tensor([2.0]))
-    assert trainer.meters.means() == {"length": 6.0}
+    trainer.objective.log_metric("length", torch.tensor([2.0, 4.0]))
+    trainer.objective.log_metric("length", torch.tensor([9.0]), torch.tensor([2.0]))
+    assert trainer.metrics.training.means(trainer.strategy) == {"length": 6.0}
 
 
 def test_each_loss_reward_and_accuracy_has_its_curve(tmp_path: Path) -> None:

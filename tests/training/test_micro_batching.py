@@ -44,7 +44,7 @@ class Watched:
 
     def __init__(self, trainer: Any) -> None:
         self.seen: list[tuple[int, int]] = []
-        self.honest, trainer.loss_sum = trainer.loss_sum, self
+        self.honest, trainer.objective.loss_sum = trainer.objective.loss_sum, self
 
     def __call__(self, batch: Any) -> torch.Tensor:
         if torch.is_grad_enabled():
@@ -104,14 +104,14 @@ def test_memory_that_runs_out_halves_the_passes(
 ) -> None:
     """Not the batch, whose half may still be more than a pass."""
     trainer = trainer_of(tokens([20] * 8), per_device_train_batch_size=8, tokens_per_pass=80, max_steps=1)
-    honest = trainer.loss_sum
+    honest = trainer.objective.loss_sum
 
     def small(batch: Any) -> torch.Tensor:
         if len(batch["index"]) > 2:
             raise MemoryError
         return honest(batch)
 
-    trainer.loss_sum = small
+    trainer.objective.loss_sum = small
     seen = done(trainer, tmp_path / "out")[2]
     assert "with 4 rows at a time: this step and all later ones use micro-batches of 2 rows" in capsys.readouterr().out
     assert (trainer.guard.max_rows, seen) == (2, [(4, 80), *[(2, 40)] * 4])

@@ -60,7 +60,7 @@ def test_a_resume_ends_with_the_same_weights(name: str, trainer_of: Any, tokens:
             shutil.rmtree(directory.checkpoints(tmp_path / folder)[-1])
             trainer = trainer_of(tokens([9, 8, 7, 6, 5, 9]), tokens([7]), **options)
             trainer.train()
-            assert trainer._initial_global_step == 2
+            assert trainer.running_loss.first_step == 2
         found.append({key: tensor.clone() for key, tensor in trainer.model.state_dict().items()})
         logged = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
         assert trainer.evaluate()["eval_loss"] == logged[-1]

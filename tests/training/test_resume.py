@@ -14,11 +14,12 @@ import pytest
 from safetensors.torch import load_file, save
 from transformers import TrainerCallback
 
+from ft_plugins.stages.sft.objective import NextToken
 from ftcore.errors import RunError, UsageError
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.callbacks.signals import InterruptedRunError
 from ftcore.training.checkpointing import directory
-from ftcore.training.trainer import FtTrainer
+from ftcore.training.trainer import Trainer
 
 LENGTHS = [9, 17, 6, 30, 12, 3, 21, 1, 16, 5, 28, 11, 8]
 OPTIONS = {
@@ -264,14 +265,14 @@ def test_every_row_is_seen_as_often_as_there_are_epochs(
     """Stopped after every step, with accumulation, shuffling, dropout and a short last batch."""
     seen: list[int] = []
     options = OPTIONS | {"max_steps": -1, "num_train_epochs": 3, "output_dir": str(tmp_path / "run")}
-    real = FtTrainer.loss_sum
+    real = NextToken.loss_sum
 
-    def noting(self: FtTrainer, batch: Any) -> Any:
-        if self.model.training:
+    def noting(self: NextToken, batch: Any) -> Any:
+        if self.context.model.training:
             seen.extend(batch["index"])
         return real(self, batch)
 
-    monkeypatch.setattr(FtTrainer, "loss_sum", noting)
+    monkeypatch.setattr(NextToken, "loss_sum", noting)
     for step in range(1, 12):
         trainer = trainer_of(tokens(LENGTHS), tokens([7, 9]), **options)
         trainer.add_callback(Stop(step))
@@ -290,15 +291,15 @@ def test_killed_in_an_epochs_evaluation_it_is_made_up_for(trained: Any, monkeypa
     options = {"eval_strategy": "epoch", "save_steps": 1}
     expected = outcome(trained("whole", **options))
     assert [line["current_steps"] for line in expected["lines"] if "eval_loss" in line] == [4, 8]
-    real = FtTrainer.evaluation_loop
+    real = Trainer.evaluate
 
     def killed(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FtTrainer, "evaluation_loop", killed)
+    monkeypatch.setattr(Trainer, "evaluate", killed)
     with pytest.raises(KeyboardInterrupt):
         trained("killed", **options)
-    monkeypatch.setattr(FtTrainer, "evaluation_loop", real)
+    monkeypatch.setattr(Trainer, "evaluate", real)
     assert outcome(trained("killed", **options)) == expected
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ftcore.errors import RunError, UsageError
 from ftcore.training.callbacks.progress import read_log
@@ -29,15 +30,13 @@ def scripted(trainer_of: Any, tokens: Any) -> Any:
 
     def make(losses: list[float], **options: Any) -> Any:
         trainer = trainer_of(tokens([9, 7, 8, 6]), tokens([7]), **(OPTIONS | options))
-        honest = trainer.evaluation_loop
 
-        def loop(*args: Any, **kwargs: Any) -> Any:
-            output = honest(*args, **kwargs)
-            output.metrics["eval_loss"] = losses[trainer.state.global_step - 1]
-            output.metrics["eval_score"] = -losses[trainer.state.global_step - 1]
-            return output
+        def eval_loss(dataset: Any) -> float:
+            loss = losses[trainer.state.global_step - 1]
+            trainer.objective.log_metric("score", torch.tensor([-loss], dtype=torch.float64))
+            return loss
 
-        trainer.evaluation_loop = loop
+        trainer.objective.eval_loss = eval_loss
         return trainer
 
     return make

@@ -53,7 +53,7 @@ class Watch(TrainerCallback):
 @pytest.fixture
 def trained(run_of: Any, tmp_path: Path) -> Any:
     """``trained(name, stop=None, **options)``: trains in a folder of that name; returns it and the rows in order."""
-    from ftcore.training.trainer import FtTrainer
+    from ftcore.runner.run import new_trainer
 
     write(tmp_path)
 
@@ -61,7 +61,7 @@ def trained(run_of: Any, tmp_path: Path) -> Any:
         values = OPTIONS | {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / name)} | options
         state = run_of(**values)
         state.data = state.plan.stage.component.datasets(state)
-        trainer = FtTrainer(state, train=state.data.train, evaluation=state.data.eval)
+        trainer = new_trainer(state)
         watch = Watch(trainer, stop)
         trainer.add_callback(watch)
         if stop is None:

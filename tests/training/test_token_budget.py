@@ -73,7 +73,7 @@ def test_batches_are_nearly_full() -> None:
 def test_a_run_trains_the_batches_and_counts_its_steps(trainer_of: Any, tokens: Any, tmp_path: Path) -> None:
     """The loss of each step is the mean over the labels of its batch's rows, as a plain padded model has it."""
     trainer = trainer_of(tokens(LENGTHS), **OPTIONS, learning_rate=1e-12)
-    rows, batches = tokens(LENGTHS), trainer.get_train_dataloader().batch_sampler
+    rows, batches = tokens(LENGTHS), trainer.train_loader().batch_sampler
     expected = []
     for number in range(3):
         taken = epoch(batches, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.config.validation import core
 from ftcore.training.batching.shared_prefix import PrefixSharingCollator
 from ftcore.training.cost_model.prefix import AlwaysShare
-from ftcore.training.model_transforms.comparing import apply_changes
-from ftcore.training.model_transforms.reference_context import ReferenceContext
-from ftcore.training.model_transforms.torch_compile import CompiledLayer, TorchCompile
+from ftcore.training.model_transforms import torch_compile
+from ftcore.training.model_transforms.torch_compile import CompiledLayer
 from ftcore.training.reference.logprob_cache import Reference, ReferenceMetric, _key
+from ftcore.training.step.executor import add_gradients, loss_and_gradients
 
 pytestmark = [
     pytest.mark.slow,  # dynamo takes seconds for the smallest layer
@@ -58,8 +59,8 @@ def step(
     batch = PrefixSharingCollator(trainer.data_collator.collate, AlwaysShare() if shared else None)(rows)
     trainer.model.train()
     trainer.model.zero_grad()
-    with trainer.accelerator.autocast():
-        loss = trainer.loss_sum(batch)
+    with trainer.autocast():
+        loss = trainer.objective.loss_sum(batch)
     loss.backward()
     return loss.detach(), [one.grad.clone() for one in trainer.model.parameters() if one.grad is not None]
 
@@ -139,7 +140,7 @@ def without_memory(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., An
 
 @pytest.mark.parametrize(
     ("function", "why"),
-    [(slightly_wrong, "layer 0 computes other results"), (without_memory, "MemoryError: no room for it")],
+    [(slightly_wrong, "layer 0 computes other results when compiled"), (without_memory, "MemoryError: no room for it")],
 )
 def test_a_compiler_that_fails_is_not_used(
     function: Any, why: str, in_float32: None, backend: Any, trainer_of: Any, tokens: Any, capsys: Any
@@ -208,8 +209,7 @@ def test_families(
         scorer = CausalLMForward(small_models[name].make(), CpuRuntime())
         scorer.probe_capabilities()
         if compile_it:
-            context = ReferenceContext(host, scorer.model, scorer)
-            apply_changes(TorchCompile().changes(context))
+            torch_compile.compile_layers(host, scorer)
             assert scorer.compiled == ("aot_eager", None)
         scorer.model.train()
         loss = scorer.weighted_nll(host.data_collator.collate([rows[0], rows[1], rows[2]]))
@@ -227,13 +227,14 @@ def test_halves_side_by_side(in_float32: None, trainer_of: Any, tokens: Any) -> 
         results = []
         for options in ({}, TRACED):
             trainer = trainer_of(rows, **options)
-            assert trainer.pool is not None
+            assert trainer.executor.workers == 2
             apart = [trainer.data_collator([rows[number]]) for number in range(2)]
-            count = torch.tensor(1.0, dtype=torch.float64)
-            losses = trainer.run_concurrently(trainer.model, apart, count)
+            trained = [tensor for tensor in trainer.model.parameters() if tensor.requires_grad]
+            job = partial(loss_and_gradients, trainer.objective.loss_sum, trained)
+            losses = add_gradients(trainer.each(job, apart), trained)
             halves = trainer.data_collator([rows[3]])
             assert trainer.scorer.sequence_split.accepts(halves)
-            losses.append(trainer.loss_sum(halves))
+            losses.append(trainer.objective.loss_sum(halves))
             losses[-1].backward()
             gradients = [one.grad.clone() for one in trainer.model.parameters() if one.grad is not None]
             results.append((torch.stack([one.detach().double() for one in losses]).sum(), gradients))

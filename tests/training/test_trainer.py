@@ -45,7 +45,7 @@ def test_step_equals_a_plain_padded_one(
     options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "max_steps": 1}
     data = tokens(LENGTHS)
     trainer = trainer_of(data, finetuning_type="full", dtype=dtype, max_grad_norm=0, **options)
-    rows = [data[number] for number in trainer.get_train_dataloader().batch_sampler.order()[: size * accumulated]]
+    rows = [data[number] for number in trainer.train_loader().batch_sampler.order()[: size * accumulated]]
     expected = plain_loss(trainer.model, rows)
     expected.backward()
     norm = gradient_norm(trainer.model)
@@ -132,7 +132,7 @@ def test_what_is_not_a_number_stops_before_the_step(what: str, trainer_of: Any, 
     """With the step, the learning rate and where the rows came from; the weights stay as they were."""
     data = tokens([5, 6, 7, 8], untrained=())
     trainer = trainer_of(data, disable_shuffling=True, per_device_train_batch_size=2, finetuning_type="full")
-    honest = trainer.loss_sum
+    honest = trainer.objective.loss_sum
 
     def broken(batch: Any) -> torch.Tensor:
         loss = honest(batch)
@@ -143,7 +143,7 @@ def test_what_is_not_a_number_stops_before_the_step(what: str, trainer_of: Any, 
         loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
-    trainer.loss_sum = broken
+    trainer.objective.loss_sum = broken
     before: dict[str, torch.Tensor] = {}
 
     class Look(TrainerCallback):

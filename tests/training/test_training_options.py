@@ -64,7 +64,7 @@ def test_rows_that_fill_no_batch(
 
 def test_the_order_by_data_seed(trainer_of: Any, tokens: Any) -> None:
     orders = [
-        trainer_of(tokens(LENGTHS), **values).get_train_dataloader().batch_sampler.order()
+        trainer_of(tokens(LENGTHS), **values).train_loader().batch_sampler.order()
         for values in ({}, {"data_seed": 7}, {"seed": 7}, {"train_sampling_strategy": "sequential"})
     ]
     assert orders[1] == orders[2] != orders[0]
@@ -75,7 +75,7 @@ def test_the_loader(trainer_of: Any, tokens: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     values = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 3}
     values |= {"dataloader_multiprocessing_context": "spawn", "dataloader_pin_memory": False}
-    loader = trainer_of(tokens(LENGTHS), **values).get_train_dataloader()
+    loader = trainer_of(tokens(LENGTHS), **values).train_loader()
     assert (loader.num_workers, loader.persistent_workers, loader.prefetch_factor) == (2, True, 3)
     assert loader.multiprocessing_context.get_start_method() == "spawn"
     assert loader.pin_memory is False
@@ -116,7 +116,7 @@ def test_arguments_of_recomputing(trainer_of: Any, tokens: Any, monkeypatch: pyt
         trainer = trainer_of(tokens(LENGTHS), finetuning_type="full", **values)
         batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
         trainer.model.train()
-        loss = trainer.loss_sum(batch)
+        loss = trainer.objective.loss_sum(batch)
         loss.backward()
         return loss.detach(), [one.grad for one in trainer.model.parameters() if one.grad is not None]
 

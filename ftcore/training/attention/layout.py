@@ -26,8 +26,8 @@ class Span:
     before: tuple[slice, ...] = ()
 
 
-class KVSlice(Protocol):
-    """The exchange of keys and values with the other part of a row, in one attention call."""
+class RowPartCall(Protocol):
+    """One attention call of a part of a row: the exchange of keys and values with the other part."""
 
     remote: tuple[torch.Tensor, torch.Tensor] | None
     """Keys and values ``[1, key heads, N, size]`` of the other part; None in the part that sends its own."""
@@ -42,13 +42,13 @@ class KVSlice(Protocol):
         """Ends the backward pass; received gradients are added to the given ones, of this part's keys and values."""
 
 
-class KVPart(Protocol):
+class RowPart(Protocol):
     """A row that is one part of a longer one, of which another worker computes the other part.
 
     The core hands it to the kernel as it is. The backend that splits rows makes it, and its kernels use it.
     """
 
-    def begin(self, key: torch.Tensor, value: torch.Tensor) -> KVSlice:
+    def begin(self, key: torch.Tensor, value: torch.Tensor) -> RowPartCall:
         """Starts an attention call with this part's keys and values ``[1, key heads, N, size]``."""
 
 
@@ -66,7 +66,7 @@ class RowLayout:
     starts: torch.Tensor
     prefixes: Prefixes | None = None
     longest_known: int | None = None
-    kv_part: KVPart | None = None
+    kv_part: RowPart | None = None
 
     @cached_property
     def lengths(self) -> list[int]:

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from ftcore.training.attention.kernel import AttentionCall, AttentionKernel, Rule, UnsupportedAttentionError
-from ftcore.training.attention.layout import KVPart, Prefixes, RowLayout
+from ftcore.training.attention.layout import Prefixes, RowLayout, RowPart
 from ftcore.training.attention.plain import PLAIN, attend
 
 NAME = "ft_varlen"
@@ -39,7 +39,7 @@ def varlen_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     prefixes: Prefixes | None = None,
-    kv_part: KVPart | None = None,
+    kv_part: RowPart | None = None,
     attention_kernels: Sequence[AttentionKernel] = (),
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -101,10 +101,10 @@ def recording(kernels: Sequence[AttentionKernel], calls: list[AttentionKernel]) 
     return tuple(RecordingKernel(kernel, calls) for kernel in (*kernels, PLAIN))
 
 
-def packed_mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+def _mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
     """None for packed rows, which have no padding mask; else sdpa's boolean mask."""
     return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(NAME, varlen_attention)
-AttentionMaskInterface.register(NAME, packed_mask)
+AttentionMaskInterface.register(NAME, _mask)

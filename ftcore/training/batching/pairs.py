@@ -36,7 +36,7 @@ def collate_pairs(rows: Sequence[Mapping[str, Any]]) -> Batch:
 
     Returns:
         What `collate` returns, and ``pair_weights`` float64 ``[B]``, 0 for fillers; ``index`` holds B numbers. If rows
-        have a ``reference`` ``[2, 2]``, the batch has it as float64 ``[2B, 2]`` (see `PairTrainer`).
+        have a ``reference`` ``[2, 2]``, the batch has it as float64 ``[2B, 2]`` (see stage dpo).
     """
     chosen, rejected = ([answered(row, name) for row in rows] for name in SIDES)
     batch = collate([*chosen, *rejected])

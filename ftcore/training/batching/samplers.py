@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,11 @@ class EpochBatches:
         self.rows, self.size, self.seed, self.process, self.processes = rows, size, seed, process, processes
         step = size * processes
         self.used = rows - rows % step if whole else rows
-        self.epoch = 0
+        self.epoch = self.first = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Called by the trainer before each epoch; its batches before ``first`` are skipped."""
+        self.epoch, self.first = epoch, first
 
     def order(self) -> list[int]:
         """All row numbers of this epoch in order."""
@@ -50,6 +51,10 @@ class EpochBatches:
         return -(-self.used // (self.size * self.processes))
 
     def __iter__(self) -> Iterator[list[int]]:
+        return islice(self.lists(), self.first, None)
+
+    def lists(self) -> Iterator[list[int]]:
+        """The row numbers of each batch of this epoch."""
         order, step = self.order(), self.size * self.processes
         for start in range(0, self.used, step):
             together = order[start : start + step]
@@ -83,9 +88,9 @@ class EpochLoader(DataLoader):
     def __init__(self, dataset: Any, batches: EpochBatches, **options: Any) -> None:
         super().__init__(Rows(dataset), batch_sampler=batches, generator=torch.Generator().manual_seed(0), **options)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.batch_sampler.set_epoch(epoch)
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Called by the trainer before each epoch; its batches before ``first`` are skipped."""
+        self.batch_sampler.set_epoch(epoch, first)
 
 
 def places(dataset: Any, indices: Sequence[int], limit: int = 8) -> str:

@@ -67,6 +67,7 @@ class StreamLoader(DataLoader):
     """Loads in this process, because the stream's cursor must be known after every step."""
 
     def __init__(self, batches: StreamBatches, collate: Callable[[Any], Any], **options: Any) -> None:
+        self.batches = batches
         super().__init__(
             batches,
             batch_sampler=_Numbers(len(batches)),
@@ -75,18 +76,22 @@ class StreamLoader(DataLoader):
             **options,
         )
 
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Called by the trainer before the run, which is one epoch; batches before ``first`` are skipped."""
+        self.batch_sampler.first = first
+
 
 class _Numbers(Sampler):
     """Yields one batch number at a time."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
+        self._count, self.first = count, 0
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[list[int]]:
-        return ([number] for number in range(self._count))
+        return ([number] for number in range(self.first, self._count))
 
 
 class _First:

@@ -45,7 +45,8 @@ class TokenBatches(EpochBatches):
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def lists(self) -> Iterator[list[int]]:
+        """See `EpochBatches`."""
         order = self.order()
         parts = [order[start:end] for start, end in self._spans()]
         for number in range(self.count):

@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 from ftcore.api.plan import Plan
 
 if TYPE_CHECKING:
-    from ftcore.training.context import TrainingContext
+    from ftcore.training.context import CheckpointedTrainer
 
 _KEPT = ("without", "best_step")
 
@@ -50,7 +50,7 @@ def early_stopping_callbacks(plan: Plan) -> Sequence[TrainerCallback]:
     return [] if patience is None else [EarlyStopping(patience)]
 
 
-def stopped_early(trainer: TrainingContext) -> str:
+def stopped_early(trainer: CheckpointedTrainer) -> str:
     """A line for the user if the run stopped early, else an empty text."""
     found = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStopping)]
     state = trainer.state

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 
 from ftcore.api.plan import Plan
 from ftcore.data.fingerprint import data_hashes
@@ -100,18 +99,21 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 def save_snapshot(trainer: Any, folder: Path) -> None:
     """Writes optimizer, scheduler, scaler, and the sums since the last log line."""
     save_pytree(folder, "optimizer", trainer.optimizer.state_dict())
-    save_pytree(folder, "scheduler", trainer.lr_scheduler.state_dict())
-    progress = {"loss": trainer._tr_loss, "logged": trainer._globalstep_last_logged, "evaluating": trainer.evaluating}
-    progress["meters"], progress["guard"] = trainer.meters.sums, trainer.guard.state()
+    save_pytree(folder, "scheduler", trainer.schedule.scheduler.state_dict())
+    loss = trainer.running_loss
+    progress = {"loss": loss.sum, "logged": loss.logged_step, "evaluating": trainer.evaluating}
+    progress["meters"], progress["guard"] = trainer.metrics.training.sums, trainer.guard.state()
     progress["prefix"] = trainer.scorer.frozen_layer_cache is not None and trainer.scorer.frozen_layer_cache.enabled
     progress["backend"] = {"name": trainer.backend.name, "state": trainer.backend.state_dict()}
     if trainer.streamed is not None:
         progress["cursor"] = tuple(trainer.streamed.cursor)
+    if trainer.rollouts is not None:
+        progress["rollout"] = trainer.rollouts.rows
     save_pytree(folder, "progress", progress)
-    if extra := trainer.extra_state():
+    if extra := trainer.objective.state():
         save_pytree(folder, "extra", extra)
-    if trainer.accelerator.scaler is not None:
-        save_pytree(folder, "scaler", trainer.accelerator.scaler.state_dict())
+    if trainer.strategy.scaler is not None:
+        save_pytree(folder, "scaler", trainer.strategy.scaler.state_dict())
 
 
 def load_snapshot(trainer: Any, folder: Path) -> None:
@@ -124,9 +126,9 @@ def load_snapshot(trainer: Any, folder: Path) -> None:
         trainer.optimizer.load_state_dict(load_pytree(folder, "optimizer"))
     except (KeyError, ValueError) as error:
         raise RunError(f"the optimizer state in {folder} does not fit this run: {error}") from error
-    trainer.lr_scheduler.load_state_dict(load_pytree(folder, "scheduler"))
-    if trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(load_pytree(folder, "scaler"))
+    trainer.schedule.scheduler.load_state_dict(load_pytree(folder, "scheduler"))
+    if trainer.strategy.scaler is not None:
+        trainer.strategy.scaler.load_state_dict(load_pytree(folder, "scaler"))
 
 
 def load_progress(trainer: Any, folder: Path) -> bool:
@@ -136,19 +138,22 @@ def load_progress(trainer: Any, folder: Path) -> bool:
         Whether the run was stopped during an evaluation.
     """
     progress = load_pytree(folder, "progress")
-    trainer._tr_loss = progress["loss"].to(trainer.args.device)
-    trainer.meters.sums.update(progress["meters"])
+    loss = trainer.running_loss
+    loss.sum = progress["loss"].to(trainer.strategy.device)
+    trainer.metrics.training.sums.update(progress["meters"])
     trainer.guard.load(progress["guard"])
     if (kept := _backend_state(progress, trainer.backend)) is not None:
         trainer.backend.load_state_dict(kept)
-    trainer._globalstep_last_logged = progress["logged"]
+    loss.logged_step = progress["logged"]
     restore_frozen_layers(trainer, progress.get("prefix", False))
     if trainer.streamed is not None:
         number = trainer.state.global_step * trainer.args.gradient_accumulation_steps
         trainer.streamed.resume(number, Cursor(*progress["cursor"]))
+    if trainer.rollouts is not None:
+        trainer.rollouts.rows = progress["rollout"]
     if (folder / "extra.json").is_file():
-        trainer.load_extra_state(load_pytree(folder, "extra"))
-    trainer._total_loss_scalar = -trainer._tr_loss.item()
+        trainer.objective.load_state(load_pytree(folder, "extra"))
+    loss.total = -loss.sum.item()
     return bool(progress["evaluating"])
 
 
@@ -194,10 +199,8 @@ def prepare_backend(trainer: Any) -> None:
     """Prepares the backend as it was at the checkpoint, or anew; its state is the same in all processes."""
     plan, backend = trainer.plan, trainer.backend
     backend.prepare(saved_backend_state(plan, backend), locking=plan.training.use_file_locking)
-    if trainer.args.world_size > 1:
-        chosen = [backend.state_dict()]
-        broadcast_object_list(chosen)
-        backend.load_state_dict(chosen[0])
+    if trainer.strategy.world_size > 1:
+        backend.load_state_dict(trainer.strategy.broadcast(backend.state_dict()))
 
 
 def _digest(content: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from ftcore.training.losses import linear_cross_entropy as losses
 from ftcore.training.losses.linear_cross_entropy import LMHead
 from ftcore.training.numerics import TOLERANCE, equivalent, evaluating
 
-if TYPE_CHECKING:
-    from ftcore.training.parallel.cpu_threads.split_forward import SequenceSplit
-
 log = logging.getLogger(__name__)
 
 ATTENTION_KWARGS = (
@@ -40,6 +37,16 @@ ATTENTION_KWARGS = (
     "attention_kernels",
 )
 """Keyword arguments that a decoder passes through to attention over a packed row."""
+
+
+class RowSplit(Protocol):
+    """Computes one packed row in several concurrent parts; a backend may bring one."""
+
+    def accepts(self, batch: Batch) -> bool:
+        """Whether to split this batch."""
+
+    def __call__(self, batch: Batch, outputs: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
+        """The outputs of the batch: those of its parts, concatenated."""
 
 
 class CausalLMForward:
@@ -76,7 +83,7 @@ class CausalLMForward:
         self.attention: tuple[AttentionKernel, ...] = self.backend.attention
         self.packed = self.shares = self.splits_rows = False
         self.frozen_layer_cache: FrozenLayerCache | None = None
-        self.sequence_split: SequenceSplit | None = None
+        self.sequence_split: RowSplit | None = None
         self.last: nn.Module | None = None
         self.compiled: tuple[str, str | None] | None = None
         self.unseen: Callable[[CausalLMForward, Batch, float], bool] | None = check_images

@@ -23,19 +23,17 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ftcore.data.pipeline.streaming import Stream
-from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.shared_prefix import PrefixSharingCollator
 from ftcore.training.batching.token_budget import row_tokens
 from ftcore.training.checkpointing import state
 from ftcore.training.model_transforms import capability_cache
 from ftcore.training.model_transforms.adapter_noop import adapter_is_noop
-from ftcore.training.model_transforms.apply import transform_reference
+from ftcore.training.model_transforms.torch_compile import compile_layers
 from ftcore.training.numerics import evaluating
 from ftcore.utils.content_store import REFERENCE, Entry, entry_name, store_root
 from ftcore.utils.hashing import new_digest, package_of, sha256_of
@@ -154,9 +152,11 @@ def add_reference_logprobs(
     if load is None:
         reference = Reference.of(trainer.model, trainer.scorer, trainer.data_collator)
     else:
-        model = load().to(trainer.args.device)
-        scorer = trainer.make_scorer(model)
-        transform_reference(trainer, model, scorer)
+        model = load().to(trainer.strategy.device)
+        scorer = trainer.objective.forward_of(model, trainer.backend)
+        scorer.smoothing = trainer.scorer.smoothing
+        capability_cache.probe_capabilities(scorer)
+        compile_layers(trainer, scorer)  # like the trained model: compiled code rounds differently
         reference = Reference.of(model, scorer, trainer.sharing_collator(scorer, strict=False))
     taken = _rows_taken(trainer)
     return [
@@ -168,9 +168,9 @@ def add_reference_logprobs(
 def _rows_taken(trainer: Any) -> list[int] | None:
     """Numbers of the training rows that a run uses which ends within its first epoch; None for all rows."""
     arguments, rows = trainer.args, trainer.train_dataset
-    if rows is None or isinstance(rows, Stream) or arguments.max_steps <= 0 or arguments.world_size > 1:
+    if rows is None or isinstance(rows, Stream) or arguments.max_steps <= 0 or trainer.strategy.world_size > 1:
         return None
-    batches = trainer.get_train_dataloader().batch_sampler
+    batches = trainer.train_loader().batch_sampler
     count = arguments.max_steps * arguments.gradient_accumulation_steps
     return None if count >= len(batches) else sorted({row for batch in islice(batches, count) for row in batch})
 
@@ -207,16 +207,14 @@ def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: 
     """Values from the cache, or computed by all processes and cached by the first one."""
     locking = None if trainer.plan.training.use_file_locking else False
     entry = Entry(REFERENCE, _key(trainer, measure, reference, rows), store_root(), locking)
-    with _alone(entry, trainer.args):
-        found = [_read(entry) if trainer.args.process_index == 0 else None]
-        if trainer.args.world_size > 1:
-            broadcast_object_list(found)
-        if found[0] is not None:
+    with _alone(entry, trainer.strategy):
+        found = trainer.strategy.broadcast(_read(entry) if trainer.strategy.rank == 0 else None)
+        if found is not None:
             trainer.reports.info(f"reference of {len(rows):,} rows: read from {entry.folder}")
-            return found[0]
+            return cast("Array", found)
         begun = time.monotonic()
         values = _computed(trainer, measure, reference, rows)
-        if trainer.args.process_index == 0:
+        if trainer.strategy.rank == 0:
             seconds = time.monotonic() - begun
             about = f"{measure.name}, {len(rows):,} rows, {type(reference.scorer.inner).__name__}"
             written = _write(entry, about, values)
@@ -226,32 +224,31 @@ def _values(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: 
 
 
 @contextmanager
-def _alone(entry: Entry, arguments: Any) -> Iterator[None]:
+def _alone(entry: Entry, strategy: Any) -> Iterator[None]:
     """Lets one run at a time compute; another waits and then reads the cache.
 
     Runs of several processes do not lock: the other processes would wait for the first beyond their timeout.
     """
     with ExitStack() as stack:
-        if arguments.world_size == 1:
+        if strategy.world_size == 1:
             with suppress(OSError):
                 stack.enter_context(entry.making())
         yield
 
 
 def _computed(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> Array:
-    batches = list(_batches(rows, trainer.args.eval_batch_size))[trainer.args.process_index :: trainer.args.world_size]
-    if (
-        trainer.pool is not None
-    ):  # half as many rows per batch: the same tokens at a time, rows of similar length for both workers
-        batches = [numbers[side::NUM_WORKERS] for numbers in batches for side in range(min(NUM_WORKERS, len(numbers)))]
+    strategy, workers = trainer.strategy, trainer.executor.workers
+    batches = list(_batches(rows, trainer.args.per_device_eval_batch_size))[strategy.rank :: strategy.world_size]
+    # with two workers half as many rows per batch: the same tokens at a time, rows of similar length for both workers
+    batches = [numbers[side::workers] for numbers in batches for side in range(min(workers, len(numbers)))]
 
     def measured(numbers: list[int]) -> Array:
-        batch = trainer._prepare_inputs(reference.collate([rows[number] for number in numbers]))
+        batch = trainer.on_device(reference.collate([rows[number] for number in numbers]))
         return cast("Array", measure.values(reference.scorer, batch).double().cpu().numpy())
 
-    with evaluating(reference.model), reference.context(), trainer.accelerator.autocast():
+    with evaluating(reference.model), reference.context(), trainer.autocast():
         mine = list(zip(batches, trainer.each(measured, batches), strict=True))
-    every = gather_object(mine) if trainer.args.world_size > 1 else mine
+    every = [part for some in strategy.gather_object(mine) for part in some]
     values = np.zeros((len(rows), *every[0][1].shape[1:]))
     for numbers, found in every:
         values[numbers] = found
@@ -267,8 +264,8 @@ def _batches(rows: Any, size: int) -> Iterator[list[int]]:
 
 
 def _key(trainer: Any, measure: ReferenceMetric, reference: Reference, rows: Any) -> str:
-    how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.args.device.type]
-    how += [repr(reference.collate.shares), trainer.pool is not None]  # batches affect rounding
+    how = [reference.scorer.packed, trainer.args.bf16, trainer.args.fp16, trainer.strategy.device.type]
+    how += [repr(reference.collate.shares), trainer.executor.workers > 1]  # batches affect rounding
     how += [*(reference.scorer.compiled or ())]
     parts = [measure.name, reference.digest, _fingerprint(rows), how, state.versions()]
     measured = getattr(sys.modules.get(measure.values.__module__), "__file__", None)

@@ -10,12 +10,11 @@ import torch
 
 from ftcore.config.memory_planning import advice
 from ftcore.errors import RunError
-from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.backend import BackendRuntime
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.samplers import places
 from ftcore.training.checkpointing.state import random_state, set_random_state
-from ftcore.training.step.micro_batching import ROWS, parts, split_micro_batches
+from ftcore.training.step.micro_batching import parts, split_micro_batches
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
@@ -29,16 +28,6 @@ class NotFiniteError(Exception):
 
     def __init__(self, what: str, value: float, rows: Sequence[int]) -> None:
         self.what, self.value, self.rows = what, value, rows
-
-
-class KeepRowsCollator:
-    """A collator whose batches also hold their rows, so that they can be split."""
-
-    def __init__(self, collator: Callable[[Sequence[Mapping[str, Any]]], Batch]) -> None:
-        self.collator = collator
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        return {**self.collator(rows), ROWS: list(rows)}
 
 
 class StepGuard:
@@ -58,6 +47,7 @@ class StepGuard:
 
     def __init__(self, trainer: TrainingContext) -> None:
         self.trainer = trainer
+        self.device = trainer.strategy.device
         self.max_rows: int | None = None
         self.skipped = self.untrained = self.rows_seen = 0
         self.since_logged, self.steps_since_logged = 0, 0
@@ -97,9 +87,9 @@ class StepGuard:
         """
         trainer = self.trainer
         if self._skipping:
-            return torch.zeros((), device=trainer.args.device)
+            return torch.zeros((), device=self.device)
         if not self._batches:
-            self._before = (trainer._tr_loss.clone(), dict(trainer.meters.sums), random_state())
+            self._before = (trainer.running_loss.sum.clone(), dict(trainer.metrics.training.sums), random_state())
         self._batches.append(batch)
         try:
             loss = self._tried([batch], run)
@@ -109,7 +99,7 @@ class StepGuard:
                 loss = self._tried(self._batches, run)
         except NotFiniteError as found:
             self.skip_step(found)
-            return torch.zeros((), device=trainer.args.device)
+            return torch.zeros((), device=self.device)
         return loss
 
     def _tried(
@@ -122,21 +112,21 @@ class StepGuard:
             if not out_of_memory(error, self.trainer.backend):
                 raise
             return None
-        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.trainer.args.device)
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
 
     def _retry_smaller(self) -> None:
         """Restores the state at the start of the step, and halves the rows per micro-batch."""
         trainer = self.trainer
-        together = NUM_WORKERS if self.trainer.runs_concurrently else 1
+        together = trainer.executor.workers if trainer.runs_concurrently else 1
         taken = [split_micro_batches(self.trainer, batch, self.max_rows) for batch in self._batches]
         rows = max(sum(map(len, some[:together])) for some in taken)
-        if rows == 1 or trainer.args.world_size > 1 or not trainer.loss_is_additive:
+        if rows == 1 or not trainer.strategy.splits_batches or not trainer.loss_is_additive:
             raise self.too_large(f"with {rows} row" + "s" * (rows > 1))
         self.max_rows = -(-rows // 2)
         trainer.model.zero_grad()
         loss, sums, random = self._before
-        trainer._tr_loss.copy_(loss)
-        trainer.meters.sums = dict(sums)
+        trainer.running_loss.sum.copy_(loss)
+        trainer.metrics.training.sums = dict(sums)
         set_random_state(random)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -160,7 +150,7 @@ class StepGuard:
         rate = max((group["lr"] for group in trainer.optimizer.param_groups), key=lambda lr: not math.isfinite(lr))
         if not math.isfinite(rate):
             self.skip_step(NotFiniteError("learning rate", float(rate), self.rows_in_step))
-        elif trainer.accelerator.scaler is None and not math.isfinite(norm):
+        elif trainer.strategy.scaler is None and not math.isfinite(norm):
             self.skip_step(NotFiniteError("gradient", float(norm), self.rows_in_step))
         return None if self._skipping else norm
 
@@ -171,7 +161,7 @@ class StepGuard:
             RunError: with the step, the learning rate and the places of the rows.
         """
         trainer, options = self.trainer, self.trainer.plan.training
-        rate = trainer._get_learning_rate()
+        rate = trainer.learning_rate()
         message = (
             f"the {found.what} is {found.value} at step {self._number}, learning rate {rate:g}; "
             f"its rows: {places(trainer.train_dataset, found.rows)}"
@@ -182,8 +172,8 @@ class StepGuard:
         self.skipped += 1
         trainer.model.zero_grad()
         loss, sums, _ = self._before
-        trainer._tr_loss.copy_(loss)
-        trainer.meters.sums = dict(sums)
+        trainer.running_loss.sum.copy_(loss)
+        trainer.metrics.training.sums = dict(sums)
         self._mark_skipped()
         trainer.reports.info(f"{message}; the step is skipped ({self.skipped} of at most {options.max_skipped_steps})")
 
@@ -206,16 +196,16 @@ class StepGuard:
             _without(logs, "loss", self.steps_since_logged, self.since_logged)
             self.since_logged = self.steps_since_logged = 0
         if "train_loss" in logs:
-            _without(logs, "train_loss", trainer.state.global_step - trainer._initial_global_step, self.untrained)
-            rows = trainer.accelerator.reduce(torch.tensor(self.rows_seen, device=trainer.args.device), "sum").item()
-            # transformers counts an incomplete last batch as a full one
+            _without(logs, "train_loss", trainer.state.global_step - trainer.running_loss.first_step, self.untrained)
+            rows = trainer.strategy.sum(torch.tensor(self.rows_seen, device=self.device)).item()
+            # counted, because the last batch of an epoch may be incomplete
             logs["train_samples_per_second"] = round(rows / logs["train_runtime"], 3)
 
     @property
     def stops_at_losses(self) -> bool:
         """Whether a non-finite loss ends the step at once. Several processes that skip steps decide later, together."""
         trainer = self.trainer
-        return trainer.plan.training.on_nonfinite == "stop" or trainer.args.world_size == 1
+        return trainer.plan.training.on_nonfinite == "stop" or trainer.strategy.world_size == 1
 
     @property
     def _number(self) -> int:

@@ -2,7 +2,7 @@
 
 sft lora of smollm2-135m, 1,418 tokens in 8 rows, float32, Zen 3, one thread: two micro-batches peaked at 2.09 GB and
 took 13.1 CPU s per step, one at 2.84 GB and 13.8 CPU s, four took 14.7 CPU s. On several threads micro-batches run
-concurrently (`ftcore.training.parallel.cpu_threads.pool`): 1,657 tokens in two of them peaked at 2.82 GB and took 0.83
+concurrently (`ftcore.training.step.executor`): 1,657 tokens in two of them peaked at 2.82 GB and took 0.83
 of the CPU time of micro-batches that use both threads.
 """
 
@@ -11,27 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftcore.resources.hardware import NUM_WORKERS
 from ftcore.training.batching.collators import Batch
-from ftcore.training.parallel.cpu_threads.pool import MIN_TOKENS
+from ftcore.training.batching.loaders import ROWS
+from ftcore.training.step.executor import MicroBatchExecutor
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
 
-ROWS = "rows"
-"""Key of a batch's dataset rows, which are stored in the batch so that it can be split."""
-
 REGROUPED = "regrouped"
 """Key that marks a batch whose `ROWS` differ from those its tensors were made of."""
-
-MAX_SHARE = 0.62
-"""Largest share of a step's work for one of two workers. Above it all threads together finish sooner: they process
-about 1.6 times the tokens per second of one worker. A step of `rm` with a share of 0.72 took 12.0 s (15 CPU s)."""
-
-MAX_SHARE_SPLIT = 0.55
-"""The same where the packed row can be split in two instead (`ftcore.training.parallel.cpu_threads.split_forward`).
-Six steps of `rm` with unequal pairs, alternating: the split took 0.85 of the CPU time and 0.86 of the wall time of all
-threads together. At a share of 0.59 the split took 0.85 of the wall time of whole rows."""
 
 Split = list[list[int]]
 """The rows of each micro-batch, by their index in the batch."""
@@ -40,11 +28,10 @@ Split = list[list[int]]
 def micro_batch_tokens(trainer: TrainingContext) -> int | None:
     """Most tokens of a micro-batch; None where batches are not split.
 
-    Batches are not split with several processes: they average gradients in each backward pass, and must have equally
-    many of them. DeepSpeed steps in the backward pass. Padded batches have the shape of their longest row, so counting
+    Batches are split only where the strategy allows it. Padded batches have the shape of their longest row, so counting
     tokens would not limit their memory.
     """
-    alone = trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled
+    alone = trainer.strategy.splits_batches
     if not (alone and trainer.loss_is_additive and getattr(trainer.scorer, "packed", False)):
         return None
     return trainer.plan.training.pass_tokens(trainer.plan.traits.pass_tokens)
@@ -58,17 +45,20 @@ def split_micro_batches(trainer: TrainingContext, batch: Batch, most: int | None
         batch: with its rows.
         most: most rows of a micro-batch; None for no limit.
     """
-    rows, limit = batch[ROWS], micro_batch_tokens(trainer)
+    rows, limit, executor = batch[ROWS], micro_batch_tokens(trainer), trainer.executor
     most = most or len(rows)
     costs = [] if limit is None else [_cost(trainer, row) for row in rows]
     sizes = [tokens for tokens, _ in costs]
-    if limit is not None and trainer.runs_concurrently and len(rows) > 1 and sum(sizes) >= 2 * MIN_TOKENS:
+    if (
+        limit is not None
+        and trainer.runs_concurrently
+        and len(rows) > 1
+        and sum(sizes) >= executor.workers * executor.min_tokens
+    ):
         whole = trainer.data_collator(rows) if REGROUPED in batch else batch
         tokens, loads = whole["input_ids"].numel(), _unshared_costs(trainer, whole, [work for _, work in costs])
-        found = split_concurrent(sizes, limit, most, tokens, loads)
-        split = getattr(trainer.scorer, "sequence_split", None)
-        most_of_all = MAX_SHARE if split is None or not split.supported else MAX_SHARE_SPLIT
-        if is_balanced([sum(loads[row] for row in some) for some in found], most_of_all):
+        found = split_concurrent(sizes, limit, most, executor, tokens, loads)
+        if is_balanced([sum(loads[row] for row in some) for some in found], executor.max_share, executor.workers):
             return found
     if limit is None or batch["input_ids"].numel() <= limit:
         return [list(range(start, min(start + most, len(rows)))) for start in range(0, len(rows), most or 1)]
@@ -81,7 +71,7 @@ def regroup(trainer: TrainingContext, batches: list[Batch]) -> list[Batch]:
     Batches of one row that are accumulated then run two rows at a time. Only the `ROWS` of the batches change.
     """
     limit = micro_batch_tokens(trainer)
-    if limit is None or not trainer.runs_concurrently or len(batches) < NUM_WORKERS:
+    if limit is None or not trainer.runs_concurrently or len(batches) < trainer.executor.workers:
         return batches
     found: list[Batch] = []
     first, tokens = 0, 0
@@ -98,23 +88,30 @@ def regroup(trainer: TrainingContext, batches: list[Batch]) -> list[Batch]:
 
 
 def split_concurrent(
-    sizes: Sequence[int], limit: int, most: int, tokens: int | None = None, loads: Sequence[float] | None = None
+    sizes: Sequence[int],
+    limit: int,
+    most: int,
+    executor: MicroBatchExecutor,
+    tokens: int | None = None,
+    loads: Sequence[float] | None = None,
 ) -> Split:
-    """Splits rows into micro-batches that run two at a time: equal work for both workers, and equal micro-batches.
+    """Splits rows into micro-batches that run at a time: equal work for all workers, and equal micro-batches.
 
     Args:
         sizes: tokens of each row.
         limit: most tokens of the micro-batches that run at a time, unless a row is longer.
         most: most rows of the micro-batches that run at a time.
+        executor: runs them.
         tokens: of all rows, where shared prefixes make them fewer than the sum.
         loads: work of each row, where it is not proportional to its tokens.
     """
     loads = sizes if loads is None else loads
     rounds = max(1, -(-(sum(sizes) if tokens is None else tokens) // limit), -(-len(sizes) // most))
-    count = min(len(sizes), NUM_WORKERS * rounds, max(NUM_WORKERS, sum(sizes) // MIN_TOKENS))
+    workers = executor.workers
+    count = min(len(sizes), workers * rounds, max(workers, sum(sizes) // executor.min_tokens))
     # first by worker, then by micro-batch: equal micro-batches alone could still leave one worker with more of them
-    members = sorted(_distribute(range(len(sizes)), NUM_WORKERS, loads), key=len, reverse=True)
-    shares = [-(-(count - member) // NUM_WORKERS) for member in range(NUM_WORKERS)]
+    members = sorted(_distribute(range(len(sizes)), workers, loads), key=len, reverse=True)
+    shares = [-(-(count - member) // workers) for member in range(workers)]
     return _interleave([_distribute(rows, share, loads) for rows, share in zip(members, shares, strict=False)], loads)
 
 
@@ -142,9 +139,9 @@ def _interleave(mine: Sequence[Split], loads: Sequence[float]) -> Split:
     return found
 
 
-def is_balanced(sizes: Sequence[float], share: float) -> bool:
+def is_balanced(sizes: Sequence[float], share: float, workers: int) -> bool:
     """Whether no worker gets more than this share of the work, when the next free worker takes the next micro-batch."""
-    loads = [0.0] * NUM_WORKERS
+    loads = [0.0] * workers
     for size in sizes:
         loads[loads.index(min(loads))] += size
     return max(loads) <= share * sum(sizes)

@@ -120,7 +120,7 @@ class Lora(Method):
         if last is None and options.pissa_init and (options.pissa_convert or options.pissa_iter != -1):
             pissa.keep_start(adapted)
         if options.fused_lora:
-            from ft_plugins.backends.cpu.fused_lora import fuse
+            from ft_plugins.methods.fused import fuse
 
             fuse(adapted)
         return adapted

@@ -209,5 +209,6 @@ def further(taken: Sequence[str]) -> Iterator[TransformersOptimizer]:
             state_bytes=family.state,
             packages=family.packages,
             cuda_only=name.startswith(("paged_", "galore_adamw_8bit", "lomo", "adalomo")),
+            steps_in_backward=name in ("lomo", "adalomo"),
             kept=not name.startswith(("galore_", "apollo_", "adamw_torch_4bit", "adamw_torch_8bit")),
         )

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ft_plugins.stages.sft.options import AccuracyOptions
-from ft_plugins.stages.sft.stage import token_trainer
 from ftcore.api.components import Stage
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
+    from ft_plugins.stages.sft.objective import NextToken
     from ftcore.api.plan import Plan, Run
-    from ftcore.training.trainer import FtTrainer
 
 
 class PretrainingOptions(AccuracyOptions):
@@ -38,14 +37,15 @@ class Pretraining(Stage):
 
         return chat_datasets(run.plan, run.tokenizer)
 
-    def trainer(self, run: Run) -> FtTrainer:
-        """The shared trainer."""
+    def objective(self, run: Run) -> NextToken:
+        """Next-token loss."""
+        from ft_plugins.stages.sft.objective import NextToken
         from ftcore.training.batching.collators import collate, collate_joined
 
         options = run.plan.stage.options
         assert isinstance(options, PretrainingOptions)
         collator = collate if options.isolate_documents else collate_joined
-        return token_trainer(run, collator=collator)
+        return NextToken(collator, accuracy=options.compute_accuracy)
 
 
 def problems(plan: Plan) -> Iterable[Problem]:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from ftcore.api.plan import Run
 from ftcore.api.registry import Plugins
 from ftcore.config.planner import make_plan
+from ftcore.runner.run import new_trainer
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.callbacks.signals import InterruptedRunError
 from ftcore.training.checkpointing import directory
@@ -99,7 +100,7 @@ def trainer_of(stage_run: Any) -> Callable[..., Any]:
 
     def make(*args: Any, **options: Any) -> Any:
         run = stage_run(*args, **options)
-        return run.plan.stage.component.trainer(run)
+        return new_trainer(run)
 
     return make
 
@@ -178,7 +179,7 @@ def own_loss(gradient: Any) -> Callable[..., tuple[float, float]]:
 
     def measure(trainer: Any, rows: Sequence[int]) -> tuple[float, float]:
         batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])
-        return gradient(trainer.model, trainer.loss_sum(batch) / trainer.weight(batch))
+        return gradient(trainer.model, trainer.objective.loss_sum(batch) / trainer.objective.weight(batch))
 
     return measure
 

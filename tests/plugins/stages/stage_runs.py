@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ftcore.api.plan import Run
 from ftcore.config.planner import make_plan
-from ftcore.runner.run import destroy_process_group, load_model, use_template
+from ftcore.runner.run import destroy_process_group, load_model, new_trainer, use_template
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     run.data = plan.stage.component.datasets(run)
     use_template(run)
     load_model(run)
-    trainer = plan.stage.component.trainer(run)
+    trainer = new_trainer(run)
     trainer.train()
     trainer.evaluate()
     destroy_process_group()

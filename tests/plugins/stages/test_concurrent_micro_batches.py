@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from ft_plugins.backends.cpu import split_forward
+from ft_plugins.backends.cpu.kv_exchange import split_row
+from ft_plugins.backends.cpu.split_forward import SequenceSplit
+from ft_plugins.backends.cpu.thread_pool import ThreadPool, in_pool
 from ft_plugins.stages.ppo.rollout import collate_responses
 from ftcore.training.callbacks.progress import read_log
-from ftcore.training.parallel.cpu_threads import split_forward
-from ftcore.training.parallel.cpu_threads.kv_exchange import split_row
-from ftcore.training.parallel.cpu_threads.pool import ThreadPool, in_pool
-from ftcore.training.parallel.cpu_threads.split_forward import SequenceSplit
 from ftcore.training.step import micro_batching
 
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
@@ -33,22 +33,22 @@ def test_the_same_as_one_at_a_time(
     cuts: list[Any] = []
     monkeypatch.setattr(split_forward, "split_row", lambda *given: cuts.append(given) or split_row(*given))
     if rows == "cut":
-        monkeypatch.setattr(micro_batching, "is_balanced", lambda sizes, share: False)
+        monkeypatch.setattr(micro_batching, "is_balanced", lambda *_: False)
     found = []
     for wish in (False, "auto"):
         folder = tmp_path / str(wish)
         monkeypatch.setenv("FT_CACHE", str(folder / "cache"))
         values = {"max_steps": 2, "per_device_train_batch_size": 12, "output_dir": str(folder), "tokens_per_pass": wish}
         trainer = trainer_of(stage, 12, dtype=torch.float64, finetuning_type="lora", **values)
-        if trainer.pool is not None:  # of a tiny model adapters are a large part
-            trainer.can_run_concurrent = trainer.scorer.sequence_split.can_run_concurrent = True
-        honest, members = trainer.loss_sum, []
+        if trainer.executor.workers == 2:  # of a tiny model adapters are a large part
+            trainer.executor.concurrent_training = trainer.scorer.sequence_split.can_run_concurrent = True
+        honest, members = trainer.objective.loss_sum, []
 
         def watched(batch: Any, honest: Any = honest, members: list[bool] = members) -> torch.Tensor:
             members.append(in_pool() or bool(cuts))
             return honest(batch)
 
-        trainer.loss_sum = watched
+        trainer.objective.loss_sum = watched
         trainer.train()
         lines = [{k: v for k, v in line.items() if k not in CLOCK} for line in read_log(folder / "trainer_log.jsonl")]
         trained = {name: t.detach().clone() for name, t in trainer.model.named_parameters() if t.requires_grad}
@@ -69,16 +69,15 @@ def test_the_same_as_one_at_a_time(
 def test_ppo_is_cut_with_its_values(backbone: str, ppo: Any, moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_forward, "MIN_TOKENS", 1)
     trainer = ppo(finetuning_type="lora", ppo_value_backbone=backbone, dtype=torch.float64)
-    trainer.get_train_dataloader()
-    trainer._roll_out(0)
-    batch = trainer._prepare_inputs(collate_responses(trainer.buffer))
+    trainer.rollouts.step(0)
+    batch = trainer.on_device(collate_responses(trainer.rollouts.rows))
     moved(trainer.model)
     found = []
     for both in (None, SequenceSplit(ThreadPool(2), trainer.scorer, can_run_concurrent=True)):
         trainer.scorer.sequence_split = both
         assert both is None or both.accepts(batch)
         trainer.model.zero_grad()
-        loss = trainer.loss_sum(batch)
+        loss = trainer.objective.loss_sum(batch)
         loss.backward()
         gradients = {name: t.grad.clone() for name, t in trainer.model.named_parameters() if t.grad is not None}
         found.append((loss.item(), gradients))

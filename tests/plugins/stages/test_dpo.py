@@ -226,10 +226,12 @@ def test_fillers_change_nothing(trainer_of: Any, moved: Any) -> None:
         rows = Rows(trainer.train_dataset)
         alone = trainer.data_collator([rows[0], rows[1]])
         filled = trainer.data_collator([rows[0], rows[-3], rows[1]])
-        assert trainer.weight(filled) == trainer.weight(alone)
-        assert trainer.loss_sum(filled).item() == pytest.approx(trainer.loss_sum(alone).item(), rel=1e-6)
+        assert trainer.objective.weight(filled) == trainer.objective.weight(alone)
+        assert trainer.objective.loss_sum(filled).item() == pytest.approx(
+            trainer.objective.loss_sum(alone).item(), rel=1e-6
+        )
         only = trainer.data_collator([rows[-3]])
-        assert (trainer.weight(only), trainer.loss_sum(only).item()) == (0, 0)
+        assert (trainer.objective.weight(only), trainer.objective.loss_sum(only).item()) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -257,15 +259,17 @@ def test_memory_that_does_not_suffice(loss: str, trainer_of: Any, moved: Any, tm
 
     trainer = trainer_of("dpo", 8, pref_loss=loss, max_steps=1)
     moved(trainer.model)
-    expected = trainer.loss_sum(trainer.data_collator([trainer.train_dataset[row] for row in range(4)])).item() / 4
-    honest = trainer.loss_sum
+    expected = (
+        trainer.objective.loss_sum(trainer.data_collator([trainer.train_dataset[row] for row in range(4)])).item() / 4
+    )
+    honest = trainer.objective.loss_sum
 
     def short(batch: Any) -> torch.Tensor:
         if len(batch["index"]) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return honest(batch)
 
-    trainer.loss_sum = short
+    trainer.objective.loss_sum = short
     if loss == "aot":
         with pytest.raises(RunError, match="out of memory"):
             trainer.train()

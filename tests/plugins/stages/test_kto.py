@@ -46,10 +46,12 @@ def test_loss_and_gradient_in_float64(
         good = good - options.get("pref_ftx", 0.0) * own[number] / length
         losses.append(good if row["good"] else options.get("kto_rejected_weight", 1.0) / (1 + torch.exp(-over)))
     expected = gradient(model, sum(losses) / 8)
-    batches, total = trainer.get_batch_samples(iter([trainer.data_collator(rows)]), 1, torch.device("cpu"))
-    assert trainer._divergence == pytest.approx(divergence, rel=1e-9)
-    assert total.item() == 8
-    found = gradient(model, trainer.loss_sum(batches[0]) / 8)
+    batch = trainer.data_collator(rows)
+    with torch.no_grad():
+        trainer.objective.begin_step([batch])
+    assert trainer.objective._divergence == pytest.approx(divergence, rel=1e-9)
+    assert trainer.objective.weight(batch) == 8
+    found = gradient(model, trainer.objective.loss_sum(batch) / 8)
     assert found == (pytest.approx(expected[0], rel=1e-9), pytest.approx(expected[1], rel=1e-9))
 
 
@@ -63,8 +65,9 @@ def test_a_global_batch_is_the_same_however_it_is_divided(
     moved(trainer.model, 0.1)
     trainer.train_dataset.reference -= 9  # a model that has gained, so that there is a divergence
     together = trainer.data_collator([trainer.train_dataset[row] for row in range(7)])
-    trainer.get_batch_samples(iter([together]), 1, torch.device("cpu"))
-    expected = (*gradient(trainer.model, trainer.loss_sum(together) / 7), trainer._divergence)
+    with torch.no_grad():
+        trainer.objective.begin_step([together])
+    expected = (*gradient(trainer.model, trainer.objective.loss_sum(together) / 7), trainer.objective._divergence)
     assert expected[2] > 0.1
     trainer.train()
     line = read_log(tmp_path / "out" / "trainer_log.jsonl")[0]
@@ -118,7 +121,7 @@ def test_no_row_breaks_its_neighbour(trainer_of: Any, own_loss: Any, moved: Any)
     rows = [{"instruction": f"{n}?", "output": "fox " * (1 + n), "kto_tag": n < 3} for n in range(6)]
     trainer = trainer_of("kto", rows)
     moved(trainer.model)
-    trainer._divergence = 0.5
+    trainer.objective._divergence = 0.5
     alone = [own_loss(trainer, [row])[0] for row in range(6)]
     assert all(np.isfinite(alone))
     for batch in ([0, 1, 2], [3, 4, 5], [5, 0], range(6)):
@@ -133,9 +136,9 @@ def test_evaluation_is_over_the_whole_set(trainer_of: Any, moved: Any, plain_log
         options = {"val_size": 5, "per_device_eval_batch_size": size, "output_dir": str(tmp_path / str(size))}
         trainer = trainer_of("kto", 10, **options)
         moved(trainer.model)
-        trainer._divergence = 123.0
+        trainer.objective._divergence = 123.0
         found.append(trainer.evaluate())
-        assert trainer._divergence == 123.0
+        assert trainer.objective._divergence == 123.0
     rows = [trainer.eval_dataset[row] for row in range(5)]
     with torch.no_grad():
         own = gains(trainer.model.eval(), rows, plain_logps, "answer") - torch.tensor(

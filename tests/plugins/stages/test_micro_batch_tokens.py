@@ -15,13 +15,13 @@ CLOCK = ("throughput", "elapsed_time", "remaining_time")
 
 def done(trainer: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], list[tuple[int, int]]]:
     """Log lines, what was trained, and rows and tokens of each pass."""
-    seen, honest = [], trainer.loss_sum
+    seen, honest = [], trainer.objective.loss_sum
 
     def watched(batch: Any) -> torch.Tensor:
         seen.append((len(batch["index"]), batch["input_ids"].numel()))
         return honest(batch)
 
-    trainer.loss_sum = watched
+    trainer.objective.loss_sum = watched
     trainer.train()
     lines = read_log(trainer.plan.output_dir / "trainer_log.jsonl")
     trained = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ft_plugins.methods.adapters import adapter_tensors
 from ft_plugins.stages.ppo import losses
-from ft_plugins.stages.ppo.trainer import VALUE_FILE
+from ft_plugins.stages.ppo.objective import VALUE_FILE
 from ftcore.config import memory_planning
 from ftcore.config.planner import make_plan
 from ftcore.errors import RunError, UsageError
@@ -26,6 +26,7 @@ from ftcore.runner.artifacts import manifest
 from ftcore.testing import tiny_model
 from ftcore.training.callbacks.progress import read_log
 from ftcore.training.checkpointing.state import run_fingerprint
+from ftcore.training.numerics import evaluating
 from ftcore.utils.ownership import RUN_MANIFEST as MANIFEST
 
 PROMPTS = [{"instruction": f"question {number}"} for number in range(8)]
@@ -96,7 +97,7 @@ def test_scores_are_plain_transformers(ppo: Any, scorer_dir: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(scorer_dir).eval()
     with torch.no_grad():
         expected = [model(torch.tensor([ids])).logits[0, 0].item() for ids in whole]
-        assert trainer.score(prompts, responses).tolist() == pytest.approx(expected, rel=1e-4)
+        assert trainer.objective.score(prompts, responses).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def swapped(folder: Path) -> None:
@@ -138,18 +139,11 @@ def test_memory_counts_what_ppo_keeps(ppo: Any) -> None:
 def test_the_best_checkpoint_has_its_value_head(ppo: Any, tmp_path: Path) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "val_size": 3}
     trainer = ppo(max_steps=4, load_best_model_at_end=True, **options)
-    evaluate = trainer.evaluation_loop
-
-    def told(*args: Any, **kwargs: Any) -> Any:
-        found = evaluate(*args, **kwargs)
-        found.metrics["eval_loss"] = float(trainer.state.global_step)  # the first is the best
-        return found
-
-    trainer.evaluation_loop = told
+    trainer.objective.eval_loss = lambda dataset: float(trainer.state.global_step)  # the first is the best
     trainer.train()
     first, last = (load_file(tmp_path / "out" / f"checkpoint-{step}" / VALUE_FILE) for step in (2, 4))
     assert not torch.equal(first["weight"], last["weight"])
-    assert torch.equal(trainer.value_head.weight, first["weight"])
+    assert torch.equal(trainer.objective.value_head.weight, first["weight"])
 
 
 @pytest.fixture
@@ -186,7 +180,7 @@ def test_scores_by_http(ppo: Any, server: Any) -> None:
     trainer = ppo(reward_model=address, reward_model_type="api", max_steps=1)
     prompts, responses = [[5, 6, 7, 8], [9, 10]], [[11, 12], [13, trainer.tokenizer.eos_token_id]]
     texts = [trainer.tokenizer.decode([*each[0], *each[1]]) for each in zip(prompts, responses, strict=True)]
-    assert trainer.score(prompts, responses).tolist() == [float(len(text)) for text in texts]
+    assert trainer.objective.score(prompts, responses).tolist() == [float(len(text)) for text in texts]
     assert server.asked == [{"texts": texts}] * 2
     assert texts[1].endswith(trainer.tokenizer.eos_token)
     trainer.train()
@@ -194,7 +188,7 @@ def test_scores_by_http(ppo: Any, server: Any) -> None:
     for reply, said in ((400, "no such"), "HTTP 400 no such"), ((200, '{"scores": [1]}'), "2 numbers"):
         server.replies = [reply]
         with pytest.raises(RunError, match=said):
-            trainer.score(prompts, responses)
+            trainer.objective.score(prompts, responses)
 
 
 @pytest.mark.slow
@@ -218,8 +212,9 @@ def test_a_chain_of_adapters(trainer_of: Any, moved: Any, tiny_model_dir: Path, 
     with torch.no_grad():
         score = PeftModel.from_pretrained(judge, folders["rm"]).eval()(ids).logits[0, 0].item()
         logits = PeftModel.from_pretrained(policy, folders["sft"]).eval()(ids).logits[0, 3:5].log_softmax(-1)
-    assert trainer.score([prompt], [response]).tolist() == pytest.approx([score], rel=1e-4)
-    (row,) = trainer._measured([prompt], [response], [0])
+    assert trainer.objective.score([prompt], [response]).tolist() == pytest.approx([score], rel=1e-4)
+    with evaluating(trainer.model):
+        (row,) = trainer.objective._measured([prompt], [response], [0])
     expected = logits.gather(1, ids[0, 4:, None])[:, 0].tolist()
     assert row["old_logps"].tolist() == pytest.approx(expected, rel=1e-4)
     assert row["reference"].tolist() == row["old_logps"].tolist()
@@ -237,7 +232,7 @@ def test_stopped_it_goes_on_to_the_same_bytes(method: str, ppo: Any, whole_and_p
     options |= {"eval_steps": 2, "val_size": 3, "ppo_score_norm": True, "ppo_whiten_rewards": True}
     options |= {"ppo_missing_eos_penalty": 1.0, "ppo_score_clip": 2.0, "ppo_kl_estimator": "k3"}
     found, parts = whole_and_parts(partial(ppo, **options), (3, 5))
-    assert {VALUE_FILE, "extra.safetensors", "optimizer.safetensors"} <= found.keys()
+    assert {VALUE_FILE, "progress.safetensors", "optimizer.safetensors"} <= found.keys()
     assert [line["current_steps"] for line in found["lines"] if "eval_reward" in line] == [2, 4, 6, 7]
     assert parts == found
 
@@ -276,7 +271,7 @@ def test_a_reward_model_that_goes_on_from_answers(
     ppo = trainer_of("ppo", PROMPTS, reward_model=str(rm), finetuning_type="lora", max_new_tokens=6, bf16=False)
     with torch.no_grad():
         expected = judge(torch.tensor([[5, 6, 7, 8, 11, 12]])).logits[0, 0].item()
-    assert ppo.score([[5, 6, 7, 8]], [[11, 12]]).tolist() == pytest.approx([expected], rel=1e-4)
+    assert ppo.objective.score([[5, 6, 7, 8]], [[11, 12]]).tolist() == pytest.approx([expected], rel=1e-4)
 
 
 def test_a_reward_model_without_a_head_is_refused(trainer_of: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -367,7 +362,7 @@ def test_it_reaches_a_known_optimum(ppo: Any) -> None:
     """The score is the share of tokens with even ids: 1 at best."""
     options = {"ppo_kl_coef": 0.0, "ppo_adaptive_kl": False, "max_steps": 240, "per_device_train_batch_size": 32}
     trainer = ppo(PROMPTS * 4, **options, finetuning_type="full", learning_rate=2e-3)
-    trainer.score = lambda prompts, responses: torch.tensor(
+    trainer.objective.score = lambda prompts, responses: torch.tensor(
         [sum(token % 2 == 0 for token in response) / len(response) for response in responses], dtype=torch.float64
     )
     trainer.train()

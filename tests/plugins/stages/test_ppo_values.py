@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ft_plugins.stages.ppo.objective import VALUE_FILE, VALUE_HEAD
 from ft_plugins.stages.ppo.rollout import collate_responses
-from ft_plugins.stages.ppo.trainer import VALUE_FILE, VALUE_HEAD
 from ftcore.config import memory_planning
 from ftcore.errors import RunError, UsageError
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 def decoders(trainer: Any) -> tuple[Any, Any]:
     """The value head's, and the policy's."""
     model = trainer.model
-    return trainer.value_head.backbone, getattr(model, "get_base_model", lambda: model)().get_decoder()
+    return trainer.objective.value_head.backbone, getattr(model, "get_base_model", lambda: model)().get_decoder()
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
@@ -35,9 +35,8 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 
 def first_batch(trainer: Any) -> Any:
     """Of the first rollout, all of it."""
-    trainer.get_train_dataloader()
-    trainer._roll_out(0)
-    return trainer._prepare_inputs(collate_responses(trainer.buffer))
+    trainer.rollouts.step(0)
+    return trainer.on_device(collate_responses(trainer.rollouts.rows))
 
 
 @pytest.mark.parametrize("method", ["full", "freeze", "lora", "qlora"])
@@ -61,21 +60,23 @@ def test_each_loss_moves_its_own_weights(method: str, ppo: Any, moved: Any) -> N
     batch = first_batch(trainer)
     for each in (trainer, alone):
         with torch.no_grad():
-            each.value_head.weight += 0.1  # at 0 nothing goes through it
-        each.loss_sum(batch).backward()
+            each.objective.value_head.weight += 0.1  # at 0 nothing goes through it
+        each.objective.loss_sum(batch).backward()
     expected = {name: tensor.grad for name, tensor in trained(alone.model).items()}
     assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in expected.values())
     for name, tensor in trained(trainer.model).items():
         assert torch.allclose(tensor.grad, expected[name], atol=1e-6), name
-    backbone = trainer.value_head.backbone
+    backbone = trainer.objective.value_head.backbone
     found = {name: tensor.grad.clone() for name, tensor in backbone.named_parameters() if tensor.requires_grad}
     backbone.zero_grad()
     backbone.set_attn_implementation("eager")
     total = 0.0
-    for row in trainer.buffer:
+    for row in trainer.rollouts.rows:
         ids, count = row["input_ids"], len(row["returns"])
         hidden = backbone(input_ids=ids[None].long(), use_cache=False).last_hidden_state[0]
-        values = (hidden @ trainer.value_head.weight[0] + trainer.value_head.bias)[-1 - count : -1].double()
+        values = (hidden @ trainer.objective.value_head.weight[0] + trainer.objective.value_head.bias)[
+            -1 - count : -1
+        ].double()
         near = row["old_values"] + (values - row["old_values"]).clamp(-0.2, 0.2)
         errors = torch.maximum((values - row["returns"]).square(), (near - row["returns"]).square())
         total = total + 0.5 * 0.5 * errors.sum()
@@ -103,7 +104,7 @@ def test_stopped_it_goes_on_to_the_same_bytes(
     if method == "full":
         assert load_file(saved).keys() == load_file(tiny_model_dir / "model.safetensors").keys()
     with pytest.raises(RunError, match="value head does not fit this run: backbone"):
-        ppo(finetuning_type=method)._load_values(file.parent)
+        ppo(finetuning_type=method).objective.load(file.parent)
 
 
 def test_memory_counts_the_copy(ppo: Any) -> None:

@@ -151,7 +151,7 @@ def test_only_rows_that_are_taken(stage: str, trainer_of: Any, cache: Path, pass
     taken = np.isfinite(found).reshape(40, -1).all(axis=1)
     assert passes == [6]
     assert taken.sum() == 6
-    batches = trainer.get_train_dataloader().batch_sampler
+    batches = trainer.train_loader().batch_sampler
     assert (
         sorted(row for batch, _ in zip(batches, range(2), strict=False) for row in batch) == taken.nonzero()[0].tolist()
     )

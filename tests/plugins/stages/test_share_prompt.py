@@ -30,8 +30,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def meters(trainer: Any) -> dict[str, float]:
-    found = trainer.meters.means()
-    trainer.meters.clear()
+    found = trainer.metrics.training.means(trainer.strategy)
+    trainer.metrics.training.clear()
     return found
 
 
@@ -127,5 +127,7 @@ def test_fillers_change_nothing(trainer_of: Any, moved: Any) -> None:
         rows = Rows(trainer.train_dataset)
         alone = trainer.data_collator([rows[0], rows[1]])
         filled = trainer.data_collator([rows[0], rows[-3], rows[1]])
-        assert trainer.weight(filled) == trainer.weight(alone)
-        assert trainer.loss_sum(filled).item() == pytest.approx(trainer.loss_sum(alone).item(), rel=1e-6)
+        assert trainer.objective.weight(filled) == trainer.objective.weight(alone)
+        assert trainer.objective.loss_sum(filled).item() == pytest.approx(
+            trainer.objective.loss_sum(alone).item(), rel=1e-6
+        )

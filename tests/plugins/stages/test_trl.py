@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from ftcore.runner.run import new_trainer
+
 pytestmark = pytest.mark.slow
 
 LOSSES = (
@@ -41,15 +43,14 @@ def both(stage_run: Any, tmp_path: Path, moved: Any, own_loss: Any, gradient: An
     def compare(stage: str, make: Any, exact: float, rows: int = 6, **options: Any) -> None:
         run = stage_run(stage, rows, **options)
         copied = copy.deepcopy(run.model)
-        ours = run.plan.stage.component.trainer(run)
+        ours = new_trainer(run)
         base = {"output_dir": str(tmp_path / "trl"), "report_to": "none", "use_cpu": True, "bf16": False}
         base |= {"gradient_checkpointing": False, "per_device_train_batch_size": rows, "max_length": None}
         theirs = make(copied, ours, base | {"disable_tqdm": True})
         moved(ours.model)
         theirs.model.load_state_dict(ours.model.state_dict(), strict=False)
-        if hasattr(ours, "_divergence"):
-            together = ours.data_collator([ours.train_dataset[row] for row in range(rows)])
-            ours.get_batch_samples(iter([together]), 1, torch.device("cpu"))
+        with torch.no_grad():
+            ours.objective.begin_step([ours.data_collator([ours.train_dataset[row] for row in range(rows)])])
         batch = theirs.data_collator(list(theirs.train_dataset))
         expected = gradient(theirs.model, theirs.compute_loss(theirs.model, batch))
         found = own_loss(ours, range(rows))

@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from ft_plugins.backends.cpu import attention_gemm as gemm
 from ftcore.training.attention.kernel import AttentionCall
-from ftcore.training.attention.layout import KVPart, KVSlice, Span, add_parts
+from ftcore.training.attention.layout import RowPart, RowPartCall, Span, add_parts
 
 BLOCK = 64
 """Queries per block for torch's kernel; a multiple of it where there are more threads than heads."""
@@ -72,7 +72,7 @@ def blocked_attention(
     value: torch.Tensor,
     scale: float | None,
     sequences: Sequence[Span],
-    kv_part: KVPart | None = None,
+    kv_part: RowPart | None = None,
 ) -> torch.Tensor:
     """Causal attention of each sequence over its prefix and itself.
 
@@ -102,7 +102,7 @@ class _BlockedAttention(torch.autograd.Function):
         value: torch.Tensor,
         scale: float | None,
         sequences: tuple[Span, ...],
-        kv_part: KVPart | None,
+        kv_part: RowPart | None,
     ) -> torch.Tensor:
         own, out = (query, key, value), _buffer(query)
         query, key, value = (tensor.to(_computing(tensor.dtype)) for tensor in own)
@@ -161,7 +161,7 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def _seen(
-    key: torch.Tensor, value: torch.Tensor, sequence: Span, kv_slice: KVSlice | None, number: int
+    key: torch.Tensor, value: torch.Tensor, sequence: Span, kv_slice: RowPartCall | None, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values that a sequence sees: remote ones, then those of its prefix in this row, then its own."""
     remote = () if kv_slice is None else kv_slice.tokens(number)
@@ -173,7 +173,11 @@ def _seen(
 
 
 def _add_grads(
-    kv_slice: KVSlice | None, number: int, sequence: Span, found: Sequence[torch.Tensor], totals: Sequence[torch.Tensor]
+    kv_slice: RowPartCall | None,
+    number: int,
+    sequence: Span,
+    found: Sequence[torch.Tensor],
+    totals: Sequence[torch.Tensor],
 ) -> None:
     """Adds the gradients of the keys and values that `_seen` collected."""
     remote = () if kv_slice is None else kv_slice.tokens(number)

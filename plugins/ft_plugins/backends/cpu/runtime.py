@@ -11,11 +11,13 @@ from torch import nn
 
 from ft_plugins.backends.cpu import attention, fused_layers, matmul, matmul_autotune
 from ft_plugins.backends.cpu.attention import BlockedAttention
+from ft_plugins.backends.cpu.executor import cpu_executor
 from ft_plugins.backends.cpu.linear_cross_entropy import TiledLinearCrossEntropy
 from ft_plugins.backends.cpu.matmul import MatmulChoice
-from ftcore.api.model_transform import ModelTransform
 from ftcore.api.plan import Plan
 from ftcore.training.backend import BackendRuntime
+from ftcore.training.context import TrainingContext
+from ftcore.training.step.executor import MicroBatchExecutor
 
 ATTENTION_COST = {False: 2.4, True: 3.6}
 """`BackendRuntime.attention_cost`. False: torch's kernel with MKL (Zen 3). True: oneDNN's products (Zen 5: 67 ns for 9
@@ -63,12 +65,16 @@ class CpuRuntime(BackendRuntime):
         """False where torch has the kernel of blocked attention."""
         return not attention.available()
 
-    def transforms(self) -> Sequence[ModelTransform]:
-        """Layers that store fewer activations."""
-        return [fused_layers.FusedLayers()]
+    def executor(self, context: TrainingContext) -> MicroBatchExecutor:
+        """Two micro-batches at a time, where results do not depend on the timing of threads."""
+        return cpu_executor(context)
+
+    def fuse_layers(self, model: Any) -> None:
+        """See `ft_plugins.backends.cpu.fused_layers`."""
+        fused_layers.fuse_layers(model)
 
     def has_fused_layers(self, module: nn.Module) -> bool:
-        """Whether a module contains fused layers."""
+        """Whether a module contains layers that `fuse_layers` has replaced."""
         return fused_layers.has_fused_layers(module)
 
 

@@ -1,4 +1,4 @@
-"""Objective of preference pairs: log-probabilities of both answers, and the trainer."""
+"""The objective of preference pairs: losses on the log-probabilities of both answers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ftcore.api.plan import Run
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.pairs import collate_pairs
 from ftcore.training.losses import sequence_reductions
-from ftcore.training.reference.logprob_cache import ReferenceMetric, add_reference_logprobs
-from ftcore.training.trainer import FtTrainer
+from ftcore.training.objective import Objective, Rows
+from ftcore.training.reference.logprob_cache import ReferenceMetric
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class PairScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class PairLoss:
     """A loss on pairs and its properties.
 
     Args:
@@ -57,7 +56,6 @@ class Objective:
         rewards: rewards of both answers, two ``[B]``, for the logs.
         reference: whether log-probabilities of a reference are needed.
         tail: factor on the log-probabilities of tokens beyond the length of the pair's shorter answer.
-        compares: the loss compares pairs of a micro-batch, which must not be split then.
         per_token: the mean goes over the tokens of the chosen answers instead of over pairs.
     """
 
@@ -65,43 +63,30 @@ class Objective:
     rewards: Callable[[PairScores], tuple[torch.Tensor, torch.Tensor]]
     reference: bool = True
     tail: float = 1.0
-    compares: bool = False
     per_token: bool = False
 
 
-class PairTrainer(FtTrainer):
-    """Trains on the mean loss over the pairs of each global batch.
+class PairObjective(Objective):
+    """The mean loss over the pairs of each global batch.
 
     Rows get the reference scores as ``reference``, float64 ``[2, 2]``. For the chosen and the rejected answer it holds
     two log-probabilities: that of the first n tokens, n being the length of the shorter answer, and that of the rest.
 
     Args:
-        run: plan, tokenizer and model.
-        train: a `PairDataset`; None where the run only evaluates.
-        evaluation: the same; None for none.
-        objective: the loss.
-        reference: loads the reference; None for the model as it is when the trainer is created.
+        loss: of the pairs.
+        load_reference: loads the reference; None for the model as it is before training.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        *,
-        train: Any,
-        evaluation: Any = None,
-        objective: Objective,
-        reference: Callable[[], Any] | None = None,
-    ) -> None:
-        super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
-        self.objective, self.loss_is_additive = objective, not objective.compares
-        if objective.reference:
-            measure = ReferenceMetric("pairs", _pair_sums)
-            self.train_dataset, self.eval_dataset = add_reference_logprobs(
-                self, measure, (train, evaluation), reference
-            )
+    def __init__(self, loss: PairLoss, load_reference: Callable[[], Any] | None = None) -> None:
+        self.loss = loss
+        if loss.reference:
+            self.reference_metric, self.load_reference = ReferenceMetric("pairs", _pair_sums), load_reference
+
+    def collate(self, rows: Rows) -> Batch:
+        return collate_pairs(rows)
 
     def weight(self, batch: Batch) -> float:
-        if not self.objective.per_token:
+        if not self.loss.per_token:
             return float(batch["pair_weights"].sum())
         return float((_halves(sequence_reductions.lengths(batch))[0] * batch["pair_weights"]).sum())
 
@@ -111,20 +96,20 @@ class PairTrainer(FtTrainer):
         if not len(scores.chosen):
             return logps.sum() * 0  # only fillers: gradients must exist, as processes sum them
         self._note(scores)
-        return self.objective.loss(scores).sum()
+        return self.loss.loss(scores).sum()
 
     def _scores(self, logps: torch.Tensor, batch: Batch) -> PairScores:
         """Scores of all pairs except fillers: a loss may compare pairs with each other."""
         kept = batch["pair_weights"] > 0
         own = shared_sums(logps, batch)
-        factors = torch.tensor([1.0, self.objective.tail], dtype=torch.float64, device=own.device)
-        reference = batch["reference"] if self.objective.reference else torch.zeros_like(own)
+        factors = torch.tensor([1.0, self.loss.tail], dtype=torch.float64, device=own.device)
+        reference = batch["reference"] if self.loss.reference else torch.zeros_like(own)
         each = (own @ factors, reference @ factors, own.sum(1), sequence_reductions.lengths(batch))
         return PairScores(*(half[kept] for values in each for half in _halves(values)))
 
     def _note(self, scores: PairScores) -> None:
         with torch.no_grad():
-            chosen, rejected = self.objective.rewards(scores)
+            chosen, rejected = self.loss.rewards(scores)
         self.log_metric("rewards/chosen", chosen)
         self.log_metric("rewards/rejected", rejected)
         self.log_metric("rewards/margins", chosen - rejected)

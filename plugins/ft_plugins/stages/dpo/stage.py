@@ -17,7 +17,7 @@ from ftcore.api.components import Stage
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
-    from ft_plugins.stages.dpo.objective import Objective, PairTrainer
+    from ft_plugins.stages.dpo.objective import PairLoss, PairObjective
     from ftcore.api.plan import Plan, Run
 
 WITHOUT_REFERENCE = ("orpo", "simpo", "sft")
@@ -89,25 +89,19 @@ class DirectPreference(Stage):
 
         return pair_datasets(run.plan, run.tokenizer)
 
-    def trainer(self, run: Run) -> PairTrainer:
-        """A `PairTrainer` with the loss of the options."""
-        from ft_plugins.stages.dpo.objective import PairTrainer
+    def objective(self, run: Run) -> PairObjective:
+        """The loss of the options."""
+        from ft_plugins.stages.dpo.objective import PairObjective
 
         options = run.plan.stage.options
         assert isinstance(options, PreferenceOptions)
-        return PairTrainer(
-            run,
-            train=run.data.train,
-            evaluation=run.data.eval,
-            objective=objective(options),
-            reference=reference_loader(run),
-        )
+        return PairObjective(pair_loss(options), reference_loader(run))
 
 
-def objective(options: PreferenceOptions) -> Objective:
+def pair_loss(options: PreferenceOptions) -> PairLoss:
     """The loss of the options."""
     from ft_plugins.stages.dpo.losses import LOSSES, Knobs, rewards
-    from ft_plugins.stages.dpo.objective import Objective, PairScores
+    from ft_plugins.stages.dpo.objective import PairLoss, PairScores
 
     name, loss = options.pref_loss, LOSSES[options.pref_loss]
     knobs = Knobs(options.pref_beta, options.dpo_label_smoothing, options.simpo_gamma, options.discopop_tau)
@@ -118,12 +112,11 @@ def objective(options: PreferenceOptions) -> Objective:
             return own
         return own - options.pref_ftx * scores.chosen_full / scores.chosen_length.clamp(min=1)
 
-    return Objective(
+    return PairLoss(
         loss=losses,
         rewards=lambda scores: rewards(name, scores, options.pref_beta),
         reference=name not in WITHOUT_REFERENCE,
         tail=1.0 if options.ld_alpha is None else options.ld_alpha,
-        compares=name in COMPARING,
         per_token=name == "sft",
     )
 

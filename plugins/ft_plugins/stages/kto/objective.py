@@ -1,4 +1,4 @@
-"""Objective of answers marked good or bad: batches, mismatched answers, and the trainer.
+"""The objective of answers marked good or bad: batches, mismatched answers, and the loss.
 
 An answer's gain over the reference is compared with a divergence: the mean gain of answers paired with other prompts
 (arXiv 2402.01306, section 4.1). In training it is estimated over the whole global batch, across micro-batches and
@@ -7,23 +7,19 @@ processes, so a micro-batch of one row works. In an evaluation it is estimated o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ftcore.api.plan import Run
 from ftcore.errors import Problem, UsageError
 from ftcore.training.batching.collators import Batch, collate
 from ftcore.training.batching.pairs import answered
-from ftcore.training.batching.samplers import EpochLoader
 from ftcore.training.losses import sequence_reductions
-from ftcore.training.numerics import evaluating
-from ftcore.training.reference.logprob_cache import ReferenceMetric, add_reference_logprobs
-from ftcore.training.step.micro_batching import parts
-from ftcore.training.trainer import FtTrainer
+from ftcore.training.objective import Objective, Rows
+from ftcore.training.reference.logprob_cache import ReferenceMetric
 from ftcore.utils.hashing import sha256_of
 
 
@@ -122,64 +118,58 @@ class FeedbackScores:
     divergence: float
 
 
-class FeedbackTrainer(FtTrainer):
-    """Trains on the mean loss over the answers of each global batch.
+class FeedbackObjective(Objective):
+    """The mean loss over the answers of each global batch.
 
     Args:
-        run: plan, tokenizer and model.
-        train: a `FeedbackDataset`; None where the run only evaluates.
-        evaluation: the same; None for none.
         loss: maps scores to losses, ``[B]``.
         scale: factor from gains to rewards, for the logs.
-        reference: loads the reference; None for the model as it is when the trainer is created.
+        limit: most tokens of a prompt with another row's answer.
+        load_reference: loads the reference; None for the model as it is before training.
     """
 
     def __init__(
         self,
-        run: Run,
-        *,
-        train: Any,
-        evaluation: Any = None,
         loss: Callable[[FeedbackScores], torch.Tensor],
         scale: float,
-        reference: Callable[[], Any] | None = None,
+        limit: int,
+        load_reference: Callable[[], Any] | None = None,
     ) -> None:
-        super().__init__(run, train=train, evaluation=evaluation, collator=collate_feedback)
-        self.loss, self.scale = loss, scale
-        self._divergence, limit = 0.0, run.plan.data.cutoff_len
-        sets = [None if rows is None else MismatchedRows(rows, limit) for rows in (train, evaluation)]
-        measure = ReferenceMetric("feedback", _both_logps)
-        self.train_dataset, self.eval_dataset = add_reference_logprobs(self, measure, sets, reference)
+        self.loss, self.scale, self.limit = loss, scale, limit
+        self.reference_metric, self.load_reference = ReferenceMetric("feedback", _both_logps), load_reference
+        self._divergence = self._in_training = 0.0
+
+    def datasets(self, train: Any, evaluation: Any) -> tuple[Any, Any]:
+        found = [None if rows is None else MismatchedRows(rows, self.limit) for rows in (train, evaluation)]
+        return found[0], found[1]
+
+    def collate(self, rows: Rows) -> Batch:
+        return collate_feedback(rows)
 
     def weight(self, batch: Batch) -> float:
         return float(batch["row_weights"].sum())
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        batches, total = super().get_batch_samples(epoch_iterator, num_batches, device)
-        with evaluating(self.model), self.accelerator.autocast():
-            some = (part for batch in batches for part in parts(self, batch))
-            self._divergence = self._estimated(map(self._prepare_inputs, some))
-        return batches, total
+    def begin_step(self, batches: Iterable[Batch]) -> None:
+        self._divergence = self._estimated(batches)
 
-    def evaluation_loop(self, dataloader: EpochLoader, *args: Any, **kwargs: Any) -> Any:
-        training, self._divergence = self._divergence, 0.0
-        with evaluating(self.model), self.accelerator.autocast():
-            self._divergence = self._estimated(self.evaluation_batches(dataloader))
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
-        self._divergence = training
-        return output
+    def begin_evaluation(self, batches: Iterable[Batch]) -> None:
+        self._in_training, self._divergence = self._divergence, 0.0
+        self._divergence = self._estimated(batches)
 
-    def _estimated(self, batches: Any) -> float:
+    def end_evaluation(self) -> None:
+        self._divergence = self._in_training
+
+    def _estimated(self, batches: Iterable[Batch]) -> float:
         """Mean gain of mismatched answers over these batches of all processes, clamped at 0 as a divergence."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.context.strategy.device)
 
         def gained(batch: Batch) -> torch.Tensor:
             gains = _logps(self.scorer, batch["mismatched"]) - batch["reference"][:, 1]
             return torch.stack([(gains * batch["row_weights"]).sum(), batch["row_weights"].sum()])
 
-        for gain in self.each(gained, batches):
+        for gain in self.context.each(gained, batches):
             sums += gain
-        total, weight = self.accelerator.reduce(sums, "sum").tolist()
+        total, weight = self.context.strategy.sum(sums).tolist()
         return max(total / weight, 0.0) if weight else 0.0
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
@@ -190,7 +180,7 @@ class FeedbackTrainer(FtTrainer):
         return (
             (self.loss(scores) * weights)
             .sum()
-            .to(torch.float64 if self.model.dtype == torch.float64 else torch.float32)
+            .to(torch.float64 if self.context.model.dtype == torch.float64 else torch.float32)
         )
 
     def _note(self, scores: FeedbackScores, weights: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ from ft_plugins.stages.references import (
 from ftcore.api.components import Stage
 
 if TYPE_CHECKING:
-    from ft_plugins.stages.kto.objective import FeedbackScores, FeedbackTrainer
+    from ft_plugins.stages.kto.objective import FeedbackObjective, FeedbackScores
     from ftcore.api.plan import Plan, Run
     from ftcore.errors import Problem
 
@@ -51,19 +51,14 @@ class KahnemanTversky(Stage):
 
         return feedback_datasets(run.plan, run.tokenizer)
 
-    def trainer(self, run: Run) -> FeedbackTrainer:
-        """A `FeedbackTrainer` with the paper's loss."""
-        from ft_plugins.stages.kto.objective import FeedbackTrainer
+    def objective(self, run: Run) -> FeedbackObjective:
+        """The paper's loss."""
+        from ft_plugins.stages.kto.objective import FeedbackObjective
 
         options = run.plan.stage.options
         assert isinstance(options, FeedbackOptions)
-        return FeedbackTrainer(
-            run,
-            train=run.data.train,
-            evaluation=run.data.eval,
-            loss=lambda scores: losses(scores, options),
-            scale=options.pref_beta,
-            reference=reference_loader(run),
+        return FeedbackObjective(
+            lambda scores: losses(scores, options), options.pref_beta, run.plan.data.cutoff_len, reference_loader(run)
         )
 
 

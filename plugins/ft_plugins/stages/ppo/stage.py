@@ -15,7 +15,7 @@ from ftcore.api.option_groups import Names
 from ftcore.errors import Problem
 
 if TYPE_CHECKING:
-    from ft_plugins.stages.ppo.trainer import PolicyTrainer, Score
+    from ft_plugins.stages.ppo.objective import PolicyObjective, Score
     from ftcore.api.plan import Plan, Run
     from ftcore.data.chat_template.renderer import Renderer
 
@@ -110,25 +110,19 @@ class ProximalPolicy(Stage):
 
         return chat_datasets(run.plan, run.tokenizer)
 
-    def trainer(self, run: Run) -> PolicyTrainer:
-        """A `PolicyTrainer` with the reward model and the sampler."""
-        from ft_plugins.stages.ppo.rollout import Sampler
-        from ft_plugins.stages.ppo.trainer import PolicyTrainer, Proximal
+    def objective(self, run: Run) -> PolicyObjective:
+        """A `PolicyObjective` with the reward model and the sampler."""
+        from ft_plugins.stages.ppo.objective import PolicyObjective, Proximal
         from ftcore.data.chat_template.renderer import Renderer
+        from ftcore.training.sampling import Sampler
 
         plan, options = run.plan, run.plan.stage.options
         assert isinstance(options, PpoOptions)
         renderer = Renderer.from_plan(plan, run.tokenizer)
-        inner = run.model.get_base_model() if hasattr(run.model, "get_base_model") else run.model
-        pad = run.tokenizer.pad_token_id
-        stop_ids = renderer.stop_ids
-        pad = pad if pad is not None else min(stop_ids, default=0)
-        return PolicyTrainer(
+        return PolicyObjective(
             run,
-            train=run.data.train,
-            evaluation=run.data.eval,
             score=api_model(run) if options.reward_model_type == "api" else reward_model(run, renderer),
-            sampler=Sampler(inner, stop_ids, pad, plan.generation.max_new_tokens),
+            sampler=Sampler.of(run),
             options=Proximal(
                 buffer=options.ppo_buffer_size,
                 epochs=options.ppo_epochs,
@@ -163,11 +157,11 @@ def reward_model(run: Run, renderer: Renderer) -> Score:
         UsageError: no such model, or one of another base, with another tokenizer, or without a trained head.
         RunError: the sizes of the vocabularies differ.
     """
-    from ft_plugins.stages.ppo.rollout import answered
     from ftcore.training.backend import backend_of
     from ftcore.training.batching.collators import collate, on_device
     from ftcore.training.forward.reward import RewardForward
     from ftcore.training.model_transforms import capability_cache
+    from ftcore.training.sampling import answered
 
     reward_models.check_adapters(run.plan)
     reward_models.check_tokens(run.plan, renderer)

@@ -7,30 +7,34 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ftcore.api.plan import Run
+from ftcore.training.backend import BackendRuntime
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.pairs import collate_pairs
 from ftcore.training.forward.reward import RewardForward
-from ftcore.training.trainer import FtTrainer
+from ftcore.training.objective import Objective, Rows
 
 
-class RewardTrainer(FtTrainer):
-    """Trains scores so that the chosen answer of each pair has the higher one (Bradley-Terry, as in 2009.01325).
+class BradleyTerry(Objective):
+    """Scores such that the chosen answer of each pair has the higher one (Bradley-Terry, as in 2009.01325).
 
     Args:
-        run: plan, tokenizer, and a sequence-classification model with one label.
-        train: a `PairDataset`; None where the run only evaluates.
-        evaluation: the same; None for none.
+        padding: the tokenizer's padding token. A model without one gets it, as transformers' classification models
+            accept batches of one sequence only without it.
     """
 
-    def __init__(self, run: Run, *, train: Any, evaluation: Any = None) -> None:
-        config = run.model.config.get_text_config()
-        if config.pad_token_id is None:  # without it transformers accepts batches of one sequence only
-            config.pad_token_id = run.tokenizer.pad_token_id
-        super().__init__(run, train=train, evaluation=evaluation, collator=collate_pairs)
+    def __init__(self, padding: int | None) -> None:
+        self.padding = padding
 
-    def make_scorer(self, model: Any) -> RewardForward:
-        return RewardForward(model, self.backend)
+    def before_transforms(self, model: Any) -> None:
+        config = model.config.get_text_config()
+        if config.pad_token_id is None:
+            config.pad_token_id = self.padding
+
+    def forward_of(self, model: Any, backend: BackendRuntime) -> RewardForward:
+        return RewardForward(model, backend)
+
+    def collate(self, rows: Rows) -> Batch:
+        return collate_pairs(rows)
 
     def weight(self, batch: Batch) -> float:
         return float(batch["pair_weights"].sum())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ftcore.api.components import Stage
 
 if TYPE_CHECKING:
-    from ft_plugins.stages.rm.objective import RewardTrainer
+    from ft_plugins.stages.rm.objective import BradleyTerry
     from ftcore.api.plan import Run
 
 
@@ -25,8 +25,8 @@ class RewardModelling(Stage):
 
         return pair_datasets(run.plan, run.tokenizer)
 
-    def trainer(self, run: Run) -> RewardTrainer:
-        """A `RewardTrainer`."""
-        from ft_plugins.stages.rm.objective import RewardTrainer
+    def objective(self, run: Run) -> BradleyTerry:
+        """The Bradley-Terry loss."""
+        from ft_plugins.stages.rm.objective import BradleyTerry
 
-        return RewardTrainer(run, train=run.data.train, evaluation=run.data.eval)
+        return BradleyTerry(run.tokenizer.pad_token_id)

@@ -52,22 +52,21 @@ def predict(run: Run, trainer: Any) -> dict[str, float]:
     """
     import time
 
-    from accelerate.utils import gather_object
     from transformers.trainer_utils import speed_metrics
 
     start = time.time()
-    plan, processes = run.plan, trainer.accelerator
+    plan, strategy = run.plan, trainer.strategy
     questions = list(_questions(run))
-    mine = questions[processes.process_index :: processes.num_processes]
+    mine = questions[strategy.rank :: strategy.world_size]
     generator = plan.engine.component.over(predicting(plan), run.model, run.tokenizer)
-    with processes.autocast():
+    with strategy.autocast():
         answers = collect(generator.stream([question.prompt for question in mine]), len(mine))
     check_answered(answers, [question.prompt for question in mine])
     texts = [answer.text for answer in answers]
-    if processes.num_processes > 1:
-        places = [processes.process_index + number * processes.num_processes for number in range(len(mine))]
-        texts = [text for _, text in sorted(gather_object(list(zip(places, texts, strict=True))))]
-    if trainer.args.should_save:
+    places = [strategy.rank + number * strategy.world_size for number in range(len(mine))]
+    every = strategy.gather_object(list(zip(places, texts, strict=True)))
+    texts = [text for _, text in sorted(part for some in every for part in some)]
+    if strategy.is_main:
         _write(run, questions, texts)
     metrics = _measured(texts, [question.label for question in questions])
     return metrics | speed_metrics("predict", start, num_samples=len(questions))

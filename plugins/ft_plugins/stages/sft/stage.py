@@ -11,19 +11,8 @@ from ftcore.api.components import InferenceEngine, Stage
 from ftcore.errors import Problem, UsageError
 
 if TYPE_CHECKING:
+    from ft_plugins.stages.sft.objective import NextToken
     from ftcore.api.plan import Plan, Run
-    from ftcore.training.trainer import FtTrainer
-
-
-def token_trainer(run: Run, **more: Any) -> FtTrainer:
-    """The shared trainer; with ``compute_accuracy``, the one that counts hits."""
-    from ft_plugins.stages.sft.token_accuracy import AccuracyTrainer
-    from ftcore.training.trainer import FtTrainer
-
-    options = run.plan.stage.options
-    assert isinstance(options, AccuracyOptions)
-    kind = AccuracyTrainer if options.compute_accuracy else FtTrainer
-    return kind(run, train=run.data.train, evaluation=run.data.eval, **more)
 
 
 class SupervisedFineTuning(Stage):
@@ -49,11 +38,13 @@ class SupervisedFineTuning(Stage):
             raise UsageError(Problem(message, run.plan.where("do_predict"), "remove do_predict, or those rows"))
         return data
 
-    def trainer(self, run: Run) -> FtTrainer:
-        """The shared trainer, reading images where the model does."""
-        from ftcore.training.batching.collators import ImageCollator
+    def objective(self, run: Run) -> NextToken:
+        """Next-token loss, reading images where the model does."""
+        from ft_plugins.stages.sft.objective import next_token
 
-        return token_trainer(run, **({"collator": ImageCollator(run.pictures)} if run.pictures else {}))
+        options = run.plan.stage.options
+        assert isinstance(options, AccuracyOptions)
+        return next_token(options.compute_accuracy, run.pictures)
 
     def predict(self, run: Run, trainer: Any) -> Mapping[str, float]:
         """Answers the last turns of the evaluation data's conversations."""

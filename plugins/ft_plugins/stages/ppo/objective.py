@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: rollouts, their rewards, and the trainer."""
+"""Proximal policy optimisation: rollouts, their rewards, and the loss."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from ft_plugins.stages.ppo import losses
-from ft_plugins.stages.ppo.rollout import COLUMNS, RolloutBatches, Sampler, answered, collate_responses
+from ft_plugins.stages.ppo.rollout import COLUMNS, collate_responses
 from ft_plugins.stages.ppo.value_head import ValueHead, copied_decoder
 from ftcore.api.plan import Run
 from ftcore.errors import RunError
 from ftcore.training.batching.collators import Batch
-from ftcore.training.batching.samplers import EpochLoader
-from ftcore.training.model_transforms.recomputation import enable_recomputation
-from ftcore.training.numerics import evaluating
+from ftcore.training.context import TrainingContext
+from ftcore.training.objective import Objective, Rollouts, Rows
 from ftcore.training.reference.start_weights import reference_of
-from ftcore.training.step.micro_batching import ROWS
-from ftcore.training.trainer import FtTrainer
+from ftcore.training.sampling import Sampler, answered, shared_out
+from ftcore.training.trainer import enable_recomputation
 
 VALUE_HEAD = "ft_value_head"
 """Name of the value head in the model during training. The model's own files do not contain it."""
@@ -78,7 +75,7 @@ class Proximal:
     own_values: bool = False
 
 
-class PolicyTrainer(FtTrainer):
+class PolicyObjective(Objective):
     """Samples responses, scores them, and trains the policy on the advantages.
 
     A rollout is sampled before the first step of its block of ``buffer * epochs`` steps. ``eval_loss`` is the negative
@@ -86,76 +83,43 @@ class PolicyTrainer(FtTrainer):
     ``per_device_eval_batch_size`` each, and every process then holds all of it.
 
     Args:
-        run: plan, tokenizer and model.
-        train: prompts as a `TokenDataset`; None where the run only evaluates.
-        evaluation: the same; None for none.
+        run: plan and model.
         options: see `Proximal`.
         score: scores responses.
         sampler: samples them.
     """
 
-    def __init__(
-        self, run: Run, *, train: Any, evaluation: Any = None, options: Proximal, score: Score, sampler: Sampler
-    ) -> None:
-        backbone = copied_decoder(run.model) if options.own_values else None
-        super().__init__(run, train=train, evaluation=evaluation, collator=collate_responses)
-        self.options, self.score, self.sampler = options, score, sampler
-        self.reference = reference_of(run.plan, run.model)
-        size = run.model.config.get_text_config().hidden_size
-        if backbone is not None and run.plan.gradient_checkpointing:
-            enable_recomputation(backbone, run.plan.training.gradient_checkpointing_kwargs)
-        self.value_head = ValueHead(size, backbone, self.scorer.attention, packed=self.scorer.packed).to(
-            self.args.device
-        )
-        run.model.add_module(VALUE_HEAD, self.value_head)
-        run.model.register_state_dict_post_hook(_without_head)
+    def __init__(self, run: Run, options: Proximal, score: Score, sampler: Sampler) -> None:
+        self.run, self.options, self.score, self.sampler = run, options, score, sampler
+        self.rollouts = Rollouts(options.buffer, options.epochs)
         self.coefficient = options.coefficient
         self.scored = [0.0, 0.0, 0.0]  # number, mean, sum of squared differences
-        self.buffer: list[dict[str, Any]] = []
+        self._backbone: Any = None
 
-    # ---- pace ----
+    def before_transforms(self, model: Any) -> None:
+        if self.options.own_values:
+            self._backbone = copied_decoder(model)
 
-    @property
-    def _size(self) -> int:
-        """Prompts per rollout, of all processes."""
-        per_process = self.options.buffer * self.args.gradient_accumulation_steps * self._train_batch_size
-        return per_process * self.args.world_size
+    def bind(self, context: TrainingContext) -> None:
+        super().bind(context)
+        plan, model, backbone = context.plan, context.model, self._backbone
+        self.reference = reference_of(plan, model)
+        size = model.config.get_text_config().hidden_size
+        if backbone is not None and plan.gradient_checkpointing:
+            enable_recomputation(backbone, plan.training.gradient_checkpointing_kwargs)
+        self.value_head = ValueHead(size, backbone, self.scorer.attention, packed=self.scorer.packed).to(
+            context.strategy.device
+        )
+        model.add_module(VALUE_HEAD, self.value_head)
+        model.register_state_dict_post_hook(_without_head)
 
-    def get_train_dataloader(self) -> EpochLoader:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        order = None if self.plan.data.disable_shuffling else seed
-        repeats = self.options.buffer * self.options.epochs * self.args.gradient_accumulation_steps
-        self.batches = RolloutBatches(len(self.train_dataset), self._size, order, repeats)
-        return EpochLoader(self.train_dataset, self.batches, collate_fn=len)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        for _ in range(num_batches):
-            next(epoch_iterator)
-        number, step = divmod(self.state.global_step, self.options.buffer * self.options.epochs)
-        if step == 0:
-            self._roll_out(number)
-        batches = self._micro_batches(number, step)
-        total = self._get_num_items_in_batch(batches, device)
-        self.guard.begin(batches, float(total))
-        return batches, total
-
-    def _micro_batches(self, number: int, step: int) -> list[Batch]:
-        """This process's micro-batches of a step within its block; each epoch over the rollout has its own order."""
-        turn, place = divmod(step, self.options.buffer)
-        order = np.random.default_rng([self.args.seed, number, turn]).permutation(self._size)
-        shape = (self.options.buffer, -1, self.args.world_size, self._train_batch_size)
-        share = order.reshape(shape)[place, :, self.args.process_index]
-        rows = [[self.buffer[row] for row in some] for some in share]
-        return [{**self.data_collator(some), ROWS: some} for some in rows]
-
-    def _check_labels(self) -> None:
-        """Nothing to check: prompts have no labels."""
+    def collate(self, rows: Rows) -> Batch:
+        return collate_responses(rows)
 
     # ---- rollouts ----
 
-    def _roll_out(self, number: int) -> None:
-        rows = self.batches.prompts(number)
-        made, scores = self._made(self.train_dataset, rows, (self.args.seed + number) * _SEEDS)
+    def make_rows(self, dataset: Any, numbers: Sequence[int], rollout: int) -> list[dict[str, Any]]:
+        made, scores = self._made(dataset, numbers, (self.context.args.seed + rollout) * _SEEDS)
         penalties = [losses.divergences(row["old_logps"], row["reference"], self.options.estimator) for row in made]
         shaped = self._shaped(scores, [int(row["input_ids"][-1]) for row in made])
         rewards = [
@@ -173,24 +137,23 @@ class PolicyTrainer(FtTrainer):
         self._note_rollout(made, scores)
         self.log_metric("kl_coef", torch.tensor([self.coefficient]))
         self._adapt(made)
-        self.buffer = [{name: row[name] for name in ("input_ids", "weights", "index", *COLUMNS)} for row in made]
+        return [{name: row[name] for name in ("input_ids", "weights", "index", *COLUMNS)} for row in made]
 
     def _made(self, dataset: Any, numbers: Sequence[int], seed: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
         """Rows (see `_measured`) with responses to these prompts, and their scores, gathered in all processes."""
-        size, mine = self.args.eval_batch_size, []
-        for start in range(0, len(numbers), size)[self.args.process_index :: self.args.world_size]:
-            some = numbers[start : start + size]
+
+        def job(start: int, some: Sequence[int]) -> list[tuple[dict[str, Any], torch.Tensor]]:
             prompts = [dataset[number]["input_ids"].tolist() for number in some]
             responses, scores = self._responses(prompts, seed + start)
-            mine.append((start, self._measured(prompts, responses, some), scores))
-        every = sorted(gather_object(mine) if self.args.world_size > 1 else mine, key=lambda part: part[0])
-        return [row for _, rows, _ in every for row in rows], torch.cat([scores for _, _, scores in every])
+            return list(zip(self._measured(prompts, responses, some), scores, strict=True))
+
+        made = shared_out(self.context, numbers, job)
+        return [row for row, _ in made], torch.stack([score for _, score in made])
 
     def _responses(self, prompts: Sequence[Sequence[int]], seed: int) -> tuple[list[list[int]], torch.Tensor]:
         """Responses of one batch, and their scores."""
-        with evaluating(self.model), self.accelerator.autocast():
-            responses = self.sampler(prompts, seed)
-            scores = self.score(prompts, responses).double().cpu()
+        responses = self.sampler(prompts, seed)
+        scores = self.score(prompts, responses).double().cpu()
         if not torch.isfinite(scores).all():
             raise RunError("the reward model returned a score that is not finite")
         return responses, scores
@@ -198,18 +161,17 @@ class PolicyTrainer(FtTrainer):
     def _measured(self, prompts: Any, responses: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Rows with the log-probabilities of policy and reference, and the values, of each response's tokens."""
         rows = [answered(*each) for each in zip(prompts, responses, indices, strict=True)]
-        size = self._train_batch_size
-        with evaluating(self.model), self.accelerator.autocast():
-            for start in range(0, len(rows), size):
-                some = rows[start : start + size]
-                batch = self._prepare_inputs(self.data_collator(some))
-                logps, values = self._forward(batch)
-                with self.reference():
-                    reference = self.scorer.logps(batch)
-                counts = [int(row["weights"].sum()) for row in some]
-                for name, found in (("old_logps", logps), ("old_values", values), ("reference", reference)):
-                    for row, part in zip(some, found.double().cpu().split(counts), strict=True):
-                        row[name] = part.clone()
+        size = self.context.args.per_device_train_batch_size
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            batch = self.context.on_device(self.context.data_collator(some))
+            logps, values = self._forward(batch)
+            with self.reference():
+                reference = self.scorer.logps(batch)
+            counts = [int(row["weights"].sum()) for row in some]
+            for name, found in (("old_logps", logps), ("old_values", values), ("reference", reference)):
+                for row, part in zip(some, found.double().cpu().split(counts), strict=True):
+                    row[name] = part.clone()
         return rows
 
     def _shaped(self, scores: torch.Tensor, last: Sequence[int]) -> torch.Tensor:
@@ -274,39 +236,30 @@ class PolicyTrainer(FtTrainer):
 
     # ---- evaluation ----
 
-    def eval_loss(self, dataloader: EpochLoader) -> float:
+    def eval_loss(self, dataset: Any) -> float:
         """Negative mean score of responses to all prompts of the set, with the same seed each time."""
-        rows, size, total = dataloader.dataset, self.args.eval_batch_size * self.args.world_size, 0.0
-        for start in self.interruptible(range(0, len(rows), size)):
-            numbers = range(start, min(start + size, len(rows)))
-            made, scores = self._made(rows, numbers, self.args.seed * _SEEDS + _EVALUATION + start)
+        args = self.context.args
+        size, total = args.per_device_eval_batch_size * self.context.strategy.world_size, 0.0
+        for start in self.context.interruptible(range(0, len(dataset), size)):
+            numbers = range(start, min(start + size, len(dataset)))
+            made, scores = self._made(dataset, numbers, args.seed * _SEEDS + _EVALUATION + start)
             self._note_rollout(made, scores)
             total += float(scores.sum())
-        return -total / len(rows)
+        return -total / len(dataset)
 
     # ---- checkpoints ----
 
-    def extra_state(self) -> dict[str, Any]:
-        """The current rollout, the KL coefficient, and the running moments of the scores."""
-        return {"buffer": self.buffer, "coefficient": self.coefficient, "scored": self.scored}
+    def state(self) -> dict[str, Any]:
+        """The KL coefficient, and the running moments of the scores."""
+        return {"coefficient": self.coefficient, "scored": self.scored}
 
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        self.buffer, self.coefficient, self.scored = state["buffer"], state["coefficient"], list(state["scored"])
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.coefficient, self.scored = state["coefficient"], list(state["scored"])
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            save_file(self.value_head.trained(), Path(output_dir or str(self.args.output_dir)) / VALUE_FILE)
+    def save(self, folder: Path) -> None:
+        save_file(self.value_head.trained(), folder / VALUE_FILE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_values(Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_values(Path(str(self.state.best_model_checkpoint)))
-
-    def _load_values(self, folder: Path) -> None:
+    def load(self, folder: Path) -> None:
         self.value_head.load(load_file(folder / VALUE_FILE))
 
 

@@ -61,27 +61,9 @@ class ThreadPool:
                 if not one.cancelled():
                     one.exception()
 
-    @property
-    def threads(self) -> int:
-        """CPU threads of a job."""
-        return self.threads_per_worker
-
     def run_one(self, job: Callable[[], T]) -> T:
         """The result of one job with a worker's number of threads, in a worker or, if called in one, in this thread."""
         return job() if in_pool() else next(self.each([job]))
-
-
-class CallersThread:
-    """Where there is no pool: jobs run in the caller's thread."""
-
-    @property
-    def threads(self) -> int:
-        """All threads of the process."""
-        return torch.get_num_threads()
-
-    def run_one(self, job: Callable[[], T]) -> T:
-        """The result of the job."""
-        return job()
 
 
 def in_pool() -> bool:

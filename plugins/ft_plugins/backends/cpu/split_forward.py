@@ -1,8 +1,8 @@
 """Forward and backward of one packed row on both workers: the row is split into parts of equal work.
 
 With rows of unequal length, two micro-batches of whole rows would end at different times. All threads together process
-fewer tokens per second than two workers (`ftcore.training.parallel.cpu_threads.pool`). The parts exchange keys and
-values (`ftcore.training.parallel.cpu_threads.kv_exchange`).
+fewer tokens per second than two workers (`ft_plugins.backends.cpu.thread_pool`). The parts exchange keys and
+values (`ft_plugins.backends.cpu.kv_exchange`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ft_plugins.backends.cpu.kv_exchange import split_row
+from ft_plugins.backends.cpu.thread_pool import MIN_TOKENS, ThreadPool, in_pool
 from ftcore.training.batching.collators import Batch
 from ftcore.training.cost_model.tokens import CostModel, visible
-from ftcore.training.parallel.cpu_threads.kv_exchange import split_row
-from ftcore.training.parallel.cpu_threads.pool import MIN_TOKENS, ThreadPool, in_pool
 
 NEAR = 0.02
 """A row is split between two sequences if that is at most this share of the work away from equal parts."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ftcore.training.attention.layout import Prefixes, add_parts
+from ftcore.training.attention.layout import Prefixes, RowPart, add_parts
 from ftcore.training.batching.collators import Batch
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -149,7 +149,7 @@ def split_row(batch: Batch, at: int) -> tuple[Batch, Batch]:
     return one, other
 
 
-def _part(batch: Batch, starts: list[int], prefixes: Prefixes, tokens: slice, kv_part: KVPart | None) -> Batch:
+def _part(batch: Batch, starts: list[int], prefixes: Prefixes, tokens: slice, kv_part: RowPart | None) -> Batch:
     ends = [*starts, tokens.stop - tokens.start]
     positions = batch["positions"]
     found: dict[str, Any] = {

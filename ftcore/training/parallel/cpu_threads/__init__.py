@@ -1,1 +1,0 @@
-"""One step on two groups of CPU threads."""
