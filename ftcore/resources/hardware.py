@@ -51,7 +51,7 @@ def detect() -> Hardware:
     ``FT_CPU_BF16`` (0 or 1) overrides the detection of bfloat16: for tests, which need the same results everywhere, and
     for virtual machines that hide it.
     """
-    if gpu := _cuda():
+    if gpu := _cuda() or _rocm():
         return Hardware(memory=gpu[1], cuda=gpu[0])
     return Hardware(memory=_machine_memory(), cpu_bf16=_cpu_bf16())
 
@@ -116,6 +116,8 @@ def _cuda() -> tuple[tuple[int, int], int] | None:
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").exists():
         return None
+    if not torch_is_built_for("cuda"):
+        return None
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -129,18 +131,37 @@ def _cuda() -> tuple[tuple[int, int], int] | None:
         lambda: int(driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)),
         lambda: int(driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)),
     )
-    if torch_is_without_cuda():
-        return None
     return ((major.value, minor.value), total.value) if not any(call() for call in calls) else None
 
 
-def torch_is_without_cuda(version_file: Path | None = None) -> bool:
-    """Whether torch was built without CUDA, by its file ``version.py``; torch is not imported.
+def _rocm(root: Path = Path("/")) -> tuple[tuple[int, int], int] | None:
+    """The same of the first AMD GPU, from the kernel's driver, where torch was built for ROCm: torch calls it cuda."""
+    hidden = "" in (os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("HIP_VISIBLE_DEVICES"))
+    if hidden or not (root / "dev/kfd").exists() or not torch_is_built_for("hip"):
+        return None
+    nodes = (root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties")
+    for file in sorted(nodes, key=lambda file: int(file.parent.name)):
+        if version := _number(file, "gfx_target_version"):  # such as 90402; 0 is a processor
+            sizes = [_number(bank, "size_in_bytes") for bank in file.parent.glob("mem_banks/*/properties")]
+            return (version // 10000, version // 100 % 100), max(sizes, default=0)
+    return None
+
+
+def _number(file: Path, name: str) -> int:
+    found = re.search(rf"(?m)^{name} (\d+)$", file.read_text("utf-8"))
+    return int(found[1]) if found else 0
+
+
+def torch_is_built_for(platform: str, version_file: Path | None = None) -> bool:
+    """Whether torch was built for ``cuda`` or ``hip``, by its file ``version.py``; torch is not imported.
 
     Args:
-        version_file: unset, that of the installed torch. One that does not exist says nothing, and the result is false.
+        platform: the name in the file.
+        version_file: unset, that of the installed torch.
     """
     if version_file is None:
         found = find_spec("torch")
         version_file = Path(found.origin if found and found.origin else "torch").with_name("version.py")
-    return version_file.is_file() and bool(re.search(r"(?m)^cuda\b[^=]*= None$", version_file.read_text("utf-8")))
+    text = version_file.read_text("utf-8") if version_file.is_file() else ""
+    value = re.search(rf"(?m)^{platform}\b[^=\n]*= (.+)$", text)
+    return value is not None and value[1] != "None"

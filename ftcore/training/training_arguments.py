@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from ftcore.api.plan import Plan
@@ -48,7 +47,7 @@ def training_arguments(plan: Plan) -> TrainingArguments:
         "output_dir": str(plan.output_dir),
         "warmup_steps": _warmup(training.warmup_steps, training.warmup_ratio),
         "report_to": list(training.report_to),
-        "use_cpu": plan.on_cpu or not torch.cuda.is_available(),
+        "use_cpu": plan.device == "cpu",
         "include_num_input_tokens_seen": "all",
     }
     if training.save_strategy == "best" or training.early_stopping_steps:
