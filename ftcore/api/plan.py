@@ -189,11 +189,6 @@ class Plan:
     """What could not be determined without the network."""
 
     @property
-    def on_cpu(self) -> bool:
-        """Whether the run uses the CPU even if there is a GPU."""
-        return bool(self.transformers.get("use_cpu"))
-
-    @property
     def traits(self) -> DeviceTraits:
         """The traits of the run's device, as the backend states them for this plan."""
         return self.backend.component.traits(self)

@@ -24,7 +24,8 @@ class Hardware:
 
     Args:
         memory: bytes of memory for the model: of the first GPU, else of the machine.
-        cuda: compute capability of the first CUDA device, such as ``(9, 0)``; None without one.
+        cuda: compute capability of the first CUDA device, such as ``(9, 0)``; None without one. AMD GPUs
+            count too, since torch calls them cuda: ``(9, 4)`` is gfx942.
         cpu_bf16: whether the processor has bfloat16 instructions (AVX512-BF16 or AMX). With AVX2 it is emulated, ten
             times slower than float32 (measured on Zen 2: 2.8 to 5.4 GF/s per core, 36 in float32).
     """

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ftcore.errors import Problem, UsageError
-from ftcore.resources import hardware
 
 if TYPE_CHECKING:
     from ftcore.api.plan import Plan
@@ -50,7 +49,7 @@ def problems(plan: Plan) -> Iterable[Problem]:
         names = " ".join(PACKAGES.get(module, module.replace(".", "-").replace("_", "-")) for module in modules)
         reason = f"the model is quantised ({method}), and loading it requires {' and '.join(missing)}"
         yield Problem(reason, where, f"pip install {names}")
-    if method in ON_GPU and hardware.detect().cuda is None:
+    if method in ON_GPU and plan.device == "cpu":
         reason = f"the model is quantised ({method}), and transformers loads such models on a GPU only"
         yield Problem(reason, where, "use the unquantised model, with quantization_bit: 4 or 8 if it is too large")
 
