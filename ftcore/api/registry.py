@@ -121,15 +121,20 @@ class Plugins:
         Raises:
             UsageError: if no plugin, or more than one, registers one.
         """
-        offers, label = self.of(Backend), f"a backend for {' or '.join(devices)}"
-        found = [offer for offer in offers if set(devices).intersection(offer.component.devices)]
+        label = f"a backend for {' or '.join(devices)}"
+        found = [offer for offer in self.of(Backend) if set(devices).intersection(offer.component.devices)]
         if len(found) == 1:
             return found[0]
         if found:
             raise UsageError(_clash(f"{label} is registered by", found, where))
-        named = sorted(o.full_name for o in offers if not all(o.component.unsupported(device) for device in devices))
+        named = self.usable_backends(devices)
         parts = [f"write backend: {' or '.join(named)}" if named else "", self._broken_hint()]
         raise UsageError(Problem(f"{label} is not installed", where, "; ".join(part for part in parts if part)))
+
+    def usable_backends(self, devices: Sequence[str]) -> list[str]:
+        """Full names of the backends that a file may name on one of these types of device."""
+        offers = self.of(Backend)
+        return sorted(o.full_name for o in offers if not all(o.component.unsupported(device) for device in devices))
 
     def commands(self) -> dict[str, list[tuple[str, str]]]:
         """Command name -> ``(plugin id, module:attribute)`` of each plugin that registers it."""

@@ -57,11 +57,6 @@ def by_name(
     elif on_cpu and any(not backend.unsupported(device) for device in found):
         hint = "remove use_cpu, or remove backend"
     else:
-        fitting = [
-            other.full_name
-            for other in plugins.of(Backend)
-            if not all(other.component.unsupported(device) for device in devices)
-        ]
-        hint = f"remove backend, or write backend: {' or '.join(fitting)}"
+        hint = f"remove backend, or write backend: {' or '.join(plugins.usable_backends(devices))}"
     message = f"backend {quoted(backend.name)} cannot be used on {' or '.join(devices)}"
     raise UsageError(Problem(f"{message}: {backend.unsupported(devices[0])}", where, hint))
