@@ -61,9 +61,7 @@ def training_arguments(plan: Plan) -> TrainingArguments:
         "save_total_limit": None,
         "restore_callback_states_from_checkpoint": True,
     }
-    arguments = TrainingArguments(**fields)
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device per process, no DataParallel: launchers start processes
-    return arguments
+    return TrainingArguments(**fields)
 
 
 def passed_on(plan: Plan) -> dict[str, Any]:

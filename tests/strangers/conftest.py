@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +33,7 @@ def stranger(with_plugins: Callable[..., Plugins]) -> Callable[[str], Plugins]:
     return load
 
 
+@cache
 def module(name: str) -> ModuleType:
     """A plugin of this folder."""
     spec = importlib.util.spec_from_file_location(f"strangers_{name}", HERE / f"{name}.py")
