@@ -127,7 +127,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
         "TOLD": "ftcore.training.forward.causal_lm:ATTENTION_KWARGS",
     },
     "ftcore.engine.trainer": {
-        "recompute": "ftcore.training.trainer:enable_recomputation",
+        "recompute": "ftcore.training.model_transforms.recomputation:enable_recomputation",
     },
     "ftcore.hardware": {
         "MEMBERS": "ftcore.resources.hardware:NUM_WORKERS",

@@ -52,7 +52,7 @@ def test_an_old_name_is_the_same_object(old: str, name: str, place: str) -> None
 
 @pytest.mark.slow
 def test_the_warning_names_the_line_that_imports() -> None:
-    imports = "from ftcore.components import Stage\nfrom ftcore.engine.trainer import enable_recomputation\n"
+    imports = "from ftcore.components import Stage\nfrom ftcore.engine.trainer import Trainer\n"
     code = f"{imports}print(Stage.__module__)"
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
     said = [line for line in done.stderr.splitlines() if "since ftcore 0.2" in line]

@@ -47,12 +47,16 @@ class TransformContext(Protocol):
         """The run's plan."""
 
     @property
+    def args(self) -> Any:
+        """transformers' TrainingArguments."""
+
+    @property
     def model(self) -> Any:
         """The loaded model with its method applied, without wrappers."""
 
     @property
     def scorer(self) -> Any:
-        """The model's forward pass (`ftcore.training.forward.causal_lm.CausalLMForward`)."""
+        """The model's forward pass (`ftcore.training.forward.causal_lm.CausalLMForward`). Set after ADAPTERS."""
 
     @property
     def backend(self) -> Any:
@@ -80,6 +84,9 @@ class TransformContext(Protocol):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the run's forward passes."""
+
+    def train_loader(self) -> Any:
+        """The loader of the training rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,4 +181,6 @@ class ModelTransform(ABC):
             kept: the changes that were not undone, at least one.
         """
         counts = Counter(change.kind for change in kept if change.kind)
-        return f"{self.name} ({', '.join(f'{n} {kind}' for kind, n in counts.items())})" if counts else self.name
+        return (
+            f"{self.name} ({', '.join(f'{n} {kind}' for kind, n in sorted(counts.items()))})" if counts else self.name
+        )

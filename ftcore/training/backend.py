@@ -83,11 +83,8 @@ class BackendRuntime:
         """How the micro-batches of a run run; called when the forward pass is probed and the collator made."""
         return SequentialExecutor()
 
-    def fuse_layers(self, model: Any) -> None:
-        """Replaces modules of a loaded model by the backend's own, in place."""
-
     def has_fused_layers(self, module: nn.Module) -> bool:
-        """Whether a module contains such replaced ones."""
+        """Whether a module contains layers of `transforms` that are faster than compiled ones in float32."""
         return False
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from itertools import islice
@@ -25,6 +25,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, 
 from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
 from transformers.utils import logging as transformers_logging
 
+from ftcore.api.model_transform import Slot
 from ftcore.api.plan import Run
 from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, UsageError
@@ -47,10 +48,7 @@ from ftcore.training.cost_model.prefix import sharing_rule
 from ftcore.training.cost_model.tokens import CostModel
 from ftcore.training.evaluation import Evaluator
 from ftcore.training.forward.causal_lm import CausalLMForward
-from ftcore.training.model_transforms import capability_cache
-from ftcore.training.model_transforms.frozen_layers import choose_frozen_layer_cache
-from ftcore.training.model_transforms.last_layer_pruning import prune_last_layer
-from ftcore.training.model_transforms.torch_compile import compile_layers
+from ftcore.training.model_transforms.apply import ModelTransforms, registered_transforms
 from ftcore.training.numerics import evaluating
 from ftcore.training.objective import Objective
 from ftcore.training.optimization import Schedule, create_optimizer
@@ -113,7 +111,6 @@ class Trainer:
         self.rollouts: RolloutBuffer | None = None
         self.streamed: StreamBatches | None = None
         self.loaders = Loaders(plan, args, self.reports.info)
-        objective.before_transforms(self.model)
         self.train_dataset, self.eval_dataset = train, evaluation
         self._transform()
         self.guard, self.signals, self.checkpointer = StepGuard(self), StopSignals(), Checkpointer(self)
@@ -150,27 +147,23 @@ class Trainer:
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
 
     def _transform(self) -> None:
-        """Replaces parts of the model. The order matters: each check compares with the model as the calls before it
-        left it."""
+        """Applies the model transforms in the order of their slots, and makes what they need in between."""
         plan, model = self.plan, self.model
         self.noise: NeftuneNoise | None = None
-        if plan.gradient_checkpointing:
-            enable_recomputation(model, plan.training.gradient_checkpointing_kwargs)
         prepare_backend(self)  # first: all later computations, and keys of caches, depend on its choices
+        self.transforms = ModelTransforms(self, registered_transforms(plan, self.backend))
+        self.transforms.apply(until=Slot.ADAPTERS)
+        self.objective.before_transforms(model)
         self.scorer = self.objective.forward_of(model, self.backend)
         self.scorer.smoothing = plan.training.label_smoothing_factor
-        with self.comparison_context(self.scorer):
-            capability_cache.probe_capabilities(self.scorer)  # before layers change: the reference is the model's own
-        self.backend.fuse_layers(model)
-        prune_last_layer(self.scorer)  # needs the probed capabilities
+        self.transforms.apply(until=Slot.CAPABILITIES)
         alpha = self.args.neftune_noise_alpha
         if alpha is not None:  # after the probe: results for a model with hooks are not cached
             self.noise = NeftuneNoise(model.get_input_embeddings(), alpha)
         self.data_collator = self.sharing_collator(self.scorer)  # depends on the probed capabilities and on noise
         self.executor = self.backend.executor(self)  # depends on capabilities, collator and noise
-        compile_layers(self, self.scorer)  # in a worker: code is compiled for its number of threads
-        # last: the key of cached rows covers executor, compiler and matrix products
-        self.scorer.frozen_layer_cache = choose_frozen_layer_cache(self)
+        self.transforms.apply()
+        self.reports.info(f"model transforms: {self.transforms.line or 'none'}")
 
     def comparison_context(self, scorer: Any) -> AbstractContextManager[Any]:
         """The context in which two ways of computing a scorer's model are compared."""
@@ -605,17 +598,6 @@ class _Length:
     def of(cls, args: Any, batches: int) -> _Length:
         """From TrainingArguments and the length of the loader."""
         return cls(batches, args.gradient_accumulation_steps, args.num_train_epochs, args.max_steps)
-
-
-def enable_recomputation(model: Any, arguments: Mapping[str, Any] | None = None) -> None:
-    """Enables gradient checkpointing, non-reentrant: frozen inputs, as with LoRA, need that.
-
-    Args:
-        model: of transformers.
-        arguments: further ones of ``torch.utils.checkpoint``.
-    """
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({**(arguments or {}), "use_reentrant": False})
 
 
 def __getattr__(name: str) -> Any:

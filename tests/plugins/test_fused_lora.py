@@ -11,8 +11,9 @@ from torch import nn
 
 from ft_plugins.backends.cpu import matmul, recompute
 from ft_plugins.backends.cpu.fused_layers import fuse_layers
+from ft_plugins.backends.cpu.fused_lora import Frozen, FusedAdapters, FusedLora, _Adapted, fuse
 from ft_plugins.backends.cpu.matmul import MatmulChoice
-from ft_plugins.methods.fused import Frozen, _Adapted, _Fused, fuse
+from ftcore.training.model_transforms.apply import ModelTransforms, RegisteredTransform
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
 
@@ -155,7 +156,7 @@ def test_recomputed_layers_keep_nothing() -> None:
     own_loss, own = step(model)
     assert torch.allclose(own_loss, loss)
     assert all(torch.allclose(own[name], gradient) for name, gradient in gradients.items())
-    groups = [layer.group for layer in model.modules() if isinstance(layer, _Fused)]
+    groups = [layer.group for layer in model.modules() if isinstance(layer, FusedLora)]
     assert not any(group._known for group in groups)
 
 
@@ -217,6 +218,8 @@ def test_pefts_own_where_it_must_be() -> None:
 def test_what_is_saved_is_pefts(applied: Any) -> None:
     """The same names of tensors, fused or not; the option turns it off."""
     on, off = applied(), applied(fused_lora=False)
+    for run in (on, off):
+        ModelTransforms(run, [RegisteredTransform(FusedAdapters(), "ftcore")]).apply()
     assert [name for name, _ in on.model.named_parameters()] == [name for name, _ in off.model.named_parameters()]
-    assert sum(isinstance(layer, _Fused) for layer in on.model.modules()) == 14
-    assert not any(isinstance(layer, _Fused) for layer in off.model.modules())
+    assert sum(isinstance(layer, FusedLora) for layer in on.model.modules()) == 14
+    assert not any(isinstance(layer, FusedLora) for layer in off.model.modules())

@@ -144,8 +144,8 @@ def saved_bytes(config: dict[str, Any], adapter: bool, dtype: str, dropout: floa
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     from ft_plugins.backends.cpu.fused_layers import fuse_layers
+    from ft_plugins.backends.cpu.fused_lora import fuse
     from ft_plugins.backends.cpu.runtime import CpuRuntime
-    from ft_plugins.methods.fused import fuse
     from ftcore.training.batching.collators import collate
     from ftcore.training.forward.causal_lm import CausalLMForward
 
@@ -239,7 +239,7 @@ from ftcore.training.forward.causal_lm import CausalLMForward
 model = LlamaForCausalLM(LlamaConfig(**config))
 if adapter:
     from peft import LoraConfig, get_peft_model
-    from ft_plugins.methods.fused import fuse
+    from ft_plugins.backends.cpu.fused_lora import fuse
     model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
     fuse(model)
 if recompute:

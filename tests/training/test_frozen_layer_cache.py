@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ftcore.training.callbacks.progress import read_log
 from ftcore.training.checkpointing import directory
 from ftcore.training.forward.causal_lm import CausalLMForward, flat_inputs
 from ftcore.training.frozen_layer_cache.cache import FrozenLayerCache
-from ftcore.training.model_transforms.frozen_layers import choose_frozen_layer_cache
+from ftcore.training.model_transforms.frozen_layers import FrozenLayers
 
 pytestmark = pytest.mark.usefixtures("torchs_products")
 
@@ -182,10 +183,14 @@ def test_one_epoch_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> No
     assert trainer_of(tokens(LENGTHS), **one, cache_frozen_prefix=True).scorer.frozen_layer_cache.enabled
 
 
-def test_a_gpu_keeps_nothing_unless_told(trainer_of: Any, tokens: Any) -> None:
-    trainer = trainer_of(tokens(LENGTHS), **FREEZE)
-    trainer.strategy.device = torch.device("cuda")
-    assert choose_frozen_layer_cache(trainer) is None
+def test_a_gpu_keeps_nothing_unless_told(plan_of: Any) -> None:
+    on_gpu = [replace(plan_of(**FREEZE, cache_frozen_prefix=wish), device="cuda") for wish in ("auto", True, False)]
+    assert [FrozenLayers().planned(plan) for plan in on_gpu] == [
+        "on a GPU it is used only with cache_frozen_prefix: true",
+        "",
+        "cache_frozen_prefix is false",
+    ]
+    assert FrozenLayers().planned(plan_of(**FREEZE)) == ""
 
 
 def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
@@ -203,9 +208,13 @@ def test_models_in_two_halves(small_models: Any, tokens: Any) -> None:
         with torch.no_grad():
             expected = scorer.hidden(batch)
             prefix = FrozenLayerCache(decoder, decoder.layers, 2, flat_inputs)
-            whole, _ = prefix.run_recording(batch)
+            whole: list[torch.Tensor] = []
+            hook = decoder.layers[1].register_forward_hook(lambda *call, whole=whole: whole.append(call[2]))
+            decoder(**scorer.inputs(batch))
+            hook.remove()
+            prefix.attach()
             scorer.frozen_layer_cache = prefix
-            assert torch.equal(prefix.run_trainable(batch, whole)[0, batch["positions"]], expected), name
+            assert torch.equal(prefix.run_trainable(batch, whole[0])[0, batch["positions"]], expected), name
             prefix.enabled = True
             torch.testing.assert_close(scorer.hidden(batch), expected, rtol=1e-4, atol=1e-5, msg=name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.training.batching.collators import collate
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.forward.reward import RewardForward
-from ftcore.training.model_transforms.last_layer_pruning import PrunedLastLayer, prune_last_layer
+from ftcore.training.model_transforms.comparing import apply_changes
+from ftcore.training.model_transforms.last_layer_pruning import LastLayerPruning, PrunedLastLayer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's
@@ -49,6 +51,16 @@ def scorer_of(model: Any, kind: type[CausalLMForward] = CausalLMForward) -> Caus
     scorer = kind(model, CpuRuntime())
     scorer.probe_capabilities()
     return scorer
+
+
+def prune_last_layer(scorer: CausalLMForward) -> str:
+    """Applies the transform if it applies; returns the reason if not."""
+    context: Any = SimpleNamespace(scorer=scorer)
+    transform = LastLayerPruning()
+    if why := transform.applies(context):
+        return why
+    _, refused = apply_changes(transform.changes(context))
+    return refused[0].refused if refused else ""
 
 
 def batch_of(vocabulary: int = 64) -> Any:

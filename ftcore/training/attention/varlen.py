@@ -101,10 +101,10 @@ def recording(kernels: Sequence[AttentionKernel], calls: list[AttentionKernel]) 
     return tuple(RecordingKernel(kernel, calls) for kernel in (*kernels, PLAIN))
 
 
-def _mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+def packed_mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
     """None for packed rows, which have no padding mask; else sdpa's boolean mask."""
     return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(NAME, varlen_attention)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionMaskInterface.register(NAME, packed_mask)

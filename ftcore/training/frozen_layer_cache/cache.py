@@ -24,6 +24,7 @@ from torch import nn
 
 from ftcore.training.batching.collators import Batch
 from ftcore.training.frozen_layer_cache.row_store import RowStore
+from ftcore.training.model_transforms.patching import replace_forward
 from ftcore.training.step.executor import MicroBatchExecutor, SequentialExecutor
 from ftcore.utils.hashing import new_digest
 
@@ -46,13 +47,12 @@ class _Call:
 
 
 class _LayerGate:
-    """Replaces a layer's ``forward``."""
+    """A layer's ``forward`` that computes, or hands on what it is given."""
 
     def __init__(self, layer: nn.Module, frozen: bool, last: bool, owner: FrozenLayerCache) -> None:
         self.own: Callable[..., Any] = layer.forward
         self.frozen, self.last, self.owner = frozen, last, owner
         self.returns_tuple = False
-        layer.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         now = self.owner.current
@@ -70,7 +70,7 @@ class _LayerGate:
 
 @dataclass
 class FrozenLayerCache:
-    """The layers before the first trainable one, and their cached outputs.
+    """The layers before the first trainable one, and their cached outputs; see `attach`.
 
     Args:
         decoder: called as in `ftcore.training.forward.causal_lm`.
@@ -99,9 +99,26 @@ class FrozenLayerCache:
     _calls: dict[int, _Call] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=Lock, repr=False)
 
-    def __post_init__(self) -> None:
-        for number, layer in enumerate(self.layers):
-            _LayerGate(layer, number < self.first_trainable, number == self.first_trainable - 1, self)
+    def attach(self) -> Callable[[], None]:
+        """Puts gates before the layers, so that calls in this object's contexts skip some; returns what removes them.
+
+        Not by classes: layers may be compiled, and the compiler makes new code for another class.
+        """
+        gates = [
+            replace_forward(layer, _LayerGate(layer, number < self.first_trainable, number == self.last_frozen, self))
+            for number, layer in enumerate(self.layers)
+        ]
+
+        def detach() -> None:
+            for undo in reversed(gates):
+                undo()
+
+        return detach
+
+    @property
+    def last_frozen(self) -> int:
+        """Number of the last frozen layer."""
+        return self.first_trainable - 1
 
     @property
     def current(self) -> _Call | None:
@@ -137,13 +154,6 @@ class FrozenLayerCache:
         """The decoder's last hidden states ``[1, N, H]``, given the first trainable layer's input of the same shape."""
         with self.gates(_Call(frozen=False, given=given)):
             return self.decoder(**self.inputs(batch), **asked).last_hidden_state
-
-    def run_recording(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """All layers computed: the first trainable layer's input, and the last hidden states, each ``[1, N, H]``."""
-        with self.gates(_Call()) as now:
-            last = self.decoder(**self.inputs(batch)).last_hidden_state
-        assert now.recorded is not None
-        return now.recorded, last
 
     def frozen_outputs(self, batch: Batch) -> torch.Tensor:
         """The first trainable layer's input ``[1, N, H]``; each sequence comes from the cache or is computed alone."""

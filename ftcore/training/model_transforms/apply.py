@@ -9,9 +9,15 @@ from typing import Any
 from ftcore.api.model_transform import Change, ModelTransform, Slot, TransformContext
 from ftcore.api.plan import Plan
 from ftcore.errors import FtError, Problem, RunError, UsageError
+from ftcore.training.model_transforms.capabilities import Capabilities
 from ftcore.training.model_transforms.comparing import apply_changes, undo_changes
+from ftcore.training.model_transforms.frozen_layers import FrozenLayers
+from ftcore.training.model_transforms.last_layer_pruning import LastLayerPruning
+from ftcore.training.model_transforms.recomputation import Recomputation
+from ftcore.training.model_transforms.reference_context import ReferenceContext
+from ftcore.training.model_transforms.torch_compile import TorchCompile
 
-CORE: tuple[type[ModelTransform], ...] = ()
+CORE: tuple[type[ModelTransform], ...] = (Recomputation, Capabilities, LastLayerPruning, TorchCompile, FrozenLayers)
 """The core's own, for every device. Their order is that of their slots."""
 _OWN = "ftcore"
 
@@ -43,10 +49,8 @@ class AppliedTransform:
     @property
     def line(self) -> str:
         """For the run's report; empty where nothing is applied."""
-        if not self.kept:
-            return ""
-        text = self.registered.transform.describe(self.kept)
-        return text if self.registered.distribution == _OWN else f"{text} of {self.registered.distribution}"
+        text = self.registered.transform.describe(self.kept) if self.kept else ""
+        return text if not text or self.registered.distribution == _OWN else f"{text} of {self.registered.distribution}"
 
 
 class ModelTransforms:
@@ -91,7 +95,7 @@ class ModelTransforms:
 
     @property
     def line(self) -> str:
-        """What was applied, such as ``packed attention, fused layers (61 norms, 30 gates), pruned last layer``."""
+        """What was applied, such as ``packed attention, fused layers (30 gates, 61 norms), pruned last layer``."""
         return ", ".join(filter(None, (one.line for one in self.applied)))
 
 
@@ -120,6 +124,22 @@ def registered_transforms(plan: Plan, backend: Any) -> list[RegisteredTransform]
         found += [RegisteredTransform(transform, plugin.partition("/")[0]) for transform in transforms]
     _check(found)
     return sorted(found, key=_slot)
+
+
+def transform_reference(run: TransformContext, model: Any, scorer: Any) -> ModelTransforms:
+    """Applies to a reference model the transforms that decide numbers, as they were applied to the trained one.
+
+    Args:
+        run: context of the run.
+        model: the reference.
+        scorer: its forward pass, with the run's backend.
+    """
+    found = registered_transforms(run.plan, run.backend)
+    transforms = ModelTransforms(
+        ReferenceContext(run, model, scorer), [one for one in found if one.transform.for_references]
+    )
+    transforms.apply()
+    return transforms
 
 
 def planned_transforms(plan: Plan, backend: Any) -> list[tuple[RegisteredTransform, str]]:

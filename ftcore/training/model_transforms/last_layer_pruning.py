@@ -7,13 +7,15 @@ smollm2-135m's 30 layers. The share is larger with `freeze` on the last two laye
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 
+from ftcore.api.model_transform import Change, ModelTransform, NotComparableError, Output, Slot, TransformContext
 from ftcore.training.forward.causal_lm import CausalLMForward
-from ftcore.training.numerics import TOLERANCE, equivalent, evaluating, fixed_random
+from ftcore.training.model_transforms.patching import replace_class
+from ftcore.training.numerics import TOLERANCE, evaluating, fixed_random
 
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _GATE = {"gate_proj", "up_proj", "down_proj"}
@@ -37,39 +39,57 @@ class PrunedLastLayer:
         return cast("torch.Tensor", read + layer.mlp(layer.post_attention_layernorm(read)))
 
 
-def prune_last_layer(scorer: CausalLMForward) -> None:
-    """Replaces the last layer of a scorer's decoder by one that accepts ``labelled``, in place, where that is exact.
+class LastLayerPruning(ModelTransform):
+    """Replaces the last layer of the scorer's decoder by one that accepts ``labelled``, where that is exact.
 
     Conditions: sequences are packed, the layer has the modules of Llama's layer and a plain gated feed-forward part,
     and its outputs for random numbers stay the same up to rounding.
     """
-    decoder = scorer.inner.get_decoder()
-    layer = _last(scorer)
-    if not scorer.packed or layer is None or not hasattr(decoder, "rotary_emb"):
-        return
-    own: Any = type(layer)
-    with evaluating(scorer.model):
-        expected = _made(layer, decoder, scorer)
-        layer.__class__ = _turned(own)
-        found = _made(layer, decoder, scorer, labelled=_READ)
-    if expected is None or not equivalent(found, expected[:, _READ], TOLERANCE[scorer.compute_dtype]):
-        layer.__class__ = own
-    else:
-        scorer.last = layer
+
+    name = "pruned last layer"
+    summary = "the last layer computes only tokens that are read"
+    slot = Slot.LAST_LAYER
+
+    def applies(self, context: TransformContext) -> str:
+        """Sequences must be packed, and the layer must be like Llama's."""
+        if not context.scorer.packed:
+            return "sequences are not packed"
+        if _last(context.scorer) is None or not hasattr(context.scorer.inner.get_decoder(), "rotary_emb"):
+            return "the last layer has other modules than Llama's"
+        return ""
+
+    def changes(self, context: TransformContext) -> Iterator[Change]:
+        """The last layer."""
+        yield _Pruning(context.scorer)
 
 
-def _made(layer: Any, decoder: Any, scorer: CausalLMForward, **asked: Any) -> torch.Tensor | None:
-    """The layer's output for two sequences of random numbers; None where it takes other arguments."""
-    inputs = scorer.inputs(scorer.probe())
-    ids = inputs.pop("input_ids")
-    size = scorer.inner.config.get_text_config().hidden_size
-    x = fixed_random(*ids.shape, size).to(ids.device, scorer.compute_dtype)
-    try:
-        places = decoder.rotary_emb(x, inputs["position_ids"])
-        made = layer(x, attention_mask=None, position_embeddings=places, past_key_values=None, **inputs, **asked)
-    except (TypeError, ValueError, RuntimeError, AttributeError):
-        return None
-    return made if isinstance(made, torch.Tensor) else None
+class _Pruning(Change):
+    def __init__(self, scorer: CausalLMForward) -> None:
+        self.scorer, self.layer = scorer, _last(scorer)
+
+    def apply(self) -> None:
+        self.restore = replace_class(self.layer, PrunedLastLayer)
+        self.scorer.last = self.layer
+
+    def undo(self) -> None:
+        self.scorer.last = None
+        self.restore()
+
+    def outputs(self) -> Sequence[Output]:
+        """The layer's output for some tokens of two sequences of random numbers."""
+        scorer = self.scorer
+        decoder, inputs = scorer.inner.get_decoder(), scorer.inputs(scorer.probe())
+        ids = inputs.pop("input_ids")
+        size = scorer.inner.config.get_text_config().hidden_size
+        x = fixed_random(*ids.shape, size).to(ids.device, scorer.compute_dtype)
+        if pruned := scorer.last is not None:
+            inputs["labelled"] = _READ
+        with evaluating(scorer.model):
+            places = decoder.rotary_emb(x, inputs["position_ids"])
+            made = self.layer(x, attention_mask=None, position_embeddings=places, past_key_values=None, **inputs)
+        if not isinstance(made, torch.Tensor):
+            raise NotComparableError("the last layer does not return one tensor")
+        return [Output("the last layer", made if pruned else made[:, _READ], TOLERANCE[scorer.compute_dtype])]
 
 
 def _last(scorer: CausalLMForward) -> Any:
@@ -82,8 +102,3 @@ def _last(scorer: CausalLMForward) -> Any:
     ordinary = parts.keys() == _PARTS and {name for name, _ in parts["mlp"].named_children()} - {"act_fn"} == _GATE
     hooked = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
     return layer if ordinary and not hooked else None
-
-
-@cache
-def _turned(kind: Any) -> Any:
-    return type(f"Last{kind.__name__}", (PrunedLastLayer, kind), {"__module__": kind.__module__})

@@ -3,45 +3,47 @@
 30 layers take as long to compile as one, about 10 s, for batches of any length. Attention is excluded
 (`ftcore.training.attention.varlen`), and so is generation. On a Zen 5 in bfloat16 a step of sft takes 0.89 of the CPU
 time with all of smollm2-135m trained, and 0.95 with LoRA, whose layers are ft's own (docs/performance.md). In float32
-on a CPU nothing is compiled: the backend's fused layers took 0.59 of the CPU time of compiled layers with MKL's
-products, and 0.93 of that with oneDNN's.
+on a CPU nothing is compiled: `ft_plugins.backends.cpu.fused_layers` took 0.59 of the CPU time of compiled
+layers with MKL's products, and 0.93 of that with oneDNN's.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
+from ftcore.api.model_transform import Change, ModelTransform, NotComparableError, Output, Slot, TransformContext
+from ftcore.api.plan import Plan
 from ftcore.resources.compilers import INDUCTOR
 from ftcore.training.attention import varlen
 from ftcore.training.batching.collators import Batch, collate
 from ftcore.training.forward.causal_lm import ATTENTION_KWARGS, CausalLMForward
 from ftcore.training.model_transforms.frozen_layers import first_trainable_layer
-from ftcore.training.numerics import TOLERANCE, equivalent, fixed_random
-
-if TYPE_CHECKING:
-    from ftcore.training.context import TrainingContext
-
-log = logging.getLogger(__name__)
+from ftcore.training.model_transforms.patching import replace_class
+from ftcore.training.model_transforms.reference_context import ReferenceContext
+from ftcore.training.numerics import TOLERANCE, fixed_random
 
 PROBE = (301, 211)
 """Lengths of the two probe sequences. The compiler takes their sum as the typical size when it divides loops among
 threads. It is fixed, so that a resumed run compiles the same code."""
 _CANCELLED = 4  # factor on the tolerance for gradients, in which much cancels out
 _WAYS = 64
-"""Most compiled variants of one function; torch's default of 8 would leave further ones uncompiled."""
+"""Most compiled variants of one function; torch's default of 8 would leave further ones uncompiled. Variants: training
+or not, adapters or not, gradient of the input or not, and so on."""
+_LIMITED = "recompile_limit" in inspect.signature(torch.compile).parameters
+"""Whether torch takes the limit for one function; else it is one of the process (or, in some versions, of a thread)."""
+NAME = "ft_varlen_compiled"
+"""transformers' name of the attention of compiled models; ``ft_varlen`` is that of others."""
 _ROW = "ft_row"
 _TOLD = frozenset({*ATTENTION_KWARGS, "labelled"})
 
@@ -96,13 +98,16 @@ def _differentiable(value: Any) -> Any:
 
 
 @cache
-def _kind(kind: Any, backend: str, mode: str | None) -> Any:
-    own = {
-        "__module__": kind.__module__,
-        "_ft_compiled": torch.compile(kind.forward, dynamic=True, backend=backend, options=_options(backend, mode)),
-        "_ft_named": frozenset(inspect.signature(kind.forward).parameters),
-    }
-    return type(f"Compiled{kind.__name__}", (CompiledLayer, kind), own)
+def _mixin(kind: Any, backend: str, mode: str | None) -> type:
+    """`CompiledLayer` for the layers of a class."""
+    limit: Any = {"recompile_limit": _WAYS} if _LIMITED else {}
+    compiled = torch.compile(kind.forward, dynamic=True, backend=backend, options=_options(backend, mode), **limit)
+    own = {"_ft_compiled": compiled, "_ft_named": frozenset(inspect.signature(kind.forward).parameters)}
+    return type("Compiled", (CompiledLayer,), own)
+
+
+def _class(layer: Any) -> Any:
+    return type(layer)
 
 
 def _options(backend: str, mode: str | None) -> dict[str, Any] | None:
@@ -115,85 +120,120 @@ def _options(backend: str, mode: str | None) -> dict[str, Any] | None:
     return {**(list_mode_options(mode, dynamic=True) if mode else {}), "fallback_random": True}
 
 
-def compile_layers(trainer: TrainingContext, scorer: Any) -> None:
-    """Compiles a scorer's decoder layers in place with ``torch_compile``, if their results stay the same.
-
-    Layers before the first trainable one are not compiled: they have no backward pass, and may be cached
-    (`ftcore.training.frozen_layer_cache.cache`). Output and gradients of each layer are compared with those before, on
-    two sequences. If they differ by more than rounding, or the compiler fails, no layer is compiled, and the run
-    reports that.
-
-    Args:
-        trainer: with the plan; the scorer's model computes on its device.
-        scorer: of a model, with probed capabilities.
-    """
-    wish = trainer.plan.training.compiler
-    if wish is None:
-        return
-    layers = scorer.layers() if isinstance(scorer, CausalLMForward) else None
-    if layers is not None and scorer is trainer.scorer:
-        layers = layers[first_trainable_layer(layers) :]
-    exact = trainer.plan.precision.compute == "float32"
-    began = time.perf_counter()
-    if layers is None:
-        why = "the decoder is not a plain stack of layers"
-    elif exact and trainer.strategy.device.type == "cpu" and any(map(scorer.backend.has_fused_layers, layers)):
-        why = "in float32 on a CPU ft's fused layers are faster than compiled ones"
-    else:
-        compiling = partial(_compiled, trainer, scorer, layers, *wish)
-        # in a worker of the pool, if there is one: code is compiled for its number of threads
-        why = trainer.executor.run_one(compiling)
-        scorer.compiled = None if why else wish
-    done = "" if layers is None else f"{len(layers)} layers are compiled, {time.perf_counter() - began:.0f} s"
-    trainer.reports.info(f"torch_compile: {f'no layer is compiled: {why}' if why else done}")
-
-
-def _compiled(
-    trainer: TrainingContext, scorer: CausalLMForward, layers: nn.ModuleList, backend: str, mode: str | None
-) -> str:
-    """Compiles and verifies the layers; returns the reason if they are not compiled, else an empty text."""
-    computed = getattr(torch, trainer.plan.precision.compute)
-    close = max(TOLERANCE[scorer.compute_dtype], TOLERANCE[computed])
-    own: list[Any] = [type(layer) for layer in layers]
-    with torch.random.fork_rng(), trainer.autocast(), torch.enable_grad():
-        calls = _calls(scorer, layers)
-        if not calls:
-            return "the model does not call its layers one after the other"
-        expected = [call.results() for call in calls]
-        AttentionInterface.register(varlen.NAME, _apart())
-        # variants: training or not, adapters or not, gradient of the input or not, and so on; more than 8
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _WAYS)
-        for layer, kind in zip(layers, own, strict=True):
-            layer.__class__ = _kind(kind, backend, mode)
-        why = _difference(calls, expected, close)
-    if why:
-        for layer, kind in zip(layers, own, strict=True):
-            layer.__class__ = kind
-    return why
-
-
-def _difference(calls: Sequence[_Call], expected: Sequence[list[torch.Tensor]], close: float) -> str:
-    """The first difference of compiled layers; empty for none."""
-    for number, (call, results) in enumerate(zip(calls, expected, strict=True)):
-        try:
-            found = call.results()
-        except Exception as error:  # compilers raise errors of many types
-            log.debug("torch_compile", exc_info=True)
-            return textwrap.shorten(f"{type(error).__name__}: {error}".split("\n\n")[0], 200)
-        if not _alike(found, results, close):
-            return f"layer {number} computes other results when compiled"
-    return ""
-
-
 @cache
-def _apart() -> Any:
-    """Attention excluded from compilation: it loops over sequences in Python."""
+def _register_attention() -> None:
+    """Registers attention for compiled layers under `NAME`, besides the one of models that are not compiled."""
 
     def attend(*args: Any, **kwargs: Any) -> Any:
         row = kwargs.pop(_ROW, None)
         return varlen.varlen_attention(*args, **(kwargs | (row.told if row else {})))
 
-    return torch.compiler.disable(attend)
+    # excluded from compilation: it loops over sequences in Python
+    AttentionInterface.register(NAME, torch.compiler.disable(attend))
+    AttentionMaskInterface.register(NAME, varlen.packed_mask)
+
+
+class TorchCompile(ModelTransform):
+    """Compiles a scorer's decoder layers with ``torch_compile``, if their results stay the same.
+
+    Layers before the first trainable one are not compiled: they have no backward pass, and may be cached
+    (`ftcore.training.frozen_layer_cache.cache`). Output and gradients of each layer are compared with those before, on
+    two sequences. If they differ by more than rounding, or the compiler fails, no layer is compiled, and the run
+    reports that. Other models, which are references, are compiled too: compiled code rounds differently.
+    """
+
+    name = "compiled layers"
+    summary = "torch compiles the trained decoder layers (torch_compile)"
+    slot = Slot.COMPILE
+    for_references = True
+
+    def planned(self, plan: Plan) -> str:
+        """With ``torch_compile``."""
+        return "" if plan.training.compiler is not None else "torch_compile is off"
+
+    def changes(self, context: TransformContext) -> Iterator[Change]:
+        """All layers at once; a reason against it is reported."""
+        scorer, began = context.scorer, time.perf_counter()
+        layers = scorer.layers() if isinstance(scorer, CausalLMForward) else None
+        if layers is not None and not isinstance(context, ReferenceContext):
+            layers = layers[first_trainable_layer(layers) :]
+        if why := _unsuited(context, layers):
+            context.reports.info(f"torch_compile: no layer is compiled: {why}")
+            return
+        assert layers is not None
+        compiling = _Compiling(context, layers)
+        yield compiling
+        done = f"{len(layers)} layers are compiled, {time.perf_counter() - began:.0f} s"
+        why = compiling.refused and f"no layer is compiled: {compiling.refused}"
+        context.reports.info(f"torch_compile: {why or done}")
+
+
+def _unsuited(context: TransformContext, layers: nn.ModuleList | None) -> str:
+    """Why the layers are not to be compiled; empty if they are."""
+    if layers is None:
+        return "the decoder is not a plain stack of layers"
+    exact, device = context.plan.precision.compute == "float32", context.scorer.inner.device.type
+    if exact and device == "cpu" and any(map(context.scorer.backend.has_fused_layers, layers)):
+        return "in float32 on a CPU ft's fused layers are faster than compiled ones"
+    return ""
+
+
+class _Compiling(Change):
+    def __init__(self, context: TransformContext, layers: nn.ModuleList) -> None:
+        self.context, self.layers = context, layers
+        self.scorer: CausalLMForward = context.scorer
+        self.calls: list[_Call] = []
+        self.restores: list[Callable[[], None]] = []
+
+    def apply(self) -> None:
+        wish = self.context.plan.training.compiler
+        assert wish is not None
+        own_attention = self.scorer.inner.config._attn_implementation
+        if not _LIMITED:
+            self.restores.append(_raise_limit())
+        if own_attention == varlen.NAME:
+            _register_attention()
+            self.scorer.inner.set_attn_implementation(NAME)
+            self.restores.append(partial(self.scorer.inner.set_attn_implementation, own_attention))
+        self.restores += [replace_class(layer, _mixin(_class(layer), *wish)) for layer in self.layers]
+        self.scorer.compiled = wish
+
+    def undo(self) -> None:
+        self.scorer.compiled = None
+        while self.restores:
+            self.restores.pop()()
+
+    def outputs(self) -> Sequence[Output]:
+        """The output of each layer and its gradients, for the calls that the decoder makes of it."""
+        # in a worker, if there are any: code is compiled for its number of threads
+        found: list[Output] = self.context.executor.run_one(self._outputs)
+        return found
+
+    def _outputs(self) -> list[Output]:
+        computed = getattr(torch, self.context.plan.precision.compute)
+        close = max(TOLERANCE[self.scorer.compute_dtype], TOLERANCE[computed])
+        with torch.random.fork_rng(), self.context.autocast(), torch.enable_grad():
+            if not self.calls:
+                self.calls = _calls(self.scorer, self.layers)
+            results = [call.results() for call in self.calls]
+        # outputs of smollm2-135m's layers in bfloat16 differed by up to 0.007 of their norm, gradients by up to 0.055
+        return [
+            Output(f"layer {number}", one, _CANCELLED * close if at else close, norm=True)
+            for number, tensors in enumerate(results)
+            for at, one in enumerate(tensors)
+        ]
+
+
+def _raise_limit() -> Callable[[], None]:
+    """Raises the limit of compiled variants for the process, for versions of torch without one for each function."""
+    config: Any = torch._dynamo.config
+    before = config.recompile_limit
+    config.recompile_limit = max(before, _WAYS)
+
+    def undo() -> None:
+        config.recompile_limit = before
+
+    return undo
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +266,11 @@ class _Call:
 
 
 def _calls(scorer: CausalLMForward, layers: nn.ModuleList) -> list[_Call]:
-    """The decoder's calls of its layers for two sequences; none if it does not call each layer once in order."""
+    """The decoder's calls of its layers for two sequences.
+
+    Raises:
+        NotComparableError: it does not call each layer once, in order.
+    """
     found: list[_Call] = []
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -234,7 +278,9 @@ def _calls(scorer: CausalLMForward, layers: nn.ModuleList) -> list[_Call]:
 
     with _watched(layers, note):
         scorer.logits(_probe(scorer))
-    return found if [call.layer for call in found] == list(layers) else []
+    if [call.layer for call in found] != list(layers):
+        raise NotComparableError("the model does not call its layers one after the other")
+    return found
 
 
 @contextmanager
@@ -256,14 +302,3 @@ def _probe(scorer: CausalLMForward) -> Batch:
         ids, weights = (place * 37 + 11 * number) % vocabulary, (place % 8 == 7).astype(np.float32)
         rows.append({"input_ids": ids, "weights": weights, "index": number})
     return scorer.placed(collate(rows))
-
-
-def _alike(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], close: float) -> bool:
-    """Whether an output and gradients differ by no more than rounding; of gradients much may cancel out.
-
-    Outputs of smollm2-135m's layers in bfloat16 differed by up to 0.007 of their norm, gradients by up to 0.055.
-    """
-    return len(found) == len(expected) and all(
-        equivalent(mine, theirs, limit, norm=True)
-        for mine, theirs, limit in zip(found, expected, [close, *[_CANCELLED * close] * len(found)], strict=False)
-    )

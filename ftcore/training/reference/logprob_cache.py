@@ -33,7 +33,7 @@ from ftcore.training.batching.token_budget import row_tokens
 from ftcore.training.checkpointing import state
 from ftcore.training.model_transforms import capability_cache
 from ftcore.training.model_transforms.adapter_noop import adapter_is_noop
-from ftcore.training.model_transforms.torch_compile import compile_layers
+from ftcore.training.model_transforms.apply import transform_reference
 from ftcore.training.numerics import evaluating
 from ftcore.utils.content_store import REFERENCE, Entry, entry_name, store_root
 from ftcore.utils.hashing import new_digest, package_of, sha256_of
@@ -155,8 +155,7 @@ def add_reference_logprobs(
         model = load().to(trainer.strategy.device)
         scorer = trainer.objective.forward_of(model, trainer.backend)
         scorer.smoothing = trainer.scorer.smoothing
-        capability_cache.probe_capabilities(scorer)
-        compile_layers(trainer, scorer)  # like the trained model: compiled code rounds differently
+        transform_reference(trainer, model, scorer)
         reference = Reference.of(model, scorer, trainer.sharing_collator(scorer, strict=False))
     taken = _rows_taken(trainer)
     return [

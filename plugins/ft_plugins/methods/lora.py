@@ -119,10 +119,6 @@ class Lora(Method):
                 tensor.data = tensor.data.to(getattr(torch, plan.precision.trained))
         if last is None and options.pissa_init and (options.pissa_convert or options.pissa_iter != -1):
             pissa.keep_start(adapted)
-        if options.fused_lora:
-            from ft_plugins.methods.fused import fuse
-
-            fuse(adapted)
         return adapted
 
     def config(self, plan: Plan, model: PreTrainedModel) -> Any:

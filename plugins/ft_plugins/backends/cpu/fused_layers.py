@@ -10,9 +10,9 @@ their own forward. In bfloat16 norms accumulate in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -21,7 +21,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ft_plugins.backends.cpu import matmul, recompute
-from ftcore.training.numerics import KERNEL_TOLERANCE, equivalent, evaluating, fixed_random
+from ftcore.api.model_transform import Change, ModelTransform, Output, Slot, TransformContext
+from ftcore.training.model_transforms.comparing import apply_changes
+from ftcore.training.model_transforms.patching import replace_class
+from ftcore.training.numerics import KERNEL_TOLERANCE, evaluating, fixed_random
 
 BLOCK = 1 << 17
 """Numbers of a tensor per block: half a megabyte in float32, to fit into the processor's cache."""
@@ -172,7 +175,6 @@ class FusedRMSNorm:
 
     _eps: float
     _offset: float
-    _former: type
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         layer: Any = self
@@ -230,114 +232,128 @@ def has_fused_layers(module: nn.Module) -> bool:
     return any(isinstance(part, FusedRMSNorm | FusedSwiGLU | FusedLinear) for part in module.modules())
 
 
-@cache
-def _kind(kind: Any, way: Any) -> Any:
-    return type(f"Fused{kind.__name__}", (way, kind), {"__module__": kind.__module__})
+class FusedLayers(ModelTransform):
+    """Replaces recognised modules on a CPU by fused ones; names, tensors and files stay the same.
 
+    Modules on another device, or in float16, are not replaced. Each norm is compared with its own forward, and one
+    feed-forward layer of each kind; a plain linear layer is known by its class.
+    """
 
-def _turn(module: Any, way: type) -> None:
-    kind: Any = type(module)
-    module.__class__ = _kind(kind, way)
+    name = "fused layers"
+    summary = "norms, SwiGLU and linear layers on a CPU store fewer activations"
+    slot = Slot.LAYERS
+
+    def changes(self, context: TransformContext) -> Iterator[Change]:
+        """One for each recognised module."""
+        return _changes(context.model)
 
 
 def fuse_layers(model: Any) -> dict[str, int]:
-    """Replaces recognised modules by fused ones, in place; names, tensors and files stay the same.
+    """Replaces the recognised modules of a model without a run, in place.
 
     Args:
-        model: a transformers model or a PeftModel around one; modules on another device than the CPU, or in float16,
-            are not replaced.
+        model: a transformers model or a PeftModel around one.
 
     Returns:
         Number of replaced modules by kind.
     """
-    found = {"norms": 0, "gates": 0, "linears": 0}
+    kept, _ = apply_changes(_changes(model))
+    found = Counter(change.kind for change in kept)
+    return {kind: found[kind] for kind in ("norms", "gates", "linears")}
+
+
+def _changes(model: Any) -> Iterator[Change]:
     head = model.get_output_embeddings()
     apart = set() if head is None else set(head.modules())  # `ftcore.training.losses.linear_cross_entropy` computes it
     gates: dict[Any, bool] = {}
-    with evaluating(model):
-        for module in list(model.modules()):
-            if isinstance(module, (FusedRMSNorm, FusedSwiGLU, FusedLinear)):
-                continue
-            if (norm := _norm_of(module)) is not None:
-                kind: Any = module
-                kind._eps, kind._offset = norm
-                _turn(module, FusedRMSNorm)
-                found["norms"] += 1
-            elif _is_gate(module, gates):
-                gate: Any = module
-                gate._silu = _is_silu(gate.act_fn)
-                _turn(module, FusedSwiGLU)
-                found["gates"] += 1
-            elif type(module) is nn.Linear and module not in apart and matmul.plain(module.weight):
-                _turn(module, FusedLinear)
-                found["linears"] += 1
-    return found
+    for module in list(model.modules()):
+        if isinstance(module, (FusedRMSNorm, FusedSwiGLU, FusedLinear)):
+            continue
+        if _looks_like_norm(module):
+            for offset in (0.0, 1.0):  # what is added to the weight: 1 in Gemma
+                norm = _Fusing("norms", module, FusedRMSNorm, _of_norm, _eps=_eps_of(module), _offset=offset)
+                yield norm
+                if not norm.refused:
+                    break
+        elif _looks_like_gate(module):
+            # each layer has one, whose products take 10 ms: those of the same classes, sizes and settings are alike
+            parts: list[Any] = list(module.modules())
+            alike = tuple((type(one), *map(len, one.parameters(recurse=False)), *_scalars(one)) for one in parts)
+            outputs = None if alike in gates else _of_gate
+            if gates.get(alike, True):
+                change = _Fusing("gates", module, FusedSwiGLU, outputs, _silu=_is_silu(parts[0].act_fn))
+                yield change
+                gates.setdefault(alike, not change.refused)
+        elif type(module) is nn.Linear and module not in apart and matmul.plain(module.weight):
+            yield _Fusing("linears", module, FusedLinear)
 
 
-def _norm_of(module: nn.Module) -> tuple[float, float] | None:
-    """``eps`` of an RMS norm and what is added to its weight (1 in Gemma); None for another module."""
+class _Fusing(Change):
+    def __init__(
+        self, kind: str, module: nn.Module, way: type, outputs: Callable[[Any], Output] | None = None, **attributes: Any
+    ) -> None:
+        self.kind, self.module, self.way, self.attributes = kind, module, way, attributes
+        self.output = outputs
+
+    def apply(self) -> None:
+        self.restore = replace_class(self.module, self.way, **self.attributes)
+
+    def undo(self) -> None:
+        self.restore()
+
+    def outputs(self) -> Sequence[Output]:
+        """Of the module, for random numbers."""
+        if self.output is None:
+            return ()
+        with evaluating(self.module):
+            return [self.output(self.module)]
+
+
+def _of_norm(norm: Any) -> Output:
+    x = fixed_random(3, len(norm.weight)).to(norm.weight.dtype)
+    return Output("the norm", norm(x), KERNEL_TOLERANCE[x.dtype])
+
+
+def _of_gate(layer: Any) -> Output:
+    dtypes = [tensor.dtype for tensor in layer.parameters() if tensor.is_floating_point()]
+    x = fixed_random(3, layer.gate_proj.in_features)[None].to(min(dtypes, key=lambda dtype: dtype.itemsize))
+    out = layer(x)
+    return Output("the feed-forward layer", out, KERNEL_TOLERANCE[out.dtype])
+
+
+def _eps_of(module: nn.Module) -> Any:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+def _looks_like_norm(module: nn.Module) -> bool:
+    """Whether a module has one weight and an epsilon, as an RMS norm has."""
     weight = getattr(module, "weight", None)
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not (isinstance(weight, nn.Parameter) and weight.ndim == 1 and isinstance(eps, float)):
-        return None
+    if not (isinstance(weight, nn.Parameter) and weight.ndim == 1 and isinstance(_eps_of(module), float)):
+        return False
     if any(module.children()) or [name for name, _ in module.named_parameters()] != ["weight"]:
-        return None
-    if weight.dtype not in KERNEL_TOLERANCE or weight.device.type != "cpu":
-        return None
-    x = fixed_random(3, len(weight)).to(weight.dtype)
-    try:
-        own = module(x)
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    for offset in (0.0, 1.0):
-        if _equal(_Norm.apply(x, _weight(weight, offset), eps)[0], own):
-            return eps, offset
-    return None
+        return False
+    return weight.dtype in KERNEL_TOLERANCE and weight.device.type == "cpu"
 
 
-def _is_gate(module: nn.Module, known: dict[Any, bool]) -> bool:
-    """Whether a module is ``down(act(gate(x)) * up(x))`` and nothing else.
-
-    Args:
-        known: what was found, for the next one of the same classes, sizes and settings: each layer has one, whose
-            products take 10 ms.
-    """
+def _looks_like_gate(module: nn.Module) -> bool:
+    """Whether a module has the parts of ``down(act(gate(x)) * up(x))``, on a CPU."""
     children = dict(module.named_children())
     if not {"gate_proj", "up_proj", "down_proj"} <= children.keys() or not hasattr(module, "act_fn"):
         return False
-    tensors = [*module.parameters()]
-    if any(
-        tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype not in KERNEL_TOLERANCE)
-        for tensor in tensors
-    ):
-        return False
-    layer: Any = module
-    alike = tuple((type(one), *map(len, one.parameters(recurse=False)), *_scalars(one)) for one in module.modules())
-    if alike not in known:
-        known[alike] = _computes_gate(layer)
-    return known[alike]
+    return all(
+        tensor.device.type == "cpu" and (not tensor.is_floating_point() or tensor.dtype in KERNEL_TOLERANCE)
+        for tensor in module.parameters()
+    )
 
 
-def _is_silu(act: nn.Module) -> bool:
+def _is_silu(act: Any) -> bool:
     x = torch.linspace(-30, 30, 1001)
-    return torch.equal(act(x), nn.functional.silu(x))
+    try:
+        return torch.equal(act(x), nn.functional.silu(x))
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def _scalars(module: nn.Module) -> list[tuple[str, Any]]:
     """Scalar settings of a module, such as the sparsity of Gemma 3n's layers, which differs between layers."""
     return sorted((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str))
-
-
-def _computes_gate(layer: Any) -> bool:
-    try:
-        dtypes = [tensor.dtype for tensor in layer.parameters() if tensor.is_floating_point()]
-        x = fixed_random(3, layer.gate_proj.in_features)[None].to(min(dtypes, key=lambda dtype: dtype.itemsize))
-        formula = layer.down_proj(layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x))
-        return _equal(formula, layer(x))
-    except (RuntimeError, TypeError, ValueError, AttributeError):
-        return False
-
-
-def _equal(own: torch.Tensor, theirs: Any) -> bool:
-    same = isinstance(theirs, torch.Tensor) and theirs.dtype == own.dtype
-    return same and equivalent(own, theirs, KERNEL_TOLERANCE[own.dtype])

@@ -12,8 +12,10 @@ from torch import nn
 from ft_plugins.backends.cpu import attention, fused_layers, matmul, matmul_autotune
 from ft_plugins.backends.cpu.attention import BlockedAttention
 from ft_plugins.backends.cpu.executor import cpu_executor
+from ft_plugins.backends.cpu.fused_lora import FusedAdapters
 from ft_plugins.backends.cpu.linear_cross_entropy import TiledLinearCrossEntropy
 from ft_plugins.backends.cpu.matmul import MatmulChoice
+from ftcore.api.model_transform import ModelTransform
 from ftcore.api.plan import Plan
 from ftcore.training.backend import BackendRuntime
 from ftcore.training.context import TrainingContext
@@ -69,12 +71,12 @@ class CpuRuntime(BackendRuntime):
         """Two micro-batches at a time, where results do not depend on the timing of threads."""
         return cpu_executor(context)
 
-    def fuse_layers(self, model: Any) -> None:
-        """See `ft_plugins.backends.cpu.fused_layers`."""
-        fused_layers.fuse_layers(model)
+    def transforms(self) -> Sequence[ModelTransform]:
+        """Layers and adapters that store fewer activations."""
+        return [FusedAdapters(), fused_layers.FusedLayers()]
 
     def has_fused_layers(self, module: nn.Module) -> bool:
-        """Whether a module contains layers that `fuse_layers` has replaced."""
+        """Whether a module contains fused layers."""
         return fused_layers.has_fused_layers(module)
 
 

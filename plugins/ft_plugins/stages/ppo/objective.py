@@ -18,10 +18,10 @@ from ftcore.api.plan import Run
 from ftcore.errors import RunError
 from ftcore.training.batching.collators import Batch
 from ftcore.training.context import TrainingContext
+from ftcore.training.model_transforms.recomputation import enable_recomputation
 from ftcore.training.objective import Objective, Rollouts, Rows
 from ftcore.training.reference.start_weights import reference_of
 from ftcore.training.sampling import Sampler, answered, shared_out
-from ftcore.training.trainer import enable_recomputation
 
 VALUE_HEAD = "ft_value_head"
 """Name of the value head in the model during training. The model's own files do not contain it."""

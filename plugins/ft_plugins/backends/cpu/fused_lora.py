@@ -15,9 +15,8 @@ Layers are fused on a CPU, in the dtype of the frozen weights. On other devices 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from threading import get_ident
 from typing import Any, cast
 
@@ -29,6 +28,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ft_plugins.backends.cpu import matmul, recompute
+from ftcore.api.model_transform import Change, ModelTransform, Output, Slot, TransformContext
+from ftcore.api.plan import Plan
+from ftcore.training.model_transforms.comparing import apply_changes
+from ftcore.training.model_transforms.patching import replace_class
+from ftcore.training.numerics import KERNEL_TOLERANCE, evaluating, fixed_random
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linear layers of one module that usually get the same input tensor; each call checks that they do."""
@@ -178,7 +182,7 @@ def _computed(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
     return [result.view(*x.shape[:-1], -1) for result in results]
 
 
-class _Fused:
+class FusedLora:
     """Forward of a fused layer; peft's own forward where `_plain` is false."""
 
     group: Group
@@ -217,22 +221,44 @@ def _plain(layer: Any, x: torch.Tensor) -> bool:
     return bool(first.weight.ndim == 2 and second.weight.shape[:1] == (layer.out_features,))
 
 
-@cache
-def _fused(kind: type) -> type:
-    return type(f"Fused{kind.__name__}", (_Fused, kind), {})
+class FusedAdapters(ModelTransform):
+    """Replaces supported LoRA layers of peft by fused ones, as ``fused_lora`` says; names, tensors and peft's methods
+    stay. One group of layers of each kind is compared with peft's own."""
+
+    name = "fused LoRA"
+    summary = "a layer and its adapter are one function, and layers that share an input are computed together"
+    slot = Slot.ADAPTERS
+
+    def planned(self, plan: Plan) -> str:
+        """With methods that have the option, unless it is false."""
+        wish = getattr(plan.method.options, "fused_lora", None)
+        return "" if wish else "the method has no LoRA layers" if wish is None else "fused_lora is false"
+
+    def changes(self, context: TransformContext) -> Iterator[Change]:
+        """One for each group of layers."""
+        return _changes(context.model)
+
+    def describe(self, kept: Sequence[Change]) -> str:
+        """With the number of layers."""
+        return f"{self.name} ({sum(len(one.layers) for one in kept if isinstance(one, _Fusing))} layers)"
 
 
 def fuse(model: nn.Module) -> int:
-    """Replaces supported LoRA layers of peft by fused ones, in place.
+    """Fuses the supported layers of a model without a run, in place.
 
     Args:
-        model: a PeftModel; its layers keep their names, tensors and peft methods.
+        model: a PeftModel.
 
     Returns:
         The number of fused layers.
     """
-    count = 0
-    for parent in model.modules():
+    kept, _ = apply_changes(_changes(model))
+    return sum(len(one.layers) for one in kept if isinstance(one, _Fusing))
+
+
+def _changes(model: nn.Module) -> Iterator[Change]:
+    known: dict[Any, bool] = {}
+    for parent in list(model.modules()):
         found = {name: layer for name, layer in parent.named_children() if _can_be(layer)}
         alone = {
             name
@@ -242,17 +268,53 @@ def fuse(model: nn.Module) -> int:
         groups = [[name for name in names if name in found and name not in alone] for names in SHARING]
         grouped = {name for names in groups for name in names}
         for names in [*filter(None, groups), *([name] for name in found if name not in grouped)]:
-            group = Group([found[name] for name in names])
-            for layer in group.layers:
-                kind: Any = type(layer)
-                layer.__class__, layer.group = _fused(kind), group
-                count += 1
-    return count
+            layers = [found[name] for name in names]
+            kind = tuple(_kind(layer) for layer in layers)
+            if known.get(kind, True):
+                change = _Fusing(layers, compared=kind not in known)
+                yield change
+                known.setdefault(kind, not change.refused)
+
+
+class _Fusing(Change):
+    kind = "layers"
+
+    def __init__(self, layers: Sequence[Any], compared: bool) -> None:
+        self.layers, self.compared = layers, compared
+
+    def apply(self) -> None:
+        group = Group(self.layers)
+        self.restores = [replace_class(layer, FusedLora, group=group) for layer in self.layers]
+
+    def undo(self) -> None:
+        while self.restores:
+            self.restores.pop()()
+
+    def outputs(self) -> Sequence[Output]:
+        """Of each layer, for the same random numbers."""
+        if not self.compared:
+            return ()
+        first = self.layers[0]
+        base = first.base_layer.weight
+        dtype = base.dtype if base.is_floating_point() else first.lora_A[first.active_adapters[0]].weight.dtype
+        x = fixed_random(3, first.in_features).to(base.device, dtype)
+        tolerance = KERNEL_TOLERANCE.get(dtype, KERNEL_TOLERANCE[torch.float32])
+        found = []
+        for layer in self.layers:
+            with evaluating(layer):
+                found.append(Output("the layer and its adapter", layer(x), tolerance))
+        return found
+
+
+def _kind(layer: Any) -> tuple[Any, ...]:
+    """What layers have in common that are computed alike: classes, shapes and dtypes of their parts."""
+    tensors = ((tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in layer.parameters())
+    return (*map(type, layer.modules()), *tensors, *layer.active_adapters)
 
 
 def _can_be(layer: nn.Module) -> bool:
     """Whether this is peft's layer on a plain linear layer, or on quantised weights that ``numbers()`` dequantises."""
-    if not isinstance(layer, LoraLayer) or isinstance(layer, _Fused):
+    if not isinstance(layer, LoraLayer) or isinstance(layer, FusedLora):
         return False
     base = layer.base_layer
     ordinary = type(layer) is LoraLinear and type(base) is nn.Linear
