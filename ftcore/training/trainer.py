@@ -92,7 +92,7 @@ class Trainer:
         self.phase: Callable[[str], AbstractContextManager[Any]] = run.phase
         self.args = args = training_arguments(plan)
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
-        self.strategy = strategy_of(args, plan.gradient_checkpointing)
+        self.strategy = strategy_of(args, self.model, plan.gradient_checkpointing)
         self._memory = TrainerMemoryTracker(args.skip_memory_metrics)
         self._memory.start()
         transformers_logging.set_verbosity(args.get_process_log_level())

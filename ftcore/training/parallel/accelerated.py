@@ -16,7 +16,7 @@ from accelerate.utils import (
     gather_object,
 )
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ftcore.training.batching.collators import Batch
 
@@ -135,16 +135,17 @@ class DistributedDataParallel(SingleProcess):
 
     Args:
         args: of the run; ``ddp_*`` are DDP's options.
-        recomputes: whether gradient checkpointing is on, which DDP's search for unused parameters would break.
+        may_leave_unused: whether a loss may not depend on all trained parameters, so that DDP must search for those in
+            each forward pass, unless ``ddp_find_unused_parameters`` says otherwise.
     """
 
     name = "ddp"
     splits_batches = False
 
-    def __init__(self, args: TrainingArguments, recomputes: bool) -> None:
+    def __init__(self, args: TrainingArguments, may_leave_unused: bool) -> None:
         unused = args.ddp_find_unused_parameters
         options = {
-            "find_unused_parameters": not recomputes if unused is None else unused,
+            "find_unused_parameters": may_leave_unused if unused is None else unused,
             "bucket_cap_mb": args.ddp_bucket_cap_mb,
             "broadcast_buffers": args.ddp_broadcast_buffers,
             "static_graph": args.ddp_static_graph,
@@ -169,6 +170,15 @@ class DistributedDataParallel(SingleProcess):
         return nullcontext() if last else self.accelerator.no_sync(self._wrapped)
 
 
-def strategy_of(args: TrainingArguments, recomputes: bool) -> SingleProcess:
-    """The strategy of this process: ``ddp`` where a launcher started several."""
-    return DistributedDataParallel(args, recomputes) if args.world_size > 1 else SingleProcess(args)
+def strategy_of(args: TrainingArguments, model: nn.Module, recomputes: bool) -> SingleProcess:
+    """The strategy of this process: ``ddp`` where a launcher started several.
+
+    Args:
+        args: of the run.
+        model: to train.
+        recomputes: whether gradient checkpointing is on.
+    """
+    if args.world_size == 1:
+        return SingleProcess(args)
+    # as transformers' Trainer: a whole model that is recomputed uses all of its parameters
+    return DistributedDataParallel(args, may_leave_unused=not (recomputes and isinstance(model, PreTrainedModel)))
