@@ -58,8 +58,8 @@ def print_transforms(transforms: Sequence[Mapping[str, str]]) -> None:
     click.secho("model transforms", bold=True)
     for one in transforms:
         text = f"not applied: {one['ruled_out']}" if one["ruled_out"] else one["summary"]
-        source = click.style(f" ({one['distribution']})", dim=True)
-        click.echo(f"  {one['name']:<21} {text}{source}")
+        source = "" if one["distribution"] == "ftcore" else click.style(f" ({one['distribution']})", dim=True)
+        click.echo(f"  {one['name']:<23} {text}{source}")
     if not transforms:
         click.echo("  none")
 
