@@ -121,6 +121,9 @@ class EvaluatedTrainer(CheckpointedTrainer, Protocol):
 
     loaders: Any
 
+    def event(self, name: str, *given: Any) -> None:
+        """Tells the callbacks of an event."""
+
     def evaluate(self) -> dict[str, float]:
         """Evaluates the run's evaluation data."""
 
@@ -132,3 +135,27 @@ class EvaluatedTrainer(CheckpointedTrainer, Protocol):
 
     def log(self, logs: dict[str, float], began: float | None = None) -> None:
         """Logs a line."""
+
+
+class LoopedTrainer(EvaluatedTrainer, Protocol):
+    """What the loop uses besides.
+
+    Attributes:
+        checkpointer, evaluator: of the run.
+        flops: floating point operations of this process since the state was told of them.
+        tokens_before: tokens that had been read when the process began to train.
+    """
+
+    checkpointer: Any
+    evaluator: Any
+    flops: float
+    tokens_before: int
+
+    def store_flops(self) -> None:
+        """Adds the operations since the last call to the state."""
+
+    def save_checkpoint(self) -> None:
+        """Writes a checkpoint of the current step."""
+
+    def stop_if_asked(self) -> None:
+        """Writes a checkpoint and ends the run if any process has received a signal."""

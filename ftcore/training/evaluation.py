@@ -62,7 +62,7 @@ class Evaluator:
         size = trainer.args.per_device_eval_batch_size * trainer.strategy.world_size
         metrics |= speed_metrics(prefix, began, num_samples=len(rows), num_steps=math.ceil(len(rows) / size))
         trainer.log(metrics)
-        trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
+        trainer.event("on_evaluate", metrics)
         self._memory.stop_and_update_metrics(metrics)  # which goes by the name of this function
         return metrics
 

@@ -95,6 +95,12 @@ class SingleProcess:
         """The mean over all processes."""
         return float(self.accelerator.gather(value).mean())
 
+    def total(self, number: float) -> float:
+        """The sum of a number over all processes, in float64."""
+        if self.world_size == 1:
+            return number
+        return float(self.sum(torch.tensor(number, dtype=torch.float64, device=self.device)))
+
     def max(self, number: int) -> int:
         """The largest number of all processes."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.device)).max())

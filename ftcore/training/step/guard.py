@@ -197,7 +197,7 @@ class StepGuard:
             self.since_logged = self.steps_since_logged = 0
         if "train_loss" in logs:
             _without(logs, "train_loss", trainer.state.global_step - trainer.running_loss.first_step, self.untrained)
-            rows = trainer.strategy.sum(torch.tensor(self.rows_seen, device=self.device)).item()
+            rows = trainer.strategy.total(self.rows_seen)
             # counted, because the last batch of an epoch may be incomplete
             logs["train_samples_per_second"] = round(rows / logs["train_runtime"], 3)
 
