@@ -63,8 +63,8 @@ class Objective(ABC):
     # ---- set-up ----
 
     def before_transforms(self, model: Any) -> None:  # noqa: B027 (optional)
-        """Called with the model as the method left it, but with gradient checkpointing and fused adapters. Later it is
-        probed, and its layers are replaced by faster ones."""
+        """Called with the model as the method left it, but with fused adapters. Later its layers are recomputed,
+        and replaced by faster ones."""
 
     def bind(self, context: TrainingContext) -> None:
         """Called when the trainer is complete, before reference values are computed and a checkpoint is loaded."""
