@@ -32,6 +32,7 @@ class TrainingContext(Protocol):
         reports: prints lines and progress.
         cost_model: the cost of a micro-batch by its rows; see `ftcore.training.cost_model.tokens`.
         runs_concurrently: whether the micro-batches of a step run at a time.
+        pass_tokens: most tokens of a micro-batch; None for whole batches.
         loss_is_additive: whether the loss of a micro-batch is the sum of its parts' losses.
         data_collator: makes batches of rows.
         train_dataset: None where the run only evaluates.
@@ -64,6 +65,12 @@ class TrainingContext(Protocol):
 
     @property
     def loss_is_additive(self) -> bool: ...
+
+    @property
+    def pass_tokens(self) -> int | None: ...
+
+    def estimating(self) -> AbstractContextManager[None]:
+        """The model in evaluation mode, without gradients."""
 
     def learning_rate(self) -> float:
         """The learning rate of the next step."""

@@ -13,7 +13,6 @@ from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, speed
 from ftcore.errors import RunError
 from ftcore.training.batching.collators import Batch
 from ftcore.training.batching.samplers import EpochLoader
-from ftcore.training.numerics import evaluating
 
 if TYPE_CHECKING:
     from ftcore.training.context import EvaluatedTrainer
@@ -52,8 +51,7 @@ class Evaluator:
         trainer.callback_handler.eval_dataloader = loader
         trainer.model.eval()
         trainer.show_averages()
-        with evaluating(trainer.model), trainer.autocast():
-            objective.begin_evaluation(self._batches(loader))
+        objective.begin_evaluation(self._batches(loader))
         with trainer.metrics.evaluation() as measured, trainer.phase("evaluating"):
             own = objective.eval_loss(rows)
             loss = self._mean_loss(loader) if own is None else own

@@ -21,7 +21,6 @@ from ftcore.training.batching.samplers import EpochLoader
 from ftcore.training.batching.streaming_loader import StreamLoader
 from ftcore.training.checkpointing import state as snapshots
 from ftcore.training.checkpointing.checkpointer import refuse_occupied
-from ftcore.training.numerics import evaluating
 from ftcore.training.optimization import Schedule, create_optimizer
 from ftcore.training.step.executor import add_gradients, loss_and_gradients
 from ftcore.training.step.guard import NotFiniteError
@@ -152,8 +151,7 @@ class TrainingLoop:
         total = strategy.total(sum(trainer.objective.weight(batch) for batch in batches))
         weight = torch.tensor(total, dtype=torch.float64)  # on the host: reading it does not wait for the device
         trainer.guard.begin(batches, total)
-        with evaluating(trainer.model), trainer.autocast():
-            trainer.objective.begin_step(trainer.on_device(part) for batch in batches for part in parts(trainer, batch))
+        trainer.objective.begin_step(trainer.on_device(part) for batch in batches for part in parts(trainer, batch))
         self._count(batches)
         for number, batch in enumerate(batches):
             trainer.event("on_substep_end" if number else "on_step_begin")

@@ -9,7 +9,7 @@ to divide a step among workers (docs/development/training-loop.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +44,7 @@ from ftcore.training.evaluation import Evaluator
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.loop import TrainingLoop
 from ftcore.training.model_transforms.apply import ModelTransforms, registered_transforms
+from ftcore.training.numerics import evaluating
 from ftcore.training.objective import Objective
 from ftcore.training.optimization import Schedule
 from ftcore.training.parallel.accelerated import strategy_of
@@ -186,10 +187,15 @@ class Trainer:
         """Tells the callbacks of an event, such as ``on_step_end``; they may change `control`."""
         self.control = getattr(self.callback_handler, name)(self.args, self.state, self.control, *given)
 
-    @property
+    @cached_property
     def loss_is_additive(self) -> bool:
         """Whether the loss of a micro-batch is the sum of its parts' losses; the stage says it."""
         return self.plan.stage.component.loss_is_additive(self.plan)
+
+    @cached_property
+    def pass_tokens(self) -> int | None:
+        """Most tokens of a micro-batch, as the plan and the device's traits say; None for whole batches."""
+        return self.plan.training.pass_tokens(self.plan.traits.pass_tokens)
 
     @property
     def runs_concurrently(self) -> bool:
@@ -204,6 +210,12 @@ class Trainer:
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of forward passes."""
         return self.strategy.autocast()
+
+    @contextmanager
+    def estimating(self) -> Iterator[None]:
+        """The model in evaluation mode, without gradients: for estimates (`Objective.begin_step`)."""
+        with evaluating(self.model), self.autocast():
+            yield
 
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
