@@ -150,6 +150,7 @@ class Trainer:
         self.objective.before_transforms(model)
         self.scorer = self.objective.forward_of(model, self.backend)
         self.scorer.smoothing = plan.training.label_smoothing_factor
+        self.scorer.full_tensor = self.strategy.full_tensor
         self.transforms.apply(until=Slot.CAPABILITIES)
         alpha = self.args.neftune_noise_alpha
         if alpha is not None:  # after the probe: results for a model with hooks are not cached
