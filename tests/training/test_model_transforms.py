@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
@@ -308,3 +309,38 @@ def test_only_attributes_that_a_library_set_come_back() -> None:
     assert model[0].flag is False
     assert "flag" not in vars(model[1])
     assert not model[0].training
+
+
+# ---- in a run ----
+
+
+def test_a_strangers_transform_of_a_run_is_applied_and_reported(
+    run_of: Any, tokens: Any, with_plugins: Any, hooks: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the built-in ones of its slot, by the name of its distribution; what it refuses is not reported."""
+    from ft_plugins.stages.sft.objective import NextToken
+    from ftcore.training.trainer import Trainer
+
+    class Head(Transform):
+        def changes(self, context: Any) -> Iterator[Change]:
+            yield Scaled64(context.model.get_output_embeddings(), self.factors[0])
+
+    class Scaled64(Scaling):
+        def outputs(self) -> Sequence[Output]:
+            return [Output("the head", self.module(torch.linspace(-1, 1, 64)[None]), 1e-5)]
+
+    transforms = [Head(1.0, name="head"), Head(2.0, name="doubled head")]
+    plugins = with_plugins(acme=hooks(ft_model_transforms=lambda plan: transforms))
+    run = run_of(finetuning_type="full")
+    run.plan = dataclasses.replace(run.plan, plugins=plugins)
+    trainer = Trainer(run, NextToken(), train=tokens([9, 5]))
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "model transforms: packed attention, shared prefixes, fused loss, "
+        "fused layers (2 gates, 14 linears, 5 norms), head (1 modules) of acme, pruned last layer"
+    ) in said
+    (doubled,) = [one for one in trainer.transforms.applied if one.registered.transform is transforms[1]]
+    assert [change.refused for change in doubled.refused] == ["the head computes other results"]
+    trainer.transforms.undo()
+    assert {type(module).__module__.partition(".")[0] for module in run.model.modules()} <= {"transformers", "torch"}
+    assert not any("_" in type(module).__name__ for module in run.model.modules())
