@@ -117,13 +117,14 @@ def ft_model_ready(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToke
 
 
 @hookspec
-def ft_model_transforms(plan: Plan) -> Iterable[ModelTransform]:  # type: ignore[empty-body]
-    """Changes of the loaded model that keep what it computes. Called when the trainer is created."""
+def ft_callbacks(plan: Plan) -> Iterable[TrainerCallback]:  # type: ignore[empty-body]
+    """Callbacks for the trainer. Called when the trainer is created."""
 
 
 @hookspec
-def ft_callbacks(plan: Plan) -> Iterable[TrainerCallback]:  # type: ignore[empty-body]
-    """Callbacks for the trainer. Called when the trainer is created."""
+def ft_model_transforms(plan: Plan) -> Iterable[ModelTransform]:  # type: ignore[empty-body]
+    """Changes of the loaded model that keep what it computes. Called after `ft_callbacks`, and by
+    ``ft plan --verbose``."""
 
 
 @hookspec

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class Slot(IntEnum):
     """When a transform is applied. Each one is compared with the model as the slots before left it."""
 
-    RECOMPUTE = 1
-    """Gradient checkpointing. First: all later comparisons and compiled code include it."""
-    ADAPTERS = 2
-    """Fused adapters, such as LoRA. Before the probe, which reads what the run will train, adapters included."""
+    ADAPTERS = 1
+    """Fused adapters, such as LoRA. First: objectives may then copy parts of the model."""
+    RECOMPUTE = 2
+    """Gradient checkpointing. Before all comparisons of forward passes and before compiled code, which include it."""
     CAPABILITIES = 3
     """Whether sequences can be packed and share prefixes, and whether the loss can be fused. Before layers change: the
     reference is the model's own forward. NEFTune, collator and executor depend on the result, and follow this slot."""

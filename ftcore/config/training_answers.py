@@ -13,7 +13,7 @@ from ftcore.api.option_groups import EVALUATES
 
 _TRACKER = "the tracker's callback in transformers"
 _FLOW = "transformers' DefaultFlowCallback"
-_BEST = "transformers' Trainer, and ft's checkpoints"
+_BEST = "ft's evaluations and checkpoints"
 _LOADER = "the data loader"
 _DDP = "accelerate, if several processes train"
 _VERBOSITY = "transformers, for its own messages"
@@ -34,7 +34,7 @@ PASSED_ON: Mapping[str, str] = {
     "debug": "transformers' DebugUnderflowOverflow",
     "disable_tqdm": "ft's progress bar, which is shown on a terminal unless this is true",
     "eval_delay": _FLOW,
-    "eval_on_start": "transformers' Trainer",
+    "eval_on_start": "ft's training loop",
     "fp16_full_eval": "the plan, as bf16_full_eval",
     "full_determinism": "transformers' enable_full_determinism",
     "greater_is_better": _BEST,
@@ -51,7 +51,7 @@ PASSED_ON: Mapping[str, str] = {
     "run_name": _TRACKER,
     "skip_memory_metrics": "transformers' TrainerMemoryTracker",
     "tf32": "torch, by TrainingArguments",
-    "torch_empty_cache_steps": "transformers' Trainer",
+    "torch_empty_cache_steps": "ft's training loop",
     "trackio_bucket_id": _TRACKER,
     "trackio_space_id": _TRACKER,
     "trackio_static_space_id": _TRACKER,

@@ -32,6 +32,7 @@ class TrainingContext(Protocol):
         reports: prints lines and progress.
         cost_model: the cost of a micro-batch by its rows; see `ftcore.training.cost_model.tokens`.
         runs_concurrently: whether the micro-batches of a step run at a time.
+        pass_tokens: most tokens of a micro-batch; None for whole batches.
         loss_is_additive: whether the loss of a micro-batch is the sum of its parts' losses.
         data_collator: makes batches of rows.
         train_dataset: None where the run only evaluates.
@@ -65,6 +66,12 @@ class TrainingContext(Protocol):
     @property
     def loss_is_additive(self) -> bool: ...
 
+    @property
+    def pass_tokens(self) -> int | None: ...
+
+    def estimating(self) -> AbstractContextManager[None]:
+        """The model in evaluation mode, without gradients."""
+
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
 
@@ -95,7 +102,6 @@ class CheckpointedTrainer(TrainingContext, Protocol):
         callback_handler, control: of transformers.
         phase: records the run's phase.
         evaluating: whether an evaluation is running; a resume from a checkpoint of that moment evaluates first.
-        position: epoch and steps of it from which a resume goes on, after an epoch that ended early; else None.
         streamed: the batches of a stream; None for other data.
         rollouts: the rows made during training; None for other objectives.
         schedule: the learning rate schedule; None before training.
@@ -107,7 +113,6 @@ class CheckpointedTrainer(TrainingContext, Protocol):
     control: Any
     phase: Callable[[str], AbstractContextManager[Any]]
     evaluating: bool
-    position: tuple[int, int] | None
     streamed: Any
     rollouts: Any
     schedule: Any
@@ -119,11 +124,12 @@ class EvaluatedTrainer(CheckpointedTrainer, Protocol):
 
     Attributes:
         loaders: makes loaders; see `ftcore.training.batching.loaders`.
-        memory: transformers' TrainerMemoryTracker.
     """
 
     loaders: Any
-    memory: Any
+
+    def event(self, name: str, *given: Any) -> None:
+        """Tells the callbacks of an event."""
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates the run's evaluation data."""
@@ -136,3 +142,27 @@ class EvaluatedTrainer(CheckpointedTrainer, Protocol):
 
     def log(self, logs: dict[str, float], began: float | None = None) -> None:
         """Logs a line."""
+
+
+class LoopedTrainer(EvaluatedTrainer, Protocol):
+    """What the loop uses besides.
+
+    Attributes:
+        checkpointer, evaluator: of the run.
+        flops: floating point operations of this process since the state was told of them.
+        tokens_before: tokens that had been read when the process began to train.
+    """
+
+    checkpointer: Any
+    evaluator: Any
+    flops: float
+    tokens_before: int
+
+    def store_flops(self) -> None:
+        """Adds the operations since the last call to the state."""
+
+    def save_checkpoint(self) -> None:
+        """Writes a checkpoint of the current step."""
+
+    def stop_if_asked(self) -> None:
+        """Writes a checkpoint and ends the run if any process has received a signal."""

@@ -29,9 +29,9 @@ def equivalent(found: Any, expected: Any, tolerance: float, *, norm: bool = Fals
         return False
     if not found.numel():
         return True
-    difference = (found - expected).float() if norm else (found - expected).abs()
+    difference = (found - expected).double() if norm else (found - expected).abs()
     if norm:
-        return bool(difference.norm() <= tolerance * expected.float().norm())
+        return bool(difference.norm() <= tolerance * expected.double().norm())
     return bool(difference.max() <= tolerance * expected.abs().max())
 
 

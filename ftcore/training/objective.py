@@ -63,8 +63,8 @@ class Objective(ABC):
     # ---- set-up ----
 
     def before_transforms(self, model: Any) -> None:  # noqa: B027 (optional)
-        """Called with the model as the method left it, but with gradient checkpointing and fused adapters. Later it is
-        probed, and its layers are replaced by faster ones."""
+        """Called with the model as the method left it, but with fused adapters. Later its layers are recomputed,
+        and replaced by faster ones."""
 
     def bind(self, context: TrainingContext) -> None:
         """Called when the trainer is complete, before reference values are computed and a checkpoint is loaded."""
@@ -102,7 +102,10 @@ class Objective(ABC):
         return float(batch["weights"].sum(dtype=torch.float64))
 
     def begin_step(self, batches: Iterable[Batch]) -> None:  # noqa: B027 (optional)
-        """Called before an optimizer step with its micro-batches on the device, without gradients."""
+        """Called before an optimizer step with its micro-batches on the device.
+
+        Estimates are computed within ``context.estimating()``.
+        """
 
     # ---- metrics ----
 
@@ -117,7 +120,7 @@ class Objective(ABC):
     # ---- evaluation ----
 
     def begin_evaluation(self, batches: Iterable[Batch]) -> None:  # noqa: B027 (optional)
-        """Called before an evaluation with its batches on the device, without gradients."""
+        """Called before an evaluation with its batches on the device; see `begin_step`."""
 
     def end_evaluation(self) -> None:  # noqa: B027 (optional)
         """Called after an evaluation."""

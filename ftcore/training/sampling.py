@@ -10,7 +10,6 @@ import torch
 
 from ftcore.api.plan import Run
 from ftcore.data.chat_template.renderer import Renderer
-from ftcore.training.numerics import evaluating
 
 if TYPE_CHECKING:
     from ftcore.training.context import TrainingContext
@@ -97,7 +96,7 @@ def shared_out(
     strategy, size = context.strategy, context.args.per_device_eval_batch_size
     mine = []
     for start in range(0, len(numbers), size)[strategy.rank :: strategy.world_size]:
-        with evaluating(context.model), context.autocast():
+        with context.estimating():
             mine.append((start, job(start, numbers[start : start + size])))
     every = sorted((part for some in strategy.gather_object(mine) for part in some), key=lambda part: part[0])
     return [result for _, results in every for result in results]

@@ -1,28 +1,24 @@
-"""The training loop of all stages: exact means over the global batch, atomic checkpoints, logs.
+"""The trainer of all stages: it puts the parts of a run together, and is what these parts see of it.
 
-It uses the vocabulary that users have: transformers' TrainingArguments, TrainerState, TrainerControl and
-TrainerCallback, and its trackers. Processes and mixed precision are accelerate's. It is a loop of its own because
-transformers' Trainer offers no public way to write checkpoints atomically, to resume within an evaluation, to skip a
-step, or to divide a step among workers (docs/development/training-loop.md).
+Both use the vocabulary that users have: transformers' TrainingArguments, TrainerState, TrainerControl, TrainerCallback
+and trackers. Processes and mixed precision are accelerate's. The loop (`ftcore.training.loop`) is ft's own, because
+transformers' Trainer has no public way to write checkpoints whole, to resume within an evaluation, to skip a step, or
+to divide a step among workers (docs/development/training-loop.md).
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
-from itertools import islice
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import TrainerCallback, enable_full_determinism, set_seed
-from transformers.debug_utils import DebugOption, DebugUnderflowOverflow
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
+from transformers.trainer_utils import TrainerMemoryTracker, TrainOutput, speed_metrics
 from transformers.utils import logging as transformers_logging
 
 from ftcore.api.model_transform import Slot
@@ -30,8 +26,7 @@ from ftcore.api.plan import Run
 from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, UsageError
 from ftcore.training.backend import BackendRuntime, backend_of
-from ftcore.training.batching.collators import Batch, tokens_read
-from ftcore.training.batching.loaders import ROWS, Loaders
+from ftcore.training.batching.loaders import Loaders
 from ftcore.training.batching.rollouts import RolloutBuffer
 from ftcore.training.batching.samplers import EpochLoader
 from ftcore.training.batching.shared_prefix import PrefixSharingCollator
@@ -41,23 +36,22 @@ from ftcore.training.callbacks.hub_upload import HubUploadCallback
 from ftcore.training.callbacks.neftune import NeftuneNoise
 from ftcore.training.callbacks.progress import ProgressCallback
 from ftcore.training.callbacks.signals import InterruptedRunError, StopSignals, shown
-from ftcore.training.checkpointing import state as snapshots
-from ftcore.training.checkpointing.checkpointer import Checkpointer, refuse_occupied
+from ftcore.training.checkpointing.checkpointer import Checkpointer
 from ftcore.training.checkpointing.state import prepare_backend
 from ftcore.training.cost_model.prefix import sharing_rule
 from ftcore.training.cost_model.tokens import CostModel
 from ftcore.training.evaluation import Evaluator
 from ftcore.training.forward.causal_lm import CausalLMForward
+from ftcore.training.loop import TrainingLoop
 from ftcore.training.model_transforms.apply import ModelTransforms, registered_transforms
 from ftcore.training.numerics import evaluating
 from ftcore.training.objective import Objective
-from ftcore.training.optimization import Schedule, create_optimizer
+from ftcore.training.optimization import Schedule
 from ftcore.training.parallel.accelerated import strategy_of
 from ftcore.training.reference.logprob_cache import add_reference_logprobs
-from ftcore.training.step.executor import MicroBatchExecutor, SequentialExecutor, add_gradients, loss_and_gradients
-from ftcore.training.step.guard import NotFiniteError, StepGuard, out_of_memory, something_to_train
+from ftcore.training.step.executor import MicroBatchExecutor, SequentialExecutor
+from ftcore.training.step.guard import StepGuard, out_of_memory, something_to_train
 from ftcore.training.step.metrics import MetricAccumulator, MetricLog, RunningLoss
-from ftcore.training.step.micro_batching import parts, regroup
 from ftcore.training.training_arguments import tensorboard_folder, training_arguments
 
 T = TypeVar("T")
@@ -93,8 +87,8 @@ class Trainer:
         self.args = args = training_arguments(plan)
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
         self.strategy = strategy_of(args, self.model, plan.gradient_checkpointing)
-        self.memory = TrainerMemoryTracker(args.skip_memory_metrics)  # tells its caller by the function's name
-        self.memory.start()
+        self._memory = TrainerMemoryTracker(args.skip_memory_metrics)
+        self._memory.start()
         transformers_logging.set_verbosity(args.get_process_log_level())
         if (
             getattr(self.model, "quantization_method", None) != "bitsandbytes"
@@ -106,9 +100,8 @@ class Trainer:
         self.schedule: Schedule | None = None
         self.executor: MicroBatchExecutor = SequentialExecutor()
         self.evaluating = self.training = False
-        self.position: tuple[int, int] | None = None
-        self._flops = 0.0
-        self._tokens_before = 0
+        self.flops = 0.0
+        self.tokens_before = 0
         self.rollouts: RolloutBuffer | None = None
         self.streamed: StreamBatches | None = None
         self.loaders = Loaders(plan, args, self.reports.info)
@@ -125,7 +118,7 @@ class Trainer:
             self.train_dataset, self.eval_dataset = add_reference_logprobs(
                 self, objective.reference_metric, sets, objective.load_reference
             )
-        self.memory.stop_and_update_metrics()
+        self._memory.stop_and_update_metrics()
 
     # ---- set-up ----
 
@@ -145,7 +138,7 @@ class Trainer:
         self.control = TrainerControl()
         self.state = TrainerState(is_local_process_zero=args.local_process_index == 0)
         self.state.is_world_process_zero = self.strategy.rank == 0
-        self.control = self.callback_handler.on_init_end(args, self.state, self.control)
+        self.event("on_init_end")
 
     def _transform(self) -> None:
         """Applies the model transforms in the order of their slots, and makes what they need in between."""
@@ -157,6 +150,7 @@ class Trainer:
         self.objective.before_transforms(model)
         self.scorer = self.objective.forward_of(model, self.backend)
         self.scorer.smoothing = plan.training.label_smoothing_factor
+        self.scorer.full_tensor = self.strategy.full_tensor
         self.transforms.apply(until=Slot.CAPABILITIES)
         alpha = self.args.neftune_noise_alpha
         if alpha is not None:  # after the probe: results for a model with hooks are not cached
@@ -190,10 +184,19 @@ class Trainer:
 
     # ---- what the parts ask ----
 
-    @property
+    def event(self, name: str, *given: Any) -> None:
+        """Tells the callbacks of an event, such as ``on_step_end``; they may change `control`."""
+        self.control = getattr(self.callback_handler, name)(self.args, self.state, self.control, *given)
+
+    @cached_property
     def loss_is_additive(self) -> bool:
         """Whether the loss of a micro-batch is the sum of its parts' losses; the stage says it."""
         return self.plan.stage.component.loss_is_additive(self.plan)
+
+    @cached_property
+    def pass_tokens(self) -> int | None:
+        """Most tokens of a micro-batch, as the plan and the device's traits say; None for whole batches."""
+        return self.plan.training.pass_tokens(self.plan.traits.pass_tokens)
 
     @property
     def runs_concurrently(self) -> bool:
@@ -208,6 +211,12 @@ class Trainer:
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of forward passes."""
         return self.strategy.autocast()
+
+    @contextmanager
+    def estimating(self) -> Iterator[None]:
+        """The model in evaluation mode, without gradients: for estimates (`Objective.begin_step`)."""
+        with evaluating(self.model), self.autocast():
+            yield
 
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
@@ -251,17 +260,14 @@ class Trainer:
             RunError: a loss or gradient is not finite, memory does not suffice, or a checkpoint cannot be written.
             UsageError: the checkpoint is that of another run, or no token has a label.
         """
+        self._memory.start()
         self._check_labels()
         resumed = self.checkpointer.start(resume_from_checkpoint or self.plan.training.resume_from_checkpoint)
         self.training = True
-        metrics: dict[str, float] = {}
-        self.memory.start()
         try:
             with self.signals:
-                try:
-                    metrics = self._train(resumed)
-                finally:
-                    self.memory.stop_and_update_metrics(metrics)
+                metrics = TrainingLoop(self).run(resumed)
+                self._memory.stop_and_update_metrics(metrics)  # which goes by the name of this function
                 self._finish(metrics)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error, self.backend):
@@ -270,10 +276,8 @@ class Trainer:
         finally:
             self.training = False
             self.reports.close()
-        if self.state.global_step == self.running_loss.first_step and self.strategy.is_main:
-            stopped = "a callback stopped the run before its first step"
-            done = f"{resumed} is the last step of this run: nothing left to train"
-            self.reports.info(stopped if resumed is None else done)
+        if "train_loss" not in metrics and self.strategy.is_main:
+            self.reports.info(f"{resumed} is the last step of this run: nothing left to train")
         if (line := stopped_early(self)) and self.strategy.is_main:
             self.reports.info(line)
         return TrainOutput(self.state.global_step, metrics.get("train_loss", 0.0), metrics)
@@ -296,251 +300,24 @@ class Trainer:
         """The loader of the training rows."""
         return self.loaders.training(self.train_dataset, self.data_collator, self.rollouts)
 
-    def _train(self, resumed: Path | None) -> dict[str, float]:
-        """The run from its first step, or from the step of the checkpoint; returns its means."""
-        args = self.args
-        if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
-            DebugUnderflowOverflow(self.model)
-        self.evaluating, self._flops = False, 0.0  # an earlier call may have ended in an error
-        self.metrics.training.clear()
-        self.guard.restart()
-        loader = self.train_loader()
-        self.streamed = loader.batches if isinstance(loader, StreamLoader) else None
-        length = _Length.of(args, len(loader))
-        self._start_state(resumed, length)
-        self._start_optimizer(resumed, length.steps)
-        handler = self.callback_handler
-        handler.model, handler.optimizer, handler.train_dataloader = self.model, self.optimizer, loader
-        handler.lr_scheduler = None if self.schedule is None else self.schedule.scheduler
-        began = time.time()
-        self.running_loss = RunningLoss(self.strategy.device, self.state.global_step)
-        self._tokens_before = self.state.num_input_tokens_seen
-        self.model.zero_grad()
-        refuse_occupied(self.plan.output_dir, args, self.state)
-        self.control = handler.on_train_begin(args, self.state, self.control)
-        self.position = None
-        if resumed is not None and snapshots.load_progress(self, resumed):
-            self._evaluate_interrupted()
-        elif resumed is None and args.eval_on_start:
-            self.evaluate()
-        first, done = self.position or divmod(self.state.global_step, length.steps_per_epoch)
-        for epoch in range(first, length.epochs):
-            if self.state.global_step >= length.steps or self.control.should_training_stop:
-                break  # a run that is finished, or stopped before its first step, takes no further step
-            self.control = handler.on_epoch_begin(args, self.state, self.control)
-            if self.control.should_training_stop:
-                break
-            self._run_epoch(loader, epoch, done if epoch == first else None, length, began)
-        done = self.state.global_step - self.running_loss.first_step
-        # the guard replaces the number of rows by that of the rows that were read
-        metrics: dict[str, float] = speed_metrics("train", began, num_samples=done, num_steps=done)
-        self._store_flops()
-        metrics["total_flos"] = self.state.total_flos
-        metrics["train_loss"] = self.running_loss.mean(self.state.global_step)
-        return metrics
-
-    def _start_state(self, resumed: Path | None, length: _Length) -> None:
-        """The trainer state, of a new run or of the checkpoint, whose weights are loaded."""
-        local, world = self.state.is_local_process_zero, self.state.is_world_process_zero
-        if resumed is None:
-            self.state = TrainerState()
-        else:
-            self.checkpointer.load_weights(resumed)
-            self.state = self.checkpointer.load_state(resumed)
-        state = self.state
-        state.train_batch_size = self.args.per_device_train_batch_size
-        state.compute_steps(self.args, length.steps)  # anew: a resume may have other logging_steps
-        state.max_steps, state.num_train_epochs = length.steps, length.epochs
-        state.is_local_process_zero, state.is_world_process_zero = local, world
-
-    def _start_optimizer(self, resumed: Path | None, steps: int) -> None:
-        created = create_optimizer(self.plan, self.model, self.args)
-        self.optimizer = self.strategy.prepare(self.model, created)
-        self.schedule = Schedule(self.args, self.optimizer, steps)
-        if resumed is not None:
-            snapshots.load_snapshot(self, resumed)
-
-    def _run_epoch(
-        self, loader: EpochLoader | StreamLoader, epoch: int, done: int | None, length: _Length, began: float
-    ) -> None:
-        """The steps of an epoch, after those that are ``done``; None for an epoch that is not this process's first."""
-        accumulated = self.args.gradient_accumulation_steps
-        loader.set_epoch(epoch, (done or 0) * accumulated)
-        batches = iter(()) if self.rollouts is not None else iter(loader)
-        if done is not None:
-            self.checkpointer.load_random_state()  # after what loading and the evaluation have drawn
-        norm, rate, saves = None, None, False
-        for step in range(done or 0, length.steps_per_epoch):
-            last = step == length.steps_per_epoch - 1
-            count = length.batches - step * accumulated if last else accumulated
-            stepped = self._step(self._micro_batches(batches, count))
-            if stepped is None:
-                break
-            norm, rate = stepped
-            self.state.epoch = epoch + min((step + 1) * accumulated, length.batches) / length.batches
-            self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
-            self._note_position(epoch, step + 1, length)
-            self._log_step(norm, rate, began)
-            self._evaluate_if_due()
-            if last or self.state.global_step >= length.steps or self.control.should_epoch_stop:
-                # written after the evaluation that may follow at the end of the epoch: a checkpoint from before it
-                # would, after a kill, resume behind the evaluation, which would be lost
-                saves, self.control.should_save = self.control.should_save, False
-                break
-            self._save_if_due()
-            if self.control.should_epoch_stop or self.control.should_training_stop:
-                break
-        if self.control.should_epoch_stop:  # also by the save
-            self._note_position(epoch, length.steps_per_epoch, length)
-        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-        self.control.should_save |= saves
-        self._log_step(norm, rate, began)
-        self._evaluate_if_due(saves)
-        self._save_if_due()
-
-    def _note_position(self, epoch: int, done: int, length: _Length) -> None:
-        """Notes where a resume goes on, if the steps alone do not tell it: a callback has ended an epoch early."""
-        done = length.steps_per_epoch if self.control.should_epoch_stop else done
-        where = (epoch + done // length.steps_per_epoch, done % length.steps_per_epoch)
-        self.position = None if where == divmod(self.state.global_step, length.steps_per_epoch) else where
-
-    def _micro_batches(self, batches: Iterator[Batch], count: int) -> list[Batch]:
-        """This process's batches of the next optimizer step, with their rows."""
-        if self.rollouts is not None:
-            rows = self.rollouts.step(self.state.global_step)
-            return [{**self.data_collator(some), ROWS: list(some)} for some in rows]
-        return regroup(self, list(islice(batches, count)))
-
-    def _step(self, batches: list[Batch]) -> tuple[Any, float] | None:
-        """One optimizer step; returns the norm of the gradients (None where it was skipped) and the learning rate.
-
-        Returns None where a callback stopped the run or the epoch between micro-batches: the step is not taken.
-        """
-        args, handler, strategy = self.args, self.callback_handler, self.strategy
-        assert self.schedule is not None
-        weight = torch.tensor(
-            sum(self.objective.weight(batch) for batch in batches), dtype=torch.float64, device=strategy.device
-        )
-        weight = strategy.sum(weight)
-        self.guard.begin(batches, float(weight))
-        with evaluating(self.model), self.autocast():
-            self.objective.begin_step(self.on_device(part) for batch in batches for part in parts(self, batch))
-        for number, batch in enumerate(batches):
-            if number == 0:
-                self.control = handler.on_step_begin(args, self.state, self.control)
-            else:
-                self.control = handler.on_substep_end(args, self.state, self.control)
-                if self.control.should_training_stop or self.control.should_epoch_stop:
-                    self.guard.abandon()
-                    return None
-            with strategy.no_sync(last=number == len(batches) - 1):
-                self.running_loss.sum += self.guard.micro_batch(batch, partial(self._losses, weight))
-            self._count(batch)
-        limit = args.max_grad_norm if args.max_grad_norm > 0 else math.inf
-        norm = self.guard.check(strategy.clip_gradients(self.model.parameters(), limit))
-        self.control = handler.on_pre_optimizer_step(args, self.state, self.control)
-        self.optimizer.step()
-        self.control = handler.on_optimizer_step(args, self.state, self.control)
-        rate = self.schedule.rate()  # before the schedule's step: the rate of this step
-        if not strategy.step_was_skipped():
-            self.schedule.step()
-        self.model.zero_grad()
-        self.state.global_step += 1
-        return norm, rate
-
-    def _losses(self, weight: torch.Tensor, batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """The losses of micro-batches, whose gradients are added."""
-        self.model.train()
-        if callable(switch := getattr(self.optimizer, "train", None)):  # schedule-free optimizers
-            switch()
-
-        def loss_of(batch: Batch) -> torch.Tensor:
-            return self._loss(self.on_device(batch), weight)
-
-        if len(batches) > 1 and self.runs_concurrently:
-            trained = [tensor for tensor in self.model.parameters() if tensor.requires_grad]
-            return add_gradients(self.each(partial(loss_and_gradients, loss_of, trained), batches), trained)
-        return [self._backward(loss_of(batch)) for batch in batches]
-
-    def _loss(self, batch: Batch, weight: torch.Tensor) -> torch.Tensor:
-        """The part of the step's mean loss that a micro-batch has."""
-        if self.noise is not None:
-            self.noise.expect(batch)
-        with self.autocast():
-            total = self.strategy.forward(self.objective.loss_sum, batch)
-        if not torch.isfinite(total) and self.guard.stops_at_losses:
-            raise NotFiniteError("loss", total.item(), batch["index"])
-        # DDP averages gradients over processes, and the loss is a sum over them: hence the factor
-        return total * self.strategy.world_size / weight.to(total.dtype)
-
-    def _backward(self, loss: torch.Tensor) -> torch.Tensor:
-        every = self.args.torch_empty_cache_steps
-        if every is not None and self.state.global_step % every == 0 and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        rate = self.learning_rate() if self.plan.optimizer.component.steps_in_backward else None
-        self.strategy.backward(loss, rate)
-        return loss.detach()
-
-    def _count(self, batch: Batch) -> None:
-        """Counts floating point operations, and the tokens of all sequences; a shared prefix once per sequence."""
-        self._flops += 6.0 * batch["input_ids"].numel() * self._dense
-        count = torch.tensor(tokens_read(batch), device=self.strategy.device)
-        self.state.num_input_tokens_seen += int(self.strategy.sum(count))
-
-    @cached_property
-    def _dense(self) -> int:
-        """Parameters without the embeddings."""
-        return int(self.model.num_parameters(exclude_embeddings=True))
-
     def _finish(self, metrics: dict[str, float]) -> None:
         """Logs the means of the run, and loads the best checkpoint if the plan wants that."""
         self.log(metrics)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self.checkpointer.load_best()
-        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.event("on_train_end")
         self.show_averages()
 
-    def _store_flops(self) -> None:
-        self.state.total_flos += sum(self.strategy.gather_object(self._flops))
-        self._flops = 0.0
+    def store_flops(self) -> None:
+        """Adds the operations since the last call to the state."""
+        self.state.total_flos += sum(self.strategy.gather_object(self.flops))
+        self.flops = 0.0
 
-    # ---- after a step ----
-
-    def _log_step(self, norm: Any, rate: float | None, began: float) -> None:
-        """Writes a log line if one is due."""
-        step = self.state.global_step
-        if not self.control.should_log or step <= self.running_loss.logged_step:
-            return
-        logs: dict[str, float] = {"loss": self.running_loss.drain(self.strategy, step)}
-        if norm is not None:
-            logs["grad_norm"] = norm.item() if isinstance(norm, torch.Tensor) else norm
-        logs["learning_rate"] = self.learning_rate() if rate is None else rate
-        self._store_flops()
-        self.log(logs, began)
-
-    def _evaluate_if_due(self, waiting: bool = False) -> None:
-        """Evaluates if that is due; ``waiting`` is whether a save waits for the evaluation."""
-        if self.control.should_evaluate:
-            best = self.evaluator.evaluate_in_training()
-            if self.args.save_strategy == SaveStrategy.BEST:
-                self.control.should_save = best or waiting
-
-    def _evaluate_interrupted(self) -> None:
-        """The evaluation in which the run was stopped, and the save that waited for it."""
-        self.control.should_evaluate = True
-        self._evaluate_if_due(self.control.should_save)
-        self.checkpointer.load_random_state()  # the evaluation may have drawn
-        self._save_if_due()
-
-    def _save_if_due(self) -> None:
-        if self.control.should_save:
-            self.save_checkpoint()
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self.stop_if_asked()
+    # ---- checkpoints and logs ----
 
     def save_checkpoint(self) -> None:
         """Writes a checkpoint of the current step."""
-        self._store_flops()
+        self.store_flops()
         self.checkpointer.save()
 
     def save_model(self, folder: Path | str | None = None) -> None:
@@ -581,7 +358,7 @@ class Trainer:
             # a stream is trained as one epoch of max_steps; its cursor counts the real epochs
             logs["epoch"] = self.streamed.cursor.epoch if self.streamed is not None else round(state.epoch, 6)
         if began is not None:
-            tokens = state.num_input_tokens_seen - self._tokens_before
+            tokens = state.num_input_tokens_seen - self.tokens_before
             logs["throughput"] = speed_metrics("train", began, num_tokens=tokens)["train_tokens_per_second"]
             logs["num_input_tokens_seen"] = state.num_input_tokens_seen
         if "loss" in logs:
@@ -589,7 +366,7 @@ class Trainer:
             self.metrics.training.clear()
         self.guard.correct(logs)
         state.log_history.append({**logs, "step": state.global_step})
-        self.control = self.callback_handler.on_log(self.args, state, self.control, logs)
+        self.event("on_log", logs)
 
     # ---- evaluation ----
 
@@ -601,7 +378,7 @@ class Trainer:
         """The parts of an evaluation; a signal stops the run between them."""
         for part in parts:
             yield part
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            self.event("on_prediction_step")
             if self.training:
                 self.evaluating = True
                 self.stop_if_asked()
@@ -616,27 +393,6 @@ class Trainer:
         """Means of the metrics of all processes, and what the objective derives from them."""
         found = metrics.means(self.strategy)
         return found | self.objective.derived(found)
-
-
-class _Length:
-    """The length of a run.
-
-    Attributes:
-        batches: micro-batches of an epoch and process.
-        steps_per_epoch: optimizer steps of an epoch; the last one may have fewer micro-batches.
-        steps: optimizer steps of the run.
-        epochs: epochs that the run begins.
-    """
-
-    def __init__(self, batches: int, accumulated: int, epochs: float, most: int) -> None:
-        self.batches, self.steps_per_epoch = batches, max(-(-batches // accumulated), 1)
-        self.steps = most if most > 0 else math.ceil(epochs * self.steps_per_epoch)
-        self.epochs = -(-self.steps // self.steps_per_epoch) if most > 0 else math.ceil(epochs)
-
-    @classmethod
-    def of(cls, args: Any, batches: int) -> _Length:
-        """From TrainingArguments and the length of the loader."""
-        return cls(batches, args.gradient_accumulation_steps, args.num_train_epochs, args.max_steps)
 
 
 def __getattr__(name: str) -> Any:

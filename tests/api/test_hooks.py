@@ -72,6 +72,10 @@ def test_the_hooks_of_a_run_are_called_in_their_order(run_file: Path, with_plugi
     def ft_model_ready(plan: Any, model: Any, tokenizer: Any) -> None:
         called.append(f"ft_model_ready {type(model).__name__}")
 
+    def ft_model_transforms(plan: Any) -> list[Any]:
+        called.append("ft_model_transforms")
+        return []
+
     def ft_callbacks(plan: Any) -> list[Any]:
         called.append("ft_callbacks")
         return [Callback()]
@@ -80,7 +84,7 @@ def test_the_hooks_of_a_run_are_called_in_their_order(run_file: Path, with_plugi
         called.append(f"ft_run_finished {result.output_dir.name} {'train_loss' in result.metrics}")
 
     functions = [ft_foreign_options, ft_check_plan, ft_load_tokenizer, ft_load_processor, ft_load_model]
-    functions += [ft_model_ready, ft_callbacks, ft_run_finished]
+    functions += [ft_model_ready, ft_model_transforms, ft_callbacks, ft_run_finished]
     plugins = with_plugins(acme=hooks(**{function.__name__: function for function in functions}))
     assert run(make_plan(run_file, plugins=plugins)) == 0
     assert list(dict.fromkeys(called)) == [
@@ -91,6 +95,7 @@ def test_the_hooks_of_a_run_are_called_in_their_order(run_file: Path, with_plugi
         "ft_load_model ['dtype']",
         "ft_model_ready PeftModelForCausalLM",
         "ft_callbacks",
+        "ft_model_transforms",
         "step 1",
         "step 2",
         "step 3",

@@ -60,7 +60,7 @@ def test_four_bits_are_the_numbers_of_bitsandbytes(shape: Any, dtype: Any, kind:
     layer = linear4(*shape, kind=kind, double=double, dtype=dtype)
     expected = bitsandbytes.functional.dequantize_4bit(layer.weight, layer.weight.quant_state)
     use_tables(layer)
-    assert type(layer) is CpuLinear4bit
+    assert isinstance(layer, CpuLinear4bit)
     assert layer.numbers().dtype == dtype
     assert torch.equal(layer.numbers(), expected)
 
@@ -74,7 +74,7 @@ def test_eight_bits_are_the_numbers_of_bitsandbytes() -> None:
     layer = layer.to("cpu")
     expected = bitsandbytes.functional.int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB)
     use_tables(layer)
-    assert type(layer) is CpuLinear8bit
+    assert isinstance(layer, CpuLinear8bit)
     assert torch.equal(layer.numbers(), expected)
 
 

@@ -175,8 +175,8 @@ def test_other_numbers_of_outputs_refuse_a_change() -> None:
 
 def test_slots_decide_the_order_and_what_is_skipped_says_why() -> None:
     context = Context()
-    late, early = Transform(1.0, name="late", slot=Slot.CACHE), Transform(1.0, name="early", slot=Slot.RECOMPUTE)
-    never = Transform(1.0, name="never", slot=Slot.ADAPTERS, why="no layer has an adapter")
+    late, early = Transform(1.0, name="late", slot=Slot.CACHE), Transform(1.0, name="early", slot=Slot.ADAPTERS)
+    never = Transform(1.0, name="never", slot=Slot.RECOMPUTE, why="no layer has an adapter")
     transforms = run(context, (late, "ftcore"), (never, "acme"), (early, "acme"))
     transforms.apply(until=Slot.CAPABILITIES)
     assert transforms.line == "early (2 modules) of acme"
@@ -225,11 +225,11 @@ def registered(with_plugins: Any, hooks: Any) -> Callable[..., list[tuple[str, s
 
 def test_transforms_of_plugins_come_after_those_of_the_backend(registered: Any) -> None:
     found = registered(
-        [Transform(name="fused"), Transform(name="adapters", slot=Slot.ADAPTERS)],
-        acme=lambda plan: [Transform(name="norms"), Transform(name="first", slot=Slot.RECOMPUTE)],
+        [Transform(name="fused"), Transform(name="recomputed", slot=Slot.RECOMPUTE)],
+        acme=lambda plan: [Transform(name="norms"), Transform(name="first", slot=Slot.ADAPTERS)],
         bravo=lambda: [Transform(name="gates")],
     )
-    assert found[:2] == [("first", "acme"), ("adapters", "fast")]
+    assert found[:2] == [("first", "acme"), ("recomputed", "fast")]
     assert found[2] == ("fused", "fast")
     assert sorted(found[3:]) == [("gates", "bravo"), ("norms", "acme")]
 

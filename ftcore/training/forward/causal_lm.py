@@ -71,6 +71,7 @@ class CausalLMForward:
         last: the pruned last layer (`ftcore.training.model_transforms.last_layer_pruning`); packed only.
         compiled: backend and mode of compiled layers (`ftcore.training.model_transforms.torch_compile`); None for none.
         unseen: the check of the first batch with images (`ftcore.training.forward.dependence`); None once it passed.
+        full_tensor: the whole of a weight, differentiable, where a parallel strategy shards it.
         smoothing: label smoothing of losses; log-probabilities have none.
     """
 
@@ -88,6 +89,7 @@ class CausalLMForward:
         self.compiled: tuple[str, str | None] | None = None
         self.unseen: Callable[[CausalLMForward, Batch, float], bool] | None = check_images
         self.smoothing = 0.0
+        self.full_tensor: Callable[[torch.Tensor], torch.Tensor] = _whole
         self.fused = self._head_module() is not None
         dtypes = {tensor.dtype for tensor in model.parameters()} & TOLERANCE.keys()
         self.compute_dtype = min(dtypes, key=lambda dtype: dtype.itemsize)
@@ -175,7 +177,8 @@ class CausalLMForward:
         config = self.inner.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         softcap = getattr(config, "final_logit_softcapping", None)
-        return LMHead(module.weight, module.bias, scale, softcap)
+        bias = None if module.bias is None else self.full_tensor(module.bias)
+        return LMHead(self.full_tensor(module.weight), bias, scale, softcap)
 
     def _head_module(self) -> nn.Linear | None:
         """The head where it is a plain linear layer; PEFT's trained copy of it where that is active."""
@@ -357,6 +360,11 @@ def flat_inputs(batch: Batch, kernels: Sequence[AttentionKernel] = ()) -> dict[s
     told |= {name: batch[name] for name in ("prefixes", "kv_part") if name in batch}
     told |= {"attention_kernels": kernels} if kernels else {}
     return {**told, "input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+
+
+def _whole(weight: torch.Tensor) -> torch.Tensor:
+    """A weight that no strategy shards."""
+    return weight
 
 
 _COMMON = 4

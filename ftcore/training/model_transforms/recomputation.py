@@ -46,4 +46,5 @@ class _Enabling(Change):
         self.restore = record_attributes(self.model, partial(enable_recomputation, self.model, self.arguments))
 
     def undo(self) -> None:
+        self.model.disable_input_require_grads()  # hooks of embeddings, which enabling registers
         self.restore()

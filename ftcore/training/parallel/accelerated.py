@@ -43,9 +43,6 @@ class SingleProcess:
         self.accelerator = Accelerator(
             mixed_precision=precision, gradient_accumulation_plugin=plugin, kwargs_handlers=list(handlers)
         )
-        # accelerate shares this among all Accelerators of a process, and optimizers do not step while it is False, as
-        # another trainer may have left it that was stopped between micro-batches
-        self.accelerator.sync_gradients = True
         self._autocast = AutocastKwargs()
 
     @property
@@ -97,6 +94,12 @@ class SingleProcess:
     def mean(self, value: torch.Tensor) -> float:
         """The mean over all processes."""
         return float(self.accelerator.gather(value).mean())
+
+    def total(self, number: float) -> float:
+        """The sum of a number over all processes, in float64."""
+        if self.world_size == 1:
+            return number
+        return float(self.sum(torch.tensor(number, dtype=torch.float64, device=self.device)))
 
     def max(self, number: int) -> int:
         """The largest number of all processes."""

@@ -74,6 +74,9 @@ class ParallelStrategy(Protocol):
     def mean(self, value: torch.Tensor) -> float:
         """The mean of a scalar over all processes."""
 
+    def total(self, number: float) -> float:
+        """The sum of a number over all processes."""
+
     def max(self, number: int) -> int:
         """The largest number of all processes."""
 

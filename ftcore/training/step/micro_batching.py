@@ -34,7 +34,7 @@ def micro_batch_tokens(trainer: TrainingContext) -> int | None:
     alone = trainer.strategy.splits_batches
     if not (alone and trainer.loss_is_additive and getattr(trainer.scorer, "packed", False)):
         return None
-    return trainer.plan.training.pass_tokens(trainer.plan.traits.pass_tokens)
+    return trainer.pass_tokens
 
 
 def split_micro_batches(trainer: TrainingContext, batch: Batch, most: int | None) -> Split:

@@ -29,6 +29,8 @@ from bitsandbytes import functional
 from torch.autograd import Function
 from torch.nn.functional import linear
 
+from ftcore.training.model_transforms.patching import replace_class
+
 CHUNK = 1 << 18
 """Bytes of 4-bit storage per table look-up: a megabyte of indices, two megabytes of numbers."""
 INT8_STEP = 7.874015718698502e-3
@@ -69,9 +71,11 @@ def _apply(layer: CpuLinear4bit | CpuLinear8bit, x: torch.Tensor) -> torch.Tenso
     return cast("torch.Tensor", _FrozenLinear.apply(x, layer))
 
 
-class CpuLinear4bit(bitsandbytes.nn.Linear4bit):
-    """NF4 or FP4; see `use_tables`."""
+class CpuLinear4bit:
+    """NF4 or FP4, the forward of a replaced ``Linear4bit``; see `use_tables`."""
 
+    weight: Any
+    bias: Any
     buffer: Buffer
     pairs: torch.Tensor
     """For each of 256 bytes its two unscaled float32 numbers, viewed as one float64."""
@@ -99,9 +103,12 @@ class CpuLinear4bit(bitsandbytes.nn.Linear4bit):
         return numbers.view(state.shape).to(state.dtype)
 
 
-class CpuLinear8bit(bitsandbytes.nn.Linear8bitLt):
-    """Eight bits with a scale per row; see `use_tables`."""
+class CpuLinear8bit:
+    """Eight bits with a scale per row, the forward of a replaced ``Linear8bitLt``; see `use_tables`."""
 
+    weight: Any
+    bias: Any
+    state: Any
     buffer: Buffer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -135,12 +142,10 @@ def use_tables(model: torch.nn.Module) -> None:
     for layer in model.modules():
         if type(layer) is bitsandbytes.nn.Linear4bit and layer.weight.device.type == "cpu":
             state = layer.weight.quant_state
-            layer.__class__ = CpuLinear4bit
-            layer.buffer = buffer
-            layer.pairs = tables.setdefault(state.quant_type, _pairs(state.code))
+            pairs = tables.setdefault(state.quant_type, _pairs(state.code))
+            replace_class(layer, CpuLinear4bit, buffer=buffer, pairs=pairs)
         elif type(layer) is bitsandbytes.nn.Linear8bitLt and layer.weight.device.type == "cpu":
-            layer.__class__ = CpuLinear8bit
-            layer.buffer = buffer
+            replace_class(layer, CpuLinear8bit, buffer=buffer)
 
 
 def _pairs(code: torch.Tensor) -> torch.Tensor:

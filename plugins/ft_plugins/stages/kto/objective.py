@@ -167,8 +167,9 @@ class FeedbackObjective(Objective):
             gains = _logps(self.scorer, batch["mismatched"]) - batch["reference"][:, 1]
             return torch.stack([(gains * batch["row_weights"]).sum(), batch["row_weights"].sum()])
 
-        for gain in self.context.each(gained, batches):
-            sums += gain
+        with self.context.estimating():
+            for gain in self.context.each(gained, batches):
+                sums += gain
         total, weight = self.context.strategy.sum(sums).tolist()
         return max(total / weight, 0.0) if weight else 0.0
 
