@@ -102,6 +102,7 @@ class CheckpointedTrainer(TrainingContext, Protocol):
         callback_handler, control: of transformers.
         phase: records the run's phase.
         evaluating: whether an evaluation is running; a resume from a checkpoint of that moment evaluates first.
+        position: epoch and steps of it from which a resume goes on, after an epoch that ended early; else None.
         streamed: the batches of a stream; None for other data.
         rollouts: the rows made during training; None for other objectives.
         schedule: the learning rate schedule; None before training.
@@ -113,6 +114,7 @@ class CheckpointedTrainer(TrainingContext, Protocol):
     control: Any
     phase: Callable[[str], AbstractContextManager[Any]]
     evaluating: bool
+    position: tuple[int, int] | None
     streamed: Any
     rollouts: Any
     schedule: Any
@@ -124,9 +126,11 @@ class EvaluatedTrainer(CheckpointedTrainer, Protocol):
 
     Attributes:
         loaders: makes loaders; see `ftcore.training.batching.loaders`.
+        memory: transformers' TrainerMemoryTracker.
     """
 
     loaders: Any
+    memory: Any
 
     def event(self, name: str, *given: Any) -> None:
         """Tells the callbacks of an event."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.trainer_utils import SaveStrategy, TrainerMemoryTracker, speed_metrics
+from transformers.trainer_utils import SaveStrategy, speed_metrics
 
 from ftcore.errors import RunError
 from ftcore.training.batching.collators import Batch
@@ -27,7 +27,6 @@ class Evaluator:
 
     def __init__(self, trainer: EvaluatedTrainer) -> None:
         self.trainer = trainer
-        self._memory = TrainerMemoryTracker(trainer.args.skip_memory_metrics)
 
     def evaluate(self, rows: Any, prefix: str = "eval") -> dict[str, float]:
         """``eval_loss``, the means of the metrics that it logs, and its speed; of each set, where there are several.
@@ -37,16 +36,18 @@ class Evaluator:
             prefix: of the names of the metrics.
 
         Raises:
-            RunError: no token has a label.
+            RunError: there are no rows, or no token has a label.
         """
         if isinstance(rows, dict):
             every: dict[str, float] = {}
             for name, some in rows.items():
                 every |= self.evaluate(some, f"{prefix}_{name}")
             return every
-        self._memory.start()
-        began = time.time()
         trainer, objective = self.trainer, self.trainer.objective
+        if rows is None:
+            raise RunError("there is no data to evaluate: write eval_dataset, or val_size")
+        trainer.memory.start()  # nothing within a training, whose memory is measured
+        began = time.time()
         loader = trainer.loaders.evaluation(rows, trainer.data_collator)
         trainer.callback_handler.eval_dataloader = loader
         trainer.model.eval()
@@ -61,7 +62,7 @@ class Evaluator:
         metrics |= speed_metrics(prefix, began, num_samples=len(rows), num_steps=math.ceil(len(rows) / size))
         trainer.log(metrics)
         trainer.event("on_evaluate", metrics)
-        self._memory.stop_and_update_metrics(metrics)  # which goes by the name of this function
+        trainer.memory.stop_and_update_metrics(metrics)  # which goes by the name of this function
         return metrics
 
     def _mean_loss(self, loader: EpochLoader) -> float:

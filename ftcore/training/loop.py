@@ -47,6 +47,9 @@ class TrainingLoop:
         args = trainer.args
         if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
             DebugUnderflowOverflow(trainer.model)
+        trainer.evaluating, trainer.flops = False, 0.0  # an earlier call may have ended in an error
+        trainer.metrics.training.clear()
+        trainer.guard.restart()
         loader = trainer.train_loader()
         trainer.streamed = loader.batches if isinstance(loader, StreamLoader) else None
         length = RunLength.of(args, len(loader))
@@ -61,17 +64,19 @@ class TrainingLoop:
         trainer.model.zero_grad()
         refuse_occupied(trainer.plan.output_dir, args, trainer.state)
         trainer.event("on_train_begin")
+        trainer.position = None
         if resumed is not None and snapshots.load_progress(trainer, resumed):
-            trainer.evaluator.evaluate_in_training()
+            self._evaluate_interrupted()
         elif resumed is None and args.eval_on_start:
             trainer.evaluate()
-        for epoch in range(trainer.state.global_step // length.steps_per_epoch, length.epochs):
-            trainer.event("on_epoch_begin")
+        first, done = trainer.position or divmod(trainer.state.global_step, length.steps_per_epoch)
+        for epoch in range(first, length.epochs):
             if trainer.state.global_step >= length.steps or trainer.control.should_training_stop:
-                break  # a resumed finished run takes no further step
-            self._run_epoch(loader, epoch, length, began)
+                break  # a run that is finished, or stopped before its first step, takes no further step
+            trainer.event("on_epoch_begin")
             if trainer.control.should_training_stop:
                 break
+            self._run_epoch(loader, epoch, done if epoch == first else None, length, began)
         done = trainer.state.global_step - trainer.running_loss.first_step
         # the guard replaces the number of rows by that of the rows that were read
         metrics: dict[str, float] = speed_metrics("train", began, num_samples=done, num_steps=done)
@@ -103,22 +108,27 @@ class TrainingLoop:
         if resumed is not None:
             snapshots.load_snapshot(trainer, resumed)
 
-    def _run_epoch(self, loader: EpochLoader | StreamLoader, epoch: int, length: RunLength, began: float) -> None:
-        """The steps of an epoch, after those that the checkpoint had done."""
+    def _run_epoch(
+        self, loader: EpochLoader | StreamLoader, epoch: int, done: int | None, length: RunLength, began: float
+    ) -> None:
+        """The steps of an epoch, after those that are ``done``; None for an epoch that is not this process's first."""
         trainer = self.trainer
         accumulated = trainer.args.gradient_accumulation_steps
-        done = trainer.state.global_step % length.steps_per_epoch
-        loader.set_epoch(epoch, done * accumulated)
+        loader.set_epoch(epoch, (done or 0) * accumulated)
         batches = iter(()) if trainer.rollouts is not None else iter(loader)
-        if trainer.state.global_step == trainer.running_loss.first_step:
+        if done is not None:
             trainer.checkpointer.load_random_state()  # after what loading and the evaluation have drawn
         norm, rate, saves = None, None, False
-        for step in range(done, length.steps_per_epoch):
+        for step in range(done or 0, length.steps_per_epoch):
             last = step == length.steps_per_epoch - 1
             count = length.batches - step * accumulated if last else accumulated
-            norm, rate = self._step(self._micro_batches(batches, count))
+            stepped = self._step(self._micro_batches(batches, count))
+            if stepped is None:
+                break
+            norm, rate = stepped
             trainer.state.epoch = epoch + min((step + 1) * accumulated, length.batches) / length.batches
             trainer.event("on_step_end")
+            self._note_position(epoch, step + 1, length)
             self._log_step(norm, rate, began)
             self._evaluate_if_due()
             if last or trainer.state.global_step >= length.steps or trainer.control.should_epoch_stop:
@@ -127,13 +137,22 @@ class TrainingLoop:
                 saves, trainer.control.should_save = trainer.control.should_save, False
                 break
             self._save_if_due()
-            if trainer.control.should_training_stop:
+            if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
                 break
+        if trainer.control.should_epoch_stop:  # also by the save
+            self._note_position(epoch, length.steps_per_epoch, length)
         trainer.event("on_epoch_end")
         trainer.control.should_save |= saves
         self._log_step(norm, rate, began)
-        self._evaluate_if_due()
+        self._evaluate_if_due(saves)
         self._save_if_due()
+
+    def _note_position(self, epoch: int, done: int, length: RunLength) -> None:
+        """Notes where a resume goes on, if the steps alone do not tell it: a callback has ended an epoch early."""
+        trainer = self.trainer
+        done = length.steps_per_epoch if trainer.control.should_epoch_stop else done
+        where = (epoch + done // length.steps_per_epoch, done % length.steps_per_epoch)
+        trainer.position = None if where == divmod(trainer.state.global_step, length.steps_per_epoch) else where
 
     def _micro_batches(self, batches: Iterator[Batch], count: int) -> list[Batch]:
         """This process's batches of the next optimizer step, with their rows."""
@@ -143,9 +162,13 @@ class TrainingLoop:
             return [{**trainer.data_collator(some), ROWS: list(some)} for some in rows]
         return regroup(trainer, list(islice(batches, count)))
 
-    def _step(self, batches: list[Batch]) -> tuple[Any, float]:
-        """One optimizer step; returns the norm of the gradients (None where it was skipped) and the learning rate."""
+    def _step(self, batches: list[Batch]) -> tuple[Any, float] | None:
+        """One optimizer step; returns the norm of the gradients (None where it was skipped) and the learning rate.
+
+        Returns None where a callback stopped the run or the epoch between micro-batches: the step is not taken.
+        """
         trainer = self.trainer
+        before = trainer.flops, trainer.state.num_input_tokens_seen
         args, strategy = trainer.args, trainer.strategy
         assert trainer.schedule is not None
         total = strategy.total(sum(trainer.objective.weight(batch) for batch in batches))
@@ -155,6 +178,10 @@ class TrainingLoop:
         self._count(batches)
         for number, batch in enumerate(batches):
             trainer.event("on_substep_end" if number else "on_step_begin")
+            if number and (trainer.control.should_training_stop or trainer.control.should_epoch_stop):
+                trainer.guard.abandon()
+                trainer.flops, trainer.state.num_input_tokens_seen = before
+                return None
             with strategy.no_sync(last=number == len(batches) - 1):
                 trainer.running_loss.sum += trainer.guard.micro_batch(batch, partial(self._losses, weight))
         limit = args.max_grad_norm if args.max_grad_norm > 0 else math.inf
@@ -229,12 +256,21 @@ class TrainingLoop:
         trainer.store_flops()
         trainer.log(logs, began)
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_if_due(self, waiting: bool = False) -> None:
+        """Evaluates if that is due; ``waiting`` is whether a save waits for the evaluation."""
         trainer = self.trainer
         if trainer.control.should_evaluate:
             best = trainer.evaluator.evaluate_in_training()
             if trainer.args.save_strategy == SaveStrategy.BEST:
-                trainer.control.should_save = best
+                trainer.control.should_save = best or waiting
+
+    def _evaluate_interrupted(self) -> None:
+        """The evaluation in which the run was stopped, and the save that waited for it."""
+        trainer = self.trainer
+        trainer.control.should_evaluate = True
+        self._evaluate_if_due(trainer.control.should_save)
+        trainer.checkpointer.load_random_state()  # the evaluation may have drawn
+        self._save_if_due()
 
     def _save_if_due(self) -> None:
         trainer = self.trainer

@@ -87,8 +87,8 @@ class Trainer:
         self.args = args = training_arguments(plan)
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
         self.strategy = strategy_of(args, self.model, plan.gradient_checkpointing)
-        self._memory = TrainerMemoryTracker(args.skip_memory_metrics)
-        self._memory.start()
+        self.memory = TrainerMemoryTracker(args.skip_memory_metrics)  # tells its caller by the function's name
+        self.memory.start()
         transformers_logging.set_verbosity(args.get_process_log_level())
         if (
             getattr(self.model, "quantization_method", None) != "bitsandbytes"
@@ -100,6 +100,7 @@ class Trainer:
         self.schedule: Schedule | None = None
         self.executor: MicroBatchExecutor = SequentialExecutor()
         self.evaluating = self.training = False
+        self.position: tuple[int, int] | None = None
         self.flops = 0.0
         self.tokens_before = 0
         self.rollouts: RolloutBuffer | None = None
@@ -118,7 +119,7 @@ class Trainer:
             self.train_dataset, self.eval_dataset = add_reference_logprobs(
                 self, objective.reference_metric, sets, objective.load_reference
             )
-        self._memory.stop_and_update_metrics()
+        self.memory.stop_and_update_metrics()
 
     # ---- set-up ----
 
@@ -260,14 +261,17 @@ class Trainer:
             RunError: a loss or gradient is not finite, memory does not suffice, or a checkpoint cannot be written.
             UsageError: the checkpoint is that of another run, or no token has a label.
         """
-        self._memory.start()
         self._check_labels()
         resumed = self.checkpointer.start(resume_from_checkpoint or self.plan.training.resume_from_checkpoint)
         self.training = True
+        metrics: dict[str, float] = {}
+        self.memory.start()
         try:
             with self.signals:
-                metrics = TrainingLoop(self).run(resumed)
-                self._memory.stop_and_update_metrics(metrics)  # which goes by the name of this function
+                try:
+                    metrics = TrainingLoop(self).run(resumed)
+                finally:
+                    self.memory.stop_and_update_metrics(metrics)
                 self._finish(metrics)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error, self.backend):
@@ -276,8 +280,10 @@ class Trainer:
         finally:
             self.training = False
             self.reports.close()
-        if "train_loss" not in metrics and self.strategy.is_main:
-            self.reports.info(f"{resumed} is the last step of this run: nothing left to train")
+        if self.state.global_step == self.running_loss.first_step and self.strategy.is_main:
+            stopped = "a callback stopped the run before its first step"
+            done = f"{resumed} is the last step of this run: nothing left to train"
+            self.reports.info(stopped if resumed is None else done)
         if (line := stopped_early(self)) and self.strategy.is_main:
             self.reports.info(line)
         return TrainOutput(self.state.global_step, metrics.get("train_loss", 0.0), metrics)

@@ -34,6 +34,7 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
+        self.received = None
         for number in _heeded():
             self._before[number] = signal.signal(number, self._note)
         return self

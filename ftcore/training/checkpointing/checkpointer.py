@@ -59,6 +59,7 @@ class Checkpointer:
             RunError: the disk has no room for a checkpoint.
         """
         trainer, plan = self.trainer, self.plan
+        self.saved = 0
         self.setting = snapshots.run_fingerprint(
             plan, trainer.tokenizer, trainer.train_dataset, trainer.strategy.world_size
         )
@@ -188,13 +189,16 @@ class Checkpointer:
     def _restore_callbacks(self, state: TrainerState) -> None:
         """Replaces stateful callbacks by copies with the state of the checkpoint, as transformers does."""
         callbacks = self.trainer.callback_handler.callbacks
+        empty: dict[str, Any] = {"args": {}, "attributes": {}}
         for name, stored in state.stateful_callbacks.items():
-            waiting = list(stored) if isinstance(stored, list) else [stored]
+            waiting = [empty | some for some in (stored if isinstance(stored, list) else [stored])]
             for place, callback in enumerate(callbacks):
                 if waiting and type(callback).__name__ == name and isinstance(callback, ExportableState):
                     callbacks[place] = type(callback).from_state(waiting.pop(0))
             if waiting and name == TrainerControl.__name__:
                 self.trainer.control = TrainerControl.from_state(waiting.pop(0))
+            elif len(waiting) == len(stored if isinstance(stored, list) else [stored]):
+                self.trainer.reports.info(f"the checkpoint holds the state of {name}, a callback that this run lacks")
 
 
 def refuse_occupied(folder: Path, args: Any, state: TrainerState) -> None:

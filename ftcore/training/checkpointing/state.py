@@ -109,6 +109,8 @@ def save_snapshot(trainer: Any, folder: Path) -> None:
         progress["cursor"] = tuple(trainer.streamed.cursor)
     if trainer.rollouts is not None:
         progress["rollout"] = trainer.rollouts.rows
+    if trainer.position is not None:
+        progress["position"] = trainer.position
     save_pytree(folder, "progress", progress)
     if extra := trainer.objective.state():
         save_pytree(folder, "extra", extra)
@@ -145,6 +147,7 @@ def load_progress(trainer: Any, folder: Path) -> bool:
     if (kept := _backend_state(progress, trainer.backend)) is not None:
         trainer.backend.load_state_dict(kept)
     loss.logged_step = progress["logged"]
+    trainer.position = progress.get("position")
     restore_frozen_layers(trainer, progress.get("prefix", False))
     if trainer.streamed is not None:
         number = trainer.state.global_step * trainer.args.gradient_accumulation_steps

@@ -43,6 +43,9 @@ class SingleProcess:
         self.accelerator = Accelerator(
             mixed_precision=precision, gradient_accumulation_plugin=plugin, kwargs_handlers=list(handlers)
         )
+        # accelerate shares this among all Accelerators of a process, and optimizers do not step while it is False, as
+        # another trainer may have left it that was stopped between micro-batches
+        self.accelerator.sync_gradients = True
         self._autocast = AutocastKwargs()
 
     @property

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _SAVED = {name: name for name in ("skipped", "since_logged", "steps_since_logged")} | {"max_rows": "most"}
 """Attribute -> its key in a checkpoint."""
 
+_COUNTS = ("untrained", "since_logged", "steps_since_logged", "rows_seen")
+"""What a step adds to when it begins."""
+
 
 class NotFiniteError(Exception):
     """A loss, gradient or learning rate is NaN or infinite: the optimizer must not step."""
@@ -49,9 +52,14 @@ class StepGuard:
         self.trainer = trainer
         self.device = trainer.strategy.device
         self.max_rows: int | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from 0, for a new call of the training; the memory is the same, and so is `max_rows`."""
         self.skipped = self.untrained = self.rows_seen = 0
-        self.since_logged, self.steps_since_logged = 0, 0
+        self.since_logged = self.steps_since_logged = 0
         self._batches: list[Batch] = []
+        self._counts: Mapping[str, int] = {}
         self.rows_in_step: list[int] = []
         self._skipping = False
 
@@ -70,6 +78,7 @@ class StepGuard:
 
     def begin(self, batches: Sequence[Batch], weight: float) -> None:
         """Starts an optimizer step over these micro-batches; ``weight`` is the total weight of their labels."""
+        self._counts = {name: getattr(self, name) for name in _COUNTS}
         self._batches, self._skipping = [], False
         self.rows_in_step = [index for batch in batches for index in batch["index"]]
         self.rows_seen += sum(index >= 0 for index in self.rows_in_step)
@@ -170,12 +179,24 @@ class StepGuard:
             also = f" (skipped before: {self.skipped})" if self.skipped else ""
             raise RunError(f"{message}; the weights were not updated{also}")
         self.skipped += 1
+        self._forget()
+        self._mark_skipped()
+        trainer.reports.info(f"{message}; the step is skipped ({self.skipped} of at most {options.max_skipped_steps})")
+
+    def abandon(self) -> None:
+        """Ends the step before the optimizer steps, as if it had not begun."""
+        if self._batches:
+            self._forget()
+        for name, count in self._counts.items():
+            setattr(self, name, count)
+
+    def _forget(self) -> None:
+        """Removes the step's gradients, losses and metrics."""
+        trainer = self.trainer
         trainer.model.zero_grad()
         loss, sums, _ = self._before
         trainer.running_loss.sum.copy_(loss)
         trainer.metrics.training.sums = dict(sums)
-        self._mark_skipped()
-        trainer.reports.info(f"{message}; the step is skipped ({self.skipped} of at most {options.max_skipped_steps})")
 
     def _mark_skipped(self) -> None:
         """Marks the step as skipped. Without gradients the optimizer changes no parameter and no moment."""
