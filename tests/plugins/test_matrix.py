@@ -106,6 +106,7 @@ def trained(tiny_model_dir: Path, rows: Path, tmp_path: Path) -> Callable[..., A
         order = [batch["index"] for batch in trainer.train_loader()][:3]
         batches = [[state.data.train[row] for row in rows] for rows in order]
         trainer.train()
+        trainer.transforms.undo()  # the model that is loaded again has plain layers
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         return SimpleNamespace(plan=plan, model=state.model, before=before, losses=losses, batches=batches)
 
