@@ -108,10 +108,10 @@ def test_what_it_says() -> None:
         "1.65 GB for 2 rows, 2 sequences each, of 100 tokens on average: weights 538 MB, trained parameters 9.77 MB, "
         "gradients 9.77 MB, optimizer state 19.5 MB, activations 529 MB, logits chunk 68.9 MB, runtime 482 MB"
     )
-    assert found.largest == "runtime"
+    assert found.largest == "weights"
     assert found.as_dict() == {
         "total": found.total,
-        "largest": "runtime",
+        "largest": "weights",
         "terms": dict(found.terms),
         "note": "2 rows, 2 sequences each, of 100 tokens on average",
     }
