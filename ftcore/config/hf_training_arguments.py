@@ -1,7 +1,6 @@
 """The fields of ``transformers.Seq2SeqTrainingArguments``, without importing transformers, which takes seconds.
 
-``hf_training_arguments.json`` is written by ``docs/generate.py`` and a test keeps it equal to the installed
-transformers.
+``docs/generate.py`` writes ``hf_training_arguments.json``; a test compares it where transformers is of constraints.txt.
 """
 
 from __future__ import annotations

@@ -93,6 +93,7 @@ KINDS: Mapping[str, Kind] = {
         config={"text_config.head_dim": 8, "text_config.rope_parameters": _ROPE},
         frame="<image_start_token>{}<image_end_token>",
     ),
+    "hy_v4_vl": Kind(),
     "qwen4_exp": Kind(
         config={
             "text_config.indexer_n_heads": 2,

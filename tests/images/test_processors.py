@@ -57,7 +57,10 @@ def _processor(name: str) -> Any:
     found = listed.get("pil") if isinstance(listed, Mapping) else listed
     if not found:
         return None
-    images = image_classes.get_image_processor_class_from_name(found)(**IMAGES.get(name, {}))
+    try:
+        images = image_classes.get_image_processor_class_from_name(found)(**IMAGES.get(name, {}))
+    except ImportError:  # torchvision, which one of transformers 5.21 wants although it reads by Pillow
+        return None
     for key, value in IMAGES.get(name, {}).items():
         setattr(images, key, value)
     tokens = {"image_token": "<|image_token|>"}

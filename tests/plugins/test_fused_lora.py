@@ -14,6 +14,7 @@ from ft_plugins.backends.cpu.fused_layers import fuse_layers
 from ft_plugins.backends.cpu.fused_lora import Frozen, FusedAdapters, FusedLora, _Adapted, fuse
 from ft_plugins.backends.cpu.matmul import MatmulChoice
 from ftcore.training.model_transforms.apply import ModelTransforms, RegisteredTransform
+from ftcore.training.model_transforms.recomputation import enable_recomputation
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's own
 
@@ -152,7 +153,7 @@ def test_recomputed_layers_keep_nothing() -> None:
     model = adapted()
     loss, gradients = step(model)
     fuse(model)
-    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    enable_recomputation(model.get_base_model())
     own_loss, own = step(model)
     assert torch.allclose(own_loss, loss)
     assert all(torch.allclose(own[name], gradient) for name, gradient in gradients.items())

@@ -16,6 +16,7 @@ from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.forward.reward import RewardForward
 from ftcore.training.model_transforms.comparing import apply_changes
 from ftcore.training.model_transforms.last_layer_pruning import LastLayerPruning, PrunedLastLayer
+from ftcore.training.model_transforms.recomputation import enable_recomputation
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's
@@ -164,7 +165,7 @@ def test_with_lora_and_layers_computed_again() -> None:
     loss, gradients = step(scorer, batch)
     prune_last_layer(scorer)
     assert scorer.last is not None
-    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    enable_recomputation(model.get_base_model())
     own_loss, own = step(scorer, batch)
     assert own_loss.item() == pytest.approx(loss.item(), rel=1e-6)
     for name, gradient in gradients.items():

@@ -24,6 +24,7 @@ from ftcore.training.batching.shared_prefix import PrefixSharingCollator, longes
 from ftcore.training.cost_model.prefix import AlwaysShare, PrefixCost, sharing_rule
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.forward.reward import RewardForward
+from ftcore.training.model_transforms.recomputation import enable_recomputation
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21's
@@ -193,7 +194,7 @@ def test_with_activations_computed_again(small_models: Any, gradient_norm: Any) 
         scorer = CausalLMForward(model, CpuRuntime())
         scorer.probe_capabilities()
         if again:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            enable_recomputation(model)
         scorer.logps(share_prefixes(collate_pairs(pairs()), AlwaysShare())).sum().backward()
         norms.append(gradient_norm(model))
     assert norms[0] == pytest.approx(norms[1], rel=1e-12)

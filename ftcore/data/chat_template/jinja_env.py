@@ -7,13 +7,14 @@ alpaca row, 70 us of which are the template (smollm2, transformers 5.23). A test
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
 import jinja2
-from transformers.utils.chat_template_utils import _compile_jinja_template, _plain_template_data
+import numpy as np
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from ftcore.data.chat_template.limits import Guard, LimitError, compiled, watch_calls
 from ftcore.errors import Problem, RowError, UsageError
@@ -40,7 +41,7 @@ class Compiled:
         self, source: str, variables: Mapping[str, Any], name: str = "the chat template", where: str = ""
     ) -> None:
         self.source, self._name, self._where = source, name, where
-        self._variables = {**_plain_template_data(dict(variables)), "documents": None}
+        self._variables = {**plain_data(dict(variables)), "documents": None}
         self._guard = Guard()
         self.marked = bool(_GENERATION.search(source))
 
@@ -70,7 +71,7 @@ class Compiled:
         try:
             values = {
                 "messages": [_plain(message) for message in messages],
-                "tools": _plain_template_data(list(tools)) or None,
+                "tools": plain_data(list(tools)) or None,
                 "add_generation_prompt": prompt,
                 **self._variables,
                 **more,
@@ -149,7 +150,34 @@ _OF_DICTS = frozenset(dir(dict))
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message as transformers passes it to templates: JSON values, and reasoning under both names."""
-    plain = {key: value if type(value) is str else _plain_template_data(value) for key, value in message.items()}
+    plain = {key: value if type(value) is str else plain_data(value) for key, value in message.items()}
     if "reasoning_content" in plain:
         plain = {"thinking": plain["reasoning_content"], **plain}
     return plain
+
+
+_PLAIN: tuple[tuple[type, Callable[[Any], Any]], ...]
+_PLAIN = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
+"""Of a subclass's value, such as a number that ruamel.yaml reads, the value of the plain type."""
+
+
+def plain_data(value: Any) -> Any:
+    """A value of JSON in plain types, as transformers gives it to a template since 5.22.
+
+    The sandbox does not know the methods of other types, some of which write files. What is not of JSON becomes the
+    name of its type, such as ``<bytes>``.
+    """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind, plain in _PLAIN:
+        if isinstance(value, kind):
+            return plain(value)
+    if isinstance(value, Mapping):
+        return {plain_data(key): plain_data(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_data(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(plain_data(item) for item in value)
+    if isinstance(value, np.generic):
+        return plain_data(value.item())
+    return f"<{type(value).__name__}>"

@@ -86,7 +86,7 @@ class _Pruning(Change):
             inputs["labelled"] = _READ
         with evaluating(scorer.model):
             places = decoder.rotary_emb(x, inputs["position_ids"])
-            made = self.layer(x, attention_mask=None, position_embeddings=places, past_key_values=None, **inputs)
+            made = self.layer(x, attention_mask=None, position_embeddings=places, **inputs)
         if not isinstance(made, torch.Tensor):
             raise NotComparableError("the last layer does not return one tensor")
         return [Output("the last layer", made if pruned else made[:, _READ], TOLERANCE[scorer.compute_dtype])]

@@ -58,6 +58,10 @@ class _Row:
     told: dict[str, Any]
 
 
+_CACHES = ("past_key_values", "cache")
+"""Names of a layer's argument for keys and values of earlier tokens: the second since transformers 5.24."""
+
+
 class CompiledLayer:
     """A layer with a compiled forward, except in generation.
 
@@ -69,7 +73,7 @@ class CompiledLayer:
     _ft_named: frozenset[str]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("past_key_values") is not None or torch.is_inference_mode_enabled():
+        if any(kwargs.get(name) is not None for name in _CACHES) or torch.is_inference_mode_enabled():
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         if told := {name: kwargs.pop(name) for name in (kwargs.keys() & _TOLD) - self._ft_named}:
             kwargs[_ROW] = _Row(told)

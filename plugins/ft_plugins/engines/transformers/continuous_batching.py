@@ -74,8 +74,10 @@ class ContinuousSession(Session):
         self._rows: list[_Row] = []
         self._added = 0
         base = getattr(self.model, "get_base_model", lambda: self.model)()
+        known = inspect.signature(type(base).forward).parameters
         # computes the logits of the last token only
-        self._last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._cache = "cache" if "cache" in known else "past_key_values"  # its name since transformers 5.24, and before
 
     def add(self, prompt: Prompt, logprobs: int | None = None) -> int:
         """See `Session.add`."""
@@ -106,7 +108,7 @@ class ContinuousSession(Session):
         try:
             cache = self.memory.fresh()
             ids = torch.tensor([first.ids], device=self.model.device)
-            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self._last)
+            out = self.model(input_ids=ids, use_cache=True, **{self._cache: cache}, **self._last)
             self.memory.add(cache, len(first.ids), len(same))
         except Exception as error:
             return [Refused(row.task.index, error) for row in same]
@@ -143,7 +145,7 @@ class ContinuousSession(Session):
                 "attention_mask": memory.mask(device),
                 "position_ids": torch.tensor(memory.lengths, device=device)[:, None],
             }
-            out = self.model(**inputs, past_key_values=memory.cache, use_cache=True, **self._last)
+            out = self.model(**inputs, use_cache=True, **{self._cache: memory.cache}, **self._last)
             scores = out.logits[:, -1].float()
         except Exception:
             memory.undo_pass()

@@ -21,6 +21,7 @@ from ft_plugins.backends.cpu.fused_layers import (
     fuse_layers,
 )
 from ft_plugins.backends.cpu.matmul import MatmulChoice
+from ftcore.training.model_transforms.recomputation import enable_recomputation
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -90,7 +91,7 @@ def test_recomputation_of_layers_goes_with_it() -> None:
     model = model_of("llama")
     loss, gradients = step(model)
     fuse_layers(model)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_recomputation(model)
     own_loss, own = step(model)
     assert own_loss.item() == pytest.approx(loss.item(), rel=1e-6)
     assert all((own[name] - one).norm() <= 2e-5 * one.norm() for name, one in gradients.items())
