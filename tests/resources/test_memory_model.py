@@ -65,8 +65,8 @@ def test_lora_of_smollm2() -> None:
         "activations": 744,
         "heap holes": 288,
         "logits chunk": 9,
-        "runtime": 482,
-        "total": 2091,
+        "runtime": 566,
+        "total": 2175,
     }
 
 
@@ -79,8 +79,8 @@ def test_all_of_smollm2() -> None:
         "activations": 740,
         "heap holes": 430,
         "logits chunk": 185,
-        "runtime": 482,
-        "total": 3451,
+        "runtime": 566,
+        "total": 3535,
     }
 
 
@@ -105,13 +105,13 @@ def test_what_changes_it() -> None:
 def test_what_it_says() -> None:
     found = estimate(ARCH, replace(LORA, sequences_per_row=2, tokens_per_row=100, device=GPU))
     assert str(found) == (
-        "1.65 GB for 2 rows, 2 sequences each, of 100 tokens on average: weights 538 MB, trained parameters 9.77 MB, "
-        "gradients 9.77 MB, optimizer state 19.5 MB, activations 529 MB, logits chunk 68.9 MB, runtime 482 MB"
+        "1.73 GB for 2 rows, 2 sequences each, of 100 tokens on average: weights 538 MB, trained parameters 9.77 MB, "
+        "gradients 9.77 MB, optimizer state 19.5 MB, activations 529 MB, logits chunk 68.9 MB, runtime 566 MB"
     )
-    assert found.largest == "weights"
+    assert found.largest == "runtime"
     assert found.as_dict() == {
         "total": found.total,
-        "largest": "weights",
+        "largest": "runtime",
         "terms": dict(found.terms),
         "note": "2 rows, 2 sequences each, of 100 tokens on average",
     }
@@ -236,6 +236,8 @@ from ftcore.training.batching.collators import collate
 from ft_plugins.backends.cpu.fused_layers import fuse_layers
 from ft_plugins.backends.cpu.runtime import CpuRuntime
 from ftcore.training.forward.causal_lm import CausalLMForward
+import peft
+start = re.search(r"VmRSS:\s+(\d+) kB", open("/proc/self/status").read())
 model = LlamaForCausalLM(LlamaConfig(**config))
 if adapter:
     from peft import LoraConfig, get_peft_model
@@ -257,7 +259,7 @@ for _ in range(2):
     optimizer.zero_grad()
 # ru_maxrss begins at what the process that started this one takes, 1.87 GB after 2,000 tests
 peak = re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())
-print(sum(tensor.numel() for tensor in trained), int(peak[1]) * 1024)
+print(sum(tensor.numel() for tensor in trained), int(peak[1]) * 1024, int(start[1]) * 1024)
 """
 
 
@@ -281,7 +283,7 @@ def test_the_peak_of_a_process(adapter: bool, recompute: bool) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PEAK, words], capture_output=True, text=True, check=True
     )
-    trainable, peak = map(int, done.stdout.split())
+    trainable, peak, start = map(int, done.stdout.split())
     arch = architecture(**config)
     assert arch.parameters == 31_466_880
     need = replace(
@@ -298,4 +300,5 @@ def test_the_peak_of_a_process(adapter: bool, recompute: bool) -> None:
     print(adapter, recompute, found.total / peak, peak / MB)
     assert found.total == pytest.approx(peak, rel=0.25)
     # the process itself is not what makes it fit
-    assert found.total - RUNTIME_BYTES == pytest.approx(peak - RUNTIME_BYTES, rel=0.4)
+    print(found.total - RUNTIME_BYTES, peak - start)
+    assert found.total - RUNTIME_BYTES == pytest.approx(peak - start, rel=0.4)
