@@ -321,6 +321,7 @@ class Stage(Component, ABC):
         "smoothing_hint": "label_smoothing_hint",
         "smooths_labels": "supports_label_smoothing",
         "streams": "supports_streaming",
+        "trainer": "objective",
     }
 
     samples: ClassVar[tuple[str, ...]] = ()
