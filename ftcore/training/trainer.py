@@ -9,12 +9,11 @@ to divide a step among workers (docs/development/training-loop.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from transformers import TrainerCallback, enable_full_determinism, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, TrainerControl, TrainerState
@@ -26,6 +25,7 @@ from ftcore.api.plan import Run
 from ftcore.data.pipeline.streaming import Stream
 from ftcore.errors import Problem, UsageError
 from ftcore.training.backend import BackendRuntime, backend_of
+from ftcore.training.batching.collators import on_device
 from ftcore.training.batching.loaders import Loaders
 from ftcore.training.batching.rollouts import RolloutBuffer
 from ftcore.training.batching.samplers import EpochLoader
@@ -44,6 +44,7 @@ from ftcore.training.evaluation import Evaluator
 from ftcore.training.forward.causal_lm import CausalLMForward
 from ftcore.training.loop import TrainingLoop
 from ftcore.training.model_transforms.apply import ModelTransforms, registered_transforms
+from ftcore.training.model_transforms.capabilities import comparison_context
 from ftcore.training.numerics import evaluating
 from ftcore.training.objective import Objective
 from ftcore.training.optimization import Schedule
@@ -90,9 +91,8 @@ class Trainer:
         self.memory = TrainerMemoryTracker(args.skip_memory_metrics)  # tells its caller by the function's name
         self.memory.start()
         transformers_logging.set_verbosity(args.get_process_log_level())
-        if (
-            getattr(self.model, "quantization_method", None) != "bitsandbytes"
-        ):  # its weights stay where they were loaded
+        # bitsandbytes' weights stay where they were loaded
+        if getattr(self.model, "quantization_method", None) != "bitsandbytes":
             self.model.to(self.strategy.device)
         self._start_callbacks(callbacks)
         self.metrics, self.running_loss = MetricLog(), RunningLoss(self.strategy.device, 0)
@@ -161,11 +161,6 @@ class Trainer:
         self.transforms.apply()
         self.reports.info(f"model transforms: {self.transforms.line or 'none'}")
 
-    def comparison_context(self, scorer: Any) -> AbstractContextManager[Any]:
-        """The context in which two ways of computing a scorer's model are compared."""
-        # mixed dtypes need autocast; all-float32 models are compared without it, as it would round
-        return self.autocast() if scorer.compute_dtype.itemsize < 4 else nullcontext()
-
     def sharing_collator(self, scorer: Any, strict: bool = True) -> PrefixSharingCollator:
         """The objective's collator with shared prefixes, as ``share_prompt`` says.
 
@@ -175,7 +170,7 @@ class Trainer:
         """
         wish = self.plan.training.share_prompt
         wish = "auto" if wish is True and not strict else wish
-        with self.comparison_context(scorer):
+        with comparison_context(self, scorer):
             shares = sharing_rule(scorer, wish, self.noise is not None)
         return PrefixSharingCollator(self.objective.collate, shares)
 
@@ -225,11 +220,7 @@ class Trainer:
 
     def on_device(self, batch: Any) -> Any:
         """The batch with its tensors on the device of this process."""
-        if isinstance(batch, dict):
-            return {name: self.on_device(value) for name, value in batch.items()}
-        if isinstance(batch, tuple | list):
-            return type(batch)(self.on_device(value) for value in batch)
-        return batch.to(self.strategy.device) if isinstance(batch, torch.Tensor) else batch
+        return on_device(batch, self.strategy.device)
 
     def each(self, job: Callable[[T], U], parts: Iterable[T]) -> Iterator[U]:
         """The results of a job for each part, in order; several at a time where the executor does that.

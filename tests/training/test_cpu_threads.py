@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ft_plugins.backends.cpu.executor import MAX_SHARE, ThreadPoolExecutor
+from ft_plugins.backends.cpu.executor import MAX_SHARE, ConcurrentExecutor
 from ft_plugins.backends.cpu.thread_pool import (
     MIN_TOKENS,
     ThreadPool,
@@ -32,7 +32,7 @@ LENGTHS = [90, 170, 60, 130, 120, 30, 210, 40]
 CLOCK = ("throughput", "elapsed_time", "remaining_time")
 HANGING = 60
 """Seconds after which a test fails rather than hangs."""
-TWO = ThreadPoolExecutor(ThreadPool(2), concurrent_training=True, split=None)
+TWO = ConcurrentExecutor(ThreadPool(2), concurrent_training=True, split=None)
 
 
 # ---- the pool ----

@@ -61,10 +61,13 @@ def tokens_read(batch: Batch) -> int:
     return int(batch["input_ids"].numel()) + sum(shared)
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device."""
-    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-    return moved | {"images": [on_device(one, device) for one in batch["images"]]} if "images" in batch else moved
+def on_device(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on the device, those in dictionaries, lists and tuples included."""
+    if isinstance(batch, dict):
+        return {name: on_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(on_device(value, device) for value in batch)
+    return batch.to(device) if isinstance(batch, torch.Tensor) else batch
 
 
 class ImageCollator:

@@ -69,7 +69,7 @@ class Checkpointer:
             found = _checkpoint(plan, self.setting, wanted)
             if found is not None:
                 trainer.reports.info(f"resuming from {found}")
-            elif plan.training.overwrite_output_dir and wanted in (None, False, "never"):
+            elif plan.training.overwrite_output_dir and snapshots.wanted_checkpoint(plan, wanted) is None:
                 self._replaced = tuple(directory.earlier_checkpoints(plan.output_dir))
         self.resumed = trainer.strategy.broadcast(found)
         self.left = frozenset(_not_ours(plan.output_dir))  # the plan has reported them
@@ -237,13 +237,13 @@ def _checkpoint(plan: Plan, setting: directory.RunFingerprint, wanted: Path | st
     Raises:
         UsageError: a new run, and the folder holds checkpoints that ``overwrite_output_dir`` does not allow to replace.
     """
-    anew = plan.training.overwrite_output_dir
-    if wanted in (True, "auto") or (wanted is None and not anew):
+    folder = snapshots.wanted_checkpoint(plan, wanted)
+    if folder == "newest":
         return directory.find_resumable(plan.output_dir, setting, force=plan.force)
-    if wanted not in (None, False, "never"):
-        return _given(Path(str(wanted)), setting, force=plan.force)
+    if folder is not None:
+        return _given(folder, setting, force=plan.force)
     earlier = directory.earlier_checkpoints(plan.output_dir)
-    if earlier and not anew:
+    if earlier and not plan.training.overwrite_output_dir:
         names = ", ".join(path.name for path in earlier)
         hint = "write overwrite_output_dir: true to replace them, or another output_dir"
         raise UsageError(Problem(f"{plan.output_dir} holds checkpoints of an earlier run: {names}", hint=hint))

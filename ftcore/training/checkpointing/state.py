@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -175,6 +175,18 @@ def restore_frozen_layers(trainer: Any, used: bool) -> None:
     trainer.reports.info(f"frozen layers are computed {how}, as before the checkpoint")
 
 
+def wanted_checkpoint(plan: Plan, wanted: Path | str | bool | None) -> Path | Literal["newest"] | None:
+    """The checkpoint that a run is to resume from; None for a new run.
+
+    Args:
+        plan: of the run.
+        wanted: a value of ``resume_from_checkpoint``. Unset, a run resumes unless it may overwrite its output folder.
+    """
+    if wanted in (True, "auto") or (wanted is None and not plan.training.overwrite_output_dir):
+        return "newest"
+    return None if wanted in (None, False, "never") else Path(str(wanted))
+
+
 def _backend_state(progress: Mapping[str, Any], backend: BackendRuntime) -> dict[str, Any] | None:
     """The backend's state in a checkpoint; None where another backend wrote it."""
     kept = progress.get("backend", {})
@@ -186,14 +198,12 @@ def saved_backend_state(plan: Plan, backend: BackendRuntime) -> dict[str, Any] |
 
     Results that are computed before the checkpoint is loaded, such as reference log-probabilities, then agree too.
     """
-    wanted, anew = plan.training.resume_from_checkpoint, plan.training.overwrite_output_dir
-    folders: list[Path] = []
-    if wanted in (True, "auto") or (wanted is None and not anew):
-        folders = [path for path in directory.checkpoints(plan.output_dir) if sealed_manifest(path)]
-    elif wanted not in (None, False, "never"):
-        folders = [Path(str(wanted))]
+    folder = wanted_checkpoint(plan, plan.training.resume_from_checkpoint)
+    if folder == "newest":
+        whole = [path for path in directory.checkpoints(plan.output_dir) if sealed_manifest(path)]
+        folder = whole[-1] if whole else None
     try:
-        return _backend_state(load_pytree(folders[-1], "progress"), backend) if folders else None
+        return None if folder is None else _backend_state(load_pytree(Path(folder), "progress"), backend)
     except (OSError, ValueError, TypeError):
         return None  # a damaged checkpoint is reported when the run resumes from it
 

@@ -59,12 +59,11 @@ class CausalLMForward:
     Attributes:
         packed: sequences are packed end to end, with ``ft_varlen`` attention; else padded, with the model's attention.
         fused: hidden states go through `ftcore.training.losses.linear_cross_entropy`; else the model's own forward
-        makes the logits, of the
-            trained positions only.
-        compute_dtype: dtype among the weights; results are no finer. Any of them may be in float32 because it is
-        trained.
+            makes the logits, of the trained positions only.
+        compute_dtype: the smallest dtype among the weights; results are no finer. Trained weights may be in float32.
         shares: sequences may share a prefix; packed only.
-        prefix: the layers that nothing trained lies under, where what they compute is kept; packed and fused only.
+        frozen_layer_cache: the outputs of the layers before the first trainable one; None where they are not cached.
+            Packed and fused only.
         attention: the backend's kernels for packed sequences.
         splits_rows: kernels compute the attention of all layers for a row that is one part of a longer one too.
         sequence_split: computes one batch in two concurrent parts; None where batches are computed whole.

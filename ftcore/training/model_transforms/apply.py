@@ -58,7 +58,7 @@ class ModelTransforms:
 
     Args:
         context: of the run.
-        transforms: in the order in which they are applied; see `registered_transforms`.
+        transforms: those of one slot in the order in which they are applied; see `registered_transforms`.
 
     Attributes:
         applied: what became of each transform so far.
@@ -143,7 +143,7 @@ def transform_reference(run: TransformContext, model: Any, scorer: Any) -> Model
 
 
 def planned_transforms(plan: Plan, backend: Any) -> list[tuple[RegisteredTransform, str]]:
-    """The same, each with the reason for which the plan rules it out; empty where it is expected to be applied."""
+    """`registered_transforms`, each with the reason for which the plan rules it out; empty where it is expected."""
     return [(one, one.transform.planned(plan)) for one in registered_transforms(plan, backend)]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from ftcore.api.model_transform import Change, ModelTransform, Slot, TransformContext
-from ftcore.training.model_transforms.capability_cache import probe_capabilities
+from ftcore.training.model_transforms.capability_cache import capabilities_of, probe_capabilities
 
 
 class Capabilities(ModelTransform):
@@ -34,6 +35,12 @@ class Capabilities(ModelTransform):
         return ", ".join(text for name, text in names.items() if getattr(scorer, name, False))
 
 
+def comparison_context(context: TransformContext, scorer: Any) -> AbstractContextManager[Any]:
+    """The context in which two ways of computing a scorer's model are compared."""
+    # mixed dtypes need autocast; all-float32 models are compared without it, as it would round
+    return context.autocast() if scorer.compute_dtype.itemsize < 4 else nullcontext()
+
+
 class _Probed(Change):
     def __init__(self, context: TransformContext) -> None:
         self.context = context
@@ -41,9 +48,8 @@ class _Probed(Change):
     def apply(self) -> None:
         scorer = self.context.scorer
         self.attention = scorer.inner.config._attn_implementation
-        self.before = {name: value for name, value in vars(scorer).items() if isinstance(value, bool)}
-        # mixed dtypes need autocast; all-float32 models are compared without it, as it would round
-        with self.context.autocast() if scorer.compute_dtype.itemsize < 4 else nullcontext():
+        self.before = capabilities_of(scorer)
+        with comparison_context(self.context, scorer):
             probe_capabilities(scorer)
 
     def undo(self) -> None:

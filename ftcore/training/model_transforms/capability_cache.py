@@ -41,7 +41,7 @@ def probe_capabilities(scorer: Any) -> None:
     scorer.probe_capabilities()
     if entry is not None and scorer.packed and scorer.shares and scorer.fused == fused_before:
         with suppress(OSError):  # without a writable folder the next start probes again
-            entry.write(type(scorer.inner).__name__, _way(scorer))
+            entry.write(type(scorer.inner).__name__, capabilities_of(scorer))
 
 
 def key(scorer: Any) -> str | None:
@@ -62,7 +62,7 @@ def key(scorer: Any) -> str | None:
             [_config(one) for one in getattr(scorer.model, "peft_config", {}).values()],
             [f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, modules)],
             [_tensor(*named) for named in _tensors(scorer.model)],
-            [scorer.model.training, repr(_way(scorer)), scorer.backend.numerics_key()],
+            [scorer.model.training, repr(capabilities_of(scorer)), scorer.backend.numerics_key()],
             _machine(scorer.inner.device),
         ]
         return entry_name(parts, [*SOURCES, *scorer.backend.sources(), *_sources(scorer, modules)])
@@ -113,14 +113,14 @@ def _machine(device: torch.device) -> list[Any]:
     return [str(device), cuda, autocast, str(torch.get_default_dtype()), *torch_own]
 
 
-def _way(scorer: Any) -> dict[str, bool]:
+def capabilities_of(scorer: Any) -> dict[str, bool]:
     """The scorer's capabilities: its boolean attributes."""
     return {name: value for name, value in vars(scorer).items() if isinstance(value, bool)}
 
 
 def _fits(way: Any, scorer: Any) -> bool:
     """Whether a cached result fits the scorer."""
-    if not isinstance(way, dict) or way.keys() != _way(scorer).keys():
+    if not isinstance(way, dict) or way.keys() != capabilities_of(scorer).keys():
         return False
     plain = all(type(one) is bool for one in way.values())
     return plain and way["packed"] and way["shares"] and way["fused"] == scorer.fused

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 from ftcore.api.model_transform import TransformContext
-from ftcore.api.plan import Plan
 
 
 class ReferenceContext:
-    """What transforms of a reference model use of the run.
+    """What transforms of a reference model use of the run. The trained model's transforms are applied by then.
 
     Args:
         run: the run's context.
@@ -23,37 +21,7 @@ class ReferenceContext:
     eval_dataset = None
 
     def __init__(self, run: TransformContext, model: Any, scorer: Any) -> None:
-        self._run, self.model, self.scorer = run, model, scorer
-
-    @property
-    def plan(self) -> Plan:
-        """The run's plan."""
-        return self._run.plan
-
-    @property
-    def args(self) -> Any:
-        """The run's TrainingArguments."""
-        return self._run.args
-
-    @property
-    def backend(self) -> Any:
-        """The run's backend."""
-        return self._run.backend
-
-    @property
-    def executor(self) -> Any:
-        """The run's executor."""
-        return self._run.executor
-
-    @property
-    def reports(self) -> Any:
-        """The run's reports."""
-        return self._run.reports
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of the run's forward passes."""
-        return self._run.autocast()
-
-    def train_loader(self) -> Any:
-        """The loader of the run's training rows."""
-        return self._run.train_loader()
+        self.plan, self.args, self.backend = run.plan, run.args, run.backend
+        self.executor, self.reports = run.executor, run.reports
+        self.autocast, self.train_loader = run.autocast, run.train_loader
+        self.model, self.scorer = model, scorer

@@ -132,11 +132,8 @@ class StepGuard:
         if rows == 1 or not trainer.strategy.splits_batches or not trainer.loss_is_additive:
             raise self.too_large(f"with {rows} row" + "s" * (rows > 1))
         self.max_rows = -(-rows // 2)
-        trainer.model.zero_grad()
-        loss, sums, random = self._before
-        trainer.running_loss.sum.copy_(loss)
-        trainer.metrics.training.sums = dict(sums)
-        set_random_state(random)
+        self._forget()
+        set_random_state(self._before[2])
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         again = f"this step and all later ones use micro-batches of {self.max_rows} rows"

@@ -1,4 +1,4 @@
-"""The built-in backends. Each has a package of its own, whose module ``runtime`` is imported when a run starts."""
+"""The built-in backends. The modules ``runtime`` of their packages are imported when a run starts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Cpu(Backend):
 
     def runtime(self, plan: Plan) -> Any:
         """What the run computes with."""
-        from ft_plugins.backends.cpu.runtime import runtime
+        from ft_plugins.backends.cpu.runtime import CpuRuntime
 
-        return runtime(plan)
+        return CpuRuntime()
 
 
 class Cuda(Backend):
@@ -40,13 +40,13 @@ class Cuda(Backend):
         """
         import torch
 
-        from ft_plugins.backends.cuda.runtime import runtime
+        from ft_plugins.backends.cuda.runtime import CudaRuntime
 
         if not torch.cuda.is_available():
             reason = f"this machine has {plan.traits.name}, and torch {torch.__version__} cannot use it"
             hint = "write use_cpu: true, or install a torch built for the GPU's driver"
             raise UsageError(Problem(reason, plan.where("backend"), hint))
-        return runtime(plan)
+        return CudaRuntime()
 
 
 class Reference(Backend):
@@ -54,9 +54,9 @@ class Reference(Backend):
 
     def runtime(self, plan: Plan) -> Any:
         """What the run computes with."""
-        from ft_plugins.backends.reference.runtime import runtime
+        from ftcore.training.backend import BackendRuntime
 
-        return runtime(plan)
+        return BackendRuntime()
 
 
 @hookimpl

@@ -40,7 +40,7 @@ Six steps of `rm` with unequal pairs, alternating: the split took 0.85 of the CP
 threads together. At a share of 0.59 the split took 0.85 of the wall time of whole rows."""
 
 
-class ThreadPoolExecutor:
+class ConcurrentExecutor:
     """Two jobs at a time, on half of torch's threads each.
 
     Args:
@@ -96,4 +96,4 @@ def cpu_executor(context: TrainingContext) -> MicroBatchExecutor:
     # not with gradient checkpointing: a recomputed layer would receive keys and values a second time
     if isinstance(scorer, CausalLMForward) and not context.plan.gradient_checkpointing:
         scorer.sequence_split = SequenceSplit(pool, scorer, little)
-    return ThreadPoolExecutor(pool, little, getattr(scorer, "sequence_split", None))
+    return ConcurrentExecutor(pool, little, getattr(scorer, "sequence_split", None))

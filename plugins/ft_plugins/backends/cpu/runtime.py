@@ -16,7 +16,6 @@ from ft_plugins.backends.cpu.fused_lora import FusedAdapters
 from ft_plugins.backends.cpu.linear_cross_entropy import TiledLinearCrossEntropy
 from ft_plugins.backends.cpu.matmul import MatmulChoice
 from ftcore.api.model_transform import ModelTransform
-from ftcore.api.plan import Plan
 from ftcore.training.backend import BackendRuntime
 from ftcore.training.context import TrainingContext
 from ftcore.training.step.executor import MicroBatchExecutor
@@ -78,8 +77,3 @@ class CpuRuntime(BackendRuntime):
     def has_fused_layers(self, module: nn.Module) -> bool:
         """Whether a module contains fused layers."""
         return fused_layers.has_fused_layers(module)
-
-
-def runtime(plan: Plan) -> BackendRuntime:
-    """For one run."""
-    return CpuRuntime()

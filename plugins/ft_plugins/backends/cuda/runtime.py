@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ft_plugins.backends.cuda.flash_attention import FlashAttention
-from ftcore.api.plan import Plan
 from ftcore.training.backend import BackendRuntime
 
 
@@ -19,8 +18,3 @@ class CudaRuntime(BackendRuntime):
     def sources(self) -> Sequence[Path]:
         """This package."""
         return (Path(__file__).parent,)
-
-
-def runtime(plan: Plan) -> BackendRuntime:
-    """For one run."""
-    return CudaRuntime()
